@@ -1,0 +1,90 @@
+"""The two records that travel: a prompt with its scored candidates, and the pair made of it; and their JSONL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+from dpo_cli.errors import DpoError
+
+
+class Message(TypedDict):
+    """One chat turn; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass
+class Candidate:
+    """One answer to a prompt. `score` is in 0..1 (higher is better), None where the source gives none."""
+
+    text: str
+    score: float | None = None
+    model: str | None = None
+
+
+@dataclass
+class CandidateSet:
+    """A prompt and the answers to it, in the source's order; the record every layout is read into.
+
+    `subset` is the source's own name for where the prompt came from (UltraFeedback's `source` column), if any.
+    `ranked`: the source gives an order instead of scores, and the candidates stand in it, best first.
+    """
+
+    prompt: list[Message]
+    candidates: list[Candidate]
+    source: str
+    language: str | None = None
+    subset: str | None = None
+    ranked: bool = False
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A row of `data/train.jsonl` and `data/eval.jsonl`, as TRL's DPOTrainer reads it.
+
+    `margin` is score_chosen - score_rejected, in 0..1; the three are None where the source has no scores.
+    """
+
+    id: str
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    language: str
+    source: str
+    margin: float | None = None
+    score_chosen: float | None = None
+    score_rejected: float | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write one JSON object a line, UTF-8, unescaped; returns how many."""
+    count = 0
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file; an unreadable line is an error that names it."""
+    with open(path, encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DpoError(f"not JSON: {error.msg}", where=f"{path}:{number}") from error
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """All pairs of a `data/*.jsonl` file."""
+    return [Pair(**row) for row in read_jsonl(path)]

@@ -1,0 +1,1 @@
+"""`train`: pairs -> a LoRA adapter, with TRL's own trainer and losses."""
