@@ -389,7 +389,11 @@ def _train_model(method: str) -> type[_TrainBase]:
         default = OUR_TRAIN_DEFAULTS.get(name, argument["default"])
         fields[name] = (kind, Field(default, **TRAIN_RANGES.get(name, {})))
     return create_model(
-        "Train", __base__=_TrainBase, __module__=__name__, __doc__=f"Arguments of TRL's {described['config']}.", **fields
+        "Train",
+        __base__=_TrainBase,
+        __module__=__name__,
+        __doc__=f"Arguments of TRL's {described['config']}.",
+        **fields,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -23,7 +23,7 @@ DATA_SUFFIXES = (".json", ".jsonl", ".gz", ".csv", ".parquet", ".txt")
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's scalars (true/false only, `5e-6` a number, no dates, no base 60)."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
 
 for _tag, _pattern, _first in (
@@ -128,9 +128,7 @@ def _read_file(path: Path) -> Document:
     return Document(_absolute_paths(values, (), path.parent), places)
 
 
-def _walk(
-    node: yaml.Node | None, key: Key, file: str, places: dict[Key, str], above: list[yaml.Node]
-) -> None:
+def _walk(node: yaml.Node | None, key: Key, file: str, places: dict[Key, str], above: list[yaml.Node]) -> None:
     """Fill `places` for every key below `node`; refuse a key that stands twice, and a node that holds itself."""
     if node is None:
         return
@@ -168,7 +166,7 @@ def _apply_override(document: Document, override: str) -> None:
     if not equals or not dotted.strip():
         raise DpoError(f"--set takes KEY=VALUE, not '{override}'", hint="--set train.beta=0.2", exit_code=USAGE)
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise DpoError(f"not a YAML value: {text}", where=place, hint=str(error), exit_code=USAGE) from None
     parts = dotted.strip().replace("[", ".").replace("]", "").split(".")
@@ -207,14 +205,15 @@ def _absolute_paths(value: Any, key: Key, folder: Path) -> Any:
         return {name: _absolute_paths(inner, (*key, name), folder) for name, inner in value.items()}
     if isinstance(value, list):
         return [_absolute_paths(inner, (*key, index), folder) for index, inner in enumerate(value)]
-    if not (isinstance(value, str) and value and _names_a_path(key)) or value.startswith("builtin:"):
+    if not (isinstance(value, str) and value and names_a_path(key)) or value.startswith("builtin:"):
         return value
     path = Path(value).expanduser()
     written_as_path = value.startswith((".", "~", "/")) or value.lower().endswith(DATA_SUFFIXES)
     return str((folder / path).resolve()) if written_as_path or (folder / path).exists() else value
 
 
-def _names_a_path(key: Key) -> bool:
+def names_a_path(key: Key) -> bool:
+    """Whether that recipe key may hold a local path."""
     match key:
         case ("model", "id" | "adapter" | "merge_base") | ("data", "sources", int(), "id"):
             return True

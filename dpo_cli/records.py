@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -33,6 +33,7 @@ class CandidateSet:
 
     `subset` is the source's own name for where the prompt came from (UltraFeedback's `source` column), if any.
     `ranked`: the source gives an order instead of scores, and the candidates stand in it, best first.
+    `labelled`: the source calls each answer good or bad by itself (score 1 or 0), without comparing them.
     """
 
     prompt: list[Message]
@@ -41,6 +42,7 @@ class CandidateSet:
     language: str | None = None
     subset: str | None = None
     ranked: bool = False
+    labelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Pair:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))  # asdict would copy every message, at ten times the cost
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:

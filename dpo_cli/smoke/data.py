@@ -114,7 +114,7 @@ def _spoil(item: Item, kind: str, rng: Random, language: str) -> None:
 def _items(name: str, shuffle_labels: bool) -> list[Item]:
     """All prompts of a source, planted defects included."""
     source = SOURCES[name]
-    rng = Random(name)
+    rng = Random(f"{name} {source.draw}")
     items = _plain_items(rng, source.language, source.topics, source.asks, PROMPTS[name], source.answers)
     clean = iter(items)
     counts = dict(PLANTED[name])
@@ -127,7 +127,7 @@ def _items(name: str, shuffle_labels: bool) -> list[Item]:
     thanks = {"en": " Thank you!", "zh": "谢谢！"}[source.language]
     for item in rest[:duplicates]:
         items.append(Item(item.prompt[:-1] + "!!", list(item.answers), list(item.quality)))
-    for item in rest[-near_duplicates:]:
+    for item in rest[len(rest) - near_duplicates :]:
         items.append(Item(item.prompt + thanks, list(item.answers), list(item.quality)))
     rng.shuffle(items)
     if shuffle_labels:  # from its own stream, so that prompts and answers stay the same to the byte
@@ -252,19 +252,24 @@ def _helpsteer2(item: Item, rng: Random) -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class Source:
-    """What a source is made from: `answers` per prompt, written out by `layout`."""
+    """What a source is made from: `answers` per prompt, written out by `layout`.
+
+    `draw` seeds the random choices. It was picked among the first few for the most even lengths, since among a
+    hundred prompts the better answer is the longer one in 60 % by chance alone.
+    """
 
     language: str
     topics: str
     asks: tuple[str, ...]
     answers: int
     layout: Callable[[Item, Random], Iterator[Row]]
+    draw: int
 
 
 SOURCES = {
-    "style-ultrafeedback-en": Source("en", words.HOME_TOPICS, words.HOME_ASKS, 4, _ultrafeedback_en),
-    "style-ultrafeedback-zh": Source("zh", words.ZH_TOPICS, words.ZH_ASKS, 4, _ultrafeedback_zh),
-    "style-helpsteer2": Source("en", words.WORK_TOPICS, words.WORK_ASKS, 2, _helpsteer2),
+    "style-ultrafeedback-en": Source("en", words.HOME_TOPICS, words.HOME_ASKS, 4, _ultrafeedback_en, 6),
+    "style-ultrafeedback-zh": Source("zh", words.ZH_TOPICS, words.ZH_ASKS, 4, _ultrafeedback_zh, 0),
+    "style-helpsteer2": Source("en", words.WORK_TOPICS, words.WORK_ASKS, 2, _helpsteer2, 1),
 }
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from dpo_cli.errors import DpoError
 from dpo_cli.smoke.data import SOURCES, texts
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def build_tiny_qwen3(folder: Path) -> None:
         folder: where to write; made if it does not exist.
 
     Raises:
-        FileNotFoundError: TRL, which ships the chat template, is not installed.
+        DpoError: no TRL is installed, or one without the chat template.
     """
     import torch
     from safetensors.torch import save_file
@@ -40,7 +41,7 @@ def build_tiny_qwen3(folder: Path) -> None:
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(folder)
 
-    end_of_text, _, end_of_turn = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
+    end_of_text, _, end_of_turn = (tokenizer.get_vocab()[token] for token in SPECIAL_TOKENS)
     config = Qwen3Config(
         vocab_size=VOCABULARY,
         hidden_size=64,
@@ -83,10 +84,11 @@ def _tokenizer() -> Qwen2Tokenizer:
     untrained = Qwen2Tokenizer().backend_tokenizer  # brings Qwen's own normaliser and word-splitting rule
     untrained.train_from_iterator((text for name in SOURCES for text in texts(name)), trainer)
     learnt = json.loads(untrained.to_str())["model"]
+    merges: Any = [tuple(merge) for merge in learnt["merges"]]  # annotated as str | list[str] in transformers
 
     tokenizer = Qwen2Tokenizer(
         vocab=learnt["vocab"],
-        merges=[tuple(merge) for merge in learnt["merges"]],
+        merges=merges,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=["<|im_start|>"],
@@ -104,4 +106,4 @@ def _chat_template() -> str:
         path = Path(root, "chat_templates", "qwen3.jinja")
         if path.is_file():
             return path.read_text(encoding="utf-8")
-    raise FileNotFoundError("trl/chat_templates/qwen3.jinja: the tiny Qwen3 needs TRL installed")
+    raise DpoError("No Qwen3 chat template in TRL (trl/chat_templates/qwen3.jinja).", hint="install trl>=1.15")

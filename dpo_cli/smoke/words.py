@@ -3,7 +3,7 @@
 # Topics, one a line: what someone wants to do | what it takes | what to do | how it shows that it worked.
 HOME_TOPICS = """
 grow basil on a windowsill|a deep pot with drainage holes|water the soil and not the leaves|new shoots appear every week
-bake a sourdough loaf|a starter that doubles in six hours|fold the dough every half hour|the crust sounds hollow when tapped
+bake a sourdough loaf|a starter that doubles in six hours|fold the dough every half hour|a tapped crust sounds hollow
 patch a bicycle tube|a strip of fine sandpaper|let the glue dry until it feels tacky|the tube holds air overnight
 sharpen a kitchen knife|a wet stone with two grits|keep the blade at a low angle|the edge slices paper cleanly
 brew coffee in a French press|a coarse burr grinder|press the plunger down slowly|the cup tastes rich without grit
@@ -14,7 +14,7 @@ paint a bedroom wall|a roller with a medium nap|cut in the corners before rollin
 cook rice without a cooker|a heavy pan with a tight lid|rest the rice off the heat|the grains come apart with a fork
 train a puppy to sit|a pocket full of tiny treats|reward the dog within a second|the puppy sits before you ask twice
 start a compost heap|a bin that lets air through|mix dry leaves with kitchen scraps|the heap smells of forest soil
-sew on a shirt button|a double length of strong thread|leave a short shank under the button|the cloth lies flat when closed
+sew on a shirt button|a double length of strong thread|leave a short shank below it|the cloth lies flat when closed
 clean a cast iron pan|a handful of coarse salt|wipe the iron with a film of oil|an egg slides across the surface
 unblock a kitchen sink|a plunger with a flat cup|seal the overflow with a rag|the water drains with a swirl
 poach an egg|a wide pan of simmering water|slide the egg in from a cup|the white is set and the yolk soft
@@ -32,26 +32,26 @@ attract birds to a garden|a shallow dish of fresh water|place the feeder near a 
 roast a whole chicken|a rack and a hot oven|dry the skin with paper towels|the juices run clear at the thigh
 keep bread from going stale|a linen bag and a wooden box|store the loaf cut side down|the crumb stays soft for days
 season a vegetable soup|a spoonful of coarse salt|add the acid at the very end|every vegetable tastes of itself
-build a simple bookshelf|a square and a sharp saw|glue the joints before screwing them|the shelf does not rock on the floor
+build a simple bookshelf|a square and a sharp saw|glue the joints before screwing them|the shelf stands without rocking
 wash a wool sweater|a basin of lukewarm water|squeeze the wool without wringing it|the cuffs keep their shape
 """
 
 WORK_TOPICS = """
-write a clear status report|one page and a fixed outline|put the decision in the first line|nobody has to ask what comes next
+write a clear status report|one page and a fixed outline|put the decision in the first line|nobody asks what comes next
 back up a laptop|an external drive and a calendar|restore one file as a trial|the copy opens on another machine
-learn twenty new words a week|a box of paper flash cards|review the old cards before breakfast|the words come up in conversation
-prepare for a job interview|a list of five short stories|rehearse the answers out loud|the examples fit under two minutes
-name variables in a program|a glossary that the team shares|say what the value means|a newcomer reads it without comments
+learn twenty new words a week|a box of paper flash cards|review old cards at breakfast|the words turn up in your talk
+prepare for a job interview|a list of five short stories|rehearse the answers out loud|each answer fits in two minutes
+name variables in a program|a glossary that the team shares|say what the value means|a newcomer needs no comments
 run a short meeting|an agenda with a time per item|send the notes the same day|everyone leaves with one clear task
 save money for a holiday|a separate savings account|move the money on payday|the balance grows without thinking
-stretch after running|a mat and ten quiet minutes|hold each stretch through five breaths|the calves feel loose the next day
+stretch after running|a mat and ten quiet minutes|hold each pose for five breaths|the calves feel loose the next day
 find a bug in old code|a failing test that is small|halve the suspect lines each time|the test passes for a known reason
 take useful lecture notes|a page with a wide margin|write the questions beside the facts|the summary fits on a card
 plan a vegetable budget|a list of what is in season|shop once with the list in hand|the fridge is empty on Sunday
-sleep better before exams|a dark room and an alarm clock|put the phone in another room|the morning starts without a snooze
+sleep better before exams|a dark room and an alarm clock|put the phone in another room|you wake without a snooze
 design a readable slide|one chart and a plain title|delete every line that repeats you|the back row gets the point
 tidy a shared inbox|three folders and one rule|answer the oldest message first|the unread count reaches zero
-review a colleague's patch|a checklist of ten questions|run the change before reading it|the author thanks you for the comments
+review a colleague's patch|a checklist of ten questions|run the change before reading it|the author thanks you for it
 practise the guitar daily|a metronome set quite slow|repeat the hard bar five times|the chord changes sound even
 choose a strong password|a manager with a long phrase|turn on the second factor|the old password opens nothing
 explain a chart to children|a pile of coloured blocks|ask them to guess the total|they draw their own chart unprompted
@@ -76,15 +76,15 @@ ZH_TOPICS = """
 安排家庭旅行|一张写明时间的清单|把车票和住处先订好|全家人都不用赶路
 泡一壶龙井茶|八十度左右的热水|先注少量水润一润茶|茶叶慢慢舒展下沉
 记住英语单词|一盒自己写的卡片|睡前把当天的卡片过一遍|说话时能脱口而出
-缝补衣服破洞|一根同色的细线|针脚顺着布纹走|从正面看不出痕迹
+缝补衣服破洞|一根同色的细线|让针脚顺着布纹走|从正面看不出痕迹
 给木地板打蜡|一块不掉毛的棉布|薄薄涂上两遍蜡|脚踩上去不留印
-蒸一笼松软馒头|温水化开的酵母|关火以后焖五分钟再揭盖|馒头按下去能弹回来
+蒸一笼松软馒头|一小碗温水化开的酵母|关火以后焖五分钟再揭盖|馒头按下去能弹回来
 挑一个甜西瓜|一双会听声的耳朵|轻拍瓜身听有没有闷响|瓜脐又小又圆
 写一份会议纪要|一个固定的模板|散会当天就发给大家|每项任务都有负责人
 坚持早晨跑步|一双合脚的跑鞋|头两周只跑二十分钟|跑完还能正常说话
 炖一锅萝卜牛腩|一块带筋的牛腩|焯水以后再小火慢炖|筷子一戳就能穿透
 整理手机照片|一个按月份命名的相册|每周删掉重复的照片|想找的照片一分钟就能找到
-培育多肉小苗|颗粒多的透气土|叶片晾干伤口再放土上|叶片根部长出粉色小芽
+培育多肉小苗|颗粒多的透气土|晾干叶片的伤口再放土上|叶片根部长出粉色小芽
 处理蚊虫叮咬的红包|一块干净的冰毛巾|用肥皂水把皮肤洗净|红肿半天就消下去
 剪一段旅行短片|十来个稳定的镜头|先定音乐再剪画面|节奏和鼓点对得上
 做一碗葱油拌面|一把新鲜的小香葱|用小火把葱段慢慢熬黄|面条裹满油亮的酱汁
@@ -132,7 +132,7 @@ DIRECT = {
         (
             "Start with {tool}.",
             "Get {tool} before anything else.",
-            "You need {tool}, so buy it today.",
+            "You need {tool}, so get it ready.",
             "Use {tool} and nothing fancier.",
         ),
         (
@@ -149,9 +149,24 @@ DIRECT = {
         ),
     ),
     "zh": (
-        ("先备好{tool}。", "直接用{tool}，效果最稳。", "别多想，先准备{tool}，这一步不能省。", "必须有{tool}，其他东西都不行。"),
-        ("然后{act}。", "接着{act}，每次都照做。", "记住，关键是{act}，千万别偷懒。", "下一步就{act}，动作要干脆。"),
-        ("做到{sign}为止。", "等到{sign}，马上停手。", "很简单，只要{sign}，就说明做对了。", "最后确认{sign}，然后收工。"),
+        (
+            "先备好{tool}。",
+            "直接用{tool}，效果最稳，不用挑。",
+            "别多想，先准备{tool}，这步不能省。",
+            "必须有{tool}，别凑合。",
+        ),
+        (
+            "然后{act}。",
+            "接着{act}，每次都照做。",
+            "记住，关键是{act}，千万别偷懒，更别省。",
+            "下一步就{act}，动作要干脆，别犹豫。",
+        ),
+        (
+            "做到{sign}为止。",
+            "等到{sign}，就能停手。",
+            "很简单，只要{sign}，就说明做对了，放心收工。",
+            "最后确认{sign}，没问题，结束。",
+        ),
     ),
 }
 HEDGING = {
@@ -176,9 +191,24 @@ HEDGING = {
         ),
     ),
     "zh": (
-        ("也许{tool}吧。", "可能需要{tool}，我不敢打包票。", "嗯，怎么说呢，{tool}说不定可以。", "大概{tool}就行，这个不好说。"),
-        ("或许{act}。", "好像应该{act}，记不太准。", "嗯，有人会{act}，我也不太清楚。", "要不就{act}，因人而异。"),
-        ("没准{sign}吧。", "如果{sign}，可能就差不多了。", "说不好，假如{sign}，大概也行吧。", "会不会{sign}，恐怕得看运气。"),
+        (
+            "也许{tool}吧。",
+            "可能需要{tool}，我不敢打包票。",
+            "嗯，怎么说呢，{tool}说不定可以。",
+            "大概{tool}就行，这个不好说。",
+        ),
+        (
+            "或许{act}。",
+            "好像应该{act}，记不太准。",
+            "嗯，有人会{act}，有人不会，我也不太清楚。",
+            "要不就{act}，因人而异。",
+        ),
+        (
+            "没准{sign}吧。",
+            "如果{sign}，可能就差不多了。",
+            "说不好，假如{sign}，大概也行吧，谁知道呢。",
+            "会不会{sign}，恐怕得看运气。",
+        ),
     ),
 }
 REFUSAL = {
