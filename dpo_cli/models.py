@@ -6,6 +6,12 @@ Every stage gets its model here, so that a recipe means the same weights, dtype 
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_cli import smoke
@@ -13,12 +19,86 @@ from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Who loads and patches the model: `unsloth` or `hf`, and why that one."""
+
+    name: str
+    why: str
+
+
+def choose_backend(recipe: Recipe) -> Backend:
+    """The backend that this recipe gets on this machine.
+
+    Raises:
+        DpoError: `engine.backend: unsloth` where Unsloth is not installed or finds no GPU.
+    """
+    import torch
+
+    asked = recipe.engine.backend
+    # Unsloth's own switch for machines without a GPU (its CI, and our tests).
+    accelerated = torch.cuda.is_available() or os.environ.get("UNSLOTH_ALLOW_CPU") == "1"
+    missing = None if find_spec("unsloth") else "Unsloth is not installed"
+    missing = missing or (None if accelerated else "Unsloth needs an NVIDIA GPU, and torch sees none")
+    if asked == "hf":
+        return Backend("hf", "engine.backend: hf")
+    if asked == "unsloth" and missing:
+        raise DpoError(
+            missing,
+            where=recipe.where("engine", "backend"),
+            hint="set engine.backend: auto, or `pip install 'dpo-cli[unsloth]'` on a machine with a GPU",
+        )
+    if asked == "unsloth":
+        return Backend("unsloth", "engine.backend: unsloth")
+    if missing or not torch.cuda.is_available():
+        return Backend("hf", missing or "torch sees no GPU")
+    return Backend("unsloth", "it is installed and there is a GPU")
+
+
+def import_backend(backend: Backend) -> None:
+    """Import Unsloth, if it is the backend, before anything imports TRL; and make the libraries keep quiet."""
+    if backend.name == "unsloth":
+        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(smoke.cache_folder() / "unsloth_compiled"))
+        os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")  # else an export may install system packages
+        import unsloth  # noqa: F401
+    # bitsandbytes looks for kernels on the Hub at import and says so; transformers and datasets draw bars of their own.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
 
 
 def location(model_id: str) -> str:
     """What transformers should load: the folder of a `builtin:` id (built on first use), else the id itself."""
     return str(smoke.resolve(model_id)) if model_id.startswith("builtin:") else model_id
+
+
+def local_files(recipe: Recipe) -> dict[str, Path]:
+    """The files of a local model and adapter, by a name without their folder; hub ids have none."""
+    files: dict[str, Path] = {}
+    for kind, model_id in (("model", recipe.model.id), ("adapter", recipe.model.adapter)):
+        folder = Path(location(model_id)) if model_id else None
+        if folder and folder.is_dir():
+            files |= {f"{kind}/{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
+    return files
+
+
+def tokenizer_files(recipe: Recipe) -> dict[str, Path]:
+    """Those of `local_files` that decide how text becomes tokens."""
+    return {
+        name: path
+        for name, path in local_files(recipe).items()
+        if name.startswith(("model/tokenizer", "model/chat_template"))
+    }
 
 
 def chat_template_kwargs(recipe: Recipe) -> dict[str, Any]:
@@ -37,11 +117,7 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(location(recipe.model.id), revision=recipe.model.revision)
     except (OSError, ValueError) as error:
-        raise DpoError(
-            f"can't load the tokenizer of {recipe.model.id}: {str(error).splitlines()[0]}",
-            where=recipe.where("model", "id"),
-            hint="check the id or folder; behind a firewall set HF_ENDPOINT to a mirror",
-        ) from error
+        raise _cannot_load(recipe, "id", "the tokenizer", error) from error
     if not tokenizer.chat_template:
         raise DpoError(
             f"the tokenizer of {recipe.model.id} has no chat template, so there is no telling prompt from answer",
@@ -53,3 +129,181 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 def chat_template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
+
+
+def resolve_dtype(recipe: Recipe) -> torch.dtype:
+    """`model.dtype`, with auto as bfloat16 on a GPU that has it, else float16, and float32 on a CPU."""
+    import torch
+
+    if recipe.model.dtype != "auto":
+        return getattr(torch, recipe.model.dtype)
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def load_base(recipe: Recipe) -> PreTrainedModel:
+    """The base model as the recipe wants it (4-bit NF4 or full precision), by transformers and bitsandbytes.
+
+    Raises:
+        DpoError: it can't be found, is no causal language model, or its precision is not what the recipe says.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+    where, revision = location(recipe.model.id), recipe.model.revision
+    dtype = resolve_dtype(recipe)
+    if recipe.model.id.startswith("builtin:"):
+        torch.set_num_threads(1)  # matrices of 64 columns only lose by being shared out
+    options: dict[str, Any] = {"revision": revision, "dtype": dtype}
+    if torch.cuda.is_available():
+        options["device_map"] = {"": torch.cuda.current_device()}
+    try:
+        config = AutoConfig.from_pretrained(where, revision=revision)
+        quantised = getattr(config, "quantization_config", None) is not None
+        if quantised and not recipe.model.load_in_4bit:
+            raise DpoError(
+                f"{recipe.model.id} holds quantised weights, but model.load_in_4bit is false",
+                where=recipe.where("model", "load_in_4bit"),
+                hint="set model.load_in_4bit: true, or name the 16-bit repository",
+            )
+        if recipe.model.load_in_4bit and not quantised:
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        model = AutoModelForCausalLM.from_pretrained(where, config=config, **options)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(recipe, "id", "the model", error) from error
+    if recipe.model.max_length > config.max_position_embeddings:
+        raise DpoError(
+            f"model.max_length is {recipe.model.max_length}, but the model has {config.max_position_embeddings} positions",
+            where=recipe.where("model", "max_length"),
+            hint=f"set model.max_length: {config.max_position_embeddings} or less",
+        )
+    if recipe.model.load_in_4bit:
+        _check_4bit(recipe, model)
+    return model
+
+
+def _check_4bit(recipe: Recipe, model: PreTrainedModel) -> None:
+    import bitsandbytes
+
+    layers = [module for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    if not layers:
+        raise DpoError(
+            "the model was to be in 4-bit, but came out in full precision",
+            where=recipe.where("model", "load_in_4bit"),
+            hint="check that bitsandbytes works here: python -m bitsandbytes",
+        )
+    for layer in layers:
+        # bitsandbytes 0.50.2 repacks CPU weights at the first eval forward where the CPU has AVX512-BF16; training
+        # then runs through a kernel without a backward, and its gradients are wrong.
+        if layer.weight.device.type == "cpu":
+            layer.support_avx512bf16_for_cpu = False
+
+
+def load_for_training(recipe: Recipe, backend: Backend) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """The base with a fresh LoRA (B = 0, so the policy starts equal to the reference), and the tokenizer."""
+    from transformers import set_seed
+
+    tokenizer = load_tokenizer(recipe)
+    if backend.name == "unsloth":
+        return _load_unsloth(recipe), tokenizer
+    from peft import LoraConfig, get_peft_model
+
+    base = load_base(recipe)
+    set_seed(recipe.seed)  # PEFT draws LoRA's A from the global generator
+    lora = LoraConfig(
+        r=recipe.lora.r,
+        lora_alpha=recipe.lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=recipe.lora.dropout,
+        bias=recipe.lora.bias,
+        target_modules=list(recipe.lora.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(base, lora), tokenizer  # type: ignore[return-value]
+    except ValueError as error:
+        raise DpoError(
+            f"LoRA does not fit this model: {error}",
+            where=recipe.where("lora", "target_modules"),
+            hint="name linear layers that the model has, such as q_proj",
+        ) from error
+
+
+def _load_unsloth(recipe: Recipe) -> PeftModel:
+    """The same through Unsloth, with its names for things.
+
+    `use_exact_model_name`: Unsloth would else swap a 16-bit id for its own 4-bit repository, without the revision.
+    """
+    from unsloth import FastLanguageModel
+
+    where = location(recipe.model.id)
+    try:
+        model, _ = FastLanguageModel.from_pretrained(
+            model_name=where,
+            revision=recipe.model.revision,
+            max_seq_length=recipe.model.max_length,
+            dtype=resolve_dtype(recipe),
+            load_in_4bit=recipe.model.load_in_4bit,
+            use_exact_model_name=True,
+            use_gradient_checkpointing="unsloth",
+            random_state=recipe.seed,
+            local_files_only=Path(where).is_dir(),
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _cannot_load(recipe, "id", "the model", error) from error
+    if recipe.model.load_in_4bit:
+        _check_4bit(recipe, model)  # a dead bitsandbytes makes Unsloth load 16-bit with one printed line
+    return FastLanguageModel.get_peft_model(
+        model,
+        r=recipe.lora.r,
+        lora_alpha=recipe.lora.alpha,
+        lora_dropout=recipe.lora.dropout,
+        bias=recipe.lora.bias,
+        target_modules=list(recipe.lora.target_modules),
+        use_gradient_checkpointing="unsloth" if recipe.train.gradient_checkpointing else False,
+        random_state=recipe.seed,
+    )
+
+
+def load_tuned(recipe: Recipe, adapter: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """The base with a trained adapter, in eval mode on the best device; the base alone is the adapter switched off."""
+    import torch
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(load_base(recipe), str(adapter))
+    if torch.cuda.is_available() and not recipe.model.load_in_4bit:
+        model = model.to("cuda")
+    return model.eval(), load_tokenizer(recipe)
+
+
+def merge_base(recipe: Recipe) -> str:
+    """The 16-bit weights that a merge starts from, as an id or an absolute folder.
+
+    Raises:
+        DpoError: `model.merge_base` is not set and `model.id` names quantised weights.
+    """
+    from transformers import AutoConfig
+
+    if recipe.model.merge_base:
+        return recipe.model.merge_base
+    config = AutoConfig.from_pretrained(location(recipe.model.id), revision=recipe.model.revision)
+    if getattr(config, "quantization_config", None) is not None:
+        raise DpoError(
+            f"{recipe.model.id} holds 4-bit weights; merging needs the 16-bit ones",
+            where=recipe.where("model", "merge_base"),
+            hint="set model.merge_base to the 16-bit repository, such as Qwen/Qwen3-1.7B",
+        )
+    return recipe.model.id
+
+
+def _cannot_load(recipe: Recipe, key: str, what: str, error: Exception) -> DpoError:
+    return DpoError(
+        f"can't load {what} of {getattr(recipe.model, key)}: {str(error).strip().splitlines()[0]}",
+        where=recipe.where("model", key),
+        hint="check the id or folder; where the Hub is out of reach set HF_ENDPOINT to a mirror",
+    )

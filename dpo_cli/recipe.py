@@ -437,6 +437,7 @@ class Recipe(Section):
 # Keys that the contract names and a later version builds. Said at once, because a setting that does nothing is the
 # worst kind of typo.
 _NOT_BUILT: tuple[tuple[str, str], ...] = (
+    ("model.adapter", "None"),
     ("data.format", "pairs"),
     ("engine.shared_prefix", "auto off"),
     ("engine.token_budget", "auto off"),

@@ -64,6 +64,7 @@ class Draft:
 
     folder: Path
     record: dict[str, Any]
+    status: str = "complete"
 
 
 class Run:
@@ -129,7 +130,8 @@ class Run:
         if not record:
             return State("absent", [f"{stage} has not been run"])
         if record["status"] != "complete":
-            return State("cut_short", [f"{stage} was cut short"])
+            how = "did not pass its checks" if record["status"] == "unverified" else "was cut short"
+            return State("cut_short", [f"{stage} {how}"])
         reasons = []
         before = BEFORE[stage]
         if before:
@@ -153,7 +155,10 @@ class Run:
             for key in dict.fromkeys([*then, *now])
             if then.get(key) != now.get(key)
         ]
-        inputs = self.input_hashes(stage, recipe)
+        try:
+            inputs = self.input_hashes(stage, recipe)
+        except DpoError:
+            inputs = {}  # sources that are not on this machine can't be held against what was made of them
         for name in dict.fromkeys([*record["inputs"], *inputs]):
             if name not in inputs:
                 continue  # a hub file, or a source that is not on this machine: its revision or name is in the recipe
@@ -250,7 +255,7 @@ class Run:
             shutil.rmtree(draft.folder, ignore_errors=True)
             raise
         record.setdefault("seconds", round(time.monotonic() - start, 3))
-        self.write_record(stage, {**record, "status": "complete", "outputs": outputs})
+        self.write_record(stage, {**record, "status": draft.status, "outputs": outputs})
 
 
 # ----------------------------------------------------------------------------------------------------------- helpers

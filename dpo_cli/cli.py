@@ -1,0 +1,298 @@
+"""The command line: options, what is printed, and exit codes. A stage is imported when it is called."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from dpo_cli import __version__, recipe
+from dpo_cli.errors import FAILED, INTERRUPTED, UNVERIFIED, DpoError
+from dpo_cli.recipe import Recipe
+from dpo_cli.run import Run
+
+app = typer.Typer(
+    help="One YAML recipe from raw preference data to a verified, aligned Qwen3.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/smoke.yaml.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe key, dotted; may be repeated.")
+]
+RunsDir = Annotated[Path, typer.Option(help="The folder that runs live in.")]
+Force = Annotated[bool, typer.Option("--force", help="Do it again though nothing has changed.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+RUNS = Path("runs")
+
+Result = TypeVar("Result")
+
+
+@app.command()
+def prepare(
+    recipe_path: RecipePath,
+    settings: Settings = None,
+    preview: Annotated[int, typer.Option(metavar="N", help="Show N pairs as the model will see them.")] = 0,
+    runs_dir: RunsDir = RUNS,
+    force: Force = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Turn raw sources into clean pairs, with a report of every drop."""
+    with _reported(debug):
+        loaded, run = _open(recipe_path, settings, runs_dir)
+        with run.lock():
+            _prepare(loaded, run, force, quiet)
+            if preview:
+                from rich.console import Console
+
+                from dpo_cli.prepare import preview as show
+                from dpo_cli.records import read_pairs
+
+                show(loaded, read_pairs(run.train_pairs), preview, Console())
+
+
+@app.command()
+def train(
+    recipe_path: RecipePath,
+    settings: Settings = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+    runs_dir: RunsDir = RUNS,
+    force: Force = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train a LoRA on the pairs; runs prepare first where its output is missing or stale."""
+    with _reported(debug):
+        loaded, run = _open(recipe_path, settings, runs_dir)
+        with run.lock():
+            _prepare(loaded, run, False, quiet)
+
+            def work() -> None:
+                from dpo_cli.train.trainer import train as stage
+
+                trained = stage(loaded, run, fresh=fresh or force, quiet=quiet)
+                _say(
+                    quiet,
+                    f"train: {trained.metrics['steps']} steps in {trained.metrics['seconds']:.0f} s, "
+                    f"{trained.metrics['pairs_per_second']:.1f} pairs/s -> {trained.adapter}",
+                )
+
+            _unless_fresh("train", loaded, run, force or fresh, quiet, work)
+
+
+@app.command(name="eval")
+def evaluate(
+    recipe_path: RecipePath,
+    settings: Settings = None,
+    runs_dir: RunsDir = RUNS,
+    force: Force = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the adapter on the held-out pairs and write report.html."""
+    with _reported(debug):
+        loaded, run = _open(recipe_path, settings, runs_dir)
+        with run.lock():
+            run.require("train", loaded, f"dpo-cli train {recipe_path}")
+
+            def work() -> None:
+                from dpo_cli.evaluate.evaluate import evaluate as stage
+
+                stage(loaded, run, quiet=quiet)
+
+            _unless_fresh("eval", loaded, run, force, quiet, work)
+            if not quiet:
+                _print_metrics(run)
+
+
+@app.command()
+def export(
+    recipe_path: RecipePath,
+    settings: Settings = None,
+    runs_dir: RunsDir = RUNS,
+    force: Force = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write the adapter and the merged model, and verify each."""
+    with _reported(debug):
+        loaded, run = _open(recipe_path, settings, runs_dir)
+        with run.lock():
+            run.require("train", loaded, f"dpo-cli train {recipe_path}")
+
+            def work() -> None:
+                from dpo_cli.export.export import export as stage
+
+                _say(quiet, f"export: {', '.join(loaded.export.formats)}")
+                exported = stage(loaded, run, quiet=quiet)
+                failed = [check for check in exported.checks if not check["ok"]]
+                if failed:
+                    listed = "; ".join(f"{c['name']} is {c['value']}, limit {c['limit']}" for c in failed)
+                    raise DpoError(
+                        f"the export is not the model that was trained: {listed}",
+                        where=str(run["export"] / "verify.json"),
+                        hint="check model.merge_base, then run export again",
+                        exit_code=UNVERIFIED,
+                    )
+                _say(quiet, f"export: {len(exported.checks)} checks passed -> {run['export']}")
+
+            _unless_fresh("export", loaded, run, force, quiet, work)
+
+
+@app.command()
+def check(recipe_path: RecipePath, settings: Settings = None, debug: Debug = False) -> None:
+    """Validate a recipe and print it with every default."""
+    with _reported(debug):
+        sys.stdout.write(recipe.dump(recipe.load(recipe_path, settings)))
+
+
+@app.command()
+def doctor(debug: Debug = False) -> None:
+    """Say what is installed, what can run here, and what to install."""
+    with _reported(debug):
+        from dpo_cli.doctor import examine
+
+        findings = examine()
+        for finding in findings:
+            typer.echo(finding.line())
+        if not all(finding.ok for finding in findings if finding.needed):
+            raise typer.Exit(FAILED)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for an editor's completion."""
+    typer.echo(json.dumps(recipe.json_schema(), indent=2, ensure_ascii=False))
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    """One YAML recipe from raw preference data to a verified, aligned Qwen3."""
+    if show:
+        typer.echo(f"dpo-cli {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The program: quiet libraries, no telemetry unless asked for, and SIGTERM treated like Ctrl-C."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's and transformers'
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    signal.signal(signal.SIGTERM, _interrupt)
+    app()
+
+
+# ------------------------------------------------------------------------------------------------------------ pieces
+
+
+def _open(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> tuple[Recipe, Run]:
+    """The recipe and its run, which knows the files from outside that each stage reads."""
+    loaded = recipe.load(recipe_path, settings)
+    from dpo_cli import models
+    from dpo_cli.prepare import source_files
+
+    inputs: dict[str, Callable[[Recipe], dict[str, Path]]] = {
+        "prepare": lambda one: {**source_files(one), **models.tokenizer_files(one)},
+        "train": models.local_files,
+    }
+    return loaded, Run(runs_dir / loaded.name, inputs)
+
+
+def _unless_fresh(stage: str, loaded: Recipe, run: Run, force: bool, quiet: bool, work: Callable[[], None]) -> None:
+    if not force and run.state(stage, loaded).fresh:
+        _say(quiet, f"{stage}: nothing has changed, nothing to do ({run[stage]})")
+    else:
+        work()
+
+
+def _prepare(loaded: Recipe, run: Run, force: bool, quiet: bool) -> None:
+    def work() -> None:
+        from dpo_cli.prepare import funnel_table
+        from dpo_cli.prepare import prepare as stage
+
+        with run.stage("prepare", loaded) as draft:
+            prepared = stage(loaded, draft.folder, quiet=quiet)
+            draft.record["revisions"] = prepared.revisions
+        if not quiet:
+            from rich.console import Console
+
+            Console().print(funnel_table(prepared.report))
+        pairs = prepared.report["pairs"]
+        _say(quiet, f"prepare: {pairs['train']} training pairs, {pairs['eval']} held out -> {run['prepare']}")
+
+    _unless_fresh("prepare", loaded, run, force, quiet, work)
+
+
+def _print_metrics(run: Run) -> None:
+    """The verdict, a table by language, the warnings, and where the report is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from dpo_cli.evaluate.report import ROWS, show
+
+    metrics: dict[str, Any] = json.loads((run["eval"] / "metrics.json").read_text(encoding="utf-8"))
+    languages = {name: part["pairs"] for name, part in metrics["languages"].items()}
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("held-out pairs", no_wrap=True)
+    table.add_column(f"all (n={metrics['pairs']['reward_accuracy']['n']}), 95 % interval", no_wrap=True)
+    for name, figures in languages.items():
+        table.add_column(f"{name} (n={figures['reward_accuracy']['n']})", justify="right", no_wrap=True)
+    for key, title, _, share in ROWS:
+        parts = (show(figures[key], share, interval=False) for figures in languages.values())
+        table.add_row(title, show(metrics["pairs"][key], share), *parts)
+    console = Console()
+    console.print(table)
+    for warning in metrics["warnings"]:
+        console.print(f"warning: {warning}", highlight=False, markup=False)
+    console.print(f"\n{metrics['verdict']}\nreport: {run['eval'] / 'report.html'}", highlight=False, markup=False)
+
+
+def _say(quiet: bool, line: str) -> None:
+    if not quiet:
+        typer.echo(line)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _reported(debug: bool) -> Iterator[None]:
+    """Turn every error into one block on stderr and an exit code."""
+    try:
+        yield
+    except DpoError as error:
+        _fail(error, debug)
+    except KeyboardInterrupt:
+        _fail(DpoError("interrupted; what was complete before is as it was", exit_code=INTERRUPTED), debug)
+    except OSError as error:
+        hint = {28: "free some disk space, or choose another folder with --runs-dir"}.get(error.errno or 0)
+        place = str(error.filename) if error.filename else None
+        _fail(DpoError(error.strerror or str(error), where=place, hint=hint), debug)
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        _fail(DpoError(f"{type(error).__name__}: {first}", hint="--debug shows where this comes from"), debug)
+
+
+def _fail(error: DpoError, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    typer.echo(f"error: {error}", err=True)
+    raise typer.Exit(error.exit_code) from None

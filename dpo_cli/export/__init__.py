@@ -1,0 +1,1 @@
+"""`export`: the file you ship is the model you evaluated."""
