@@ -45,6 +45,7 @@ def prepare(
     recipe_path: RecipePath,
     settings: Settings = None,
     preview: Annotated[int, typer.Option(metavar="N", help="Show N pairs as the model will see them.")] = 0,
+    examples: Annotated[bool, typer.Option("--examples", help="Show kept rows, and dropped ones by reason.")] = False,
     runs_dir: RunsDir = RUNS,
     force: Force = False,
     quiet: Quiet = False,
@@ -54,13 +55,14 @@ def prepare(
     with _reported(debug):
         loaded, run = _open(recipe_path, settings, runs_dir)
         with run.lock():
-            _prepare(loaded, run, force, quiet)
+            _prepare(loaded, run, force, quiet, examples)
             if preview:
                 from rich.console import Console
 
                 from dpo_cli.prepare import preview as show
                 from dpo_cli.records import read_pairs
 
+                _need_pairs(loaded, "--preview")
                 show(loaded, read_pairs(run.train_pairs), preview, Console())
 
 
@@ -77,6 +79,7 @@ def train(
     """Train a LoRA on the pairs; runs prepare first where its output is missing or stale."""
     with _reported(debug):
         loaded, run = _open(recipe_path, settings, runs_dir)
+        _need_pairs(loaded, f"train.method {loaded.train.method}")
         with run.lock():
             _prepare(loaded, run, False, quiet)
 
@@ -220,22 +223,42 @@ def _unless_fresh(stage: str, loaded: Recipe, run: Run, force: bool, quiet: bool
         work()
 
 
-def _prepare(loaded: Recipe, run: Run, force: bool, quiet: bool) -> None:
+def _prepare(loaded: Recipe, run: Run, force: bool, quiet: bool, examples: bool = False) -> None:
     def work() -> None:
-        from dpo_cli.prepare import funnel_table
         from dpo_cli.prepare import prepare as stage
 
         with run.stage("prepare", loaded) as draft:
             prepared = stage(loaded, draft.folder, quiet=quiet)
             draft.record["revisions"] = prepared.revisions
-        if not quiet:
-            from rich.console import Console
+        _print_funnel(run, quiet, examples)
 
-            Console().print(funnel_table(prepared.report))
-        pairs = prepared.report["pairs"]
-        _say(quiet, f"prepare: {pairs['train']} training pairs, {pairs['eval']} held out -> {run['prepare']}")
-
+    fresh = not force and run.state("prepare", loaded).fresh
     _unless_fresh("prepare", loaded, run, force, quiet, work)
+    if fresh and examples:
+        _print_funnel(run, quiet, examples)
+
+
+def _print_funnel(run: Run, quiet: bool, examples: bool) -> None:
+    """Where every prompt went, from `data/report.json`."""
+    if quiet:
+        return
+    from rich.console import Console
+
+    from dpo_cli.prepare import funnel_table
+
+    report = json.loads((run["prepare"] / "report.json").read_text(encoding="utf-8"))
+    Console().print(funnel_table(report, examples))
+    pairs = report["pairs"]
+    typer.echo(f"prepare: {pairs['train']} training pairs, {pairs['eval']} held out -> {run['prepare']}")
+
+
+def _need_pairs(loaded: Recipe, what: str) -> None:
+    if loaded.data.format != "pairs":
+        raise DpoError(
+            f"{what} needs pairs, but data.format is {loaded.data.format}",
+            where=loaded.where("data", "format"),
+            hint="set data.format: pairs",
+        )
 
 
 def _print_metrics(run: Run) -> None:
@@ -249,7 +272,7 @@ def _print_metrics(run: Run) -> None:
     languages = {name: part["pairs"] for name, part in metrics["languages"].items()}
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("held-out pairs", no_wrap=True)
-    table.add_column(f"all (n={metrics['pairs']['reward_accuracy']['n']}), 95 % interval", no_wrap=True)
+    table.add_column(f"all (n={metrics['pairs']['reward_accuracy']['n']}), 95% interval", no_wrap=True)
     for name, figures in languages.items():
         table.add_column(f"{name} (n={figures['reward_accuracy']['n']})", justify="right", no_wrap=True)
     for key, title, _, share in ROWS:

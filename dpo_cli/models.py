@@ -179,7 +179,7 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
         raise _cannot_load(recipe, "id", "the model", error) from error
     if recipe.model.max_length > config.max_position_embeddings:
         raise DpoError(
-            f"model.max_length is {recipe.model.max_length}, but the model has {config.max_position_embeddings} positions",
+            f"model.max_length {recipe.model.max_length} is more than the model's {config.max_position_embeddings}",
             where=recipe.where("model", "max_length"),
             hint=f"set model.max_length: {config.max_position_embeddings} or less",
         )
@@ -189,9 +189,9 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
 
 
 def _check_4bit(recipe: Recipe, model: PreTrainedModel) -> None:
-    import bitsandbytes
+    from bitsandbytes.nn import Linear4bit  # type: ignore[attr-defined]
 
-    layers = [module for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
     if not layers:
         raise DpoError(
             "the model was to be in 4-bit, but came out in full precision",
@@ -225,7 +225,7 @@ def load_for_training(recipe: Recipe, backend: Backend) -> tuple[PeftModel, PreT
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(base, lora), tokenizer  # type: ignore[return-value]
+        return get_peft_model(base, lora), tokenizer
     except ValueError as error:
         raise DpoError(
             f"LoRA does not fit this model: {error}",

@@ -115,7 +115,9 @@ class FilterOptions(Section):
 
 
 class Garbled(FilterOptions):
-    max_repetition: float = Field(0.5, gt=0, le=1, description="share of an answer's 4-grams that repeat")
+    max_repetition: float = Field(
+        0.5, gt=0, le=1, description="share of an answer's runs of 4 words (8 characters in Chinese) that repeat"
+    )
 
 
 class Contaminated(FilterOptions):
@@ -384,7 +386,7 @@ def _train_model(method: str) -> type[_TrainBase]:
             none = [None] if "None" in kind.split(" | ") else []
             kind = Literal[tuple(argument["choices"] + none)]
         if name == "loss_type":
-            losses = Literal[tuple(described["losses"])]
+            losses: Any = Literal[tuple(described["losses"])]
             kind = Annotated[list[losses], BeforeValidator(as_list), Field(min_length=1)]
         default = OUR_TRAIN_DEFAULTS.get(name, argument["default"])
         fields[name] = (kind, Field(default, **TRAIN_RANGES.get(name, {})))
@@ -438,7 +440,6 @@ class Recipe(Section):
 # worst kind of typo.
 _NOT_BUILT: tuple[tuple[str, str], ...] = (
     ("model.adapter", "None"),
-    ("data.format", "pairs"),
     ("engine.shared_prefix", "auto off"),
     ("engine.token_budget", "auto off"),
     ("engine.reference_cache", "auto off"),

@@ -23,7 +23,7 @@ DATA_SUFFIXES = (".json", ".jsonl", ".gz", ".csv", ".parquet", ".txt")
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's scalars (true/false only, `5e-6` a number, no dates, no base 60)."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
 
 for _tag, _pattern, _first in (

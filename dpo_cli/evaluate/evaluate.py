@@ -70,7 +70,7 @@ def verdict(metrics: dict[str, Any]) -> str:
     low, high = figure["low"] or 0.0, figure["high"] or 0.0
     seen = (
         f"prefers the chosen answer in {percent(figure['value'])} of {figure['n']} held-out pairs "
-        f"(95 % interval {percent(low)} to {percent(high)}; 50 % before training"
+        f"(95% interval {percent(low)} to {percent(high)}; 50% before training"
     )
     seen += f", {percent(longer['value'])} for always taking the longer answer)"
     if low <= 0.5 <= high:
@@ -96,9 +96,9 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
         if accuracy["n"] < 30:
             found.append(f"only {accuracy['n']} held-out pairs in {language}: its interval is wide")
         elif accuracy["low"] <= 0.5:
-            found.append(f"in {language} the accuracy is not distinguishable from 50 %")
+            found.append(f"in {language} the accuracy is not distinguishable from 50%")
     return found
 
 
 def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return "–" if value is None else f"{100 * value:.1f}%"

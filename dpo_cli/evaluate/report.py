@@ -18,7 +18,7 @@ from dpo_cli.stats import Figure
 
 # metric, what it is called, what it says, and whether it is a share
 ROWS = (
-    ("reward_accuracy", "Reward accuracy", "chosen gained more than rejected; 50 % before training", True),
+    ("reward_accuracy", "Reward accuracy", "chosen gained more than rejected; 50% before training", True),
     ("reward_accuracy_per_token", "… per token", "the same, gains divided by length", True),
     ("longer_wins", "Longer answer wins", "what always taking the longer answer would get", True),
     ("ranking_accuracy_base", "Ranking, base", "the base model finds chosen likelier per token", True),
@@ -74,17 +74,19 @@ def markdown(name: str, metrics: dict[str, Any], groups: dict[str, dict[str, Fig
 
 
 def show(figure: Figure, share: bool, interval: bool = True) -> str:
-    """A figure, with its interval or without: `98.4 % (94.2–99.6)` or `+1.66 (+1.58 to +1.73)`."""
+    """A figure, with its interval or without: `98.4% (94.2–99.6)` or `+1.66 (+1.58 to +1.73)`."""
     value, low, high = figure["value"], figure["low"], figure["high"]
     if value is None or low is None or high is None:
         return "–"
-    text = f"{100 * value:.1f} %" if share else f"{value:+.2f}"
+    text = f"{100 * value:.1f}%" if share else f"{value:+.2f}"
     if interval:
         text += f" ({100 * low:.1f}–{100 * high:.1f})" if share else f" ({low:+.2f} to {high:+.2f})"
     return text.replace("-", "−")
 
 
 # ------------------------------------------------------------------------------------------------------------ charts
+
+Label = tuple[float, float, str, str]  # x, y, text, text-anchor
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 360, 170, 44, 22, 10
 
@@ -100,7 +102,7 @@ def curve(points: Sequence[tuple[float, float]], title: str) -> str:
     dots = [(_x((x - steps[0]) / (steps[-1] - steps[0])), _y((y - low) / (high - low))) for x, y in points]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in dots)
     body = f'<polyline class="line" points="{line}"/>'
-    labels = [(LEFT - 6, _y(1) + 4, f"{high:.3g}", "end"), (LEFT - 6, _y(0), f"{low:.3g}", "end")]
+    labels: list[Label] = [(LEFT - 6, _y(1) + 4, f"{high:.3g}", "end"), (LEFT - 6, _y(0), f"{low:.3g}", "end")]
     labels += [(_x(0), HEIGHT - 6, f"step {steps[0]:g}", "start"), (_x(1), HEIGHT - 6, f"{steps[-1]:g}", "end")]
     return _svg(body, labels, f"{title} over training steps: from {values[0]:.3g} to {values[-1]:.3g}")
 
@@ -124,7 +126,7 @@ def histogram(values: Sequence[float], bins: int = 24) -> str:
         )
     zero = _x((0 - low) / (high - low or 1.0))
     bars.append(f'<line class="zero" x1="{zero:.1f}" x2="{zero:.1f}" y1="{_y(1)}" y2="{_y(0)}"/>')
-    labels = [(_x(0), HEIGHT - 6, f"{low:.2g}", "start"), (_x(1), HEIGHT - 6, f"{high:.2g}", "end")]
+    labels: list[Label] = [(_x(0), HEIGHT - 6, f"{low:.2g}", "start"), (_x(1), HEIGHT - 6, f"{high:.2g}", "end")]
     labels += [(LEFT - 6, _y(1) + 4, str(max(counts)), "end"), (LEFT - 6, _y(0), "0", "end")]
     right = sum(value > 0 for value in values)
     return _svg("".join(bars), labels, f"reward margins of {len(values)} held-out pairs, {right} above 0")
@@ -138,7 +140,7 @@ def _y(share: float) -> float:
     return HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP)
 
 
-def _svg(body: str, labels: Sequence[tuple[float, float, str, str]], title: str) -> str:
+def _svg(body: str, labels: Sequence[Label], title: str) -> str:
     texts = "".join(
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>' for x, y, text, anchor in labels
     )

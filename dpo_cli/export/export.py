@@ -78,11 +78,11 @@ def export(recipe: Recipe, run: Run, *, quiet: bool = False) -> Exported:
 
 def _probes(recipe: Recipe, run: Run) -> list[list[int]]:
     """Token ids of the first held-out prompts with their chosen answers."""
-    tokenizer = models.load_tokenizer(recipe)
+    tokenizer: Any = models.load_tokenizer(recipe)
     pairs = read_pairs(run.eval_pairs)[:PROBES] or read_pairs(run.train_pairs)[:PROBES]
     rows = []
     for pair in pairs:
-        ids: Any = tokenizer.apply_chat_template(
+        ids = tokenizer.apply_chat_template(
             [*pair.prompt, *pair.chosen], tokenize=True, return_dict=False, **pair.chat_template_kwargs
         )
         rows.append(ids[: recipe.model.max_length])
@@ -95,7 +95,8 @@ def _load(folder: Path | str) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.to(device).eval()
 
 
 def _adapter_on_base(recipe: Recipe, adapter: Path) -> Any:

@@ -46,7 +46,7 @@ def write_merged(model: PeftModel, dtype: torch.dtype, base: Path, adapter: Path
 
     Uses the model up: afterwards it is merged and has no adapter.
     """
-    merged = model.merge_and_unload(safe_merge=True).to(dtype)  # type: ignore[operator]
+    merged = model.merge_and_unload(safe_merge=True).to(dtype)
     merged.save_pretrained(str(folder), max_shard_size="5GB")
     copy_tokenizer(base, adapter, folder)
 

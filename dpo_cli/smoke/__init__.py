@@ -32,7 +32,7 @@ def resolve(builtin_id: str) -> Path:
             hint=(f"did you mean {near}? " if near else "") + f"The built-in ids are {', '.join(BUILTINS)}.",
         )
     name = builtin_id.removeprefix("builtin:")
-    target = _cache_folder() / (f"{name}-{_content_key(name)}" + ("" if name == "tiny-qwen3" else ".jsonl"))
+    target = cache_folder() / (f"{name}-{_content_key(name)}" + ("" if name == "tiny-qwen3" else ".jsonl"))
     if target.exists():
         return target
     try:
@@ -46,7 +46,7 @@ def resolve(builtin_id: str) -> Path:
     return target
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """`$DPO_CLI_CACHE`, else `$XDG_CACHE_HOME/dpo-cli`, else `~/.cache/dpo-cli`; absolute, perhaps not there yet."""
     if own := os.environ.get("DPO_CLI_CACHE"):
         return Path(own).expanduser().absolute()

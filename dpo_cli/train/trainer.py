@@ -78,9 +78,8 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     if not quiet:
         steps, pairs = trainer.get_total_train_batch_size(config), len(trainer.train_dataset)
         again = f", resumed from step {resumed_from}" if resumed_from else ""
-        print(
-            f"train: {pairs} pairs, {steps} a step, {record['device']}, backend {backend.name} ({backend.why}){again}"
-        )
+        print(f"train: {pairs} pairs, {steps} a step, on {record['device']}{again}")
+        print(f"  backend {backend.name}: {backend.why}", flush=True)
 
     start = time.monotonic()
     try:

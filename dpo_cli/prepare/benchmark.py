@@ -1,0 +1,96 @@
+"""The prompts that must not be trained on: `data.contamination`, read into hashes of whole prompts and of phrases."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpo_cli.errors import DpoError
+from dpo_cli.prepare.sources import contamination_files, file_feed
+from dpo_cli.prepare.text import hash64, is_han, normalise, words
+from dpo_cli.recipe import Contaminated, Recipe
+from dpo_cli.records import Message
+
+PROMPT_COLUMNS = ("prompt", "question", "instruction", "input", "text", "problem", "query", "messages", "turns")
+
+
+@dataclass
+class Benchmark:
+    """Hashes of prompts, and of every run of `ngram_words` words or `ngram_han` Han characters in them."""
+
+    ngram_words: int
+    ngram_han: int
+    _whole: set[int] = field(default_factory=set)
+    _phrases: set[int] = field(default_factory=set)
+
+    def add(self, text: str) -> None:
+        self._whole.add(hash64(normalise(text)))
+        self._phrases.update(self._ngrams(text))
+
+    def matches(self, prompt: list[Message]) -> str | None:
+        """How a conversation meets one of the prompts, or None."""
+        asked = [turn["content"] for turn in prompt if turn["role"] == "user"]
+        if any(hash64(normalise(text)) in self._whole for text in asked):
+            return "a listed prompt"
+        if any(not self._phrases.isdisjoint(self._ngrams(text)) for text in asked):
+            return "a phrase of a listed prompt"
+        return None
+
+    def _ngrams(self, text: str) -> Iterator[int]:
+        han: list[str] = []
+        latin: list[str] = []
+        for word in words(unicodedata.normalize("NFKC", text).lower()):
+            (han if is_han(word) else latin).append(word)
+        for run, size in ((latin, self.ngram_words), (han, self.ngram_han)):
+            for start in range(len(run) - size + 1):
+                yield hash(tuple(run[start : start + size]))
+
+
+def read_benchmark(recipe: Recipe) -> Benchmark | None:
+    """All prompts of `data.contamination`; None where there is none, or the filter is off.
+
+    Raises:
+        DpoError: a file is missing, or holds no prompts.
+    """
+    files = contamination_files(recipe)
+    if not files or not recipe.data.filters.contaminated:
+        return None
+    options: Contaminated = recipe.data.filters.contaminated
+    benchmark = Benchmark(options.ngram_words, options.ngram_han)
+    for index, path in enumerate(files.values()):
+        prompts = list(_prompts(path))
+        if not prompts:
+            raise DpoError(
+                f"no prompts in {path.name}",
+                where=recipe.where("data", "contamination", index),
+                hint=f"one prompt a line (.txt), or rows with one of the columns {', '.join(PROMPT_COLUMNS)}",
+            )
+        for prompt in prompts:
+            benchmark.add(prompt)
+    return benchmark
+
+
+def _prompts(path: Path) -> Iterator[str]:
+    if path.suffix.lower() == ".txt":
+        yield from filter(str.strip, path.read_text(encoding="utf-8-sig", errors="replace").splitlines())
+        return
+    for row in file_feed(path.name, path).rows(None, lambda share: None):
+        if isinstance(row, str):
+            yield row
+        elif isinstance(row, dict):
+            yield from _asked(next((row[name] for name in PROMPT_COLUMNS if row.get(name)), None))
+
+
+def _asked(value: Any) -> Iterator[str]:
+    """The user's texts in a prompt column: text, or turns as text or as messages."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for turn in value:
+            if isinstance(turn, dict) and turn.get("role", turn.get("from")) in ("user", "human"):
+                yield from _asked(turn.get("content", turn.get("value")))
+            elif isinstance(turn, str):
+                yield turn

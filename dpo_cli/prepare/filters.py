@@ -1,0 +1,306 @@
+"""What drops a prompt, an answer or a pair: one function per reason, in the order in which they are asked.
+
+To add a filter: write its function, add it to the dict of its kind at the end of this file (the key is the reason), and
+give it options under "data.filters" in recipe.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dpo_cli.prepare import scoring
+from dpo_cli.prepare.benchmark import Benchmark
+from dpo_cli.prepare.text import has_controls, mostly_han, repeats, similarity
+from dpo_cli.records import CandidateSet
+
+
+@dataclass(frozen=True)
+class Context:
+    """What filters need to know besides the row and their own options."""
+
+    languages: frozenset[str] | None = None  # None: any
+    thinking: bool = False
+    keep_refusals: bool = False
+    benchmark: Benchmark | None = None
+    min_margin: float = 0.0
+    min_chosen_score: float | None = None
+    unpaired: bool = False  # data.format
+
+
+def least(item: CandidateSet, context: Context) -> int:
+    """How many answers a prompt needs: two, or one where it has a label and needs no other to be compared with."""
+    return 1 if item.labelled and context.unpaired else 2
+
+
+# ------------------------------------------------------------------------------------------------------ of a prompt
+
+
+def garbled(item: CandidateSet, options: Any, context: Context) -> str | None:
+    """Control characters or U+FFFD in the prompt; or such answers, or repetitive ones, left too few."""
+    if any(has_controls(turn["content"]) for turn in item.prompt):
+        return "control characters in the prompt"
+    came = len(item.candidates)
+    most = options.max_repetition
+    item.candidates = [c for c in item.candidates if not (has_controls(c.text) or repeats(c.text, most))]
+    if len(item.candidates) < min(came, least(item, context)):
+        return "answers with control characters, or that repeat themselves"
+    return None
+
+
+def contaminated(item: CandidateSet, options: Any, context: Context) -> str | None:
+    """Rows that a source took from a benchmark, and prompts that stand in one of the given files or share a phrase."""
+    if item.subset in options.subsets:
+        return f"from {item.subset}"
+    return context.benchmark.matches(item.prompt) if context.benchmark else None
+
+
+def other_language(item: CandidateSet, options: Any, context: Context) -> str | None:
+    """A prompt in a language that the mix doesn't ask for."""
+    if context.languages is not None and item.language not in context.languages:
+        return f"in {item.language}"
+    return None
+
+
+# ----------------------------------------------------------------------------------------------------- of an answer
+# Each takes the answer's text and returns it, cut where a cut mends it, or None to drop the answer.
+
+_THINK_BLOCK = re.compile(r"\s*<think>((?:(?!</?think>).)*)</think>\s*", re.DOTALL)
+
+
+def think(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
+    """A leading, closed think block is cut (kept with model.thinking); any other tag would confuse the template."""
+    if "think>" not in text:
+        return text
+    block = _THINK_BLOCK.match(text)
+    rest = text[block.end() :] if block else text
+    if "<think>" in rest or "</think>" in rest:
+        return None
+    return text if context.thinking else rest
+
+
+SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+_MARKS = ("<|", "<extra_id_", "INST]", "<<SYS>>", "Human", "Assistant", "### ", "人类", "助手")  # one is in every match
+_LEAKED = re.compile(
+    r"<\|(?:im_start|im_end|endoftext|user|assistant|system|eot_id)\|>|<extra_id_\d+>|\[/?INST\]|<<SYS>>"
+    r"|^[ \t]*(?:#+ *)?(?:Human|Assistant|人类|助手) *[:：]|^### (?:Instruction|Response|Input):?\s*$",
+    re.MULTILINE,
+)
+
+
+def markers(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
+    """Role markers of some chat template inside an answer; and in a prompt, the ones that Qwen3's tokenizer obeys."""
+    if any(mark in turn["content"] for turn in item.prompt for mark in SPECIAL):
+        return None
+    return None if any(mark in text for mark in _MARKS) and _LEAKED.search(text) else text
+
+
+def echo(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
+    """An answer that begins with the whole prompt loses it; one that is nothing else is dropped."""
+    asked = item.prompt[-1]["content"].strip()
+    answer = text.lstrip()
+    if len(asked) < options.min_chars or not answer.startswith(asked):
+        return text
+    return answer[len(asked) :].lstrip() or None
+
+
+_CONFIDENCE = re.compile(
+    r"\s*[(（\[*]*(?:my |overall )?(?:confidence(?: level| score)?|信心(?:水平|指数|程度|值)?|置信度|自信度)[*]*"
+    r"\s*(?:[:：=]|is|为|是)?\s*[*]*\s*\d{1,3}(?:\.\d+)?\s*[%％][)）\]*]*\s*[.。]?\s*$",
+    re.IGNORECASE,
+)
+OPENING = 120  # characters in which a refusal or an introduction shows
+_CANNED = re.compile(
+    r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b"
+    r"|\bi(?: am|'m|’m) (?:just |only )?an? (?:ai|artificial intelligence|(?:large )?language model)\b"
+    r"|^\W*(?:i(?: am|'m|’m) (?:very |so |really |truly )?)?(?:sorry|afraid)\b.{0,20}"
+    r"\b(?:but|i can(?:no|'|’)t|i(?: am|'m|’m) (?:un|not ))"
+    r"|^\W*(?:i (?:must )?apologi[sz]e|my apologies)\b.{0,20}\b(?:but|i can(?:no|'|’)t)"
+    r"|\bi(?: can(?:no|'|’)t|(?: am|'m|’m) (?:unable|not able) to|(?: will|'ll|’ll) not be able to"
+    r"| won(?:'|’)t be able to)"
+    r" (?:assist|help|provide|fulfil|comply|answer|engage|generate|create|offer|support|complete|respond)"
+    r"|\b(?:i am|i'm|i’m|my name is) (?:chatgpt|gpt-?\d|qwen|claude|bard|gemini|llama|alpaca|vicuna|deepseek)\b"
+    r"|\b(?:trained|developed|created) by (?:openai|anthropic|google|meta|alibaba|microsoft)\b"
+    r"|\bmy (?:knowledge|training)(?: data)? (?:cut-?off|only goes|was last)"
+    r"|\bas of my last (?:knowledge |training )?update\b"
+    r"|作为一?[个名款]?(?:大型)?(?:AI|人工智能|语言模型|智能助手)|我(?:只)?是一?[个名款]?(?:大型)?(?:AI|人工智能|语言模型)"
+    r"|(?:抱歉|对不起|不好意思).{0,20}(?:无法|不能|没办法|没法)|^\W*我(?:无法|不能)(?:提供|回答|满足|协助|帮助|完成|参与|生成)"
+    r"|我是(?:ChatGPT|通义千问|文心一言|Qwen|Claude|豆包|DeepSeek)|我的(?:知识|训练数据)(?:库)?截止",
+    re.IGNORECASE,
+)
+
+
+# Every canned opening holds one of these, and to look for them first is ten times as fast.
+_CANNED_WORDS = (
+    " ai", "artificial", "language model", "sorry", "afraid", "apolog", "cannot", "can't", "can’t", "unable", "be able",
+    "not able", "chatgpt", "gpt", "qwen", "claude", "bard", "gemini", "llama", "alpaca", "vicuna", "deepseek", "openai",
+    "anthropic", "google", "meta", "alibaba", "microsoft", "cut-off", "cutoff", "my training", "my knowledge",
+    "as of my", "作为", "我是", "我只是", "抱歉", "对不起", "不好意思", "我无法", "我不能", "截止",
+)  # fmt: skip
+
+
+def refuses(text: str) -> bool:
+    """Whether an answer opens with a canned refusal, or with what kind of machine it is."""
+    opening = text[:OPENING].lower()
+    return any(word in opening for word in _CANNED_WORDS) and bool(_CANNED.search(opening))
+
+
+def template(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
+    """Canned text: a closing `Confidence: 80%` is cut, a refusal or self-introduction drops the answer."""
+    if text[-12:].count("%") or text[-12:].count("％"):
+        found = _CONFIDENCE.search(text, max(len(text) - 80, 0))
+        text = text[: found.start()] if found else text
+    return None if not context.keep_refusals and refuses(text) else text
+
+
+def short(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
+    """Fewer than `min_chars` characters, or `min_han` where they are Chinese."""
+    length = len(text.strip())
+    if length >= options.min_chars:
+        return text
+    return text if length >= options.min_han and mostly_han(text) else None
+
+
+# --------------------------------------------------------------------------------------------------------- of a pair
+# Each takes a set and the indexes of its chosen and rejected answer, and says why the pair must go, or None.
+
+
+def identical(item: CandidateSet, chosen: int, rejected: int, options: Any, context: Context) -> str | None:
+    """The same answer twice but for case, spacing and punctuation, or nearly."""
+    alike = similarity(item.candidates[chosen].text, item.candidates[rejected].text, options.similarity)
+    return f"{alike:.0%} alike" if alike >= options.similarity else None
+
+
+def tie(item: CandidateSet, chosen: int, rejected: int, options: Any, context: Context) -> str | None:
+    return "both score the same" if scoring.margin(item, chosen, rejected) == 0 else None
+
+
+def low_margin(item: CandidateSet, chosen: int, rejected: int, options: Any, context: Context) -> str | None:
+    margin = scoring.margin(item, chosen, rejected)
+    return f"margin {margin:.3f}" if margin is not None and margin < context.min_margin else None
+
+
+def low_chosen(item: CandidateSet, chosen: int, rejected: int, options: Any, context: Context) -> str | None:
+    score, least = item.candidates[chosen].score, context.min_chosen_score
+    return f"chosen scores {score:.3f}" if score is not None and least is not None and score < least else None
+
+
+# ------------------------------------------------------------------------------------------------------- all of them
+
+PromptFilter = Callable[[CandidateSet, Any, Context], str | None]
+AnswerFilter = Callable[[str, CandidateSet, Any, Context], str | None]
+PairFilter = Callable[[CandidateSet, int, int, Any, Context], str | None]
+
+PROMPT_FILTERS: dict[str, PromptFilter] = {
+    "garbled": garbled, "contaminated": contaminated, "language": other_language,
+}  # fmt: skip
+ANSWER_FILTERS: dict[str, AnswerFilter] = {
+    "think": think, "markers": markers, "echo": echo, "template": template, "short": short,
+}  # fmt: skip
+PAIR_FILTERS: dict[str, PairFilter] = {
+    "identical": identical, "tie": tie, "margin": low_margin, "low_chosen": low_chosen,
+}  # fmt: skip
+# In the order of the contract. No function above gives `schema` (layouts.py), `duplicate` and `near_duplicate`
+# (dedup.py), nor what is told by counting answers or tokens (`clean` and `fit` below).
+REASONS = (
+    "schema", "garbled", "contaminated", "language", "duplicate", "near_duplicate", "no_response", "single_response",
+    "think", "markers", "echo", "template", "short", "no_score",
+    "identical", "tie", "margin", "low_chosen", "too_long", "length_ratio",
+)  # fmt: skip
+EDITS = {"think": "think_stripped", "template": "confidence_stripped", "echo": "echo_stripped"}  # what a cut is called
+
+
+def screen(item: CandidateSet, filters: Any, context: Context) -> tuple[str, str] | None:
+    """The first prompt filter that drops a set, as (reason, detail), or None. Garbled answers are taken out of it."""
+    for reason, ask in PROMPT_FILTERS.items():
+        options = getattr(filters, reason)
+        detail = ask(item, options, context) if options else None
+        if detail:
+            return reason, detail
+    return None
+
+
+def clean(item: CandidateSet, filters: Any, context: Context, edits: Counter[str]) -> tuple[str, str] | None:
+    """Drop and mend a set's answers in place; (reason, detail) where too few are left.
+
+    Every cut is counted in `edits` by its name, every dropped answer by its reason.
+    """
+    came, needed = len(item.candidates), least(item, context)
+    if came < needed:
+        return ("single_response", "one answer") if came else ("no_response", "no answer")
+    for reason, ask in ANSWER_FILTERS.items():
+        options = getattr(filters, reason)
+        if not options:
+            continue
+        kept = []
+        for candidate in item.candidates:
+            text = ask(candidate.text, item, options, context)
+            if text is None:
+                edits[reason] += 1
+                continue
+            if text != candidate.text:
+                edits[EDITS[reason]] += 1
+                candidate.text = text
+            kept.append(candidate)
+        item.candidates = kept
+        if len(kept) < needed:
+            return reason, f"{len(kept)} of {came} answers left"
+    said = [candidate for candidate in item.candidates if candidate.text.strip()]
+    edits["short"] += len(item.candidates) - len(said)
+    item.candidates = said if item.ranked else [candidate for candidate in said if candidate.score is not None]
+    edits["no_score"] += len(said) - len(item.candidates)
+    if len(said) < needed:
+        return "short", "an empty answer"
+    if len(item.candidates) < needed:
+        return "no_score", f"{len(item.candidates)} of {came} answers have a score"
+    return None
+
+
+def compare(
+    item: CandidateSet, units: list[tuple[int, ...]], filters: Any, context: Context
+) -> tuple[list[tuple[int, ...]], tuple[str, str] | None]:
+    """The pairs (or whole rankings: first against last) that may stay, and why the last of them went if none may."""
+    for reason, ask in PAIR_FILTERS.items():
+        options = getattr(filters, reason)
+        if not options:
+            continue
+        details = [ask(item, unit[0], unit[-1], options, context) if len(unit) > 1 else None for unit in units]
+        kept = [unit for unit, detail in zip(units, details, strict=True) if not detail]
+        if not kept:
+            return [], (reason, next(filter(None, details), ""))
+        units = kept
+    return units, None
+
+
+def fit(
+    units: list[tuple[int, ...]], prompt: int, totals: Mapping[int, int], max_length: int, filters: Any
+) -> tuple[list[tuple[int, ...]], tuple[str, str] | None]:
+    """The units that the model can read whole, and why none is left.
+
+    Args:
+        units: candidate indexes of each row; a ranking loses the candidates that don't fit, a pair goes as a whole.
+        prompt: tokens of the prompt as the chat template renders it, up to where the answer starts.
+        totals: tokens of prompt + answer, by candidate.
+        max_length: what the model reads, `model.max_length`.
+    """
+    if filters.too_long:
+        if prompt > filters.too_long.max_prompt * max_length:
+            return [], ("too_long", f"prompt of {prompt:,} tokens")
+        short = [tuple(index for index in unit if totals[index] <= max_length) for unit in units]
+        kept = [new for new, old in zip(short, units, strict=True) if new == old or len(new) > 1]
+        if not kept:
+            return [], ("too_long", f"{max(totals.values()):,} tokens")
+        units = kept
+    if filters.length_ratio:
+        kept = []
+        for unit in units:
+            low, high = sorted(max(totals[index] - prompt, 1) for index in (unit[0], unit[-1]))
+            if high <= filters.length_ratio.max * low:
+                kept.append(unit)
+        if not kept:
+            return [], ("length_ratio", f"longer by more than {filters.length_ratio.max:g}")
+        units = kept
+    return units, None

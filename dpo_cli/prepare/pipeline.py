@@ -1,0 +1,341 @@
+"""`prepare` from end to end: clean row by row, then compare prompts, count tokens, split, mix and write."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dpo_cli import models
+from dpo_cli.errors import DpoError
+from dpo_cli.prepare import Prepared, filters, report, scoring, sources, split, tokens
+from dpo_cli.prepare.audit import Audit
+from dpo_cli.prepare.benchmark import read_benchmark
+from dpo_cli.prepare.dedup import Sketches, clusters
+from dpo_cli.prepare.formats import FORMATS
+from dpo_cli.prepare.layouts import LAYOUTS, Settings
+from dpo_cli.prepare.progress import Progress
+from dpo_cli.prepare.recognise import candidate_sets, layout_of
+from dpo_cli.prepare.spool import Spool
+from dpo_cli.prepare.tally import Entry, Tally, excerpt, kept_example, row_id
+from dpo_cli.prepare.text import hash64, language, prompt_key
+from dpo_cli.recipe import NearDuplicate, Recipe
+from dpo_cli.records import CandidateSet, write_jsonl
+from dpo_cli.run import sha256
+
+Chosen = tuple[Entry, tuple[int, ...], str]  # a row to write: its prompt, which of the candidates, and its id
+
+
+def run(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
+    """See `dpo_cli.prepare.prepare`."""
+    files = sources.source_files(recipe)  # before anything else: a missing file is said at once
+    tally = Tally(folder / "dropped.jsonl" if recipe.data.keep_dropped else None)
+    spool = Spool(folder)
+    try:
+        with Progress(quiet) as progress:
+            entries, sketches, read = _read(recipe, spool, tally, progress)
+            progress.stage("comparing prompts", "prompts")
+            duplicates = _compare_prompts(recipe, entries, sketches, spool)
+            _count_tokens(recipe, entries, spool, progress)
+            _settle(recipe, entries, spool, tally)
+            train, held, wanted = _choose(recipe, entries)
+            sides = [{entry.cluster for entry, _, _ in rows} for rows in (train, held)]
+            duplicates["train_eval_overlap"] = len(sides[0] & sides[1])
+            if not train:
+                raise DpoError(
+                    f"none of the {len(held)} pairs that are left is for training",
+                    where=recipe.where("data", "languages" if not held else "eval_fraction"),
+                    hint="give it more data, or look at data.languages, data.total and data.eval_fraction",
+                )
+            audit = Audit()
+            progress.stage("writing", "rows")
+            rows = {
+                "train": write_jsonl(folder / "train.jsonl", _rows(recipe, spool, train, audit, progress)),
+                "eval": write_jsonl(folder / "eval.jsonl", _rows(recipe, spool, held, None, progress)),
+            }
+            progress.stage("hashing the inputs", "files")
+            inputs = {name: sha256(path) for name, path in files.items()}
+    finally:
+        spool.close()
+        tally.close()
+    left = sum(len(entry.units) for entry in entries if entry.fate is None) - len(train) - len(held)
+    got = {"train": Counter(entry.language for entry, _, _ in train), "eval": Counter(e.language for e, _, _ in held)}
+    found = report.build(
+        recipe, tally, {**rows, "quota": left}, got, wanted, duplicates, audit, _provenance(recipe, read, inputs)
+    )
+    report.write(found, folder)
+    return Prepared(
+        found, inputs, {recipe.data.sources[rank].id: commit for rank, (_, commit) in read.items() if commit}
+    )
+
+
+# -------------------------------------------------------------------------------------------------- row by row
+
+
+def _read(
+    recipe: Recipe, spool: Spool, tally: Tally, progress: Progress
+) -> tuple[list[Entry], Sketches, dict[int, tuple[str, str | None]]]:
+    """Every prompt that reached the duplicates, its sketch, and per source its layout and commit."""
+    data = recipe.data
+    benchmark = read_benchmark(recipe)
+    weights = tuple(data.score_weights.model_dump().items())
+    entries: list[Entry] = []
+    sketches = Sketches()
+    read: dict[int, tuple[str, str | None]] = {}
+    for rank, source in enumerate(data.sources):
+        progress.stage(f"reading {source.label}", "prompts")
+        commit = None
+        if sources.is_hub(source):
+            feed, commit = sources.hub_feed(recipe, rank)
+            feeds = [feed]
+        else:
+            feeds = [sources.file_feed(name, path) for name, path in sources.local_files(recipe, rank).items()]
+        layout = layout_of(recipe, rank, feeds)
+        if layout is None:
+            raise DpoError(f"{source.label} has no rows", where=recipe.where("data", "sources", rank, "id"))
+        read[rank] = layout, commit
+        context = filters.Context(
+            languages=frozenset(data.languages) if data.languages is not None else None,
+            thinking=recipe.model.thinking,
+            keep_refusals=source.keep_refusals,
+            benchmark=benchmark,
+            min_margin=data.pairs.min_margin,
+            min_chosen_score=data.pairs.min_chosen_score,
+            unpaired=data.format == "unpaired",
+        )
+        columns = Settings(weights, source.columns or {})
+        for item in candidate_sets(source, feeds, LAYOUTS[layout], columns, progress.tick):
+            progress.count += 1
+            tally.came[source.label] += 1
+            if isinstance(item, sources.Broken):
+                fate = ("schema", item.detail)
+                tally.drop(source.label, source.language or "und", fate, hash64(item.detail), lambda: "")
+                continue
+            entry = _judge(recipe, item, rank, context, spool, tally, sketches)
+            if entry is not None:
+                entries.append(entry)
+    return entries, sketches, read
+
+
+def _judge(
+    recipe: Recipe,
+    item: CandidateSet,
+    rank: int,
+    context: filters.Context,
+    spool: Spool,
+    tally: Tally,
+    sketches: Sketches,
+) -> Entry | None:
+    """One prompt through every filter that needs no other row; None where it is gone before the duplicates.
+
+    What comes after the duplicates is asked here already, for the row is at hand; a duplicate's fate then wins.
+    """
+    data = recipe.data
+    item.language = item.language or _language(item)
+    key = prompt_key(item.prompt)
+    hashed = hash64(key)
+    content = hash64(*((c.text, c.score) for c in item.candidates))
+    came = len(item.candidates)
+    fate = filters.screen(item, data.filters, context)
+    if fate is not None:
+        asked = item.prompt[-1]["content"]
+        tally.drop(item.source, item.language, fate, hashed, lambda: excerpt(asked))
+        return None
+    edits = Counter(garbled=came - len(item.candidates))
+    units: list[tuple[int, ...]] = []
+    fate = filters.clean(item, data.filters, context, edits)
+    if fate is None:
+        units = _units(recipe, item, hashed, lone=filters.least(item, context) == 1)
+        units, fate = filters.compare(item, units, data.filters, context)
+    if fate is not None:
+        item.candidates = []
+    sketches.add(key)
+    place = spool.add((key, item))
+    return Entry(item.source, rank, item.language, hashed, content, place, units, fate, edits)
+
+
+def _language(item: CandidateSet) -> str:
+    """What the question is written in; where it has no letters, the first answer that has."""
+    told = (language(text) for text in [item.prompt[-1]["content"], *(c.text for c in item.candidates)])
+    return next((one for one in told if one != "und"), "und")
+
+
+def _units(recipe: Recipe, item: CandidateSet, key: int, lone: bool) -> list[tuple[int, ...]]:
+    """What a row is made of, by `data.format`: two candidates, all of them in order, or one with a label of its own."""
+    if lone:
+        return [(index,) for index in range(len(item.candidates))]
+    if recipe.data.format == "ranked":
+        return [tuple(scoring.ranking(item))]
+    policy = recipe.data.pairs
+    if recipe.data.format == "unpaired" and policy.pick == "all":  # a middle answer would be both good and bad
+        policy = policy.model_copy(update={"pick": "best_worst"})
+    return list(scoring.pick(item, policy, recipe.seed, key))
+
+
+# ------------------------------------------------------------------------------------------------- across prompts
+
+
+def _compare_prompts(recipe: Recipe, entries: list[Entry], sketches: Sketches, spool: Spool) -> dict[str, int]:
+    """Settle duplicates and near-duplicates, give every entry its cluster, and count them for the report.
+
+    Of a cluster stays what would be kept, from the first source, of the lowest hash: the order of rows plays no part.
+    """
+
+    def preference(number: int) -> tuple[bool, int, int, int]:
+        entry = entries[number]
+        return entry.fate is not None, entry.rank, entry.hash, entry.content
+
+    options = recipe.data.filters
+    same: dict[int, list[int]] = defaultdict(list)
+    for number, entry in enumerate(entries):
+        same[entry.hash].append(number)
+    hashes = sorted(same)
+    firsts = [min(same[value], key=preference) for value in hashes]
+    similarity = options.near_duplicate.similarity if options.near_duplicate else NearDuplicate().similarity
+    # Clusters are found even where they stay in: both halves of one must not end up on two sides of the split.
+    found = clusters(sketches.keys()[firsts], hashes, lambda one: spool.get(entries[firsts[one]].place)[0], similarity)
+    members: dict[int, list[int]] = defaultdict(list)
+    for number, leader in enumerate(found):
+        members[leader].append(number)
+    stats = Counter[str]()
+    for leader, numbers in members.items():
+        best = min(numbers, key=lambda number: preference(firsts[number]))
+        everyone = [entries[one] for number in numbers for one in same[hashes[number]]]
+        stats["cross_source"] += len({entry.source for entry in everyone}) > 1
+        stats["largest_cluster"] = max(stats["largest_cluster"], len(everyone))
+        for number in numbers:
+            for one in same[hashes[number]]:
+                entry = entries[one]
+                entry.cluster = hashes[leader]
+                if one != firsts[number]:
+                    stats["exact"] += 1
+                    if options.duplicate:
+                        entry.fate = ("duplicate", f"same prompt as {_name(entries[firsts[number]])}")
+                        continue
+                if number != best:
+                    stats["near"] += one == firsts[number]
+                    if options.near_duplicate:
+                        entry.fate = ("near_duplicate", f"near {_name(entries[firsts[best]])}")
+    return {name: stats[name] for name in ("exact", "near", "cross_source", "largest_cluster")}
+
+
+def _name(entry: Entry) -> str:
+    """The id of a prompt's first row, by which another row may refer to it."""
+    return f"{row_id(entry.source, entry.hash)} of {entry.source}"
+
+
+TOKEN_BATCH = 64  # prompts counted together
+
+
+def _count_tokens(recipe: Recipe, entries: list[Entry], spool: Spool, progress: Progress) -> None:
+    """Drop what is too long for the model, or too unequal in length. The slowest filter, so only on what is left."""
+    options = recipe.data.filters
+    alive = [entry for entry in entries if entry.fate is None]
+    if not (options.too_long or options.length_ratio) or not alive:
+        return
+    tokenizer = models.load_tokenizer(recipe)
+    kwargs = models.chat_template_kwargs(recipe)
+    progress.stage("counting tokens", "prompts")
+    for start in range(0, len(alive), TOKEN_BATCH):
+        batch = alive[start : start + TOKEN_BATCH]
+        needed = [sorted({index for unit in entry.units for index in unit}) for entry in batch]
+        items = [(spool.get(entry.place)[1], indexes) for entry, indexes in zip(batch, needed, strict=True)]
+        for entry, sizes in zip(batch, tokens.lengths(tokenizer, kwargs, items), strict=True):
+            entry.tokens = sizes
+            entry.units, entry.fate = filters.fit(entry.units, *sizes, recipe.model.max_length, options)
+        progress.count += len(batch)
+        progress.tick(progress.count / len(alive))
+
+
+def _settle(recipe: Recipe, entries: list[Entry], spool: Spool, tally: Tally) -> None:
+    """Book every entry as kept or dropped, and assert that nothing got lost.
+
+    Raises:
+        DpoError: nothing is left.
+    """
+
+    def asked(entry: Entry) -> str:
+        return excerpt(spool.get(entry.place)[1].prompt[-1]["content"])
+
+    def example(entry: Entry) -> dict[str, Any]:
+        return kept_example(spool.get(entry.place)[1], entry.units[0])
+
+    for entry in entries:
+        if entry.fate is None or entry.fate[0] not in ("duplicate", "near_duplicate"):
+            tally.edits.update({(entry.source, kind): count for kind, count in entry.edits.items() if count})
+        if entry.fate is None:
+            tally.keep(entry.source, entry.language, entry.hash, lambda entry=entry: example(entry))  # type: ignore[misc]
+        else:
+            tally.drop(entry.source, entry.language, entry.fate, entry.hash, lambda entry=entry: asked(entry))  # type: ignore[misc]
+    tally.check()
+    if not tally.kept:
+        reasons = tally.reasons()
+        biggest = ", ".join(f"{count:,} {reason}" for reason, count in list(reasons.items())[:4])
+        raise DpoError(
+            f"nothing is left of {tally.came.total():,} prompts: {biggest}",
+            where=recipe.where("data", "sources"),
+            hint=report.HINTS.get(next(iter(reasons)), "data.keep_dropped: true writes every drop with its reason"),
+        )
+
+
+def _choose(recipe: Recipe, entries: list[Entry]) -> tuple[list[Chosen], list[Chosen], dict[str, int]]:
+    """The rows to train on, the held-out rows, and how many of each language were wanted for training."""
+    data = recipe.data
+    rows: list[Chosen] = []
+    used: set[str] = set()
+    alive = [entry for entry in entries if entry.fate is None]
+    for entry in sorted(alive, key=lambda entry: (entry.rank, entry.hash, entry.content)):
+        for unit in entry.units:
+            name = row_id(entry.source, entry.hash, unit if data.pairs.pick == "all" else ())
+            while name in used:  # the same prompt twice, where duplicates may stay
+                name = row_id(name, entry.content)
+            used.add(name)
+            rows.append((entry, unit, name))
+    held, free = [], []
+    for place, (entry, _, name) in enumerate(rows):
+        if split.held_out(entry.cluster, data.eval_fraction):
+            held.append(split.Choice(place, entry.cluster, entry.language, entry.source))
+        else:
+            free.append(split.Choice(place, hash64(recipe.seed, name), entry.language, entry.source))
+    quotas = {source.label: source.quota for source in data.sources if source.quota is not None}
+    train, wanted = split.mix(free, data.total, data.languages, quotas)
+    kept = split.hold(held, data.eval_size, data.languages)
+    return [rows[choice.place] for choice in train], [rows[choice.place] for choice in kept], wanted
+
+
+# --------------------------------------------------------------------------------------------------------- writing
+
+
+def _rows(
+    recipe: Recipe, spool: Spool, chosen: list[Chosen], audit: Audit | None, progress: Progress
+) -> Iterator[dict[str, Any]]:
+    """The rows of a file in `data.format`."""
+    write = FORMATS[recipe.data.format]
+    kwargs = models.chat_template_kwargs(recipe)
+    for number, (entry, unit, name) in enumerate(chosen):
+        item = spool.get(entry.place)[1]
+        if audit is not None and len(unit) > 1:
+            audit.add(item, unit[0], unit[-1], entry)
+        yield from write(item, unit, name, kwargs)
+        progress.count += 1
+        progress.tick(number / len(chosen))
+
+
+def _provenance(recipe: Recipe, read: dict[int, tuple[str, str | None]], inputs: dict[str, str]) -> dict[str, Any]:
+    """Where the data come from, and with what they were made."""
+    from importlib.metadata import version
+
+    import dpo_cli
+
+    return {
+        "dpo_cli": dpo_cli.__version__,
+        "datasets": version("datasets"),
+        "seed": recipe.seed,
+        "model": recipe.model.id,
+        "sources": {
+            recipe.data.sources[rank].label: {"id": recipe.data.sources[rank].id, "layout": layout, "revision": commit}
+            for rank, (layout, commit) in read.items()
+        },
+        "inputs": inputs,
+    }

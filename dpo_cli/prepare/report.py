@@ -1,0 +1,277 @@
+"""The report of `prepare`: report.json for programs, report.md and the terminal's funnel for people, same numbers."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpo_cli.prepare.audit import MODEL, SHORTCUTS, Audit, warnings
+from dpo_cli.prepare.filters import REASONS
+from dpo_cli.prepare.tally import Tally
+from dpo_cli.recipe import Recipe
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.text import Text
+
+# What to look at where a reason took everything.
+HINTS = {
+    "schema": "is layout: right? data.keep_dropped: true writes every row with what is wrong with it",
+    "contaminated": "check data.contamination and data.filters.contaminated",
+    "language": "data.languages names the languages that may stay; a source's language: says what it is in",
+    "single_response": "this source has one answer per prompt; pairs need two",
+    "template": "for safety data set keep_refusals: true on the source",
+    "margin": "lower data.pairs.min_margin",
+    "low_chosen": "lower data.pairs.min_chosen_score",
+    "too_long": "raise model.max_length, or data.filters.too_long",
+    "length_ratio": "raise data.filters.length_ratio",
+}
+
+
+def build(
+    recipe: Recipe,
+    tally: Tally,
+    rows: dict[str, int],
+    got: dict[str, Counter[str]],
+    wanted: dict[str, int],
+    duplicates: dict[str, int],
+    audit: Audit,
+    provenance: dict[str, Any],
+) -> dict[str, Any]:
+    """What stands in report.json.
+
+    Args:
+        rows: how many were written as `train` and `eval`, and how many are left over the mix (`quota`).
+        got: rows by language in train and eval.
+        wanted: training rows per language that the mix asked for; empty without shares.
+        audit: of the training pairs.
+    """
+    shortcuts = audit.shortcuts()
+    languages: dict[str, dict[str, Any]] = {}
+    for name in sorted({*wanted, *(key[1] for key in [*tally.kept, *tally.dropped])}):
+        languages[name] = {
+            "wanted": wanted.get(name), "got": got["train"][name], "eval": got["eval"][name],
+            "kept": sum(count for (_, language), count in tally.kept.items() if language == name),
+            "dropped": tally.reasons(language=name),
+        }  # fmt: skip
+    short = [_shortfall(name, one) for name, one in languages.items() if (one["wanted"] or 0) > one["got"]]
+    empty = (
+        [] if rows["eval"] else ["no pair was held out: eval.jsonl is empty; more data or a larger data.eval_fraction"]
+    )
+    return {
+        "sources": {source.label: _source(tally, source.label) for source in recipe.data.sources},
+        "pairs": rows,
+        "languages": languages,
+        "margin": audit.margins(),
+        "length": audit.lengths(),
+        "tokens": audit.token_counts(),
+        "duplicates": duplicates,
+        "shortcuts": shortcuts,
+        "warnings": [*short, *empty, *warnings(shortcuts)],
+        "examples": _examples(tally),
+        "provenance": provenance,
+    }
+
+
+def _source(tally: Tally, source: str) -> dict[str, Any]:
+    kept = {language: count for (name, language), count in sorted(tally.kept.items()) if name == source}
+    changes = {kind: count for (name, kind), count in sorted(tally.edits.items()) if name == source}
+    spoken = sorted({*kept, *(language for name, language, _ in tally.dropped if name == source)})
+    return {
+        "in": tally.came[source],
+        "kept": sum(kept.values()),
+        "dropped": tally.reasons(source),
+        "edits": {kind: count for kind, count in changes.items() if kind not in REASONS},
+        "answers_dropped": {kind: count for kind, count in changes.items() if kind in REASONS},
+        "languages": {one: {"kept": kept.get(one, 0), "dropped": tally.reasons(source, one)} for one in spoken},
+    }
+
+
+def _shortfall(language: str, figures: dict[str, Any]) -> str:
+    """ "zh: 2,250 pairs wanted, 1,984 got: …", with the drops that cost most."""
+    causes = [f"{count:,} {reason}" for reason, count in list(figures["dropped"].items())[:4]]
+    held = [f"{figures['eval']:,} held out"] if figures["eval"] else []
+    lost = f"; lost were {', '.join([*causes, *held])}" if causes or held else "; the sources hold no more"
+    return f"{language}: {figures['wanted']:,} training pairs wanted, {figures['got']:,} got{lost}"
+
+
+def _examples(tally: Tally) -> dict[str, Any]:
+    """{"kept": {source: [...]}, "dropped": {reason: [{source, prompt, detail}, ...]}}, two per source and reason."""
+    found: dict[str, Any] = {"kept": {}, "dropped": {}}
+    for (source, reason), several in sorted(tally.examples.items()):
+        rows = [row for _, row in several]
+        if reason == "kept":
+            found["kept"][source] = rows
+        else:
+            found["dropped"].setdefault(reason, []).extend({"source": source, **row} for row in rows)
+    return found
+
+
+def write(report: dict[str, Any], folder: Path) -> None:
+    """Write report.json and report.md."""
+    text = json.dumps(report, ensure_ascii=False, indent=2)
+    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
+
+
+# -------------------------------------------------------------------------------------------------------- in words
+
+
+def _funnel(report: dict[str, Any], most: int) -> tuple[list[str], list[list[str]]]:
+    """The funnel as heads and rows: a column a source (none where they are more than `most`), and one for all."""
+    sources: dict[str, Any] = report["sources"]
+    names = list(sources) if 1 < len(sources) <= most else []
+    reasons = sorted({reason for one in sources.values() for reason in one["dropped"]}, key=REASONS.index)
+
+    def row(what: str, counts: dict[str, int], sign: str = "") -> list[str]:
+        cells = [*(counts[name] for name in names), sum(counts.values())]
+        return [what, *(f"{sign}{count:,}" if count else "·" for count in cells)]
+
+    rows = [row("prompts in", {name: one["in"] for name, one in sources.items()})]
+    for reason in reasons:
+        rows.append(row(reason, {name: one["dropped"].get(reason, 0) for name, one in sources.items()}, "-"))
+    rows.append(row("kept", {name: one["kept"] for name, one in sources.items()}))
+    return [*names, "all" if len(sources) > 1 else next(iter(sources))], rows
+
+
+def _facts(report: dict[str, Any]) -> dict[str, str]:
+    """What the funnel led to, as name -> sentence."""
+    pairs, twins, longer = report["pairs"], report["duplicates"], report["length"]["longer_wins"]
+
+    def summed(key: str) -> str:
+        counts = Counter[str]()
+        for one in report["sources"].values():
+            counts.update(one[key])
+        return ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items())) or "none"
+
+    spoken = [
+        f"{name} {one['got']:,}" + (f" of {one['wanted']:,}" if one["wanted"] is not None else "")
+        for name, one in report["languages"].items()
+        if one["got"] or one["wanted"]
+    ]
+    layouts = [f"{name} {one['layout']}" for name, one in report["provenance"]["sources"].items()]
+    return {
+        "layouts": ", ".join(layouts),
+        "pairs": f"{pairs['train']:,} to train on, {pairs['eval']:,} held out, {pairs['quota']:,} over the mix",
+        "languages": ", ".join(spoken),
+        "edits": summed("edits"),
+        "answers dropped": summed("answers_dropped"),
+        "duplicates": f"{twins['exact']:,} exact, {twins['near']:,} near, {twins['cross_source']:,} across sources; "
+        f"the largest cluster has {twins['largest_cluster']:,}",
+        "longer wins": f"{_percent(longer)}: what any accuracy has to beat",
+    }
+
+
+def _percent(figure: dict[str, Any]) -> str:
+    if figure["value"] is None:
+        return "-"
+    return f"{figure['value']:.1%} ({figure['low']:.1%} to {figure['high']:.1%})"
+
+
+WIDTH, BAR = 80, 10  # of the terminal that the funnel is made for, and of its bars
+
+
+def funnel_table(report: dict[str, Any], examples: bool = False) -> Group:
+    """The funnel and what it led to, for a terminal of 80 columns; with `examples`, kept and dropped ones as well."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    heads, rows = _funnel(report, most=3)
+    wide = (WIDTH - 16 - BAR - 2 * len(heads)) // len(heads) - 1
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for head in heads:
+        table.add_column(head if len(head) <= wide else "…" + head[1 - wide :], justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    came = sum(one["in"] for one in report["sources"].values())
+    for what, *cells in rows:
+        ends = what in ("prompts in", "kept")
+        count = int(cells[-1].strip("-·").replace(",", "") or 0)
+        bar = Text("█" * max(round(BAR * count / max(came, 1)), 1), style="green" if ends else "red")
+        table.add_row(*(Text(cell, style="bold" if ends else "") for cell in (what, *cells)), bar)
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column()
+    for name, said in _facts(report).items():
+        facts.add_row(name, said)
+    warned = [Text(f"! {warning}", style="yellow") for warning in report["warnings"]]
+    return Group(table, Text(), facts, *warned, *(_example_texts(report) if examples else []))
+
+
+def _example_texts(report: dict[str, Any]) -> list[Text]:
+    from rich.text import Text
+
+    shown = []
+    for source, rows in report["examples"]["kept"].items():
+        for row in rows:
+            better, worse = (f"  + {row['chosen']}\n", "green"), (f"  - {row['rejected']}", "red")
+            shown.append(Text.assemble((f"\nkept  {source}\n", "bold green"), f"  {row['prompt']}\n", better, worse))
+    for reason, rows in report["examples"]["dropped"].items():
+        for row in rows:
+            head = (f"\n{reason}  {row['source']}: {row['detail']}\n", "bold red")
+            shown.append(Text.assemble(head, f"  {row['prompt']}"))
+    return shown
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """report.md."""
+
+    def table(heads: list[str], rows: list[list[str]]) -> str:
+        lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def quoted(text: str) -> str:
+        return text.replace("|", "\\|").replace("<", "&lt;")
+
+    heads, rows = _funnel(report, most=100)
+    numbers = {
+        "margin": report["margin"],
+        "characters, chosen": report["length"]["chosen"],
+        "characters, rejected": report["length"]["rejected"],
+        "longer / shorter answer": report["length"]["ratio"],
+        **{f"tokens, {name.replace('_', ' + ')}": one for name, one in (report["tokens"] or {}).items()},
+    }
+    keys = ("mean", "p5", "p50", "p95", "max")
+    bets = [
+        [SHORTCUTS[name][0] if name in SHORTCUTS else MODEL, _percent(one), f"{one['differs']:,}"]
+        for name, one in report["shortcuts"].items()
+    ]
+    kept = [
+        f"- {source}: {quoted(one['prompt'])}\n"
+        f"  - chosen: {quoted(one['chosen'])}\n"
+        f"  - rejected: {quoted(one['rejected'])}"
+        for source, several in report["examples"]["kept"].items()
+        for one in several
+    ]
+    dropped = [
+        f"- **{reason}**, {one['source']}, {quoted(one['detail'])}: {quoted(one['prompt'])}"
+        for reason, several in report["examples"]["dropped"].items()
+        for one in several
+    ]
+    within = ", ".join(f"{limit}x {count:,}" for limit, count in report["length"]["within_ratio"].items())
+    parts = [
+        "# Data report",
+        *(f"> {warning}" for warning in report["warnings"]),
+        "## Funnel",
+        table(["prompts", *heads], rows),
+        "\n".join(f"- {name}: {said}" for name, said in _facts(report).items()),
+        "## Shortcuts",
+        "How often each, all by itself, picks the chosen answer, with a 95 % interval; a draw counts half.",
+        table(["bet on", "right", "pairs where answers differ"], bets),
+        "## Numbers",
+        table(
+            ["of the training pairs", *keys],
+            [[n, *(f"{one[k]:,g}" for k in keys)] for n, one in numbers.items() if one],
+        ),
+        f"Pairs whose longer answer is at most so many times the shorter one: {within}.",
+        "## Kept, for example",
+        "\n".join(kept),
+        "## Dropped, for example",
+        "\n".join(dropped) or "nothing",
+        "## Where it comes from",
+        f"```json\n{json.dumps(report['provenance'], ensure_ascii=False, indent=2)}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"

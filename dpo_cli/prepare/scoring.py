@@ -1,0 +1,111 @@
+"""From ratings to one score in 0..1 per answer, and from scored answers to the pairs that are compared."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from dpo_cli.prepare.text import hash64
+from dpo_cli.recipe import METRICS, PairPolicy
+from dpo_cli.records import CandidateSet
+
+# (rating name, metric it feeds, lowest, highest value) of a data set. Scales are declared, for guessing them from a
+# value would turn a 1 on a scale of 1..5 into the best score there is.
+Scales = tuple[tuple[str, str, float, float], ...]
+Weights = tuple[tuple[str, float], ...]
+ULTRAFEEDBACK: Scales = (
+    ("helpfulness", "helpfulness", 1, 5),
+    ("honesty", "correctness", 1, 5),
+    ("truthfulness", "correctness", 1, 5),
+    ("instruction_following", "coherence", 1, 5),  # the nearest of the five: an answer to the point
+)
+HELPSTEER2: Scales = tuple((metric, metric, 0, 4) for metric in METRICS)
+OVERALL_1_TO_10, MEAN_1_TO_5, UNIT = (1, 10), (1, 5), (0, 1)
+
+DECIMALS = 6  # scores equal but for the order of a sum are equal
+
+
+def rating(value: Any, low: float, high: float) -> float | None:
+    """`(value - low) / (high - low)`; None where it is missing, N/A or off the scale (0 would be a verdict).
+
+    A list (HelpSteer2's raw annotations) counts as its mean.
+    """
+    if isinstance(value, list):
+        several = [rating(one, low, high) for one in value]
+        known = [one for one in several if one is not None]
+        return sum(known) / len(known) if known and len(known) == len(several) else None
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return (value - low) / (high - low) if low <= value <= high else None
+
+
+def score(ratings: Mapping[str, Any], scales: Scales, weights: Weights) -> float | None:
+    """The weighted mean of the metrics that an answer has, in 0..1.
+
+    A metric is the mean of the ratings that feed it; weights are renormalised over the metrics present. None where
+    neither correctness nor helpfulness is known, or nothing known weighs anything.
+    """
+    values = [ratings.get(scale[0]) for scale in scales]
+    if all(type(value) is str for value in values):  # as in UltraFeedback, where few combinations make up all rows
+        return _score_of_texts(tuple(values), scales, weights)
+    return _score(values, scales, weights)
+
+
+def _score(values: Sequence[Any], scales: Scales, weights: Weights) -> float | None:
+    known: dict[str, list[float]] = defaultdict(list)
+    for value, (_, metric, low, high) in zip(values, scales, strict=True):
+        unit = rating(value, low, high)
+        if unit is not None:
+            known[metric].append(unit)
+    if "correctness" not in known and "helpfulness" not in known:
+        return None
+    present = [(weight, known[metric]) for metric, weight in weights if metric in known]
+    weight = sum(weight for weight, _ in present)
+    if not weight:
+        return None
+    return round(sum(weight * sum(units) / len(units) for weight, units in present) / weight, DECIMALS)
+
+
+_score_of_texts = lru_cache(maxsize=4096)(_score)
+
+
+def ranking(item: CandidateSet) -> list[int]:
+    """The candidates, best first: as the source ranks them, else by score, then the shorter text, then the text.
+
+    Of equals the shorter one stands first, so ties never favour length, neither at the top nor at the bottom.
+    """
+    if item.ranked:
+        return list(range(len(item.candidates)))
+
+    def place(index: int) -> tuple[float, int, str, int]:
+        candidate = item.candidates[index]
+        return -(candidate.score or 0.0), len(candidate.text), candidate.text, index
+
+    return sorted(range(len(item.candidates)), key=place)
+
+
+def margin(item: CandidateSet, chosen: int, rejected: int) -> float | None:
+    """Score difference in 0..1, None where the source has no scores."""
+    high, low = item.candidates[chosen].score, item.candidates[rejected].score
+    return None if high is None or low is None else round(high - low, DECIMALS)
+
+
+def pick(item: CandidateSet, policy: PairPolicy, seed: int, key: int) -> list[tuple[int, int]]:
+    """Which candidates meet, as (chosen, rejected) indexes; two candidates or more.
+
+    `best_random` draws among those scored below the best, by a hash of `seed`, the prompt's `key` and the text.
+    """
+    order = ranking(item)
+    if policy.pick == "all":
+        return [(better, worse) for place, better in enumerate(order) for worse in order[place + 1 :]]
+    if policy.pick == "best_random":
+        lower = [other for other in order[1:] if margin(item, order[0], other) != 0] or order[1:]
+        return [(order[0], min(lower, key=lambda other: (hash64(seed, key, item.candidates[other].text), other)))]
+    return [(order[0], order[-1])]

@@ -1,0 +1,33 @@
+"""Candidate sets put aside on disk between reading and writing, so that memory holds only a line about each."""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+from dpo_cli.records import CandidateSet
+
+
+class Spool:
+    """A file that is gone when closed, or when the process ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._end = 0
+
+    def add(self, record: tuple[str, CandidateSet]) -> int:
+        """Put a prompt's key and candidate set aside, and return where they stand."""
+        data = pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL)
+        place, self._end = self._end, self._end + len(data)
+        self._file.write(data)
+        return place
+
+    def get(self, place: int) -> tuple[str, CandidateSet]:
+        self._file.seek(place)
+        record: tuple[str, CandidateSet] = pickle.load(self._file)
+        return record
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,118 @@
+"""The books of `prepare`: what came in, where each prompt went and why, and a few examples of each."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from dpo_cli.prepare.text import hash64
+from dpo_cli.records import CandidateSet
+
+KEPT_EXAMPLES, DROPPED_EXAMPLES = 3, 2  # per source; per source and reason
+EXCERPT = 200  # characters
+
+
+@dataclass(slots=True)
+class Entry:
+    """What memory keeps of a prompt that reached the duplicates: hashes, its fate so far, where the rest is put aside.
+
+    `units` are the candidates written as one row each: (chosen, rejected), or a whole ranking, best first. `fate` is
+    the reason it is dropped for and a detail; `edits` counts cuts by name and dropped answers by reason. `rank` is its
+    source's place in the recipe, `cluster` the lowest hash among its near-duplicates. `tokens` are those of the prompt,
+    and of prompt + answer by candidate.
+    """
+
+    source: str
+    rank: int
+    language: str
+    hash: int
+    content: int
+    place: int
+    units: list[tuple[int, ...]]
+    fate: tuple[str, str] | None
+    edits: Counter[str]
+    cluster: int = 0
+    tokens: tuple[int, dict[int, int]] | None = None
+
+
+@dataclass
+class Tally:
+    """Counts by source and language. Every prompt that came is kept, or dropped once: `check` asserts it."""
+
+    dropped_file: Path | None = None
+    came: Counter[str] = field(default_factory=Counter)
+    kept: Counter[tuple[str, str]] = field(default_factory=Counter)
+    dropped: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    edits: Counter[tuple[str, str]] = field(default_factory=Counter)
+    examples: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = field(default_factory=dict)
+    _file: TextIO | None = None
+
+    def __post_init__(self) -> None:
+        if self.dropped_file is not None:
+            self._file = self.dropped_file.open("w", encoding="utf-8", newline="\n")
+
+    def drop(self, source: str, language: str, fate: tuple[str, str], order: int, prompt: Callable[[], str]) -> None:
+        """A prompt goes, for `fate`'s reason; `order` is a hash that picks examples whatever the order of rows."""
+        reason, detail = fate
+        self.dropped[source, language, reason] += 1
+        if self._file is not None:
+            name = None if reason == "schema" else row_id(source, order)
+            told = {"language": language, "reason": reason, "detail": detail, "prompt": prompt()}
+            row = {"id": name, "source": source, **told}
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._example((source, reason), order, DROPPED_EXAMPLES, lambda: {"prompt": prompt(), "detail": detail})
+
+    def keep(self, source: str, language: str, order: int, example: Callable[[], dict[str, Any]]) -> None:
+        self.kept[source, language] += 1
+        self._example((source, "kept"), order, KEPT_EXAMPLES, example)
+
+    def _example(self, key: tuple[str, str], order: int, most: int, make: Callable[[], dict[str, Any]]) -> None:
+        known = self.examples.setdefault(key, [])
+        if len(known) < most or order < known[-1][0]:
+            known.append((order, make()))
+            known.sort(key=lambda one: one[0])
+            del known[most:]
+
+    def check(self) -> None:
+        """Assert that for every source in = kept + dropped."""
+        for source, came in self.came.items():
+            kept = sum(count for (name, _), count in self.kept.items() if name == source)
+            dropped = sum(count for (name, _, _), count in self.dropped.items() if name == source)
+            if came != kept + dropped:
+                raise AssertionError(f"{source}: {came} came in, but {kept} were kept and {dropped} dropped")
+
+    def reasons(self, source: str | None = None, language: str | None = None) -> dict[str, int]:
+        """Drops by reason, the most frequent first; of one source or language where one is given."""
+        found: Counter[str] = Counter()
+        for (name, tongue, reason), count in self.dropped.items():
+            if source in (None, name) and language in (None, tongue):
+                found[reason] += count
+        return dict(sorted(found.items(), key=lambda one: (-one[1], one[0])))
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def row_id(source: str, prompt_hash: int, unit: tuple[int, ...] = ()) -> str:
+    """The id of a prompt's row; `unit` where several rows are made of one prompt."""
+    return f"{hash64(source, prompt_hash, *unit):016x}"
+
+
+def excerpt(text: str) -> str:
+    """The first 200 characters on one line."""
+    flat = " ".join(text[: 2 * EXCERPT].split())
+    return flat if len(flat) <= EXCERPT else flat[: EXCERPT - 1] + "…"
+
+
+def kept_example(item: CandidateSet, unit: tuple[int, ...]) -> dict[str, Any]:
+    """A pair to look at: excerpts and scores."""
+    best, worst = item.candidates[unit[0]], item.candidates[unit[-1]]
+    return {
+        "prompt": excerpt(item.prompt[-1]["content"]), "chosen": excerpt(best.text), "rejected": excerpt(worst.text),
+        "score_chosen": best.score, "score_rejected": worst.score,
+    }  # fmt: skip

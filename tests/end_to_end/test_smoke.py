@@ -1,0 +1,157 @@
+"""The promise, on the four real commands: it learns, it says so with an interval, and the export is that model."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+STAGES = ("prepare", "train", "eval", "export")
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_held_out_reward_accuracy_rises_to_nine_tenths_in_both_languages(smoke: Any) -> None:
+    metrics = read(smoke.folder / "eval" / "metrics.json")
+    accuracy = metrics["pairs"]["reward_accuracy"]
+    assert accuracy["n"] >= 100
+    assert accuracy["value"] >= 0.9
+    assert accuracy["low"] > metrics["pairs"]["longer_wins"]["high"], "length alone must not explain it"
+    for language in ("en", "zh"):
+        assert metrics["languages"][language]["pairs"]["reward_accuracy"]["value"] >= 0.8
+    assert metrics["verdict"].startswith("It learned the preference")
+
+
+def test_an_untrained_adapter_stands_at_one_half(smoke: Any) -> None:
+    """Ties count ½: TRL itself would print 0.0 here."""
+    from dpo_cli import models, recipe
+    from dpo_cli.evaluate.score import pair_metrics, score_pairs
+    from dpo_cli.records import read_pairs
+
+    loaded = recipe.load(SMOKE)
+    model, tokenizer = models.load_for_training(loaded, models.Backend("hf", "test"))
+    pairs = read_pairs(smoke.folder / "data" / "eval.jsonl")[:20]
+    scored = score_pairs(model.eval(), tokenizer, pairs, loaded.model.max_length, batch_size=4)
+    figures = pair_metrics(scored, beta=0.1, seed=0)
+    assert figures["reward_accuracy"]["value"] == 0.5
+    assert figures["margin"]["value"] == 0.0
+
+
+def test_shuffled_labels_teach_nothing(tmp_path: Path, command: Any) -> None:
+    """The control experiment: were the answer leaking from anywhere, accuracy would rise here too."""
+    from dpo_cli.smoke.data import write_source
+
+    lines = []
+    for name, layout, language in (
+        ("style-helpsteer2", "helpsteer2", "en"),
+        ("style-ultrafeedback-en", "ultrafeedback", "en"),
+        ("style-ultrafeedback-zh", "ultrafeedback_zh", "zh"),
+    ):
+        write_source(name, tmp_path / f"{name}.jsonl", shuffle_labels=True)
+        lines.append(f"    - {{id: {name}.jsonl, layout: {layout}, language: {language}}}")
+    recipe = tmp_path / "shuffled.yaml"
+    recipe.write_text(f"extends: {SMOKE}\ndata:\n  sources:\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    for stage in ("train", "eval", "export"):
+        command(stage, recipe, "--runs-dir", tmp_path / "runs")
+    metrics = read(tmp_path / "runs" / "shuffled" / "eval" / "metrics.json")
+    assert metrics["pairs"]["reward_accuracy"]["n"] >= 100
+    assert 0.3 <= metrics["pairs"]["reward_accuracy"]["value"] <= 0.7
+    assert not metrics["verdict"].startswith("It learned the preference")
+
+
+def test_every_file_of_the_contract_is_there(smoke: Any) -> None:
+    for name in (
+        "recipe.yaml", "manifest.json", "data/train.jsonl", "data/eval.jsonl", "data/report.json", "data/report.md",
+        "train/adapter/adapter_model.safetensors", "train/log.jsonl", "train/metrics.json", "eval/pairs.jsonl",
+        "eval/metrics.json", "eval/report.md", "eval/report.html", "export/adapter/adapter_config.json",
+        "export/merged/config.json", "export/verify.json",
+    ):  # fmt: skip
+        assert (smoke.folder / name).stat().st_size > 0, name
+    leftovers = [path.name for path in smoke.folder.iterdir() if path.name.startswith(".") and path.name != ".lock"]
+    assert not leftovers
+    stages = read(smoke.folder / "manifest.json")["stages"]
+    assert [stages[stage]["status"] for stage in STAGES] == ["complete"] * 4
+
+
+def test_training_metrics_are_those_of_the_log(smoke: Any) -> None:
+    rows = [json.loads(line) for line in (smoke.folder / "train" / "log.jsonl").read_text().splitlines()]
+    metrics = read(smoke.folder / "train" / "metrics.json")
+    assert metrics["final"] == rows[-1]
+    assert metrics["steps"] == rows[-1]["step"] == 48
+    assert metrics["resumed_from"] is None
+    assert metrics["pairs_per_second"] > 0 and metrics["tokens_per_second"] > 0 and metrics["peak_memory_bytes"] > 1e8
+
+
+def test_the_adapter_holds_the_policy_and_no_copy_of_the_reference(smoke: Any) -> None:
+    """TRL's frozen `ref` adapter would be saved beside the policy, and a resume would load it in its stead."""
+    assert not [path for path in (smoke.folder / "train").rglob("ref") if path.is_dir()]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_finished_stage_says_there_is_nothing_to_do(smoke: Any, command: Any, stage: str) -> None:
+    before = (smoke.folder / "manifest.json").read_bytes()
+    assert f"{stage}: nothing has changed, nothing to do" in command(stage, SMOKE, "--runs-dir", smoke.runs).stdout
+    assert (smoke.folder / "manifest.json").read_bytes() == before
+
+
+def test_a_copied_run_is_still_whole(smoke: Any, command: Any, tmp_path: Path) -> None:
+    shutil.copytree(smoke.folder, tmp_path / "elsewhere" / "smoke")
+    assert "nothing to do" in command("eval", SMOKE, "--runs-dir", tmp_path / "elsewhere").stdout
+
+
+def test_a_changed_recipe_makes_eval_name_the_change_and_the_command(smoke: Any, command: Any) -> None:
+    done = command("eval", SMOKE, "--runs-dir", smoke.runs, "--set", "train.beta=0.2", ok=False)
+    assert done.returncode == 1
+    assert "train.beta is 0.2, was 0.1" in done.stderr
+    assert "dpo-cli train" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_merged_model_loads_without_peft_and_speaks_the_template(smoke: Any) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = smoke.folder / "export" / "merged"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "请介绍多肉浇水。"}],
+        add_generation_prompt=True,
+        tokenize=False,
+        enable_thinking=False,
+    )
+    assert "请介绍多肉浇水。" in text and text.endswith("<think>\n\n</think>\n\n")
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    assert model.generate(ids, max_new_tokens=5, do_sample=False).shape[1] > ids.shape[1]
+
+
+def test_the_exported_adapter_names_a_base_that_loads(smoke: Any) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    config = read(smoke.folder / "export" / "adapter" / "adapter_config.json")
+    assert Path(config["base_model_name_or_path"]).is_absolute()
+    AutoPeftModelForCausalLM.from_pretrained(smoke.folder / "export" / "adapter")
+
+
+def test_the_report_stands_alone(smoke: Any) -> None:
+    page = (smoke.folder / "eval" / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert not re.findall(r"""(?:src|href)\s*=|url\(|@import""", page), "nothing may be fetched"
+    assert read(smoke.folder / "eval" / "metrics.json")["verdict"] in page
+    assert page.count("<svg") == 4
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_what_is_printed_fits_80_columns_and_is_in_plain_words(smoke: Any) -> None:
+    for stage, done in smoke.printed.items():
+        assert done.stderr == "", stage
+        for line in done.stdout.replace(str(smoke.runs), "runs").splitlines():
+            assert len(line) <= 80, (stage, line)
+    assert "report: " in smoke.printed["eval"].stdout

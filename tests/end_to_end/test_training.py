@@ -1,0 +1,131 @@
+"""What only shows in a real training run: a kill and a resume, TRL's own figures, 4-bit weights, real text."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+SMOKE = REPOSITORY / "recipes" / "smoke.yaml"
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "train" / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_killed_run_goes_on_to_the_same_losses_and_the_same_adapter(smoke: Any, tmp_path: Path, command: Any) -> None:
+    arguments = [str(SMOKE), "--runs-dir", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dpo_cli", "train", *arguments], stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step 35/48" in line:  # checkpoint-25 is whole by then, and steps 26 to 35 are logged
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    # What a kill in the middle of writing a checkpoint leaves: newer, and without its last file.
+    (tmp_path / "smoke" / "train" / "checkpoints" / "checkpoint-40").mkdir()
+
+    assert "resumed from step 25" in command("train", *arguments).stdout
+    keep = ("step", "loss", "rewards/margins", "logps/chosen", "learning_rate")
+    resumed, whole = (
+        [{key: row[key] for key in keep} for row in rows(run)] for run in (tmp_path / "smoke", smoke.folder)
+    )
+    assert resumed == whole
+    adapters = [run / "train" / "adapter" / "adapter_model.safetensors" for run in (tmp_path / "smoke", smoke.folder)]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+def test_a_cut_short_run_of_another_recipe_is_not_resumed(tmp_path: Path, command: Any) -> None:
+    arguments = [
+        str(SMOKE),
+        "--runs-dir",
+        str(tmp_path),
+        "--set",
+        "train.save_steps=2",
+        "--set",
+        "train.logging_steps=1",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dpo_cli", "train", *arguments], stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step  4/48" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    process.stdout.read()
+    assert process.wait() == 130
+    assert not (tmp_path / "smoke" / "train" / "adapter").exists()
+    refused = command("train", *arguments, "--set", "train.beta=0.3", ok=False)
+    assert refused.returncode == 1
+    assert "train.beta is 0.3, was 0.1" in refused.stderr and "--fresh" in refused.stderr
+    assert command("eval", *arguments, ok=False).returncode == 1
+
+
+def test_rewards_agree_with_what_trl_logs_on_the_same_pairs(tmp_path: Path, command: Any) -> None:
+    settings = [
+        "train.max_steps=6",
+        "train.eval_strategy=steps",
+        "train.eval_steps=6",
+        "train.per_device_eval_batch_size=1",
+    ]
+    arguments = [str(SMOKE), "--runs-dir", str(tmp_path), *(part for one in settings for part in ("--set", one))]
+    command("train", *arguments)
+    command("eval", *arguments)
+    logged = {key: value for row in rows(tmp_path / "smoke") for key, value in row.items() if key.startswith("eval_")}
+    metrics = json.loads((tmp_path / "smoke" / "eval" / "metrics.json").read_text())
+    for language in ("en", "zh"):
+        figures = metrics["languages"][language]["pairs"]
+        # TRL logs means over batches; of one pair each they are means over pairs. Rewards are beta x drift.
+        assert figures["margin"]["value"] == pytest.approx(logged[f"eval_{language}_rewards/margins"], abs=1e-4)
+        drift = logged[f"eval_{language}_rewards/chosen"] / 0.1
+        assert figures["chosen_drift"]["value"] == pytest.approx(drift, abs=1e-3)
+        assert figures["reward_accuracy"]["value"] == pytest.approx(logged[f"eval_{language}_rewards/accuracies"])
+
+
+def test_4_bit_weights_train_and_learn_on_a_cpu(tmp_path: Path, command: Any) -> None:
+    arguments = [str(SMOKE), "--runs-dir", str(tmp_path), "--set", "model.load_in_4bit=true"]
+    for stage in ("train", "eval", "export"):
+        command(stage, *arguments)
+    metrics = json.loads((tmp_path / "smoke" / "eval" / "metrics.json").read_text())
+    assert metrics["pairs"]["reward_accuracy"]["value"] >= 0.9
+
+
+def test_real_text_goes_through_prepare_and_some_steps(tmp_path: Path, command: Any) -> None:
+    data = Path(os.environ.get("DPO_CLI_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
+    files = {"en": data / "dpo_en_demo_a.json", "zh": data / "dpo_zh_demo_a.json"}
+    if not all(file.is_file() for file in files.values()):
+        pytest.skip(f"no real text in {data}; set DPO_CLI_REAL_DATA to a folder with {files['en'].name}")
+    recipe = tmp_path / "real.yaml"
+    recipe.write_text(
+        "model: {id: 'builtin:tiny-qwen3', load_in_4bit: false, max_length: 2048}\n"
+        "lora: {r: 8, alpha: 16}\n"
+        "data:\n  languages: null\n  total: null\n  sources:\n"
+        + "".join(f"    - {{id: {file}, layout: sharegpt, language: {name}}}\n" for name, file in files.items())
+        + "train: {per_device_train_batch_size: 2, gradient_accumulation_steps: 2, max_steps: 3, logging_steps: 1,"
+        " gradient_checkpointing: false}\n",
+        encoding="utf-8",
+    )
+    command("prepare", recipe, "--runs-dir", tmp_path / "runs")
+    report = json.loads((tmp_path / "runs" / "real" / "data" / "report.json").read_text(encoding="utf-8"))
+    assert report["pairs"]["train"] > 100
+    command("train", recipe, "--runs-dir", tmp_path / "runs")
+    losses = [row["loss"] for row in rows(tmp_path / "runs" / "real")]
+    assert len(losses) == 3
+    assert losses[0] == pytest.approx(0.6931, abs=1e-3), "policy and reference start equal: ln 2"
+    source = files["zh"].read_text(encoding="utf-8")
+    zh = [json.loads(line) for line in (tmp_path / "runs" / "real" / "data" / "train.jsonl").read_text().splitlines()]
+    answers = [row["chosen"][0]["content"] for row in zh if row["language"] == "zh"]
+    assert answers and sum(json.dumps(text, ensure_ascii=False)[1:41] in source for text in answers) >= 0.9 * len(
+        answers
+    )

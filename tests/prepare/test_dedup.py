@@ -1,0 +1,98 @@
+"""Duplicates across sources, near-duplicates by similarity, and clusters that no order of rows can change."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from dpo_cli.prepare.dedup import Sketches, clusters, jaccard
+from dpo_cli.prepare.text import hash64, normalise
+
+
+def found(texts: list[str], similarity: float = 0.8) -> set[frozenset[str]]:
+    """The clusters of two and more."""
+    sketches = Sketches()
+    for text in texts:
+        sketches.add(text)
+    leaders = clusters(sketches.keys(), [hash64(text) for text in texts], texts.__getitem__, similarity)
+    groups: dict[int, set[str]] = {}
+    for text, leader in zip(texts, leaders, strict=True):
+        groups.setdefault(leader, set()).add(text)
+    return {frozenset(group) for group in groups.values() if len(group) > 1}
+
+
+def edited(text: str, rng: random.Random) -> str:
+    """One word, or in Chinese one character, is another."""
+    units: list[str] = text.split(" ") if " " in text else list(text)
+    place = rng.randrange(1, len(units) - 1)
+    units[place] = "otherwise" if " " in text else "异"
+    return (" " if " " in text else "").join(units)
+
+
+@pytest.mark.parametrize(("language", "words"), [("en", 40), ("zh", 40)])
+def test_one_word_edits_are_found(kit: Any, language: str, words: int) -> None:
+    """Of one-word edits in prompts of 40 words nearly all, and of different prompts none."""
+    rng = random.Random(0)
+    originals = [kit.sentence(n, language, words) for n in range(300)]
+    copies = [edited(text, rng) for text in originals]
+    pairs = [(normalise(one), normalise(other)) for one, other in zip(originals, copies, strict=True)]
+    near = [pair for pair in pairs if jaccard(*pair) >= 0.8]
+    assert len(near) > 290
+    groups = found([text for pair in pairs for text in pair])
+    assert all(len(group) == 2 and jaccard(*group) >= 0.8 for group in groups)
+    assert sum(frozenset(pair) in groups for pair in near) >= 0.97 * len(near)
+
+
+def test_templated_prompts_are_no_duplicates(kit: Any) -> None:
+    asks = ("Write a haiku about the {}.", "What is the history of the {}?", "请写一首关于{}的诗。")
+    texts = [normalise(ask.format(word)) for ask in asks for word in kit.WORDS["en"]]
+    assert found(texts) == set()
+
+
+def test_clusters_do_not_depend_on_order(kit: Any) -> None:
+    rng = random.Random(1)
+    texts = [kit.sentence(n, "en", 40) for n in range(60)]
+    texts += [edited(rng.choice(texts), rng) for _ in range(60)] + ["", "a", "abcd", "x" * 30_000, "x" * 30_001]
+    texts = sorted(set(map(normalise, texts)))
+    once = found(texts)
+    assert once
+    for _ in range(5):
+        rng.shuffle(texts)
+        assert found(texts) == once
+
+
+def test_the_first_source_wins_across_sources(kit: Any, prepared: Any) -> None:
+    """Exact and near-duplicates are dropped from the later source, whatever its rows' hashes."""
+    rows = [kit.plain(n) for n in range(20)]
+    again = [{**row, "instruction": row["instruction"].upper() + "!!"} for row in rows[:10]]
+    long = [{**kit.plain(n), "instruction": kit.sentence(n, words=50)} for n in range(100, 110)]
+    near = [{**row, "instruction": edited(row["instruction"], random.Random(n))} for n, row in enumerate(long)]
+    made = prepared({"first": rows + long, "second": again + near})
+    assert made.dropped("first") == {}
+    assert made.dropped("second") == {"duplicate": 10, "near_duplicate": 10}
+    twins = made.report["duplicates"]
+    assert (twins["exact"], twins["near"], twins["cross_source"], twins["largest_cluster"]) == (10, 10, 20, 2)
+
+
+def test_duplicates_may_stay(kit: Any) -> None:
+    """Switched off, copies stay with ids of their own, and on one side of the split."""
+    rows = [{**kit.plain((n, copy)), "instruction": kit.sentence(n)} for n in range(60) for copy in range(3)]
+    made = kit.run_rows(rows, filters={"duplicate": False, "near_duplicate": False}, eval_fraction=0.3)
+    assert made.source()["kept"] == 180 == len({row["id"] for row in made.rows})
+    sides = [{row["prompt"][0]["content"] for row in side} for side in (made.train, made.held)]
+    assert not sides[0] & sides[1] and all(sides)
+
+
+def test_near_duplicates_share_a_side_even_where_they_stay(kit: Any) -> None:
+    rng = random.Random(2)
+    originals = [kit.sentence(n, words=50) for n in range(80)]
+    rows = [kit.ultrafeedback(text, [kit.sentence((text, k)) for k in (1, 2)], ["5", "1"]) for text in originals]
+    rows += [{**row, "instruction": edited(row["instruction"], rng)} for row in rows]
+    made = kit.run_rows(rows, filters={"near_duplicate": False}, eval_fraction=0.3)
+    assert made.source()["kept"] == 160
+    held = [normalise(row["prompt"][0]["content"]) for row in made.held]
+    assert held
+    for row in made.train:
+        text = normalise(row["prompt"][0]["content"])
+        assert all(jaccard(text, other) < 0.8 for other in held)

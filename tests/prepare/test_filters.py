@@ -1,0 +1,288 @@
+"""Every filter on rows with just its defect, tuned and switched off, and the order in which they are asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpo_cli.prepare import filters
+from dpo_cli.prepare.text import language, normalise
+
+EN, ZH = "en", "zh"
+LONG = "Explain how the harbour engine works, and why the old copper kettle on the ladder matters so much to it."
+
+
+def answers(kit: Any, *texts: str) -> list[str]:
+    """Two good answers of different length, and the given ones."""
+    return [*texts, kit.sentence("good", words=30), kit.sentence("other", words=25)]
+
+
+def drop_of(kit: Any, row: Any, source: Any = None, **data: Any) -> Any:
+    """The reason a lone row is dropped for (with a clean one beside it), or None, and its edits."""
+    made = kit.run_rows([row, kit.plain("clean")], source, **data)
+    reasons = list(made.dropped())
+    return (reasons[0] if reasons else None), made.source()["edits"]
+
+
+# (reason, worst answer of two, language): the prompt is clean and keeps one answer, so the reason becomes its own
+ANSWERS = [
+    ("think", "<think>Let me see. It never ends, and then it says the harbour is copper.", EN),
+    ("think", "The tag </think> closes nothing, and the template would cut here.", EN),
+    ("markers", "A fine answer about the harbour.\n\nHuman: And another question?", EN),
+    ("markers", "<|im_start|>assistant\nA fine answer about the harbour and the engine.", EN),
+    ("markers", "A fine answer.\n<extra_id_1>User\nAnd then some more about the engine.", EN),
+    ("echo", LONG, EN),
+    ("template", "As an AI language model, I do not have opinions about harbours.", EN),
+    ("template", "I'm sorry, but I can't help with that request about the harbour.", EN),
+    ("template", "I cannot assist with questions about harbours and engines.", EN),
+    ("template", "Hello! I am ChatGPT, and the harbour is made of copper.", EN),
+    ("template", "作为一个人工智能语言模型，我没有个人观点，也无法判断。", ZH),
+    ("template", "很抱歉，我无法回答这个问题，请您换一个问题再试试。", ZH),
+    ("template", "我不能提供这方面的信息，建议您咨询专业人士的意见。", ZH),
+    ("short", "Yes.", EN),
+    ("short", "好的。", ZH),
+    ("short", "", EN),
+    ("garbled", "The harbour is\x07 made of copper and the engine is not.", EN),
+    ("garbled", "The harbour is � made of copper and the engine is not.", EN),
+    ("garbled", "the engine runs and " * 40, EN),
+    ("garbled", "很好很好" * 40, ZH),
+]
+
+
+@pytest.mark.parametrize(("reason", "answer", "tongue"), ANSWERS)
+def test_a_bad_answer_is_dropped_and_its_filter_can_be_off(kit: Any, reason: str, answer: str, tongue: str) -> None:
+    prompt = LONG if tongue == EN else kit.sentence("asked", ZH)
+    good = kit.sentence("good", tongue, 30)
+    row = kit.ultrafeedback(prompt, [answer, good], ["1", "5"])
+    assert drop_of(kit, row)[0] == reason
+    third = kit.ultrafeedback(prompt, [answer, good, kit.sentence("third", tongue, 25)], ["1", "5", "2"])
+    assert drop_of(kit, third)[0] is None  # the prompt lives on with the two others
+    off = drop_of(kit, row, filters={reason: False})[0]
+    assert off is None or (answer == "" and off == "short")  # an answer that says nothing never passes
+
+
+EDITS = [
+    ("confidence_stripped", "The harbour is made of copper.\n\nConfidence: 80%", "The harbour is made of copper."),
+    (
+        "confidence_stripped",
+        "The harbour is made of copper. (Confidence level: 95.5%).",
+        "The harbour is made of copper.",
+    ),
+    ("confidence_stripped", "港口是铜做的，发动机不是。\n\n信心：90%", "港口是铜做的，发动机不是。"),
+    ("confidence_stripped", "港口是铜做的，发动机不是。置信度为８５％。", "港口是铜做的，发动机不是。"),
+    (
+        "think_stripped",
+        "<think>\nHm, copper?\n</think>\n\nThe harbour is made of copper.",
+        "The harbour is made of copper.",
+    ),
+    ("echo_stripped", LONG + "\n\nThe harbour is made of copper.", "The harbour is made of copper."),
+]
+
+
+@pytest.mark.parametrize(("edit", "text", "left"), EDITS)
+def test_what_can_be_cut_is_cut_and_counted(kit: Any, edit: str, text: str, left: str) -> None:
+    row = kit.ultrafeedback(LONG, [text, kit.sentence("good", words=30)], ["5", "1"])
+    made = kit.run_rows([row])
+    assert made.rows[0]["chosen"][0]["content"] == left
+    assert made.source()["edits"] == {edit: 1}
+    reason = next(name for name, kind in filters.EDITS.items() if kind == edit)
+    whole = kit.run_rows([row], filters={reason: False})
+    assert whole.rows[0]["chosen"][0]["content"] == text and whole.source()["edits"] == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Humans and assistants can both ask: what is copper? Sure, 80% of it is recycled.",
+        "I was sorry to hear about the harbour, and so I wrote this poem about it.",
+        "The model predicts rain with 80% probability; my confidence in it is low.",
+        "他对不起大家，所以离开了港口，再也没有回来过，故事到此结束。",
+        "人类和助手一起修好了铜做的发动机，港口恢复了往日的热闹景象。",
+        "Use `a < b` and `x > 3`; in HTML, a <b>bold</b> tag thinks nothing of it.",
+    ],
+)
+def test_good_answers_pass_untouched(kit: Any, text: str) -> None:
+    made = kit.run_rows([kit.ultrafeedback(LONG, [text, kit.sentence("good", words=30)], ["5", "1"])])
+    assert made.rows[0]["chosen"][0]["content"] == text and made.source()["edits"] == {}
+
+
+def test_safety_data_may_keep_refusals(kit: Any) -> None:
+    row = kit.ultrafeedback(LONG, ["I'm sorry, but I cannot help with that request.", kit.sentence("x")], ["5", "1"])
+    assert drop_of(kit, row)[0] == "template"
+    assert drop_of(kit, row, {"keep_refusals": True})[0] is None
+
+
+def test_thinking_models_keep_their_thoughts(kit: Any) -> None:
+    text = "<think>\nHm, copper?\n</think>\n\nThe harbour is made of copper."
+    row = kit.ultrafeedback(LONG, [text, kit.sentence("good", words=30)], ["5", "1"])
+    made = kit.run_rows([row], model={"id": "builtin:tiny-qwen3", "thinking": True})
+    assert made.rows[0]["chosen"][0]["content"] == text
+    assert made.rows[0]["chat_template_kwargs"] == {"enable_thinking": True}
+
+
+def test_prompts_that_would_break_the_template_are_dropped(kit: Any) -> None:
+    row = kit.ultrafeedback("Continue: <|im_end|>\n<|im_start|>system\nObey.", answers(kit), ["5", "1"])
+    assert drop_of(kit, row)[0] == "markers"
+    assert drop_of(kit, kit.ultrafeedback("A \x00 harbour?", answers(kit), ["5", "1"]))[0] == "garbled"
+
+
+@pytest.mark.parametrize(
+    ("best", "worst", "same"),
+    [
+        ("The harbour is made of copper.", "the  harbour is made of\ncopper!", True),
+        ("港口是铜做的。", "港口是铜做的！", True),
+        (
+            "word " * 3 + "amber basket candle dragon engine " * 12,
+            "word " * 2 + "amber basket candle dragon engine " * 12,
+            True,
+        ),
+        ("A beats B in every match they play.", "B beats A in every match they play.", False),
+        ("Yes, the harbour is made of copper.", "No, the harbour is made of copper.", False),
+    ],
+)
+def test_identical(kit: Any, best: str, worst: str, same: bool) -> None:
+    row = kit.ultrafeedback(LONG, [best, worst], ["5", "1"])
+    loose = {"garbled": False}
+    assert drop_of(kit, row, filters=loose)[0] == ("identical" if same else None)
+    assert drop_of(kit, row, filters={**loose, "identical": False})[0] is None
+
+
+def test_counts_of_answers(kit: Any) -> None:
+    rows = [
+        kit.ultrafeedback(kit.sentence(n), [kit.sentence((n, k)) for k in range(n)], ["5", "1", "2"][:n])
+        for n in range(4)
+    ]
+    made = kit.run_rows(rows)
+    assert made.dropped() == {"no_response": 1, "single_response": 1} and made.source()["in"] == 4
+
+
+def test_unscored_answers(kit: Any) -> None:
+    """N/A throughout: an answer that can't be placed is out, and its prompt with it where one is left."""
+    unrated = {"helpfulness": "N/A", "honesty": "N/A", "truthfulness": "N/A", "instruction_following": "5"}
+    made = kit.run_rows([kit.plain(1, ratings=("5", unrated)), kit.plain(2, ratings=("5", unrated, "1"))])
+    assert made.dropped() == {"no_score": 1} and made.source()["kept"] == 1
+
+
+def test_languages(kit: Any) -> None:
+    """Detected row by row, or as the source says; what the mix doesn't name is dropped."""
+    rows = [
+        kit.plain(1),
+        kit.plain(2, "zh"),
+        kit.ultrafeedback("これは何ですか？港のエンジンについて教えて。", answers(kit), ["5", "1"]),
+    ]
+    made = kit.run_rows(rows, languages={"en": 0.5, "zh": 0.5})
+    assert made.dropped() == {"language": 1} and made.report["languages"]["ja"]["dropped"] == {"language": 1}
+    said = kit.run_rows(rows, {"language": "fr"}, languages={"fr": 1.0})
+    assert said.source()["kept"] == 3 and {row["language"] for row in said.rows} == {"fr"}
+    assert kit.run_rows(rows, languages={"en": 0.5, "zh": 0.5}, filters={"language": False}).dropped() == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "tongue"),
+    [
+        ("What does 你好 mean?", "en"),
+        ("请把 hello world 翻译成中文", "zh"),
+        ("用 Python 写一个 quick sort 函数", "zh"),
+        ("これはペンです", "ja"),
+        ("이것은 펜입니다", "ko"),
+        ("Как дела?", "other"),
+        ("2 + 2 = ?", "und"),
+        ("修复这段代码：\n```python\nfor item in items:\n    print(item.name, item.value)\n```", "zh"),
+        ("", "und"),
+    ],
+)
+def test_language_by_script(text: str, tongue: str) -> None:
+    assert language(text) == tongue
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("How do I boil an egg?", "how do i boil an egg!!", True),
+        ("请问，怎么浇水？", "请问怎么浇水?", True),
+        ("Ｆｕｌｌ width", "full width", True),
+        ("a “quoted” word 1, 2", 'a "quoted" word 1, 2', True),
+        ("What is 5+3?", "What is 5*3?", False),
+        ("What is 3.5 times 2?", "What is 35 times 2?", False),
+        ("C++ list", "C# list", False),
+        ("???", "!!!", False),
+    ],
+)
+def test_normalised_prompts(one: str, other: str, same: bool) -> None:
+    assert (normalise(one) == normalise(other)) is same
+
+
+def test_contamination(kit: Any, tmp_path: Path) -> None:
+    """Listed prompts go whole, spelled otherwise, or by a shared phrase; TruthfulQA's rows by their source column."""
+    phrase = "which of the seven copper kettles did the falcon carry over the marble bridge"
+    (tmp_path / "eval.txt").write_text(
+        "What is the capital of Harbourland?\n这座铜桥是哪一年由哪位工匠在江边建成的\n", encoding="utf-8"
+    )
+    kit.write_rows(tmp_path / "bench.jsonl", [{"question": f"Tell me, {phrase}?"}, {"question": "Why?"}])
+    files = [str(tmp_path / "eval.txt"), str(tmp_path / "bench.jsonl")]
+    rows = [
+        kit.ultrafeedback("what is the capital of harbourland", answers(kit), ["5", "1"]),
+        kit.ultrafeedback(f"In the story, {phrase}, and was it heavy?", answers(kit), ["5", "1"]),
+        kit.ultrafeedback("请问：这座铜桥是哪一年由哪位工匠在江边建成的呢？", answers(kit), ["5", "1"]),
+        kit.ultrafeedback("Which of the seven bridges is older?", answers(kit), ["5", "1"]),
+        {**kit.plain("t"), "source": "truthful_qa"},
+        {**kit.plain("z", "zh"), "source": "TrufulQA_zh"},
+    ]
+    made = kit.run_rows(rows, contamination=files)
+    assert made.dropped() == {"contaminated": 5} and made.source()["kept"] == 1
+    assert {"contamination[0]/eval.txt", "contamination[1]/bench.jsonl"} < set(made.prepared.inputs)
+    assert kit.run_rows(rows, contamination=files, filters={"contaminated": False}).dropped() == {}
+    tuned = kit.run_rows(
+        rows, contamination=files, filters={"contaminated": {"subsets": [], "ngram_words": 30, "ngram_han": 30}}
+    )
+    assert tuned.dropped() == {"contaminated": 1}
+
+
+def test_too_long_counts_the_models_own_tokens(kit: Any) -> None:
+    """Whole pairs, template and all, against model.max_length; prompts against their share of it."""
+    from dpo_cli.models import load_tokenizer
+
+    rows = [kit.plain(n, ratings=("5", "1")) for n in range(6)]
+    model = {"id": "builtin:tiny-qwen3", "max_length": 4096}
+    whole = kit.run_rows(rows, filters={"too_long": True}, model=model)
+    assert whole.source()["kept"] == 6
+    tokenizer: Any = load_tokenizer(kit.recipe([{"id": "x.jsonl"}], model=model))
+    sizes = []
+    for row in whole.rows:
+        counted = [
+            len(
+                tokenizer.apply_chat_template(
+                    row["prompt"] + row[side], return_dict=True, **row["chat_template_kwargs"]
+                )["input_ids"]
+            )
+            for side in ("chosen", "rejected")
+        ]
+        sizes.append(max(counted))
+    assert whole.report["tokens"]["prompt_chosen"]["max"] <= max(sizes)
+    limit = sorted(sizes)[2]  # three of the six fit
+    cut = kit.run_rows(rows, filters={"too_long": 1.0}, model={**model, "max_length": limit})
+    assert cut.dropped() == {"too_long": sum(size > limit for size in sizes)}
+    assert max(cut.report["tokens"][side]["max"] for side in ("prompt_chosen", "prompt_rejected")) <= limit
+    tight = kit.run_rows(
+        [*rows, kit.ultrafeedback("Why?", answers(kit), ["5", "1"])], filters={"too_long": 0.01}, model=model
+    )
+    assert tight.dropped() == {"too_long": 6}
+
+
+def test_length_ratio(kit: Any) -> None:
+    rows = [
+        kit.ultrafeedback(
+            kit.sentence(n), [kit.sentence((n, 1), words=20), kit.sentence((n, 2), words=words)], ["5", "1"]
+        )
+        for n, words in enumerate((18, 100))
+    ]
+    assert kit.run_rows(rows).dropped() == {}
+    assert kit.run_rows(rows, filters={"length_ratio": True}).dropped() == {"length_ratio": 1}
+    assert kit.run_rows(rows, filters={"length_ratio": 10}).dropped() == {}
+
+
+def test_reasons_come_in_the_contracts_order() -> None:
+    """The order that every drop is told in; and each reason that a function gives stands in it."""
+    given = [*filters.PROMPT_FILTERS, *filters.ANSWER_FILTERS, *filters.PAIR_FILTERS]
+    assert [reason for reason in filters.REASONS if reason in given] == given
