@@ -76,7 +76,7 @@ def train(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train a LoRA on the pairs; runs prepare first where its output is missing or stale."""
+    """Train a LoRA on the pairs, preparing them first where needed."""
     with _reported(debug):
         loaded, run = _open(recipe_path, settings, runs_dir)
         _need_pairs(loaded, f"train.method {loaded.train.method}")

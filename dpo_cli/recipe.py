@@ -94,11 +94,11 @@ class PairPolicy(Section):
 class ScoreWeights(Section):
     """Weights of the metrics; renormalised over the ones that an answer has."""
 
-    correctness: float = Field(0.4, ge=0)
-    helpfulness: float = Field(0.3, ge=0)
-    coherence: float = Field(0.2, ge=0)
-    complexity: float = Field(0.05, ge=0)
-    verbosity: float = Field(0.05, ge=0)
+    correctness: float = Field(0.4, ge=0, description="mean of honesty and truthfulness where a source has those")
+    helpfulness: float = Field(0.3, ge=0, description="is it of use")
+    coherence: float = Field(0.2, ge=0, description="instruction following where a source has that")
+    complexity: float = Field(0.05, ge=0, description="expertise it takes to write")
+    verbosity: float = Field(0.05, ge=0, description="detail; a positive weight favours long answers")
 
     @model_validator(mode="after")
     def _something_counts(self) -> ScoreWeights:

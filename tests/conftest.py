@@ -1,0 +1,152 @@
+"""One quiet, offline environment for every test, and the small project that most of them start from."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Finished = subprocess.CompletedProcess[str]
+DpoCli = Callable[..., Finished]
+
+_scratch: list[str] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set before any test module is imported, for torch and huggingface_hub read these once, at import."""
+    folder = tempfile.mkdtemp(prefix="dpo-cli-tests-")
+    _scratch.append(folder)
+    os.environ.update(
+        OMP_NUM_THREADS="1",
+        HF_HUB_OFFLINE="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        UNSLOTH_DISABLE_STATISTICS="1",
+        TOKENIZERS_PARALLELISM="false",
+        HF_HOME=f"{folder}/huggingface",
+        DPO_CLI_CACHE=f"{folder}/dpo-cli",  # the tiny model takes seconds to build: once a session, never in ~/.cache
+    )
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+        os.environ.pop(name, None)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    while _scratch:
+        shutil.rmtree(_scratch.pop(), ignore_errors=True)
+
+
+WORDS = (
+    "amber basket candle dragon engine falcon garden harbour island jungle kettle ladder marble needle orchid pepper "
+    "quarry ribbon saddle tunnel umbrella velvet window yellow zipper anchor bridge copper desert feather"
+).split()
+
+
+def pair_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows in the `pairs` layout, none like another, so that no filter drops one."""
+    rng = random.Random(seed)
+
+    def sentence(words: int) -> str:
+        return " ".join(rng.choices(WORDS, k=words)).capitalize() + "."
+
+    return [{"prompt": sentence(14), "chosen": sentence(20), "rejected": sentence(20)} for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with `demo.yaml` and the data it names; `prepare` on it needs no tokenizer, so no torch."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "demo.yaml"
+
+    @property
+    def rows(self) -> Path:
+        """The source: a folder of JSONL files."""
+        return self.folder / "rows"
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "runs" / "demo"
+
+    def write_rows(self, count: int, seed: int = 0, name: str = "a.jsonl") -> Path:
+        self.rows.mkdir(exist_ok=True)
+        path = self.rows / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in pair_rows(count, seed)), encoding="utf-8")
+        return path
+
+    def contents(self) -> dict[str, bytes]:
+        """Every file that a later stage could read, hidden ones left out."""
+        files = [path for path in sorted(self.run.rglob("*")) if path.is_file()]
+        named = {path.relative_to(self.run).as_posix(): path for path in files}
+        return {name: path.read_bytes() for name, path in named.items() if not name.startswith(".")}
+
+    def leftovers(self) -> list[str]:
+        """Names that a stage uses while it works and should have cleared away."""
+        return sorted(path.name for path in self.run.rglob(".*") if path.name != ".lock") if self.run.exists() else []
+
+
+DEMO = """\
+model:
+  id: nobody/none
+data:
+  sources:
+    - {id: ./rows, layout: pairs, language: en}
+  total: null
+  languages: null
+  eval_fraction: 0.2
+  filters: {too_long: false}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A small recipe with its data, in a folder of its own that is also the working directory."""
+    made = Project(tmp_path)
+    made.recipe.write_text(DEMO, encoding="utf-8")
+    made.write_rows(40)
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+@pytest.fixture
+def dpo_cli() -> DpoCli:
+    """`dpo_cli("check", "x.yaml")`: the real program, in a process of its own."""
+
+    def go(*arguments: str | Path, **options: Any) -> Finished:
+        command = [sys.executable, "-m", "dpo_cli", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+    return go
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`spawn("-c", code)`: a Python to be talked to through its pipes; what still runs at the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def go(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+        pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+        process = subprocess.Popen([sys.executable, *map(str, arguments)], text=True, **pipes, **options)  # type: ignore[call-overload]
+        started.append(process)
+        return process
+
+    yield go
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return Path(__file__).parents[1]
