@@ -81,6 +81,11 @@ def train(
         loaded, run = _open(recipe_path, settings, runs_dir)
         _need_pairs(loaded, f"train.method {loaded.train.method}")
         with run.lock():
+            if force or fresh or not run.state("train", loaded).fresh:
+                from dpo_cli import models
+
+                # Now, because prepare needs transformers, and Unsloth has to be imported before that.
+                models.import_backend(models.choose_backend(loaded))
             _prepare(loaded, run, False, quiet)
 
             def work() -> None:

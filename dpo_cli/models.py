@@ -62,13 +62,13 @@ def choose_backend(recipe: Recipe) -> Backend:
 
 def import_backend(backend: Backend) -> None:
     """Import Unsloth, if it is the backend, before anything imports TRL; and make the libraries keep quiet."""
+    # bitsandbytes looks for kernels on the Hub at import and says so; transformers and datasets draw bars of their own.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
     if backend.name == "unsloth":
         os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(smoke.cache_folder() / "unsloth_compiled"))
         os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")  # else an export may install system packages
         import unsloth  # noqa: F401
-    # bitsandbytes looks for kernels on the Hub at import and says so; transformers and datasets draw bars of their own.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
     import datasets
     import transformers
 

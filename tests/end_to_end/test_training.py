@@ -129,3 +129,13 @@ def test_real_text_goes_through_prepare_and_some_steps(tmp_path: Path, command: 
     assert answers and sum(json.dumps(text, ensure_ascii=False)[1:41] in source for text in answers) >= 0.9 * len(
         answers
     )
+
+
+def test_unsloth_is_imported_before_transformers(tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imported after, it leaves classes unpatched; and `prepare`, which may run first, needs transformers."""
+    stand_in = 'import sys\nraise RuntimeError("too late" if "transformers" in sys.modules else "in time")\n'
+    (tmp_path / "unsloth.py").write_text(stand_in)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("UNSLOTH_ALLOW_CPU", "1")
+    done = command("train", SMOKE, "--runs-dir", tmp_path / "runs", "--set", "engine.backend=unsloth", ok=False)
+    assert "in time" in done.stderr
