@@ -6,9 +6,12 @@ Every stage gets its model here, so that a recipe means the same weights, dtype 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_cli import smoke
 from dpo_cli.errors import DpoError
-from dpo_cli.recipe import Recipe
+from dpo_cli.recipe import Lora, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -206,26 +209,103 @@ def _check_4bit(recipe: Recipe, model: PreTrainedModel) -> None:
 
 
 def load_for_training(recipe: Recipe, backend: Backend) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """The base with a fresh LoRA (B = 0, so the policy starts equal to the reference), and the tokenizer."""
-    from transformers import set_seed
+    """The base with a LoRA to train, and the tokenizer.
 
+    A fresh LoRA has B = 0, so the policy starts equal to the base, its reference. With `model.adapter` it starts as
+    that adapter, and base + adapter is the reference.
+
+    Raises:
+        DpoError: a part can't be loaded, or does not fit another.
+    """
     tokenizer = load_tokenizer(recipe)
-    if backend.name == "unsloth":
-        return _load_unsloth(recipe), tokenizer
+    folder = adapter_folder(recipe)
+    lora = recipe.lora if folder is None else _lora_of(recipe, folder)
+    model = _load_unsloth(recipe, lora) if backend.name == "unsloth" else _load_hf(recipe, lora)
+    if folder is not None:
+        try:
+            load_adapter_weights(model, folder)
+        except ValueError as error:
+            raise DpoError(
+                f"{recipe.model.adapter} is an adapter of another model: {error}",
+                where=recipe.where("model", "adapter"),
+                hint="set model.id to the base that the adapter was trained on",
+            ) from error
+    return model, tokenizer
+
+
+def adapter_folder(recipe: Recipe) -> Path | None:
+    """The folder of `model.adapter`, fetched from the hub where it is a hub id; None where the recipe names none."""
+    if recipe.model.adapter is None:
+        return None
+    folder = Path(recipe.model.adapter)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(recipe.model.adapter, allow_patterns=["adapter_*"]))
+        except (OSError, ValueError) as error:
+            raise _cannot_load(recipe, "adapter", "the adapter", error) from error
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise DpoError(
+                f"{recipe.model.adapter} is no LoRA adapter: it has no {name}",
+                where=recipe.where("model", "adapter"),
+                hint="name the folder that save_pretrained wrote; a merged model goes into model.id",
+            )
+    return folder
+
+
+def _lora_of(recipe: Recipe, folder: Path) -> Lora:
+    """The LoRA settings of an adapter to go on with; its own, whatever the recipe's `lora` says."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    special = [name for name in ("use_dora", "use_rslora", "modules_to_save", "rank_pattern") if config.get(name)]
+    if config.get("peft_type") != "LORA" or special:
+        raise DpoError(
+            f"{recipe.model.adapter} is no plain LoRA ({', '.join(special) or config.get('peft_type')})",
+            where=recipe.where("model", "adapter"),
+            hint="merge it into its base and name the merged folder as model.id",
+        )
+    return Lora(
+        r=config["r"],
+        alpha=config["lora_alpha"],
+        dropout=config["lora_dropout"],
+        bias=config["bias"],
+        target_modules=sorted(config["target_modules"]),
+    )
+
+
+def load_adapter_weights(model: PeftModel, folder: Path) -> None:
+    """Load the weights in `folder` into the policy adapter, all of them and no others.
+
+    Raises:
+        ValueError: the names or shapes are not those of the adapter.
+    """
+    from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
+    weights, own = load_peft_weights(str(folder)), get_peft_model_state_dict(model, adapter_name="default")
+    strange = sorted(weights.keys() ^ own.keys())
+    strange += [name for name in weights.keys() & own.keys() if weights[name].shape != own[name].shape]
+    if strange:
+        raise ValueError(f"{len(strange)} tensors don't match, such as {strange[0]}")
+    set_peft_model_state_dict(model, weights, adapter_name="default")
+
+
+def _load_hf(recipe: Recipe, lora: Lora) -> PeftModel:
     from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
 
     base = load_base(recipe)
     set_seed(recipe.seed)  # PEFT draws LoRA's A from the global generator
-    lora = LoraConfig(
-        r=recipe.lora.r,
-        lora_alpha=recipe.lora.alpha,  # type: ignore[arg-type]
-        lora_dropout=recipe.lora.dropout,
-        bias=recipe.lora.bias,
-        target_modules=list(recipe.lora.target_modules),
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        bias=lora.bias,
+        target_modules=list(lora.target_modules),
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(base, lora), tokenizer
+        return get_peft_model(base, config)
     except ValueError as error:
         raise DpoError(
             f"LoRA does not fit this model: {error}",
@@ -234,7 +314,7 @@ def load_for_training(recipe: Recipe, backend: Backend) -> tuple[PeftModel, PreT
         ) from error
 
 
-def _load_unsloth(recipe: Recipe) -> PeftModel:
+def _load_unsloth(recipe: Recipe, lora: Lora) -> PeftModel:
     """The same through Unsloth, with its names for things.
 
     `use_exact_model_name`: Unsloth would else swap a 16-bit id for its own 4-bit repository, without the revision.
@@ -260,25 +340,42 @@ def _load_unsloth(recipe: Recipe) -> PeftModel:
         _check_4bit(recipe, model)  # a dead bitsandbytes makes Unsloth load 16-bit with one printed line
     return FastLanguageModel.get_peft_model(
         model,
-        r=recipe.lora.r,
-        lora_alpha=recipe.lora.alpha,
-        lora_dropout=recipe.lora.dropout,
-        bias=recipe.lora.bias,
-        target_modules=list(recipe.lora.target_modules),
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        bias=lora.bias,
+        target_modules=list(lora.target_modules),
         use_gradient_checkpointing="unsloth" if recipe.train.gradient_checkpointing else False,
         random_state=recipe.seed,
     )
 
 
 def load_tuned(recipe: Recipe, adapter: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """The base with a trained adapter, in eval mode on the best device; the base alone is the adapter switched off."""
+    """The base with a trained adapter, in eval mode on the best device; see `as_reference` for its reference."""
     import torch
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(load_base(recipe), str(adapter))
+    started_from = adapter_folder(recipe)
+    if started_from is not None:
+        model.load_adapter(str(started_from), adapter_name="reference")
     if torch.cuda.is_available() and not recipe.model.load_in_4bit:
         model = model.to("cuda")
     return model.eval(), load_tokenizer(recipe)
+
+
+@contextmanager
+def as_reference(model: PeftModel) -> Iterator[None]:
+    """The model of `load_tuned` as the reference of its training: the adapter it started from, or none."""
+    if "reference" not in model.peft_config:
+        with model.disable_adapter():
+            yield
+        return
+    model.set_adapter("reference")
+    try:
+        yield
+    finally:
+        model.set_adapter("default")
 
 
 def merge_base(recipe: Recipe) -> str:

@@ -439,7 +439,6 @@ class Recipe(Section):
 # Keys that the contract names and a later version builds. Said at once, because a setting that does nothing is the
 # worst kind of typo.
 _NOT_BUILT: tuple[tuple[str, str], ...] = (
-    ("model.adapter", "None"),
     ("engine.shared_prefix", "auto off"),
     ("engine.token_budget", "auto off"),
     ("engine.reference_cache", "auto off"),

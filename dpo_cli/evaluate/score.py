@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dpo_cli import models
 from dpo_cli.records import Pair
 from dpo_cli.stats import Figure, bootstrap_mean, wilson
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 class Scored:
     """One held-out pair: log-probabilities in nats, summed over the answer's tokens with its end token.
 
-    `policy` is the tuned model, `reference` the same weights with the adapter off.
+    `policy` is the tuned model, `reference` what it started from: the base alone, or with `model.adapter`.
     """
 
     id: str
@@ -114,10 +115,10 @@ def answer_logps(model: PreTrainedModel | PeftModel, rows: Sequence[Tokens], bat
 def score_pairs(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int, batch_size: int
 ) -> list[Scored]:
-    """Every pair under the adapter and without it, one model in memory."""
+    """Every pair under the tuned model and under its reference, one base in memory."""
     rows = [row for pair in pairs for row in encode(tokenizer, pair, max_length)]
     policy = answer_logps(model, rows, batch_size)
-    with model.disable_adapter():
+    with models.as_reference(model):
         reference = answer_logps(model, rows, batch_size)
     scored = []
     for index, pair in enumerate(pairs):

@@ -21,7 +21,8 @@ BANDS, ROWS = 16, 8
 SHINGLE, SHINGLE_HAN = 5, 3
 MAX_CHARS = 20_000  # of a prompt, compared; what differs only further on is a near-duplicate anyway
 BATCH_CHARS = 100_000  # so that one batch's arrays stay in the processor's cache
-MAX_LEADERS = 50  # unlike texts that one band may hold before the rest of it is let go
+MAX_LEADERS = 1000  # unlike texts that one band may hold before the rest of it is let go
+MAX_TRIES = 4  # of them that a text is checked against: prompts with a long text in common fill a band by thousands
 
 
 def _shingle_size(text: str) -> int:
@@ -158,6 +159,10 @@ def clusters(
         for start, end in zip(edges[starts], edges[starts + 1], strict=True):
             leaders: list[int] = []
             for member in sorted(order[start:end].tolist(), key=lambda index: hashes[index]):
-                if not any(join(leader, member) for leader in leaders) and len(leaders) < MAX_LEADERS:
+                nearest = leaders
+                if len(leaders) > MAX_TRIES:  # those that share most bands with it
+                    shared = (keys[leaders] == keys[member]).sum(axis=1)
+                    nearest = [leaders[place] for place in np.argsort(-shared, kind="stable")[:MAX_TRIES]]
+                if not any(join(leader, member) for leader in nearest) and len(leaders) < MAX_LEADERS:
                     leaders.append(member)
     return [root(index) for index in range(len(hashes))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import TrainerCallback
 
-COLUMNS = ("prompt", "chosen", "rejected", "chat_template_kwargs")
+COLUMNS = ("id", "prompt", "chosen", "rejected", "chat_template_kwargs")
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,18 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     train_set = _dataset(run.train_pairs)
     eval_sets = _eval_sets(run.eval_pairs) if recipe.train.eval_strategy != "no" else None
     log = run["train"] / "log.jsonl"
-    callback = _log_callback(log, quiet)
-    trainer = getattr(trl, method.trainer)(
+    stop = _StopAfterStep()
+    trainer = _careful(getattr(trl, method.trainer))(
         model=model,
         args=config,
         train_dataset=train_set,
         eval_dataset=eval_sets,
         processing_class=tokenizer,
-        callbacks=[callback],
+        callbacks=[_log_callback(log, stop, quiet)],
     )
     _check_nothing_dropped(len(train_set), len(trainer.train_dataset), recipe)
-    _forget_reference_copy(trainer.model)
+    if recipe.model.adapter is None:
+        _forget_reference_copy(trainer.model)
     _remove_printers(trainer)
 
     record = run.started("train", recipe) | {
@@ -82,13 +84,16 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
         print(f"  backend {backend.name}: {backend.why}", flush=True)
 
     start = time.monotonic()
-    try:
+    with stop:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except KeyboardInterrupt:
-        raise DpoError(
-            "interrupted", where=str(run.checkpoints), hint="the same command goes on from there", exit_code=INTERRUPTED
-        ) from None
     seconds = time.monotonic() - start
+    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+        raise DpoError(
+            f"interrupted after step {trainer.state.global_step} of {trainer.state.max_steps}, which is saved",
+            where=str(run.checkpoints),
+            hint="the same command goes on from there",
+            exit_code=INTERRUPTED,
+        )
 
     metrics = _metrics(trainer, log, seconds, resumed_from)
     record["seconds"] = round(seconds, 3)
@@ -173,6 +178,60 @@ def _forget_reference_copy(model: Any) -> None:
     """
     if "ref" in model.peft_config:
         model.delete_adapter("ref")
+
+
+class _StopAfterStep:
+    """Within it the first Ctrl-C or SIGTERM asks for a stop after the step at hand; the second stops at once."""
+
+    asked = False
+
+    def __enter__(self) -> None:
+        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("stopping after this step; once more stops at once", file=sys.stderr, flush=True)
+
+
+def _careful(trainer_class: Any) -> Any:
+    """TRL's trainer with two mends: a loss that is no number stops the run, and a resume restores the policy."""
+    import torch
+
+    class Trainer(trainer_class):  # type: ignore[misc]
+        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            loss = super().training_step(model, inputs, *args, **kwargs)
+            if not torch.isfinite(loss):
+                raise DpoError(
+                    f"the loss of step {self.state.global_step + 1} is {float(loss)}",
+                    where="pairs " + ", ".join(_ids_of(inputs, self.train_dataset)),
+                    hint="look at those rows of data/train.jsonl; else lower train.learning_rate",
+                )
+            return loss
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            # Where a checkpoint holds a copy of the reference, transformers (seen with 5.17) restores only that.
+            models.load_adapter_weights(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+
+    return Trainer
+
+
+def _ids_of(inputs: Any, dataset: Any) -> list[str]:
+    """The ids of the pairs in a TRL batch, whose first half is the chosen sequences, found by their tokens."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    wanted = {tuple(row[keep.bool()].tolist()) for row, keep in zip(ids, mask, strict=True)}
+    found = []
+    for row in dataset:
+        tokens = tuple(row["prompt_ids"] + row["chosen_ids"])
+        if any(one and one == tokens[: len(one)] for one in wanted):
+            found.append(row["id"])
+    return found
 
 
 def _remove_printers(trainer: Any) -> None:
@@ -264,14 +323,19 @@ def _metrics(trainer: Any, log: Path, seconds: float, resumed_from: int | None) 
     }
 
 
-def _log_callback(log: Path, quiet: bool) -> TrainerCallback:
-    """Writes TRL's log rows to `log.jsonl` as they come, the last step's too, and prints one line for each."""
+def _log_callback(log: Path, stop: _StopAfterStep, quiet: bool) -> TrainerCallback:
+    """Writes TRL's log rows to `log.jsonl` as they come, the last step's too, and prints one line for each.
+
+    It also saves and ends the training where `stop` was asked for.
+    """
     from transformers import TrainerCallback
 
     class LogRows(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step >= state.max_steps:
                 control.should_log = True  # else the last rows between two logging steps are never seen
+            elif stop.asked:
+                control.should_save = control.should_training_stop = True
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             row = state.log_history[-1]

@@ -139,3 +139,104 @@ def test_unsloth_is_imported_before_transformers(tmp_path: Path, command: Any, m
     monkeypatch.setenv("UNSLOTH_ALLOW_CPU", "1")
     done = command("train", SMOKE, "--runs-dir", tmp_path / "runs", "--set", "engine.backend=unsloth", ok=False)
     assert "in time" in done.stderr
+
+
+def test_ctrl_c_saves_the_step_at_hand_and_the_next_run_goes_on_from_it(tmp_path: Path, command: Any) -> None:
+    arguments = [
+        str(SMOKE),
+        "--runs-dir",
+        str(tmp_path),
+        "--set",
+        "train.logging_steps=1",
+        "--set",
+        "train.save_steps=30",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dpo_cli", "train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    for line in process.stdout:
+        if "step  4/48" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    process.stdout.read()
+    errors = process.stderr.read()
+    assert process.wait() == 130
+    saved = [path.name for path in (tmp_path / "smoke" / "train" / "checkpoints").glob("checkpoint-*")]
+    assert len(saved) == 1 and int(saved[0].split("-")[1]) < 30
+    assert "which is saved" in errors and "Traceback" not in errors
+    assert f"resumed from step {saved[0].split('-')[1]}" in command("train", *arguments).stdout
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_pairs(tmp_path: Path, command: Any) -> None:
+    """The model's own weights are at fault here: one NaN in the final norm."""
+    import shutil
+
+    from dpo_cli import smoke as builtin
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(builtin.resolve("builtin:tiny-qwen3"), broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    done = command("train", SMOKE, "--runs-dir", tmp_path / "runs", "--set", f"model.id={broken}", ok=False)
+    assert done.returncode == 1
+    assert "the loss of step 1 is nan" in done.stderr
+    ids = done.stderr.split("pairs ")[1].splitlines()[0].split(", ")
+    known = {json.loads(line)["id"] for line in (tmp_path / "runs/smoke/data/train.jsonl").read_text().splitlines()}
+    assert len(ids) == 4 and set(ids) <= known
+
+
+def test_training_goes_on_from_an_adapter_and_holds_it_as_the_reference(
+    smoke: Any, tmp_path: Path, command: Any
+) -> None:
+    """An SFT adapter is the start and the reference: ln 2 at first, its log-probabilities in eval, and after a kill."""
+    sft = smoke.folder / "train" / "adapter"
+    settings = [f"model.adapter={sft}", "train.logging_steps=1", "train.max_steps=12", "train.save_steps=4"]
+    arguments = [str(SMOKE), *(part for one in settings for part in ("--set", one))]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command("train", *arguments, "--runs-dir", whole)
+    logged = rows(whole / "smoke")
+    assert logged[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert logged[0]["rewards/margins"] == pytest.approx(0.0, abs=1e-4)
+
+    command("eval", *arguments, "--runs-dir", whole)
+    reference, policy = (
+        {row["id"]: row[key] for row in map(json.loads, (run / "eval" / "pairs.jsonl").read_text().splitlines())}
+        for run, key in ((whole / "smoke", "reference_chosen"), (smoke.folder, "policy_chosen"))
+    )
+    assert reference == pytest.approx(policy, abs=1e-3)
+    command("export", *arguments, "--runs-dir", whole)
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dpo_cli", "train", *arguments, "--runs-dir", str(killed)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step  6/12" in line:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    assert "resumed from step 4" in command("train", *arguments, "--runs-dir", killed).stdout
+    assert [row["loss"] for row in rows(killed / "smoke")] == [row["loss"] for row in logged]
+
+
+def test_an_adapter_of_another_model_is_refused(smoke: Any, tmp_path: Path, command: Any) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(smoke.folder / "train" / "adapter", other)
+    weights = load_file(other / "adapter_model.safetensors")
+    save_file({name.replace("layers.1.", "layers.7."): value for name, value in weights.items()},
+              other / "adapter_model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    done = command("train", SMOKE, "--runs-dir", tmp_path / "runs", "--set", f"model.adapter={other}", ok=False)
+    assert done.returncode == 1
+    assert "an adapter of another model" in done.stderr and "model.adapter" in done.stderr
