@@ -192,12 +192,23 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
 
 
 def _check_4bit(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Every linear layer is in 4-bit but the head and those that the weights' own config leaves out."""
     from bitsandbytes.nn import Linear4bit  # type: ignore[attr-defined]
+    from torch.nn import Linear
 
     layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
-    if not layers:
+    config = getattr(model.config, "quantization_config", None)
+    skipped = getattr(config, "llm_int8_skip_modules", None) or []
+    whole = [
+        name
+        for name, module in model.named_modules()
+        if type(module) is Linear
+        and module is not model.get_output_embeddings()
+        and not any(name == skip or name.endswith(f".{skip}") or name.startswith(f"{skip}.") for skip in skipped)
+    ]
+    if not layers or whole:
         raise DpoError(
-            "the model was to be in 4-bit, but came out in full precision",
+            f"the model was to be in 4-bit, but {len(whole)} layers came out in full precision, such as {whole[:1]}",
             where=recipe.where("model", "load_in_4bit"),
             hint="check that bitsandbytes works here: python -m bitsandbytes",
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dpo_cli.prepare.text import mostly_han
@@ -22,6 +23,7 @@ SHINGLE, SHINGLE_HAN = 5, 3
 MAX_CHARS = 20_000  # of a prompt, compared; what differs only further on is a near-duplicate anyway
 BATCH_CHARS = 100_000  # so that one batch's arrays stay in the processor's cache
 MAX_LEADERS = 1000  # unlike texts that one band may hold before the rest of it is let go
+CACHED = 200  # texts whose shingles are kept while they may be needed again, 160 kB each at most
 MAX_TRIES = 4  # of them that a text is checked against: prompts with a long text in common fill a band by thousands
 
 
@@ -29,17 +31,37 @@ def _shingle_size(text: str) -> int:
     return SHINGLE_HAN if mostly_han(text) else SHINGLE
 
 
+def _rolled(text: str, size: int) -> NDArray[np.uint64]:
+    """A number for each run of `size` characters, different for different runs."""
+    import numpy as np
+
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+    rolled = np.zeros(len(codes) - size + 1, dtype=np.uint64)
+    for offset in range(size):
+        rolled = rolled * np.uint64(0x100000001B3) + codes[offset : offset + len(rolled)]
+    return rolled
+
+
+def _shingles(text: str) -> NDArray[np.uint64]:
+    """The different shingles of a normalised text, in order; those of texts cut differently have none in common."""
+    import numpy as np
+
+    size = _shingle_size(text)
+    return np.unique(_rolled(text[:MAX_CHARS].ljust(size, "\0"), size))
+
+
+def _shared(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> float:
+    import numpy as np
+
+    both = np.concatenate([one, other])
+    both.sort(kind="stable")  # for two runs in order, just a merge
+    shared = int(np.count_nonzero(both[1:] == both[:-1]))
+    return shared / (len(both) - shared)
+
+
 def jaccard(one: str, other: str) -> float:
     """Shared over all shingles of two normalised texts, 0..1; 0 where they are cut differently."""
-    size = _shingle_size(one)
-    if size != _shingle_size(other):
-        return 0.0
-    sets = [
-        {text[i : i + size] for i in range(max(len(text) - size + 1, 1))}
-        for text in (one[:MAX_CHARS], other[:MAX_CHARS])
-    ]
-    shared = len(sets[0] & sets[1])
-    return shared / (len(sets[0]) + len(sets[1]) - shared)
+    return _shared(_shingles(one), _shingles(other))
 
 
 @dataclass
@@ -87,12 +109,9 @@ def _band_keys(texts: list[str], size: int) -> NDArray[np.uint64]:
 
     padded = [text.ljust(size, "\0") for text in texts]
     lengths = np.array([len(text) for text in padded])
-    codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
-    rolled = np.zeros(len(codes) - size + 1, dtype=np.uint64)
-    for offset in range(size):
-        rolled = rolled * np.uint64(0x100000001B3) + codes[offset : offset + len(rolled)]
+    rolled = _rolled("".join(padded), size)
     ends = np.cumsum(lengths)
-    inside = np.ones(len(codes), dtype=bool)
+    inside = np.ones(ends[-1], dtype=bool)
     for back in range(1, size):
         inside[ends - back] = False  # shingles that would reach into the next text
     rolled = rolled[inside[: len(rolled)]]
@@ -130,6 +149,7 @@ def clusters(
 
     parent = list(range(len(hashes)))
     unlike: set[tuple[int, int]] = set()
+    shingles = lru_cache(CACHED)(lambda index: _shingles(text_of(index)))
 
     def root(index: int) -> int:
         while parent[index] != index:
@@ -144,7 +164,7 @@ def clusters(
         pair = (min(index, other), max(index, other))
         if pair in unlike:
             return False
-        if jaccard(text_of(index), text_of(other)) < similarity:
+        if _shared(shingles(index), shingles(other)) < similarity:
             unlike.add(pair)
             return False
         low, high = (one, two) if hashes[one] < hashes[two] else (two, one)

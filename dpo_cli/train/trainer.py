@@ -50,6 +50,8 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     import trl  # after Unsloth, which patches its classes
 
     method = METHODS[recipe.train.method]
+    if backend.name == "unsloth" and not getattr(trl, method.trainer).__name__.startswith("Unsloth"):
+        raise DpoError("Unsloth did not replace TRL's trainer", hint="set engine.backend: hf, or reinstall unsloth")
     config = _config(recipe, run, getattr(trl, method.config))
     train_set = _dataset(run.train_pairs)
     eval_sets = _eval_sets(run.eval_pairs) if recipe.train.eval_strategy != "no" else None

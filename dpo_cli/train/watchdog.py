@@ -1,0 +1,325 @@
+"""Says in plain words, once a run each, what people ask when they watch a DPO run, and which recipe line to change.
+
+`Watchdog` is given TRL's log rows and knows nothing of trainers; `callback` feeds it from one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from dpo_cli.errors import DpoError
+from dpo_cli.stats import wilson
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+# Every threshold. A reward is beta x nats: TRL logs beta x (log-prob of the policy - of the reference), summed over an
+# answer's tokens. [cards]: runs published on the Hub. Sound: alignment-handbook/zephyr-7b-dpo-full and -qlora and ten
+# reproductions of those (beta 0.01; rewards of chosen -0.9 to -3.7, which is 95 to 370 nats or 0.4 to 1.4 times the
+# reference's; of rejected to -5.0; margins 0.4 to 1.6; accuracies 0.69 to 0.78), lewtun/dpo-model-lora (Qwen2-0.5B, 1 %
+# of the reference's nats), Wenboz/llama3-dpo-lora, WDong/dpo_0621 (Qwen2-7B, margin 4.5). Broken:
+# tsavage68/v1_1000_STEPS_1e5_rate_03_beta_DPO and _05_ (loss 1 to 7, chosen -22 and -28, margins below 0),
+# just1nseo/zephyr-dpo-qlora-uf-ours-5e-6-epoch1 (loss 0.89, chosen 1.7 times the reference's nats), and the issue
+# eric-mitchell/direct-preference-optimization#36 (learning rate 5e-4: rejected -10.9, worse than its reference).
+
+# Pairs under a mean. The per-pair loss of a sound run has a spread of about 0.4, so 200 pairs know it to 0.03.
+WINDOW_PAIRS = 200
+
+# Chosen answers less likely is normal with DPO (eric-mitchell/direct-preference-optimization#8 and #32, and arXiv
+# 2402.13228, 2410.08847 on when it harms). Not normal, on a window's means:
+# - nearly as far as rejected (sound cards 0.55 to 0.88 of it), once it is far enough not to be noise, in nats;
+RACE_SHARE = 0.95
+RACE_NATS = 20.0
+# - or further than any sound card, as a reward or as a multiple of the reference's nats, whichever comes first. With
+#   beta 0.1 the first means 50 nats.
+FAR_REWARD = -5.0
+FAR_MULTIPLE = 1.5
+
+# Unseen pairs nearly all right. Sound cards end at 0.78, and raters of real answers agree on about three pairs in four,
+# so 0.95 before half of the data was seen is a shortcut. Wilson's 95 % lower bound above it takes 73 pairs, all right.
+# A second pass is left out: pairs seen before are remembered.
+EARLY_EPOCH = 0.5
+EARLY_ACCURACY = 0.95
+
+# Half of the run is over, and since its first quarter the margin is below this: sigmoid's loss has moved by 1.5 %.
+# The slowest sound card (lewtun) is at 0.03 to 0.06 there. ipo's pull does not weaken with the reward: counted in nats.
+FLAT_FROM, FLAT_AFTER = 0.25, 0.5
+FLAT_REWARD = 0.02
+FLAT_NATS = 0.2
+# Flat, but the answers did move by this reward: the step size is not what is missing.
+MOVED_REWARD = 0.1
+
+# Mean loss above where it started, for a window. Sound cards never are; just1nseo's ends at 1.29 times.
+WORSE_LOSS = 1.1
+# A reward or margin at which sigmoid's gradient is 1 - sigmoid(10) = 0.005 % of its first: what still moves, drifts.
+RUNAWAY_REWARD = 10.0
+
+# Gradient norm against the median of the last rows and the largest before. Our choice: norms of micro-batch-sized
+# samples are skewed (arXiv 2504.02507, ZClip, works at 2.5 standard deviations and only scales such steps down; a
+# remark must be rarer), and a spread of e^0.5 reaches 10 medians twice in a million rows.
+SPIKE_MEDIANS = 10.0
+SPIKE_RECORD = 2.0
+SPIKE_ROWS, SPIKE_MEMORY = 10, 50
+# float16's loss scaler finds its scale by overflowing, so one infinite norm there is normal (torch.amp's GradScaler).
+FP16_OVERFLOWS = 3
+
+_HINGED = {"ipo": lambda b: (1 / (2 * b)) ** 2, "sppo_hard": lambda b: 2 * (1 / (2 * b)) ** 2, "hinge": lambda b: 1.0}
+# The loss of a policy that equals its reference, by beta (TRL's `_compute_loss` with all log-ratios 0). exo_pair's
+# hangs on label_smoothing and sft's on the data: not known.
+FIRST_LOSS: dict[str, Callable[[float], float]] = {
+    **dict.fromkeys(("sigmoid", "sigmoid_norm", "robust", "aot", "aot_unpaired"), lambda beta: math.log(2)),
+    **dict.fromkeys(("bco_pair", "nca_pair"), lambda beta: 2 * math.log(2)),
+    **dict.fromkeys(("apo_zero", "apo_down"), lambda beta: 1.0),
+    "discopop": lambda beta: (math.log(2) + 1) / 2,
+    **_HINGED,
+}
+# These weigh nats by token (or against 1 / beta per token), so a reward of 10 is nothing special.
+PER_TOKEN = {"ipo", "sigmoid_norm"}
+
+
+@dataclass
+class Watchdog:
+    """Reads a run's log rows.
+
+    Args:
+        losses: `train.loss_type`.
+        beta: `train.beta`.
+        batch: pairs a step, over all devices and accumulation.
+        steps: of the whole run; 0 = not known, which leaves out what depends on it (`callback` fills it in).
+        weights: `train.loss_weights`.
+        max_grad_norm: `train.max_grad_norm`; 0 = no clipping.
+        fp16: whether a loss scaler is at work.
+    """
+
+    losses: Sequence[str]
+    beta: float
+    batch: int
+    steps: int = 0
+    weights: Sequence[float] | None = None
+    max_grad_norm: float = 1.0
+    fp16: bool = False
+    _rows: list[Mapping[str, float]] = field(default_factory=list, init=False)
+    _pairs: list[float] = field(default_factory=list, init=False)  # how many each row is a mean over
+    _norms: list[float] = field(default_factory=list, init=False)
+    _overflows: int = field(default=0, init=False)
+    _last_step: float = field(default=0, init=False)
+    _said: set[str] = field(default_factory=set, init=False)
+
+    def observe(self, row: Mapping[str, Any]) -> list[str]:
+        """The remarks that this row gives rise to and that were not made before.
+
+        Args:
+            row: what TRL logs: loss in the loss's own unit, rewards/* in beta x nats, logps/* in nats an answer.
+        """
+        broken = self._broken(row)
+        found = [("finite", broken)] if broken else []
+        if not broken and "loss" in row:  # else an evaluation's row, or the summary at the end
+            self._rows.append(row)
+            self._pairs.append(max(row["step"] - self._last_step, 0) * self.batch)
+            self._last_step = row["step"]
+            found = list(self._remarks(row))
+        new = [(kind, text) for kind, text in found if kind not in self._said]
+        self._said.update(kind for kind, _ in new)
+        return [text for _, text in new]
+
+    def _remarks(self, row: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+        spike = self._spike(row)
+        if spike:
+            yield "spike", spike
+        if set(self.losses) == {"sft"} or "rewards/margins" not in row:
+            return  # nothing here is about preference
+        for kind, check in (
+            ("chosen", self._chosen), ("shortcut", self._shortcut), ("flat", self._flat), ("high", self._high),
+        ):  # fmt: skip
+            text = check(row)
+            if text:
+                yield kind, text
+
+    # ------------------------------------------------------------------------------------------------ what is looked at
+
+    def _broken(self, row: Mapping[str, Any]) -> str | None:
+        # transformers smooths a NaN out of the logged loss (train.logging_nan_inf_filter), not out of the others.
+        names = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+        if "grad_norm" in row:
+            self._overflows = self._overflows + 1 if "grad_norm" in names else 0
+        if not names or (self.fp16 and names == ["grad_norm"] and self._overflows < FP16_OVERFLOWS):
+            return None
+        return (
+            f"step {row.get('step', '?')}: {names[0]} is {row[names[0]]}, not a number to learn from. Start over with "
+            "a lower train.learning_rate; with float16, set model.dtype to bfloat16 or float32."
+        )
+
+    def _spike(self, row: Mapping[str, float]) -> str | None:
+        norm = row.get("grad_norm")
+        if norm is None or not math.isfinite(norm):
+            return None
+        before, self._norms = self._norms, [*self._norms, norm]
+        usual = median(before[-SPIKE_MEMORY:]) if len(before) >= SPIKE_ROWS else 0.0
+        if not usual or norm < SPIKE_MEDIANS * usual or norm < SPIKE_RECORD * max(before):
+            return None
+        clipped = self.max_grad_norm and norm > self.max_grad_norm
+        mend = (
+            f"train.max_grad_norm cut it to {self.max_grad_norm:g}; if the loss stays up after it, lower "
+            if clipped
+            else f"Set train.max_grad_norm: {2 * usual:.2g} to cut such steps; if more come, lower "
+        )
+        return (
+            f"step {row['step']}: the gradient's norm is {norm:.3g}, {norm / usual:.0f} times the usual {usual:.2g}: "
+            f"an odd batch or too large steps. {mend}train.learning_rate."
+        )
+
+    def _chosen(self, row: Mapping[str, float]) -> str | None:
+        chosen, rejected = self._recent("rewards/chosen"), self._recent("rewards/rejected")
+        if chosen is None or rejected is None or chosen >= 0:
+            return None
+        nats = -chosen / self.beta
+        logps = self._recent("logps/chosen")
+        reference = abs(logps + nats) if logps is not None else math.inf
+        race = nats >= RACE_NATS and chosen <= RACE_SHARE * rejected
+        # apo_down is for chosen answers worse than the model's own: there it is meant to fall.
+        far = "apo_down" not in self.losses and (
+            (chosen <= FAR_REWARD and not PER_TOKEN & set(self.losses)) or nats >= FAR_MULTIPLE * reference
+        )
+        if not race and not far:
+            return None
+        why = "as far as the rejected ones" if race else "further than sound runs go"
+        sft = "the weight of sft in train.loss_weights" if "sft" in self.losses else self._with_sft()
+        return (
+            f"step {row['step']}: the chosen answers have become {nats:.0f} nats less likely, {why}. Some of that is "
+            f"normal with DPO, this is not: lower train.learning_rate, or {sft}."
+        )
+
+    def _with_sft(self) -> str:
+        return f"try train.loss_type: [{', '.join([*self.losses, 'sft'])}]"
+
+    def _shortcut(self, row: Mapping[str, float]) -> str | None:
+        epoch = row.get("epoch", row["step"] / self.steps if self.steps else math.inf)
+        if epoch > EARLY_EPOCH:
+            return None
+        right = pairs = 0.0
+        for past, count in zip(reversed(self._rows), reversed(self._pairs), strict=True):
+            right, pairs = right + past["rewards/accuracies"] * count, pairs + count
+            low = wilson(right, round(pairs))["low"]
+            if low is not None and low > EARLY_ACCURACY:
+                return (
+                    f"step {row['step']}: {100 * right / pairs:.0f}% of the last {pairs:.0f} pairs right, none seen "
+                    "before: something easier than quality tells chosen from rejected. See Shortcuts in "
+                    "data/report.md; data.sources and data.filters decide what stays in."
+                )
+            if pairs >= WINDOW_PAIRS:
+                break
+        return None
+
+    def _flat(self, row: Mapping[str, float]) -> str | None:
+        if not self.steps or row["step"] < FLAT_AFTER * self.steps:
+            return None
+        since = [index for index, past in enumerate(self._rows) if past["step"] > FLAT_FROM * self.steps]
+        margin, accuracy, chosen, rejected = (
+            self._mean(f"rewards/{name}", since) for name in ("margins", "accuracies", "chosen", "rejected")
+        )
+        if margin is None or accuracy is None or chosen is None or rejected is None:
+            return None
+        if margin >= (FLAT_NATS * self.beta if "ipo" in self.losses else FLAT_REWARD):
+            return None
+        if max(abs(chosen), abs(rejected)) < MOVED_REWARD:
+            if "sigmoid_norm" in self.losses:
+                return None  # a mean per token moves it by thousandths: 0.69 all along is what it looks like
+            return (
+                f"step {row['step']}: half of the run is over and the margin is {margin:+.3f}, next to where it "
+                "began: the steps are too small. Raise train.learning_rate (5e-6 to 1e-5 is usual for LoRA)."
+            )
+        pairs = round(sum(self._pairs[index] for index in since))
+        if (wilson(accuracy * pairs, pairs)["low"] or 0.0) > 0.5:
+            return None
+        return (
+            f"step {row['step']}: half of the run is over, the model has moved, and still {100 * accuracy:.0f}% of "
+            "pairs are right: these preferences look random to it. Raise data.pairs.min_margin, or check the scores."
+        )
+
+    def _high(self, row: Mapping[str, float]) -> str | None:
+        loss, first = self._recent("loss"), self._first_loss()
+        if loss is not None and first is not None and loss > WORSE_LOSS * first:
+            return (
+                f"step {row['step']}: the loss was {loss:.2f} over the last {WINDOW_PAIRS} pairs or more, worse than "
+                f"no training ({first:.2f}): the steps are too large. Lower train.learning_rate or raise train.beta."
+            )
+        if PER_TOKEN & set(self.losses):
+            return None
+        rewards = {name: self._recent(f"rewards/{name}") for name in ("margins", "rejected", "chosen")}
+        name, far = max(rewards.items(), key=lambda item: abs(item[1] or 0.0))
+        if far is None or abs(far) <= RUNAWAY_REWARD:
+            return None
+        what = "the margin" if name == "margins" else f"the reward of {name}"
+        return (
+            f"step {row['step']}: {what} is {far:+.1f}. Beyond {RUNAWAY_REWARD:g} the loss hardly changes, and the "
+            "model only drifts from its reference: lower train.learning_rate or train.num_train_epochs."
+        )
+
+    # ---------------------------------------------------------------------------------------------------------- figures
+
+    def _recent(self, name: str) -> float | None:
+        """The mean over the last rows that cover `WINDOW_PAIRS`; None before there are so many."""
+        pairs, start = 0.0, len(self._rows)
+        while start and pairs < WINDOW_PAIRS:
+            start -= 1
+            pairs += self._pairs[start]
+        return self._mean(name, range(start, len(self._rows)))
+
+    def _mean(self, name: str, indices: Sequence[int]) -> float | None:
+        pairs = sum(self._pairs[index] for index in indices)
+        if pairs < WINDOW_PAIRS or any(name not in self._rows[index] for index in indices):
+            return None
+        return sum(self._rows[index][name] * self._pairs[index] for index in indices) / pairs
+
+    def _first_loss(self) -> float | None:
+        if not set(self.losses) <= FIRST_LOSS.keys():
+            return None
+        weights = self.weights or [1.0] * len(self.losses)
+        return sum(
+            weight * FIRST_LOSS[name](self.beta) for name, weight in zip(self.losses, weights, strict=True)
+        )
+
+
+def callback(watchdog: Watchdog, say: Callable[[str], None]) -> TrainerCallback:
+    """A transformers callback that shows every log row to `watchdog` and says its remarks, on the main process."""
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            watchdog.steps = watchdog.steps or state.max_steps
+            for row in state.log_history:  # a resumed run's: what was said of them was said then
+                watchdog.observe(row)
+
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            for remark in watchdog.observe(state.log_history[-1]):
+                if state.is_world_process_zero:
+                    say(remark)
+
+    return Watch()
+
+
+def check_finite(loss: float, ids: Sequence[str]) -> None:
+    """Stop at a micro-batch whose loss is no number, before its gradient spoils the weights.
+
+    Args:
+        loss: of the micro-batch.
+        ids: of its pairs, as in `data/train.jsonl`.
+
+    Raises:
+        DpoError: it is NaN or infinite.
+    """
+    if not math.isfinite(loss):
+        _stop(loss, ids)
+
+
+def _stop(loss: float, ids: Sequence[str]) -> NoReturn:
+    shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+    raise DpoError(
+        f"the loss is {loss}",
+        where=f"pair {shown} of data/train.jsonl" if len(ids) == 1 else f"pairs {shown} of data/train.jsonl",
+        hint="look at these rows; lower train.learning_rate; with float16, set model.dtype to bfloat16 or float32",
+    )
