@@ -119,7 +119,8 @@ def test_the_merged_model_loads_without_peft_and_speaks_the_template(smoke: Any)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = smoke.folder / "export" / "merged"
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     assert model.dtype == torch.bfloat16
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "请介绍多肉浇水。"}],

@@ -57,7 +57,7 @@ def test_the_same_recipe_gives_the_same_losses_on_both_backends(plain: Path, tmp
 
 
 def test_a_resume_on_unsloth_restores_the_policy(plain: Path, tmp_path: Path) -> None:
-    """TRL gives a PeftModel a copy adapter `ref`; saved with a checkpoint it would be restored in the policy's stead."""
+    """TRL adds a copy of a PeftModel's adapter; saved with a checkpoint, it would be restored and not the policy."""
     assert train(tmp_path, "train.save_steps=3", unsloth=True).returncode == 0
     run = tmp_path / "smoke"
     assert not list((run / "train").rglob("ref"))
