@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import signal
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +14,10 @@ from dpo_cli.recipe import Recipe
 from dpo_cli.records import read_pairs
 from dpo_cli.run import Run, replace, write_json
 from dpo_cli.train.methods import METHODS
+from dpo_cli.train.progress import StopAfterStep, peak_memory, progress_callback
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import TrainerCallback
 
 COLUMNS = ("id", "prompt", "chosen", "rejected", "chat_template_kwargs")
 
@@ -56,14 +53,14 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     train_set = _dataset(run.train_pairs)
     eval_sets = _eval_sets(run.eval_pairs) if recipe.train.eval_strategy != "no" else None
     log = run["train"] / "log.jsonl"
-    stop = _StopAfterStep()
+    stop = StopAfterStep()
     trainer = _careful(getattr(trl, method.trainer))(
         model=model,
         args=config,
         train_dataset=train_set,
         eval_dataset=eval_sets,
         processing_class=tokenizer,
-        callbacks=[_log_callback(log, stop, quiet)],
+        callbacks=[progress_callback(log, stop, quiet)],
     )
     _check_nothing_dropped(len(train_set), len(trainer.train_dataset), recipe)
     if recipe.model.adapter is None:
@@ -182,25 +179,6 @@ def _forget_reference_copy(model: Any) -> None:
         model.delete_adapter("ref")
 
 
-class _StopAfterStep:
-    """Within it the first Ctrl-C or SIGTERM asks for a stop after the step at hand; the second stops at once."""
-
-    asked = False
-
-    def __enter__(self) -> None:
-        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        print("stopping after this step; once more stops at once", file=sys.stderr, flush=True)
-
-
 def _careful(trainer_class: Any) -> Any:
     """TRL's trainer with two mends: a loss that is no number stops the run, and a resume restores the policy."""
     import torch
@@ -302,55 +280,17 @@ def _logged_until(line: str, step: int) -> bool:
 
 def _metrics(trainer: Any, log: Path, seconds: float, resumed_from: int | None) -> dict[str, Any]:
     """`train/metrics.json`; rates count this session's steps only."""
-    import torch
-
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     final = rows[-1] if rows else {}
     steps = trainer.state.global_step
     done = steps - (resumed_from or 0)
     pairs = len(trainer.train_dataset) * trainer.state.epoch * done / steps
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        # Linux counts in KiB, macOS in bytes.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "steps": steps,
         "seconds": round(seconds, 3),
         "tokens_per_second": round(float(trainer._total_train_tokens) / seconds, 1),
         "pairs_per_second": round(pairs / seconds, 3),
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": peak_memory(),
         "final": final,
         "resumed_from": resumed_from,
     }
-
-
-def _log_callback(log: Path, stop: _StopAfterStep, quiet: bool) -> TrainerCallback:
-    """Writes TRL's log rows to `log.jsonl` as they come, the last step's too, and prints one line for each.
-
-    It also saves and ends the training where `stop` was asked for.
-    """
-    from transformers import TrainerCallback
-
-    class LogRows(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step >= state.max_steps:
-                control.should_log = True  # else the last rows between two logging steps are never seen
-            elif stop.asked:
-                control.should_save = control.should_training_stop = True
-
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            row = state.log_history[-1]
-            if "train_runtime" in row:
-                return  # the summary at the end; metrics.json has its figures
-            with open(log, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            if not quiet and "loss" in row:
-                width = len(str(state.max_steps))
-                print(
-                    f"  step {state.global_step:>{width}}/{state.max_steps}  loss {row['loss']:.4f}  "
-                    f"accuracy {row['rewards/accuracies']:.3f}  margin {row['rewards/margins']:+.3f}",
-                    flush=True,
-                )
-
-    return LogRows()

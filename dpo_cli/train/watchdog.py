@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from dpo_cli.errors import DpoError
 from dpo_cli.stats import wilson
@@ -67,15 +67,15 @@ SPIKE_ROWS, SPIKE_MEMORY = 10, 50
 # float16's loss scaler finds its scale by overflowing, so one infinite norm there is normal (torch.amp's GradScaler).
 FP16_OVERFLOWS = 3
 
-_HINGED = {"ipo": lambda b: (1 / (2 * b)) ** 2, "sppo_hard": lambda b: 2 * (1 / (2 * b)) ** 2, "hinge": lambda b: 1.0}
 # The loss of a policy that equals its reference, by beta (TRL's `_compute_loss` with all log-ratios 0). exo_pair's
 # hangs on label_smoothing and sft's on the data: not known.
 FIRST_LOSS: dict[str, Callable[[float], float]] = {
     **dict.fromkeys(("sigmoid", "sigmoid_norm", "robust", "aot", "aot_unpaired"), lambda beta: math.log(2)),
     **dict.fromkeys(("bco_pair", "nca_pair"), lambda beta: 2 * math.log(2)),
-    **dict.fromkeys(("apo_zero", "apo_down"), lambda beta: 1.0),
+    **dict.fromkeys(("hinge", "apo_zero", "apo_down"), lambda beta: 1.0),
     "discopop": lambda beta: (math.log(2) + 1) / 2,
-    **_HINGED,
+    "ipo": lambda beta: 1 / (2 * beta) ** 2,
+    "sppo_hard": lambda beta: 2 / (2 * beta) ** 2,
 }
 # These weigh nats by token (or against 1 / beta per token), so a reward of 10 is nothing special.
 PER_TOKEN = {"ipo", "sigmoid_norm"}
@@ -105,8 +105,10 @@ class Watchdog:
     _rows: list[Mapping[str, float]] = field(default_factory=list, init=False)
     _pairs: list[float] = field(default_factory=list, init=False)  # how many each row is a mean over
     _norms: list[float] = field(default_factory=list, init=False)
+    _record: float = field(default=0.0, init=False)
     _overflows: int = field(default=0, init=False)
     _last_step: float = field(default=0, init=False)
+    _halfway_seen: bool = field(default=False, init=False)
     _said: set[str] = field(default_factory=set, init=False)
 
     def observe(self, row: Mapping[str, Any]) -> list[str]:
@@ -157,9 +159,11 @@ class Watchdog:
         norm = row.get("grad_norm")
         if norm is None or not math.isfinite(norm):
             return None
-        before, self._norms = self._norms, [*self._norms, norm]
-        usual = median(before[-SPIKE_MEMORY:]) if len(before) >= SPIKE_ROWS else 0.0
-        if not usual or norm < SPIKE_MEDIANS * usual or norm < SPIKE_RECORD * max(before):
+        before, record = self._norms[-SPIKE_MEMORY:], self._record
+        self._norms.append(norm)
+        self._record = max(record, norm)
+        usual = median(before) if len(before) >= SPIKE_ROWS else 0.0
+        if not usual or norm < SPIKE_MEDIANS * usual or norm < SPIKE_RECORD * record:
             return None
         clipped = self.max_grad_norm and norm > self.max_grad_norm
         mend = (
@@ -186,7 +190,7 @@ class Watchdog:
         )
         if not race and not far:
             return None
-        why = "as far as the rejected ones" if race else "further than sound runs go"
+        why = "about as much as the rejected ones or more" if race else "further than sound runs go"
         sft = "the weight of sft in train.loss_weights" if "sft" in self.losses else self._with_sft()
         return (
             f"step {row['step']}: the chosen answers have become {nats:.0f} nats less likely, {why}. Some of that is "
@@ -215,7 +219,7 @@ class Watchdog:
         return None
 
     def _flat(self, row: Mapping[str, float]) -> str | None:
-        if not self.steps or row["step"] < FLAT_AFTER * self.steps:
+        if self._halfway_seen or not self.steps or row["step"] < FLAT_AFTER * self.steps:
             return None
         since = [index for index, past in enumerate(self._rows) if past["step"] > FLAT_FROM * self.steps]
         margin, accuracy, chosen, rejected = (
@@ -223,20 +227,21 @@ class Watchdog:
         )
         if margin is None or accuracy is None or chosen is None or rejected is None:
             return None
+        self._halfway_seen = True
         if margin >= (FLAT_NATS * self.beta if "ipo" in self.losses else FLAT_REWARD):
             return None
         if max(abs(chosen), abs(rejected)) < MOVED_REWARD:
             if "sigmoid_norm" in self.losses:
                 return None  # a mean per token moves it by thousandths: 0.69 all along is what it looks like
             return (
-                f"step {row['step']}: half of the run is over and the margin is {margin:+.3f}, next to where it "
+                f"step {row['step']}: well into the run the margin is {margin:+.3f}, about where it "
                 "began: the steps are too small. Raise train.learning_rate (5e-6 to 1e-5 is usual for LoRA)."
             )
         pairs = round(sum(self._pairs[index] for index in since))
         if (wilson(accuracy * pairs, pairs)["low"] or 0.0) > 0.5:
             return None
         return (
-            f"step {row['step']}: half of the run is over, the model has moved, and still {100 * accuracy:.0f}% of "
+            f"step {row['step']}: the model has moved, and still {100 * accuracy:.0f}% of "
             "pairs are right: these preferences look random to it. Raise data.pairs.min_margin, or check the scores."
         )
 
@@ -279,9 +284,7 @@ class Watchdog:
         if not set(self.losses) <= FIRST_LOSS.keys():
             return None
         weights = self.weights or [1.0] * len(self.losses)
-        return sum(
-            weight * FIRST_LOSS[name](self.beta) for name, weight in zip(self.losses, weights, strict=True)
-        )
+        return sum(weight * FIRST_LOSS[name](self.beta) for name, weight in zip(self.losses, weights, strict=True))
 
 
 def callback(watchdog: Watchdog, say: Callable[[str], None]) -> TrainerCallback:
@@ -312,14 +315,11 @@ def check_finite(loss: float, ids: Sequence[str]) -> None:
     Raises:
         DpoError: it is NaN or infinite.
     """
-    if not math.isfinite(loss):
-        _stop(loss, ids)
-
-
-def _stop(loss: float, ids: Sequence[str]) -> NoReturn:
+    if math.isfinite(loss):
+        return
     shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
     raise DpoError(
         f"the loss is {loss}",
-        where=f"pair {shown} of data/train.jsonl" if len(ids) == 1 else f"pairs {shown} of data/train.jsonl",
+        where=f"data/train.jsonl, rows {shown}",
         hint="look at these rows; lower train.learning_rate; with float16, set model.dtype to bfloat16 or float32",
     )

@@ -6,9 +6,11 @@ one printed line (DOUBLE_DEAD_BITSANDBYTES=1 plays that); TRL's classes are repl
 unknown arguments dropped, and `peft_config` ignored. Signatures were compared with the package, by name and default.
 """
 
+# mypy: disable-error-code="misc"
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import sys
 import warnings
@@ -19,11 +21,12 @@ if late:
     warnings.warn(f"Unsloth should be imported before {', '.join(late)}", stacklevel=2)
 
 import torch  # noqa: E402
-import trl  # noqa: E402
-import trl.trainer.dpo_trainer  # noqa: E402
 from peft import LoraConfig, PeftModel  # noqa: E402
 from peft import get_peft_model as peft_get_peft_model  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed  # noqa: E402
+
+trl: Any = importlib.import_module("trl")
+dpo_trainer: Any = importlib.import_module("trl.trainer.dpo_trainer")
 
 __version__ = "2026.10.7"
 
@@ -90,17 +93,17 @@ class FastLanguageModel:
 
 class UnslothDPOConfig(trl.DPOConfig):
     def __init__(self, output_dir: str | None = None, **arguments: Any) -> None:
-        known = {field.name for field in dataclasses.fields(trl.trainer.dpo_config.DPOConfig)}
+        known = {field.name for field in dataclasses.fields(UnslothDPOConfig.__mro__[1])}
         for name in [name for name in arguments if name not in known]:
             print(f"Unsloth: dropping unknown argument {name}")
             del arguments[name]
         super().__init__(output_dir=output_dir or "unsloth_training_checkpoints", **{**CHANGED_DEFAULTS, **arguments})
 
 
-class UnslothDPOTrainer(trl.trainer.dpo_trainer.DPOTrainer):
+class UnslothDPOTrainer(dpo_trainer.DPOTrainer):
     def __init__(self, model: Any = None, args: Any = None, peft_config: Any = None, **options: Any) -> None:
         super().__init__(model=model, args=args, **options)  # peft_config goes nowhere, as in the package
 
 
-trl.DPOConfig = UnslothDPOConfig  # type: ignore[misc]
-trl.DPOTrainer = trl.trainer.dpo_trainer.DPOTrainer = UnslothDPOTrainer  # type: ignore[misc]
+trl.DPOConfig = UnslothDPOConfig
+trl.DPOTrainer = dpo_trainer.DPOTrainer = UnslothDPOTrainer

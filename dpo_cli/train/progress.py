@@ -1,0 +1,106 @@
+"""What a person sees of a training run, what `log.jsonl` keeps of it, and how it is asked to stop."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+
+class StopAfterStep:
+    """Within it the first Ctrl-C or SIGTERM asks for a stop after the step at hand; the second stops at once."""
+
+    asked = False
+
+    def __enter__(self) -> None:
+        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("stopping after this step; once more stops at once", file=sys.stderr, flush=True)
+
+
+def progress_callback(log: Path, stop: StopAfterStep, quiet: bool) -> TrainerCallback:
+    """Writes TRL's log rows to `log.jsonl` as they come, and shows how the training stands.
+
+    On a terminal that is one line that keeps changing, elsewhere one line a log row. The callback also logs the last
+    step, and saves and ends the training where `stop` was asked for.
+    """
+    from transformers import TrainerCallback
+
+    live = sys.stdout.isatty()
+
+    class Progress(TrainerCallback):
+        row: dict[str, Any]
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.row, self.tokens = {}, 0.0
+            self.began, self.first_step = time.monotonic(), state.global_step
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step >= state.max_steps:
+                control.should_log = True  # else the last rows between two logging steps are never seen
+            elif stop.asked:
+                control.should_save = control.should_training_stop = True
+            if live and not quiet:
+                print(f"\r{self._line(state)}", end="", flush=True)
+
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            row = state.log_history[-1]
+            if "train_runtime" in row:
+                return  # the summary at the end; metrics.json has its figures
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            if "loss" in row:
+                self.row = row
+                if not quiet and not live:
+                    print(self._line(state), flush=True)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if live and not quiet:
+                print(f"\r{self._line(state)}")
+
+        def _line(self, state: Any) -> str:
+            seconds = time.monotonic() - self.began
+            done = max(state.global_step - self.first_step, 1)
+            left = seconds / done * (state.max_steps - state.global_step)
+            width = len(str(state.max_steps))
+            text = f"  step {state.global_step:>{width}}/{state.max_steps}"
+            if self.row:
+                text += f"  loss {self.row['loss']:.4f}"
+                for key, name, form in (
+                    ("rewards/accuracies", "accuracy", ".3f"),
+                    ("rewards/margins", "margin", "+.3f"),
+                ):
+                    text += f"  {name} {self.row[key]:{form}}" if key in self.row else ""
+            return f"{text}  {peak_memory() / 1e9:.1f} GB  {_clock(left)} left"
+
+    return Progress()
+
+
+def peak_memory() -> int:
+    """The most memory this process held, in bytes: on the GPU where there is one, else resident."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _clock(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds) // 60, 60)
+    return f"{hours}:{minutes:02}:{round(seconds) % 60:02}" if hours else f"{minutes}:{round(seconds) % 60:02}"
