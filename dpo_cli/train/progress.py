@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 
+SHOWN = (("loss", "loss", ".4f"), ("accuracy", "rewards/accuracies", ".3f"), ("margin", "rewards/margins", "+.3f"))
+
+
 class StopAfterStep:
     """Within it the first Ctrl-C or SIGTERM asks for a stop after the step at hand; the second stops at once."""
 
@@ -47,7 +50,7 @@ def progress_callback(log: Path, stop: StopAfterStep, quiet: bool) -> TrainerCal
         row: dict[str, Any]
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.row, self.tokens = {}, 0.0
+            self.row = {}
             self.began, self.first_step = time.monotonic(), state.global_step
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -56,7 +59,7 @@ def progress_callback(log: Path, stop: StopAfterStep, quiet: bool) -> TrainerCal
             elif stop.asked:
                 control.should_save = control.should_training_stop = True
             if live and not quiet:
-                print(f"\r{self._line(state)}", end="", flush=True)
+                print(f"\r{self._line(state):<79}", end="", flush=True)
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             row = state.log_history[-1]
@@ -71,7 +74,7 @@ def progress_callback(log: Path, stop: StopAfterStep, quiet: bool) -> TrainerCal
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if live and not quiet:
-                print(f"\r{self._line(state)}")
+                print(f"\r{self._line(state):<79}")
 
         def _line(self, state: Any) -> str:
             seconds = time.monotonic() - self.began
@@ -79,13 +82,8 @@ def progress_callback(log: Path, stop: StopAfterStep, quiet: bool) -> TrainerCal
             left = seconds / done * (state.max_steps - state.global_step)
             width = len(str(state.max_steps))
             text = f"  step {state.global_step:>{width}}/{state.max_steps}"
-            if self.row:
-                text += f"  loss {self.row['loss']:.4f}"
-                for key, name, form in (
-                    ("rewards/accuracies", "accuracy", ".3f"),
-                    ("rewards/margins", "margin", "+.3f"),
-                ):
-                    text += f"  {name} {self.row[key]:{form}}" if key in self.row else ""
+            for name, key, form in SHOWN:
+                text += f"  {name} {self.row[key]:{form}}" if key in self.row else ""
             return f"{text}  {peak_memory() / 1e9:.1f} GB  {_clock(left)} left"
 
     return Progress()
