@@ -105,6 +105,9 @@ def train(
 def evaluate(
     recipe_path: RecipePath,
     settings: Settings = None,
+    compare: Annotated[
+        list[Path] | None, typer.Option("--compare", metavar="RECIPE", help="Set beside that run; may be repeated.")
+    ] = None,
     runs_dir: RunsDir = RUNS,
     force: Force = False,
     quiet: Quiet = False,
@@ -124,6 +127,9 @@ def evaluate(
             _unless_fresh("eval", loaded, run, force, quiet, work)
             if not quiet:
                 _print_metrics(run)
+        if compare:
+            others = [(path, *_open(path, None, runs_dir)) for path in compare]
+            _print_comparison([(recipe_path, loaded, run), *others])
 
 
 @app.command()
@@ -288,6 +294,28 @@ def _print_metrics(run: Run) -> None:
     for warning in metrics["warnings"]:
         console.print(f"warning: {warning}", highlight=False, markup=False)
     console.print(f"\n{metrics['verdict']}\nreport: {run['eval'] / 'report.html'}", highlight=False, markup=False)
+
+
+def _print_comparison(runs: list[tuple[Path, Recipe, Run]]) -> None:
+    """One row a run that has been evaluated, and what sets its recipe apart from the first one's."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from dpo_cli.evaluate.report import show
+    from dpo_cli.run import recipe_keys
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("run", "reward accuracy", "margin", "drift of chosen", "otherwise"):
+        table.add_column(title, no_wrap=title != "otherwise")
+    first = recipe_keys(runs[0][1], "train")
+    for path, loaded, run in runs:
+        run.require("eval", loaded, f"dpo-cli eval {path}")
+        pairs = json.loads((run["eval"] / "metrics.json").read_text(encoding="utf-8"))["pairs"]
+        keys = recipe_keys(loaded, "train")
+        differs = ", ".join(f"{key} {keys[key]}" for key in keys if keys[key] != first.get(key))
+        figures = (show(pairs["reward_accuracy"], True), show(pairs["margin"], False, interval=False))
+        table.add_row(loaded.name, *figures, show(pairs["chosen_drift"], False, interval=False), differs)
+    Console().print(table)
 
 
 def _say(quiet: bool, line: str) -> None:
