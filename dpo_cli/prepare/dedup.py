@@ -47,7 +47,8 @@ def _shingles(text: str) -> NDArray[np.uint64]:
     import numpy as np
 
     size = _shingle_size(text)
-    return np.unique(_rolled(text[:MAX_CHARS].ljust(size, "\0"), size))
+    found = np.sort(_rolled(text[:MAX_CHARS].ljust(size, "\0"), size))
+    return found[np.flatnonzero(np.diff(found, prepend=~found[:1]))]
 
 
 def _shared(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> float:

@@ -16,6 +16,7 @@ from dpo_cli.prepare.turns import (
     ROLES,
     Malformed,
     asked_by,
+    conversation,
     label_of,
     list_of,
     literal,
@@ -257,7 +258,15 @@ def _openbmb(row: Row) -> bool:
 def _beyond_one(row: Row) -> bool:
     """A score above 1: these sets count to 5 or 10, plain pairs to 1."""
     scores = (row.get("chosen-rating"), row.get("score_chosen"), row.get("score_rejected"))
-    return any(isinstance(score, int | float) and score > 1 for score in scores)
+    return any(scoring.rating(score, *scoring.OVERALL_1_TO_10) for score in scores)
+
+
+def _has_prompt(row: Row) -> bool:
+    """A prompt in a column of its own or in front of the answers; what is neither needs a column map."""
+    try:
+        return "prompt" in row or not isinstance(conversation(row["chosen"], "chosen"), str)
+    except Malformed:
+        return False
 
 
 def _is_transcript(row: Row) -> bool:
@@ -308,6 +317,6 @@ LAYOUTS: dict[str, LayoutOf] = {
     "nectar": LayoutOf(nectar, _sets("prompt answers")),
     "sharegpt": LayoutOf(sharegpt, _sets("conversations chosen rejected")),
     "hh_rlhf": LayoutOf(hh_rlhf, _sets("chosen rejected"), _is_transcript),
-    "pairs": LayoutOf(pairs, _sets("prompt chosen rejected", "chosen rejected")),
+    "pairs": LayoutOf(pairs, _sets("prompt chosen rejected", "chosen rejected"), _has_prompt),
     "kto": LayoutOf(kto, _sets("prompt completion label", "messages label", "conversations kto_tag"), grouped=True),
 }  # fmt: skip

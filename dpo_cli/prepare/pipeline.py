@@ -39,7 +39,7 @@ def run(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
             duplicates = _compare_prompts(recipe, entries, sketches, spool)
             _count_tokens(recipe, entries, spool, progress)
             _settle(recipe, entries, spool, tally)
-            train, held, wanted = _choose(recipe, entries)
+            train, held, wanted, outside = _choose(recipe, entries)
             sides = [{entry.cluster for entry, _, _ in rows} for rows in (train, held)]
             duplicates["train_eval_overlap"] = len(sides[0] & sides[1])
             if not train:
@@ -62,8 +62,9 @@ def run(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
     left = sum(len(entry.units) for entry in entries if entry.fate is None) - len(train) - len(held)
     got = {"train": Counter(entry.language for entry, _, _ in train), "eval": Counter(e.language for e, _, _ in held)}
     found = report.build(
-        recipe, tally, {**rows, "quota": left}, got, wanted, duplicates, audit, _provenance(recipe, read, inputs)
-    )
+        recipe, tally, {**rows, "quota": left}, got, wanted, outside, duplicates, audit,
+        _provenance(recipe, read, inputs),
+    )  # fmt: skip
     report.write(found, folder)
     return Prepared(
         found, inputs, {recipe.data.sources[rank].id: commit for rank, (_, commit) in read.items() if commit}
@@ -135,7 +136,7 @@ def _judge(
     item.language = item.language or _language(item)
     key = prompt_key(item.prompt)
     hashed = hash64(key)
-    content = hash64(*((c.text, c.score) for c in item.candidates))
+    content = hash64(item.prompt, *((c.text, c.score) for c in item.candidates))
     came = len(item.candidates)
     fate = filters.screen(item, data.filters, context)
     if fate is not None:
@@ -279,18 +280,21 @@ def _settle(recipe: Recipe, entries: list[Entry], spool: Spool, tally: Tally) ->
         )
 
 
-def _choose(recipe: Recipe, entries: list[Entry]) -> tuple[list[Chosen], list[Chosen], dict[str, int]]:
-    """The rows to train on, the held-out rows, and how many of each language were wanted for training."""
+def _choose(
+    recipe: Recipe, entries: list[Entry]
+) -> tuple[list[Chosen], list[Chosen], dict[str, int], dict[str, Counter[str]]]:
+    """The rows to train on, those to evaluate on, how many to train on were wanted by language, and how many of the
+    others were held out or left over."""
     data = recipe.data
     rows: list[Chosen] = []
-    used: set[str] = set()
+    used = Counter[str]()
     alive = [entry for entry in entries if entry.fate is None]
     for entry in sorted(alive, key=lambda entry: (entry.rank, entry.hash, entry.content)):
         for unit in entry.units:
             name = row_id(entry.source, entry.hash, unit if data.pairs.pick == "all" else ())
-            while name in used:  # the same prompt twice, where duplicates may stay
-                name = row_id(name, entry.content)
-            used.add(name)
+            used[name] += 1
+            if used[name] > 1:  # the same prompt again, where duplicates may stay
+                name = row_id(name, used[name])
             rows.append((entry, unit, name))
     held, free = [], []
     for place, (entry, _, name) in enumerate(rows):
@@ -301,7 +305,12 @@ def _choose(recipe: Recipe, entries: list[Entry]) -> tuple[list[Chosen], list[Ch
     quotas = {source.label: source.quota for source in data.sources if source.quota is not None}
     train, wanted = split.mix(free, data.total, data.languages, quotas)
     kept = split.hold(held, data.eval_size, data.languages)
-    return [rows[choice.place] for choice in train], [rows[choice.place] for choice in kept], wanted
+    outside = {
+        "held out": Counter(choice.language for choice in held),
+        "over a source's quota": Counter(choice.language for choice in free)
+        - Counter(choice.language for choice in train),
+    }
+    return [rows[choice.place] for choice in train], [rows[choice.place] for choice in kept], wanted, outside
 
 
 # --------------------------------------------------------------------------------------------------------- writing

@@ -28,9 +28,13 @@ def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str | None:
     found: dict[str, str] = {}
     for feed in feeds:
         rows = list(islice(feed.rows(None, lambda share: None), LOOKED_AT))
-        if rows:
-            told = _told(source, [row for row in rows if isinstance(row, dict)], feed.name, where)
-            found.setdefault(told, feed.name)
+        maps = [row for row in rows if isinstance(row, dict)]
+        if maps:
+            found.setdefault(_told(source, maps, feed.name, where), feed.name)
+        elif rows:
+            why = rows[0].detail if isinstance(rows[0], Broken) else f"the first is {type(rows[0]).__name__}, not a map"
+            hint = "write one JSON object a line, a JSON array of them, CSV with commas, or Parquet; in UTF-8"
+            raise DpoError(f"no row of {feed.name} can be read: {why}", where=where, hint=hint, exit_code=USAGE)
     if len(found) > 1:
         listed = ", ".join(f"{file} is {layout}" for layout, file in found.items())
         hint = "name the files you mean in data_files, or make them two sources"
@@ -77,12 +81,12 @@ def _listed(names: list[str]) -> str:
 def _nearest(seen: list[str]) -> str:
     """The layout that shares most columns with `seen`, and what it would need."""
     name, needs = max(
-        ((name, names) for name, layout in LAYOUTS.items() for names in layout.needs),
+        ((name, names) for name, layout in reversed(LAYOUTS.items()) for names in layout.needs if names - set(seen)),
         key=lambda one: len(one[1] & set(seen)) / len(one[1] | set(seen)),
     )
-    missing = sorted(needs - set(seen))
-    mapping = "" if missing == [] else f", which also needs {', '.join(missing)}"
-    return f"the nearest is {name}{mapping}; for plain pairs: layout: pairs with columns: {{prompt: <yours>, …}}"
+    missing = ", ".join(sorted(needs - set(seen)))
+    plain = "layout: pairs with columns: {prompt: <yours>, …}"
+    return f"the nearest is {name}, which also needs {missing}; for plain pairs: {plain}"
 
 
 def _mapped(source: Source, seen: list[str], where: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -134,10 +138,10 @@ def candidate_sets(
                 yield item
                 continue
             key = tuple((turn["role"], turn["content"]) for turn in item.prompt)
-            if key in groups:
-                groups[key].candidates += item.candidates
-            else:
-                groups[key] = item
+            group = groups.setdefault(key, item)
+            if group is not item:
+                group.candidates += item.candidates
+                group.language = min(filter(None, (group.language, item.language)), default=None)
     for item in groups.values():
         item.candidates.sort(key=lambda candidate: (candidate.text, candidate.score is None, candidate.score))
         yield item

@@ -36,6 +36,7 @@ def build(
     rows: dict[str, int],
     got: dict[str, Counter[str]],
     wanted: dict[str, int],
+    outside: dict[str, Counter[str]],
     duplicates: dict[str, int],
     audit: Audit,
     provenance: dict[str, Any],
@@ -46,6 +47,7 @@ def build(
         rows: how many were written as `train` and `eval`, and how many are left over the mix (`quota`).
         got: rows by language in train and eval.
         wanted: training rows per language that the mix asked for; empty without shares.
+        outside: kept rows by language that could not train, by why not.
         audit: of the training pairs.
     """
     shortcuts = audit.shortcuts()
@@ -56,7 +58,7 @@ def build(
             "kept": sum(count for (_, language), count in tally.kept.items() if language == name),
             "dropped": tally.reasons(language=name),
         }  # fmt: skip
-    short = [_shortfall(name, one) for name, one in languages.items() if (one["wanted"] or 0) > one["got"]]
+    short = [_shortfall(name, one, outside) for name, one in languages.items() if (one["wanted"] or 0) > one["got"]]
     empty = (
         [] if rows["eval"] else ["no pair was held out: eval.jsonl is empty; more data or a larger data.eval_fraction"]
     )
@@ -89,11 +91,11 @@ def _source(tally: Tally, source: str) -> dict[str, Any]:
     }
 
 
-def _shortfall(language: str, figures: dict[str, Any]) -> str:
+def _shortfall(language: str, figures: dict[str, Any], outside: dict[str, Counter[str]]) -> str:
     """ "zh: 2,250 pairs wanted, 1,984 got: …", with the drops that cost most."""
     causes = [f"{count:,} {reason}" for reason, count in list(figures["dropped"].items())[:4]]
-    held = [f"{figures['eval']:,} held out"] if figures["eval"] else []
-    lost = f"; lost were {', '.join([*causes, *held])}" if causes or held else "; the sources hold no more"
+    causes += [f"{counts[language]:,} {why}" for why, counts in outside.items() if counts[language]]
+    lost = f"; lost were {', '.join(causes)}" if causes else "; the sources hold no more"
     return f"{language}: {figures['wanted']:,} training pairs wanted, {figures['got']:,} got{lost}"
 
 
@@ -175,6 +177,7 @@ WIDTH, BAR = 80, 10  # of the terminal that the funnel is made for, and of its b
 
 def funnel_table(report: dict[str, Any], examples: bool = False) -> Group:
     """The funnel and what it led to, for a terminal of 80 columns; with `examples`, kept and dropped ones as well."""
+    from rich.cells import cell_len
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -183,8 +186,9 @@ def funnel_table(report: dict[str, Any], examples: bool = False) -> Group:
     wide = (WIDTH - 16 - BAR - 2 * len(heads)) // len(heads) - 1
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
-    for head in heads:
-        table.add_column(head if len(head) <= wide else "…" + head[1 - wide :], justify="right", no_wrap=True)
+    for head in heads:  # a long name keeps its end; a Chinese character takes two columns
+        cuts = [head, *("…" + head[start:] for start in range(1, len(head) + 1))]
+        table.add_column(next(cut for cut in cuts if cell_len(cut) <= wide), justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     came = sum(one["in"] for one in report["sources"].values())
     for what, *cells in rows:
@@ -221,7 +225,7 @@ def to_markdown(report: dict[str, Any]) -> str:
 
     def table(heads: list[str], rows: list[list[str]]) -> str:
         lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n".join(f"| {' | '.join(map(quoted, line))} |" for line in lines)
 
     def quoted(text: str) -> str:
         return text.replace("|", "\\|").replace("<", "&lt;")

@@ -78,10 +78,14 @@ def local_files(recipe: Recipe, index: int) -> dict[str, Path]:
 def _folder_files(root: Path, source: Source, where: str) -> dict[str, Path]:
     wanted = [source.data_files] if isinstance(source.data_files, str) else source.data_files
     if wanted:
-        found = {path.relative_to(root).as_posix(): path for name in wanted for path in sorted(root.glob(name))}
+        try:
+            paths = [path for name in wanted for path in sorted(root.glob(name)) if path.is_file()]
+        except (ValueError, NotImplementedError):  # no pattern, or one from the root
+            paths = []
+        found = {path.relative_to(root).as_posix(): path for path in paths}
         hint = f"{root} has no {', '.join(wanted)}; it holds {_listed([p.name for p in root.iterdir()])}"
     else:
-        paths = [path for path in sorted(root.rglob("*")) if path.name.lower().endswith(SUFFIXES)]
+        paths = [path for path in sorted(root.rglob("*")) if path.name.lower().endswith(SUFFIXES) and path.is_file()]
         named = {path.relative_to(root).as_posix(): path for path in paths}
         split = re.compile(rf"(?<![a-z0-9_]){re.escape(source.split.lower())}(?![a-z0-9_])")
         others = set().union(*(words for name, words in SPLITS.items() if name != source.split))
@@ -110,7 +114,7 @@ def file_feed(name: str, path: Path) -> Feed:
             with path.open("rb") as raw:
                 size = max(path.stat().st_size, 1)
                 stream: Any = gzip.GzipFile(fileobj=raw) if lower.endswith(".gz") else raw
-                read = _csv_rows if ".csv" in lower else _json_rows
+                read = _csv_rows if lower.removesuffix(".gz").endswith(".csv") else _json_rows
                 for number, row in enumerate(read(stream)):
                     if number % BATCH == 0:
                         tick(raw.tell() / size)
@@ -160,7 +164,7 @@ def _parquet_rows(path: Path, names: frozenset[str] | None, tick: Ticker) -> Ite
                     yield from batch.to_pylist()
                     done += batch.num_rows
                     tick(done / total)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OverflowError, ValueError) as error:  # the last two from dates that Python has not
         raise OSError(str(error).splitlines()[0]) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from dpo_cli.records import CandidateSet
 
 KEPT_EXAMPLES, DROPPED_EXAMPLES = 3, 2  # per source; per source and reason
 EXCERPT = 200  # characters
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(slots=True)
@@ -72,9 +74,9 @@ class Tally:
 
     def _example(self, key: tuple[str, str], order: int, most: int, make: Callable[[], dict[str, Any]]) -> None:
         known = self.examples.setdefault(key, [])
-        if len(known) < most or order < known[-1][0]:
+        if len(known) < most or order <= known[-1][0]:
             known.append((order, make()))
-            known.sort(key=lambda one: one[0])
+            known.sort(key=lambda one: (one[0], json.dumps(one[1])))  # duplicates share their hash
             del known[most:]
 
     def check(self) -> None:
@@ -104,8 +106,8 @@ def row_id(source: str, prompt_hash: int, unit: tuple[int, ...] = ()) -> str:
 
 
 def excerpt(text: str) -> str:
-    """The first 200 characters on one line."""
-    flat = " ".join(text[: 2 * EXCERPT].split())
+    """The first 200 characters on one line, without what a terminal would obey."""
+    flat = " ".join(_CONTROL.sub(" ", text[: 2 * EXCERPT]).split())
     return flat if len(flat) <= EXCERPT else flat[: EXCERPT - 1] + "…"
 
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from rich.text import Text
     from transformers import PreTrainedTokenizerBase
 
-BATCH = 128  # prompts rendered and counted together
-
 
 def rendered(
     tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any], talks: list[list[Message]], ask: bool

@@ -44,6 +44,28 @@ def test_one_word_edits_are_found(kit: Any, language: str, words: int) -> None:
     assert sum(frozenset(pair) in groups for pair in near) >= 0.97 * len(near)
 
 
+def test_a_long_text_in_common_costs_no_square_of_the_prompts(kit: Any) -> None:
+    """Few-shot prompts: they share whole bands, and each may be checked against a few others only."""
+    shots = kit.sentence("shots", words=150)
+    texts = [normalise(f"{shots} {kit.sentence(n, words=45)}") for n in range(600)]
+    copies = [text + "please" for text in texts[:30]]
+    read = 0
+
+    def text_of(index: int) -> str:
+        nonlocal read
+        read += 1
+        return [*texts, *copies][index]
+
+    sketches = Sketches()
+    for text in [*texts, *copies]:
+        sketches.add(text)
+    hashes = [hash64(text) for text in [*texts, *copies]]
+    leaders = clusters(sketches.keys(), hashes, text_of, 0.9)
+    assert sum(leaders[n] == leaders[600 + n] for n in range(30)) >= 29
+    assert len(set(leaders)) >= 590
+    assert read < 30 * len(hashes)  # 16 bands, and each text and a few others in each
+
+
 def test_templated_prompts_are_no_duplicates(kit: Any) -> None:
     asks = ("Write a haiku about the {}.", "What is the history of the {}?", "请写一首关于{}的诗。")
     texts = [normalise(ask.format(word)) for ask in asks for word in kit.WORDS["en"]]
@@ -82,6 +104,13 @@ def test_duplicates_may_stay(kit: Any) -> None:
     assert made.source()["kept"] == 180 == len({row["id"] for row in made.rows})
     sides = [{row["prompt"][0]["content"] for row in side} for side in (made.train, made.held)]
     assert not sides[0] & sides[1] and all(sides)
+
+
+def test_many_rows_of_one_prompt_have_ids_of_their_own(kit: Any) -> None:
+    """Where duplicates may stay, and fast: a walk from id to id would hash 200 million times here."""
+    row = {"prompt": kit.sentence("q"), "chosen": kit.sentence("a"), "rejected": kit.sentence("b")}
+    made = kit.run_rows([row] * 20_000, filters={"duplicate": False, "near_duplicate": False}, eval_fraction=1e-9)
+    assert len({one["id"] for one in made.train}) == 20_000
 
 
 def test_near_duplicates_share_a_side_even_where_they_stay(kit: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.prepare import source_files
+from dpo_cli.prepare.turns import literal
 
 ASKED = "Name two uses of baking soda and explain one of them."
 GOOD = "It cleans pans and lifts batter: heated with an acid it gives off gas."
@@ -336,6 +337,60 @@ def test_an_unknown_layout_lists_columns_and_the_nearest(kit: Any) -> None:
     assert caught.value.exit_code == USAGE
     assert "context, response1, response2, winner" in caught.value.message
     assert "helpsteer3" in str(caught.value.hint) and "overall_preference" in str(caught.value.hint)
+
+
+def test_answers_without_a_prompt_ask_for_a_column_map(kit: Any) -> None:
+    """Orca's and Alpaca's pairs: not a source of which every row is broken."""
+    row = {"question": kit.sentence("q"), "chosen": kit.sentence("a"), "rejected": kit.sentence("b")}
+    with pytest.raises(DpoError, match="can't tell the layout") as error:
+        kit.run_rows([row])
+    assert error.value.hint and "the nearest is pairs, which also needs prompt" in error.value.hint
+    assert kit.run_rows([row], {"columns": {"prompt": "question"}}, eval_fraction=1e-9).source()["kept"] == 1
+
+
+@pytest.mark.parametrize("names", ["score_chosen,score_rejected", "chosen-rating,rejected-rating"])
+def test_scores_written_as_text_tell_the_layout(kit: Any, tmp_path: Path, names: str) -> None:
+    """In CSV every number is text; taken for plain pairs, these would lose their scores."""
+    line = ",".join([kit.sentence(n) for n in range(3)] + ["4.0", "2.0"])
+    (tmp_path / "rows.csv").write_text(f"prompt,chosen,rejected,{names}\n{line}\n", encoding="utf-8")
+    made = kit.run(kit.recipe([{"id": str(tmp_path / "rows.csv")}], eval_fraction=1e-9), tmp_path / "out")
+    assert made.train[0]["margin"] == pytest.approx(0.222222 if "score_chosen" in names else 0.5)
+
+
+@pytest.mark.parametrize("text", ["{[1]: 2}", "{{}}", "[{[]: 1}]"])
+def test_text_that_is_no_literal_value_is_no_traceback(kit: Any, text: str) -> None:
+    assert literal(text) is None
+
+
+def test_rows_that_can_not_be_read_say_why(kit: Any, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps({"prompt": "q"}, indent=1), encoding="utf-8")
+    with pytest.raises(DpoError, match=r"no row of rows\.json can be read: not JSON"):
+        kit.run(kit.recipe([{"id": str(tmp_path / "rows.json")}]), tmp_path / "out")
+
+
+@pytest.mark.parametrize("names", [None, "**", "/etc/*.jsonl", "", "sub", "*"])
+def test_only_files_are_read_from_a_folder(kit: Any, tmp_path: Path, names: str | None) -> None:
+    """Not a folder called like a file; and what names no file is said, not a traceback."""
+    (tmp_path / "data" / "sub.jsonl").mkdir(parents=True)
+    (tmp_path / "data" / "sub").mkdir()
+    row = {"prompt": kit.sentence("q"), "chosen": kit.sentence("a"), "rejected": kit.sentence("b")}
+    kit.write_rows(tmp_path / "data" / "a.csv.jsonl", [row])
+    made = kit.recipe([{"id": str(tmp_path / "data"), "data_files": names}], eval_fraction=1e-9)
+    if names in (None, "*"):
+        assert kit.run(made, tmp_path / "out").source("data")["kept"] == 1
+    else:
+        with pytest.raises(DpoError, match="no data files for split train"):
+            kit.run(made, tmp_path / "out")
+
+
+def test_a_date_that_python_has_not_is_said(kit: Any, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = {"prompt": ["q"], "chosen": ["a"], "rejected": ["b"], "when": pa.array([2**31 - 1], pa.date32())}
+    pq.write_table(pa.table(row), tmp_path / "rows.parquet")
+    with pytest.raises(DpoError, match=r"can't read rows\.parquet: days"):
+        kit.run(kit.recipe([{"id": str(tmp_path / "rows.parquet")}]), tmp_path / "out")
 
 
 def test_a_wrong_layout_says_what_it_looks_like(kit: Any) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from dpo_cli.errors import DpoError
-from dpo_cli.prepare import funnel_table, prepare, preview
-from dpo_cli.prepare.text import normalise
+from dpo_cli.prepare import funnel_table, prepare, preview, split
+from dpo_cli.prepare.text import hash64, normalise
 from dpo_cli.records import Pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -104,6 +104,32 @@ def test_planted_defects_are_recovered_exactly(kit: Any) -> None:
     again = planted_run(kit, every)
     assert (again.train, again.held) == (made.train, made.held)
     assert {**again.report, "provenance": 0} == {**made.report, "provenance": 0}
+
+
+def test_spellings_of_one_prompt_in_any_order(kit: Any) -> None:
+    """Which of them stays, and which is shown as an example, doesn't depend on which came first."""
+    rows = [
+        {"prompt": asked + end, "chosen": kit.sentence((n, "a")), "rejected": kit.sentence((n, "b"))}
+        for n in range(6)
+        for asked in (kit.sentence(n), kit.sentence(n).upper())
+        for end in ("", "!", "??", " \x07")
+    ]
+    made = kit.run_rows(rows)
+    random.Random(0).shuffle(rows)
+    again = kit.run_rows(rows)
+    assert (again.train, again.held, again.report["examples"]) == (made.train, made.held, made.report["examples"])
+    assert "\x07" not in json.dumps(made.report, ensure_ascii=False)
+
+
+def test_labelled_answers_in_two_languages_in_any_order(kit: Any) -> None:
+    rows = [
+        {"prompt": kit.sentence(n), "completion": kit.sentence((n, label)), "label": label, "language": language}
+        for n in range(20)
+        for label, language in ((True, "en"), (False, "zh"))
+    ]
+    made = kit.run_rows(rows, format="unpaired")
+    again = kit.run_rows(rows[::-1], format="unpaired")
+    assert (again.train, again.held) == (made.train, made.held)
 
 
 def test_the_smoke_sets_planted_counts(kit: Any, tmp_path: Path) -> None:
@@ -393,6 +419,34 @@ def test_mix_quotas_and_shortfall(kit: Any, prepared: Any) -> None:
     assert prepared(rows, total=40, languages=None).report["pairs"]["train"] == 40
     other = prepared(rows, total=40, languages=None, seed=1)
     assert other.train != prepared(rows, total=40, languages=None).train
+
+
+def test_a_shortfall_names_the_quota_and_all_that_was_held_out(kit: Any) -> None:
+    rows = [kit.plain(n) for n in range(60)]
+    made = kit.run_rows(rows, {"quota": 5}, total=50, languages={"en": 1.0}, eval_fraction=0.3, eval_size=2)
+    held = sum(split.held_out(hash64(normalise(row["instruction"])), 0.3) for row in rows)
+    [said] = [one for one in made.report["warnings"] if "wanted" in one]
+    assert said == (
+        f"en: 50 training pairs wanted, 5 got; lost were {held} held out, {60 - held - 5} over a source's quota"
+    )
+
+
+def test_names_of_sources_fit_the_terminal_and_the_markdown(kit: Any, prepared: Any) -> None:
+    """Chinese characters are two columns wide; a bar would end a cell."""
+    from rich.cells import cell_len
+    from rich.console import Console
+
+    made = prepared(
+        {name: [kit.plain((name, n)) for n in range(30)] for name in "abc"},
+        {name: {"name": "一个非常长的中文偏好数据集的名字" * 2 + f"|{name}"} for name in "abc"},
+    )
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(funnel_table(made.report))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(cell_len, lines)) <= 80 and lines[0].split()[-1] == "all"
+    assert lines[1].split()[-1] == "██████████"
+    assert [head[-2:] for head in lines[0].split()[:3]] == ["|a", "|b", "|c"]
+    assert "名字\\|c | all |" in (made.folder / "report.md").read_text(encoding="utf-8")
 
 
 def test_nothing_left_names_the_biggest_reasons(kit: Any) -> None:
