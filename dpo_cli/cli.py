@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -44,7 +46,7 @@ Result = TypeVar("Result")
 def prepare(
     recipe_path: RecipePath,
     settings: Settings = None,
-    preview: Annotated[int, typer.Option(metavar="N", help="Show N pairs as the model will see them.")] = 0,
+    preview: Annotated[int, typer.Option(metavar="N", min=0, help="Show N pairs as the model will see them.")] = 0,
     examples: Annotated[bool, typer.Option("--examples", help="Show kept rows, and dropped ones by reason.")] = False,
     runs_dir: RunsDir = RUNS,
     force: Force = False,
@@ -117,7 +119,7 @@ def evaluate(
     with _reported(debug):
         loaded, run = _open(recipe_path, settings, runs_dir)
         with run.lock():
-            run.require("train", loaded, f"dpo-cli train {recipe_path}")
+            run.require("train", loaded, _command("train", recipe_path, settings, runs_dir))
 
             def work() -> None:
                 from dpo_cli.evaluate.evaluate import evaluate as stage
@@ -145,7 +147,7 @@ def export(
     with _reported(debug):
         loaded, run = _open(recipe_path, settings, runs_dir)
         with run.lock():
-            run.require("train", loaded, f"dpo-cli train {recipe_path}")
+            run.require("train", loaded, _command("train", recipe_path, settings, runs_dir))
 
             def work() -> None:
                 from dpo_cli.export.export import export as stage
@@ -171,6 +173,7 @@ def check(recipe_path: RecipePath, settings: Settings = None, debug: Debug = Fal
     """Validate a recipe and print it with every default."""
     with _reported(debug):
         sys.stdout.write(recipe.dump(recipe.load(recipe_path, settings)))
+        sys.stdout.flush()  # here, where a reader that is gone is no error
 
 
 @app.command()
@@ -225,6 +228,13 @@ def _open(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> tupl
         "train": models.local_files,
     }
     return loaded, Run(runs_dir / loaded.name, inputs)
+
+
+def _command(name: str, recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> str:
+    """The command line of another stage of this very run."""
+    options = [part for setting in settings or [] for part in ("--set", setting)]
+    options += ["--runs-dir", str(runs_dir)] if runs_dir != RUNS else []
+    return shlex.join(["dpo-cli", name, str(recipe_path), *options])
 
 
 def _unless_fresh(stage: str, loaded: Recipe, run: Run, force: bool, quiet: bool, work: Callable[[], None]) -> None:
@@ -336,8 +346,12 @@ def _reported(debug: bool) -> Iterator[None]:
         _fail(error, debug)
     except KeyboardInterrupt:
         _fail(DpoError("interrupted; what was complete before is as it was", exit_code=INTERRUPTED), debug)
+    except BrokenPipeError:  # `dpo-cli check … | head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(FAILED) from None
     except OSError as error:
-        hint = {28: "free some disk space, or choose another folder with --runs-dir"}.get(error.errno or 0)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = "free some disk space, or choose another folder with --runs-dir" if full else None
         place = str(error.filename) if error.filename else None
         _fail(DpoError(error.strerror or str(error), where=place, hint=hint), debug)
     except (typer.Exit, typer.Abort):

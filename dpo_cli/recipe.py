@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from dpo_cli.errors import USAGE, DpoError, did_you_mean
-from dpo_cli.recipe_yaml import Key, read_recipe, show_key
+from dpo_cli.recipe_yaml import Dumper, Key, read_recipe, show_key
 
 METRICS = ("correctness", "helpfulness", "coherence", "complexity", "verbosity")
 
@@ -39,7 +39,7 @@ Layout = Literal[
 class Section(BaseModel):
     """A part of the recipe: unknown keys are errors, types are exact, nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -167,6 +167,12 @@ def _options(value: Any, info: Any) -> Any:
     return value
 
 
+def _written(options: type[FilterOptions]) -> Any:
+    """What may stand in a recipe for a filter, for the JSON schema."""
+    first = next(iter(options.model_fields.values()), None)
+    return bool | options | float if first and first.annotation in (int, float) else bool | options
+
+
 FILTER_OPTIONS: dict[str, type[FilterOptions]] = {
     "garbled": Garbled, "contaminated": Contaminated, "language": Switch, "duplicate": Switch,
     "near_duplicate": NearDuplicate, "think": Switch, "markers": Switch, "echo": Echo, "template": Switch,
@@ -185,7 +191,9 @@ else:
         __doc__="One key a drop reason: false, true, a value, or a map.",
         **{
             reason: (
-                Annotated[Literal[False] | options, BeforeValidator(_options)],
+                Annotated[
+                    Literal[False] | options, BeforeValidator(_options, json_schema_input_type=_written(options))
+                ],
                 False if reason in OFF_BY_DEFAULT else options(),
             )
             for reason, options in FILTER_OPTIONS.items()
@@ -257,7 +265,7 @@ OUR_TRAIN_DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-5,
     "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 24,
-    "num_train_epochs": 1,
+    "num_train_epochs": 1.0,
     "per_device_eval_batch_size": 4,
     "logging_steps": 5,
     "save_steps": 25,
@@ -387,7 +395,8 @@ def _train_model(method: str) -> type[_TrainBase]:
             kind = Literal[tuple(argument["choices"] + none)]
         if name == "loss_type":
             losses: Any = Literal[tuple(described["losses"])]
-            kind = Annotated[list[losses], BeforeValidator(as_list), Field(min_length=1)]
+            word_or_list = BeforeValidator(as_list, json_schema_input_type=losses | list[losses])
+            kind = Annotated[list[losses], word_or_list, Field(min_length=1)]
         default = OUR_TRAIN_DEFAULTS.get(name, argument["default"])
         fields[name] = (kind, Field(default, **TRAIN_RANGES.get(name, {})))
     return create_model(
@@ -487,9 +496,10 @@ def _unbuilt_keys(recipe: Recipe) -> list[Key]:
 
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML, every default explicit; loads again to an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
+@cache
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a recipe file, for an editor's completion and checks."""
     schema = Recipe.model_json_schema()
@@ -513,8 +523,12 @@ _KINDS = {
 
 def _recipe_error(path: Path, places: dict[Key, str], problems: list[tuple[Key, str]]) -> DpoError:
     order = {key: index for index, key in enumerate(places)}
+
+    def position(key: Key) -> int:  # of what is missing, that of the section it is missing in
+        return next((order[key[:end]] for end in range(len(key), -1, -1) if key[:end] in order), -1)
+
     blocks = []
-    for key, problem in sorted(problems, key=lambda found: order.get(found[0], -1)):
+    for key, problem in sorted(problems, key=lambda found: position(found[0])):
         known = next((places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in places), str(path))
         blocks.append(f"{known}  {show_key(key)}\n    {problem}")
     count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
@@ -554,12 +568,14 @@ def _sentence(key: Key, items: list[Any]) -> str:
         return _unknown_key(key)
     if first["type"] == "missing":
         return f"is missing: {_field_description(key)}"
-    if kinds or values:
+    others = [item for item in items if item["type"] not in _KINDS and item["type"] != "literal_error"]
+    if (kinds or values) and not others:
         options = [*kinds, *(text.replace("'", "").replace("False", "false") for text in values)]
         sentence = f"must be {' or '.join(options)}, not {_shown(first['input'])}"
         words = [word for text in values for word in text.replace("'", "").replace(" or ", ", ").split(", ")]
         near = did_you_mean(first["input"], words) if isinstance(first["input"], str) else None
         return f"{sentence}; did you mean {near}?" if near else sentence
+    first = others[0] if others else first
     message = str(first["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     return message if first["type"] in ("value_error", "key") else f"{message}, not {_shown(first['input'])}"
 

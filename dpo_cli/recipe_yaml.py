@@ -7,6 +7,7 @@ scalars follow YAML 1.2's core schema, a key written twice is an error, and ever
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,6 +36,24 @@ for _tag, _pattern, _first in (
     ("merge", r"^<<$", "<"),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+
+
+class Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes what either YAML 1.1 or our reader would take for something else than text."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        first: [*resolvers, *_Loader.yaml_implicit_resolvers.get(first, [])]
+        for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
+    }
+
+
+def _represent_str(dumper: Dumper, text: str) -> yaml.ScalarNode:
+    """A line break that is not \\n is only safe as an escape."""
+    style = '"' if set(text) & set("\r\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+Dumper.add_representer(str, _represent_str)
 
 
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
@@ -80,13 +99,17 @@ def _read_chain(path: Path, children: list[Path]) -> Document:
     place = document.places[("extends",)]
     if not isinstance(parent, str):
         raise DpoError("`extends` takes the path of one recipe", where=place, exit_code=USAGE)
-    parent_path = path.parent / Path(parent).expanduser()
-    if not parent_path.is_file():
+    try:
+        parent_path = path.parent / Path(parent).expanduser()
+        found = parent_path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, the home of nobody
+        raise DpoError(f"`extends` takes the path of one recipe: {error}", where=place, exit_code=USAGE) from None
+    if not found:
         raise DpoError(f"`extends` names a file that does not exist: {parent_path}", where=place, exit_code=USAGE)
     base = _read_chain(parent_path, [*children, path])
     base.values.pop("name", None)
     base.values.pop("extends", None)
-    merged = Document(_merge(base.values, document.values), {**base.places, **document.places})
+    merged = Document(_merge(base.values, document.values), _merge_places(base, document))
     merged.values["extends"] = None
     return merged
 
@@ -98,6 +121,24 @@ def _merge(base: Any, child: Any) -> Any:
     return {**base, **{key: _merge(base.get(key), value) for key, value in child.items()}}
 
 
+def _merge_places(base: Document, child: Document) -> dict[Key, str]:
+    """The places of both; of what the child replaces whole, the parent's lines are gone."""
+    kept: dict[Key, str] = {}
+    for key, place in base.places.items():
+        above = [key[:end] for end in range(1, len(key))]
+        if not any(k in child.places and not _both_maps(base.values, child.values, k) for k in above):
+            kept[key] = place
+    return {**kept, **child.places}
+
+
+def _both_maps(one: Any, other: Any, key: Key) -> bool:
+    for part in key:
+        if not (isinstance(one, dict) and isinstance(other, dict)):
+            return False
+        one, other = one.get(part), other.get(part)
+    return isinstance(one, dict) and isinstance(other, dict)
+
+
 def _read_file(path: Path) -> Document:
     where = _short(path)
     try:
@@ -106,81 +147,88 @@ def _read_file(path: Path) -> Document:
         raise DpoError(f"no recipe at {where}", hint=_recipes_nearby(path), exit_code=USAGE) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DpoError(f"can't read the recipe: {error}", where=where, exit_code=USAGE) from None
+    places: dict[Key, str] = {}
+    values = _parse(text, "not valid YAML", lambda line: f"{where}:{line}" if line else where, places)
+    if values is None and () not in places:
+        values = {}  # empty, or comments only
+    if not isinstance(values, dict):
+        raise DpoError("a recipe is a map of keys", where=where, hint="start from recipes/smoke.yaml", exit_code=USAGE)
+    return Document(_absolute_paths(values, (), path.parent, lambda key: places.get(key, where)), places)
+
+
+def _parse(text: str, problem: str, place: Callable[[int], str], places: dict[Key, str]) -> Any:
+    """One YAML value, None where there is none; fills `places`, which `place` makes of line numbers (0: unknown)."""
+    hint = "check the indentation, colons and quotes on that line and the one above it"
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        places: dict[Key, str] = {}
-        _walk(node, (), where, places, [])
-        values = loader.construct_document(node) if node is not None else {}
+        _walk(node, (), place, places, [])
+        return loader.construct_document(node) if node is not None else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise DpoError(
-            f"not valid YAML: {error.problem or error.context}",
-            where=where + line,
-            hint="check the indentation, colons and quotes on that line and the one above it",
-            exit_code=USAGE,
-        ) from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise DpoError(f"not valid YAML: {error}", where=where, exit_code=USAGE) from None
-    if not isinstance(values, dict):
-        raise DpoError("a recipe is a map of keys", where=where, hint="start from recipes/smoke.yaml", exit_code=USAGE)
-    return Document(_absolute_paths(values, (), path.parent), places)
+        said, where = error.problem or error.context, place(mark.line + 1 if mark else 0)
+        raise DpoError(f"{problem}: {said}", where=where, hint=hint, exit_code=USAGE) from None
+    except RecursionError:
+        raise DpoError(f"{problem}: nested too deeply", where=place(0), exit_code=USAGE) from None
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # the last two: a value that belies its tag
+        raise DpoError(f"{problem}: {error}", where=place(0), exit_code=USAGE) from None
 
 
-def _walk(node: yaml.Node | None, key: Key, file: str, places: dict[Key, str], above: list[yaml.Node]) -> None:
+def _walk(
+    node: yaml.Node | None, key: Key, place: Callable[[int], str], places: dict[Key, str], above: list[yaml.Node]
+) -> None:
     """Fill `places` for every key below `node`; refuse a key that stands twice, and a node that holds itself."""
     if node is None:
         return
     if node in above:
         raise yaml.MarkedYAMLError(problem="an alias that contains itself", problem_mark=node.start_mark)
-    places[key] = f"{file}:{node.start_mark.line + 1}"
+    places[key] = place(node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _walk(item, (*key, index), file, places, [*above, node])
+            _walk(item, (*key, index), place, places, [*above, node])
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for name_node, value_node in node.value:
             line = name_node.start_mark.line + 1
             if name_node.tag == "tag:yaml.org,2002:merge":
                 continue
-            if not isinstance(name_node, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=name_node.start_mark)
+            if name_node.tag != "tag:yaml.org,2002:str":
+                said = "a key must be a word; put quotes around it if it is meant"
+                raise yaml.MarkedYAMLError(problem=said, problem_mark=name_node.start_mark)
             name = name_node.value
             if name in seen:
                 raise DpoError(
                     f"{show_key((*key, name))} is set twice, on lines {seen[name]} and {line}",
-                    where=f"{file}:{line}",
+                    where=place(line),
                     hint="keep one of them",
                     exit_code=USAGE,
                 )
             seen[name] = line
-            _walk(value_node, (*key, name), file, places, [*above, node])
-            places[(*key, name)] = f"{file}:{line}"
+            _walk(value_node, (*key, name), place, places, [*above, node])
+            places[(*key, name)] = place(line)
 
 
 def _apply_override(document: Document, override: str) -> None:
     """Apply one `--set data.sources.0.quota=100`; the value is YAML."""
-    place = f"--set {override}"
+    place = f"--set {override}" if len(override) <= 120 else f"--set {override[:117]}..."
     dotted, equals, text = override.partition("=")
     if not equals or not dotted.strip():
         raise DpoError(f"--set takes KEY=VALUE, not '{override}'", hint="--set train.beta=0.2", exit_code=USAGE)
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise DpoError(f"not a YAML value: {text}", where=place, hint=str(error), exit_code=USAGE) from None
+    value = _parse(text, "not a YAML value", lambda line: place, {})
     parts = dotted.strip().replace("[", ".").replace("]", "").split(".")
     target: Any = document.values
     key: list[str | int] = []
     for part in parts[:-1]:
         inner: Any = _step(target, part, place)
         key.append(inner)
-        if isinstance(target, dict) and not isinstance(target.get(inner), dict | list):
+        there = target.get(inner) if isinstance(target, dict) else target[inner]
+        if not isinstance(there, dict | list):
             target[inner] = {}
+            document.places[tuple(key)] = place
         target = target[inner]
     last = _step(target, parts[-1], place)
     full = (*key, last)
-    target[last] = _absolute_paths(value, full, Path.cwd())
+    target[last] = _absolute_paths(value, full, Path.cwd(), lambda key: place)
     for old in [known for known in document.places if known[: len(full)] == full]:
         del document.places[old]  # what stood below is gone, and so are its lines
     document.places[full] = place
@@ -195,21 +243,24 @@ def _step(target: Any, part: str, place: str) -> str | int:
     return int(part)
 
 
-def _absolute_paths(value: Any, key: Key, folder: Path) -> Any:
+def _absolute_paths(value: Any, key: Key, folder: Path, place: Callable[[Key], str]) -> Any:
     """`value` with every relative path in it made absolute against the folder of the file that wrote it.
 
     A hub id (`Qwen/Qwen3-1.7B`) and a relative folder look alike, so a plain name counts as a path only
     where it exists, starts with `.`, `~` or `/`, or ends like a data file.
     """
     if isinstance(value, dict):
-        return {name: _absolute_paths(inner, (*key, name), folder) for name, inner in value.items()}
+        return {name: _absolute_paths(inner, (*key, name), folder, place) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_absolute_paths(inner, (*key, index), folder) for index, inner in enumerate(value)]
+        return [_absolute_paths(inner, (*key, index), folder, place) for index, inner in enumerate(value)]
     if not (isinstance(value, str) and value and names_a_path(key)) or value.startswith("builtin:"):
         return value
-    path = Path(value).expanduser()
     written_as_path = value.startswith((".", "~", "/")) or value.lower().endswith(DATA_SUFFIXES)
-    return str((folder / path).resolve()) if written_as_path or (folder / path).exists() else value
+    try:
+        path = folder / Path(value).expanduser()
+        return str(path.resolve()) if written_as_path or path.exists() else value
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, the home of nobody
+        raise DpoError(f"not a path: {error}", where=f"{place(key)}  {show_key(key)}", exit_code=USAGE) from None
 
 
 def names_a_path(key: Key) -> bool:

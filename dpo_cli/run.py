@@ -104,10 +104,14 @@ class Run:
     def manifest(self) -> dict[str, Any]:
         path = self.folder / "manifest.json"
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            stages = manifest.get("stages") if isinstance(manifest, dict) else None
+            if not isinstance(stages, dict) or not all(isinstance(record, dict) for record in stages.values()):
+                raise ValueError("it lists no stages")
+            return dict(manifest)
         except FileNotFoundError:
             return {"name": self.folder.name, "stages": {}}
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:  # not UTF-8, not JSON, or not a manifest
             raise DpoError(
                 f"the run's manifest can't be read: {error}", where=str(path), hint=f"delete {path} and run again"
             ) from error
@@ -116,7 +120,9 @@ class Run:
         """What the manifest says of a stage; empty where it never ran."""
         return dict(self.manifest()["stages"].get(stage, {}))
 
-    def write_record(self, stage: str, record: dict[str, Any]) -> None:
+    def write_record(self, stage: str, recipe: Recipe, record: dict[str, Any]) -> None:
+        """Put a stage's record into the manifest, and beside it the recipe that the stage was run with."""
+        write_text(self.folder / "recipe.yaml", dump(recipe))
         manifest = self.manifest()
         manifest["dpo_cli"] = __version__
         manifest["stages"][stage] = record
@@ -158,11 +164,14 @@ class Run:
         try:
             inputs = self.input_hashes(stage, recipe)
         except DpoError:
-            inputs = {}  # sources that are not on this machine can't be held against what was made of them
+            return reasons  # sources that are not on this machine can't be held against what was made of them
         for name in dict.fromkeys([*record["inputs"], *inputs]):
             if name not in inputs:
-                continue  # a hub file, or a source that is not on this machine: its revision or name is in the recipe
-            if record["inputs"].get(name) != inputs[name]:
+                # A whole source or model that is not on this machine can't be held against what was made of it.
+                group = name.partition("/")[0] + "/"
+                if any(other.startswith(group) for other in inputs):
+                    reasons.append(f"{name} is gone")
+            elif record["inputs"].get(name) != inputs[name]:
                 reasons.append(f"{name} has changed")
         return reasons
 
@@ -199,19 +208,21 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock", timeout=0):
-                for folder in FOLDERS.values():
-                    old = self.folder / f".{folder}.old"
-                    if old.exists() and not (self.folder / folder).exists():
-                        old.rename(self.folder / folder)
+                for old in [*self.folder.glob(".*.old"), *self["train"].glob(".*.old")]:
+                    target = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+                    if not target.exists():
+                        old.rename(target)
                 yield
         except Timeout:
             raise DpoError(
                 "another dpo-cli is working on this run", where=str(self.folder), hint="wait for it, or stop it"
             ) from None
+        except OSError as error:
+            error.filename = error.filename or str(self.folder)  # a failed write does not say where
+            raise
 
     def started(self, stage: str, recipe: Recipe) -> dict[str, Any]:
-        """A record of a stage that begins now: what it reads, and with what; also writes `recipe.yaml`."""
-        write_text(self.folder / "recipe.yaml", dump(recipe))
+        """A record of a stage that begins now: what it reads, and with what."""
         keys, inputs = recipe_keys(recipe, stage), self.input_hashes(stage, recipe)
         return {
             "status": "running",
@@ -255,7 +266,7 @@ class Run:
             shutil.rmtree(draft.folder, ignore_errors=True)
             raise
         record.setdefault("seconds", round(time.monotonic() - start, 3))
-        self.write_record(stage, {**record, "status": draft.status, "outputs": outputs})
+        self.write_record(stage, recipe, {**record, "status": draft.status, "outputs": outputs})
 
 
 # ----------------------------------------------------------------------------------------------------------- helpers
@@ -276,14 +287,21 @@ def recipe_keys(recipe: Recipe, stage: str) -> dict[str, Any]:
             for index, inner in enumerate(value):
                 flatten(inner, (*key, index))
         else:
-            local = isinstance(value, str) and names_a_path(key) and Path(value).is_absolute()
-            flat[show_key(key)] = Path(value).name if local else value
+            if isinstance(value, list):
+                value = [_movable(inner, (*key, index)) for index, inner in enumerate(value)]
+            flat[show_key(key)] = _movable(value, key)
 
     values = recipe.model_dump(mode="json")
     for read in READS[stage]:
         section, _, name = read.partition(".")
         flatten(values[section][name] if name else values[section], tuple(read.split(".")))
     return flat
+
+
+def _movable(value: Any, key: Key) -> Any:
+    """A local path by its last part, anything else as it is."""
+    local = isinstance(value, str) and names_a_path(key) and Path(value).is_absolute()
+    return Path(value).name if local else value
 
 
 def fingerprint(keys: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

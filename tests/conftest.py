@@ -44,7 +44,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(_scratch.pop(), ignore_errors=True)
 
 
-WORDS = (
+WORDS = (  # noqa: SIM905
     "amber basket candle dragon engine falcon garden harbour island jungle kettle ladder marble needle orchid pepper "
     "quarry ribbon saddle tunnel umbrella velvet window yellow zipper anchor bridge copper desert feather"
 ).split()
@@ -136,8 +136,9 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def go(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
-        pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
-        process = subprocess.Popen([sys.executable, *map(str, arguments)], text=True, **pipes, **options)  # type: ignore[call-overload]
+        command = [sys.executable, *map(str, arguments)]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe, **options)
         started.append(process)
         return process
 

@@ -76,9 +76,8 @@ def test_the_tree_names_every_module_and_only_those() -> None:
 
 
 def test_every_command_and_recipe_that_is_mentioned_exists() -> None:
-    from typer.main import get_command
-
     from dpo_cli.cli import app
+    from typer.main import get_command
 
     known = set(get_command(app).commands)  # type: ignore[attr-defined]
     assert set(re.findall(r"dpo-cli ([a-z]+)\b", README)) <= known

@@ -94,7 +94,11 @@ def _read(
             feeds = [sources.file_feed(name, path) for name, path in sources.local_files(recipe, rank).items()]
         layout = layout_of(recipe, rank, feeds)
         if layout is None:
-            raise DpoError(f"{source.label} has no rows", where=recipe.where("data", "sources", rank, "id"))
+            raise DpoError(
+                f"{source.label} has no rows",
+                where=recipe.where("data", "sources", rank, "id"),
+                hint="check that the file is whole, and data_files and split",
+            )
         read[rank] = layout, commit
         context = filters.Context(
             languages=frozenset(data.languages) if data.languages is not None else None,

@@ -6,6 +6,7 @@ import json
 import resource
 import signal
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,12 @@ def progress_callback(log: Path, stop: StopAfterStep, quiet: bool) -> TrainerCal
             return f"{text}  {peak_memory() / 1e9:.1f} GB  {_clock(left)} left"
 
     return Progress()
+
+
+def print_remark(text: str) -> None:
+    """A remark of the watchdog in its own lines, at most 80 columns wide, over a live line if there is one."""
+    lines = textwrap.fill(text, 80, initial_indent="  ! ", subsequent_indent="    ")
+    print(f"\r{lines:<79}" if sys.stdout.isatty() else lines, flush=True)
 
 
 def peak_memory() -> int:

@@ -14,7 +14,9 @@ from dpo_cli.recipe import Recipe
 from dpo_cli.records import read_pairs
 from dpo_cli.run import Run, replace, write_json
 from dpo_cli.train.methods import METHODS
-from dpo_cli.train.progress import StopAfterStep, peak_memory, progress_callback
+from dpo_cli.train.progress import StopAfterStep, peak_memory, print_remark, progress_callback
+from dpo_cli.train.watchdog import Watchdog, check_finite
+from dpo_cli.train.watchdog import callback as watchdog_callback
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,6 +68,15 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     if recipe.model.adapter is None:
         _forget_reference_copy(trainer.model)
     _remove_printers(trainer)
+    watchdog = Watchdog(
+        losses=recipe.train.loss_type,
+        beta=recipe.train.beta,
+        batch=trainer.get_total_train_batch_size(config),
+        weights=recipe.train.loss_weights,
+        max_grad_norm=recipe.train.max_grad_norm,
+        fp16=config.fp16,
+    )
+    trainer.add_callback(watchdog_callback(watchdog, (lambda remark: None) if quiet else print_remark))
 
     record = run.started("train", recipe) | {
         "backend": backend.name,
@@ -75,7 +86,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     }
     run["train"].mkdir(parents=True, exist_ok=True)
     resumed_from = _start_log(log, run.checkpoints, checkpoint)
-    run.write_record("train", record)
+    run.write_record("train", recipe, record)
     if not quiet:
         steps, pairs = trainer.get_total_train_batch_size(config), len(trainer.train_dataset)
         again = f", resumed from step {resumed_from}" if resumed_from else ""
@@ -187,11 +198,7 @@ def _careful(trainer_class: Any) -> Any:
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             loss = super().training_step(model, inputs, *args, **kwargs)
             if not torch.isfinite(loss):
-                raise DpoError(
-                    f"the loss of step {self.state.global_step + 1} is {float(loss)}",
-                    where="pairs " + ", ".join(_ids_of(inputs, self.train_dataset)),
-                    hint="look at those rows of data/train.jsonl; else lower train.learning_rate",
-                )
+                check_finite(float(loss), _ids_of(inputs, self.train_dataset))
             return loss
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -185,8 +185,8 @@ def test_a_loss_that_is_no_number_stops_and_names_the_pairs(tmp_path: Path, comm
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     done = command("train", SMOKE, "--runs-dir", tmp_path / "runs", "--set", f"model.id={broken}", ok=False)
     assert done.returncode == 1
-    assert "the loss of step 1 is nan" in done.stderr
-    ids = done.stderr.split("pairs ")[1].splitlines()[0].split(", ")
+    assert "the loss is nan" in done.stderr
+    ids = done.stderr.split("train.jsonl, rows ")[1].splitlines()[0].split(", ")
     known = {json.loads(line)["id"] for line in (tmp_path / "runs/smoke/data/train.jsonl").read_text().splitlines()}
     assert len(ids) == 4 and set(ids) <= known
 

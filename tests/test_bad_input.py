@@ -1,0 +1,351 @@
+"""What goes wrong outside of the program: files, disks, interrupts. One clear block, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpo_cli.cli import app
+from typer.testing import CliRunner, Result
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+Spawn = Callable[..., subprocess.Popen[str]]
+Invoke = Callable[..., Result]
+Stuck = Callable[[], subprocess.Popen[str]]
+
+
+@pytest.fixture
+def invoke() -> Invoke:
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def assert_one_block(done: Result, code: int, *parts: str) -> None:
+    """Nothing on stdout, and one short block on stderr with all of `parts`."""
+    assert (done.exit_code, done.stdout) == (code, ""), done.output
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 6
+    for part in parts:
+        assert part in done.stderr, done.stderr
+
+
+def assert_nothing_made(project: Any) -> None:
+    assert not (project.run / "data").exists()
+    assert not (project.run / "manifest.json").exists()
+    assert project.leftovers() == []
+
+
+# ------------------------------------------------------------------------------------------------------- the recipe
+
+
+@pytest.mark.parametrize("command", ["check", "prepare", "train", "eval", "export"])
+def test_a_missing_recipe(project: Any, invoke: Invoke, command: str) -> None:
+    assert_one_block(invoke(command, "dmeo.yaml"), 2, "no recipe at dmeo.yaml", "demo.yaml")
+    assert not (project.folder / "runs").exists()
+
+
+def test_a_folder_for_a_recipe(project: Any, invoke: Invoke) -> None:
+    assert_one_block(invoke("check", "rows"), 2, "rows")
+
+
+def test_a_broken_yaml(project: Any, invoke: Invoke) -> None:
+    project.recipe.write_text("model:\n  id: a/b\n data: 3\n", encoding="utf-8")
+    assert_one_block(invoke("prepare", "demo.yaml"), 2, "not valid YAML", "demo.yaml:3", "indentation")
+
+
+def test_a_misspelled_key(project: Any, invoke: Invoke) -> None:
+    text = project.recipe.read_text(encoding="utf-8")
+    project.recipe.write_text(text.replace("total:", "totl:"), encoding="utf-8")
+    assert_one_block(invoke("prepare", "demo.yaml"), 2, "demo.yaml:6  data.totl", "did you mean total?")
+
+
+def test_an_unknown_layout(project: Any, invoke: Invoke) -> None:
+    done = invoke("prepare", "demo.yaml", "--set", "data.sources.0.layout=ultrafedback")
+    assert_one_block(done, 2, "data.sources[0].layout", "did you mean ultrafeedback?")
+
+
+def test_a_layout_that_cannot_be_told(project: Any, invoke: Invoke) -> None:
+    project.write_rows(0)
+    (project.rows / "a.jsonl").write_text('{"apples": 1, "pears": 2}\n' * 5, encoding="utf-8")
+    done = invoke("prepare", "demo.yaml", "--set", "data.sources.0.layout=auto")
+    assert_one_block(done, 2, "data.sources[0]", "apples")
+    assert_nothing_made_but_recipe(project)
+
+
+# ---------------------------------------------------------------------------------------------------------- the data
+
+
+def assert_nothing_made_but_recipe(project: Any) -> None:
+    assert set(project.contents()) <= {"recipe.yaml"}
+    assert project.leftovers() == []
+
+
+def test_a_missing_source(project: Any, invoke: Invoke) -> None:
+    shutil.rmtree(project.rows)
+    done = invoke("prepare", "demo.yaml")
+    assert_one_block(done, 1, str(project.rows), "demo.yaml:5  data.sources[0].id", "check the path")
+    assert_nothing_made_but_recipe(project)
+
+
+def test_a_missing_contamination_file(project: Any, invoke: Invoke) -> None:
+    done = invoke("prepare", "demo.yaml", "--set", "data.contamination=[asked.jsonl]")
+    assert_one_block(done, 1, str(project.folder / "asked.jsonl"), "data.contamination")
+    assert_nothing_made_but_recipe(project)
+
+
+@pytest.mark.parametrize("command", ["prepare", "train"])
+@pytest.mark.parametrize("text", ["", "\n\n", "[]"])
+def test_an_empty_data_set(project: Any, invoke: Invoke, text: str, command: str) -> None:
+    (project.rows / "a.jsonl").write_text(text, encoding="utf-8")
+    done = invoke(command, "demo.yaml")
+    assert_one_block(done, 1, "rows has no rows", "demo.yaml:5  data.sources[0].id", "fix:")
+    assert_nothing_made_but_recipe(project)
+
+
+def test_data_of_which_nothing_is_left(project: Any, invoke: Invoke) -> None:
+    path = project.write_rows(20)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    path.write_text("".join(json.dumps({**row, "rejected": row["chosen"]}) + "\n" for row in rows), encoding="utf-8")
+    done = invoke("prepare", "demo.yaml")
+    assert_one_block(done, 1, "nothing is left of 20 prompts: 20 identical", "data.sources", "fix:")
+    assert_nothing_made_but_recipe(project)
+
+
+def test_bad_new_data_leave_the_old_results_whole(project: Any, invoke: Invoke) -> None:
+    invoke("prepare", "demo.yaml")
+    before = project.contents()
+    good = project.rows / "a.jsonl"
+    kept = good.read_bytes()
+    good.write_text("", encoding="utf-8")
+    assert invoke("prepare", "demo.yaml").exit_code == 1
+    assert project.contents() == before
+    good.write_bytes(kept)
+    assert "nothing to do" in invoke("prepare", "demo.yaml").stdout
+
+
+def test_a_hub_source_without_network(project: Any, invoke: Invoke) -> None:
+    done = invoke("prepare", "demo.yaml", "--set", "data.sources.0.id=nobody/nothing")
+    assert_one_block(done, 1, "nobody/nothing", "data.sources[0].id", "HF_HUB_OFFLINE")
+    assert_nothing_made_but_recipe(project)
+
+
+def test_a_model_that_is_not_there(project: Any, invoke: Invoke) -> None:
+    done = invoke("prepare", "demo.yaml", "--set", "data.filters.too_long=true")
+    assert done.exit_code == 1
+    assert "the tokenizer of nobody/none" in done.stderr
+    assert "demo.yaml:2  model.id" in done.stderr
+    assert_nothing_made_but_recipe(project)
+
+
+# ---------------------------------------------------------------------------------------------------------- the disk
+
+
+def test_runs_dir_that_is_a_file(project: Any, invoke: Invoke) -> None:
+    (project.folder / "taken").write_text("x", encoding="utf-8")
+    assert_one_block(invoke("prepare", "demo.yaml", "--runs-dir", "taken"), 1, "taken")
+
+
+def test_a_broken_manifest(project: Any, invoke: Invoke) -> None:
+    invoke("prepare", "demo.yaml")
+    (project.run / "manifest.json").write_text('{"stages": ', encoding="utf-8")
+    assert_one_block(invoke("prepare", "demo.yaml"), 1, "runs/demo/manifest.json", "fix:")
+
+
+UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
+ON_A_FULL_DISK = """
+mount -t tmpfs -o size=$1 none "$2" || exit 99
+shift 2
+"$@"
+code=$?
+echo "left:" >&2
+cd runs && find . -type f ! -name .lock >&2
+exit $code
+"""
+
+
+def can_mount(folder: Path) -> bool:
+    command = [*UNSHARE, "mount", "-t", "tmpfs", "none", str(folder)]
+    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("size", ["4k", "16k", "28k"])
+def test_a_disk_that_is_really_full(project: Any, size: str) -> None:
+    """A tmpfs of a few pages, so that the recipe, the pairs or the report no longer fit."""
+    runs = project.folder / "runs"
+    runs.mkdir()
+    if not can_mount(runs):
+        pytest.skip("this machine lets an ordinary user mount nothing; the two tests below stand in")
+    program = [sys.executable, "-m", "dpo_cli", "prepare", "demo.yaml"]
+    done = subprocess.run(
+        [*UNSHARE, "sh", "-c", ON_A_FULL_DISK, "sh", size, str(runs), *program],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    message, _, left = done.stderr.partition("left:\n")
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert message.startswith("error: No space left on device")
+    assert "runs" in message.partition("fix:")[0], "it names the place"
+    assert "free some disk space" in message
+    assert "Traceback" not in message
+    assert not [name for name in left.split() if not name.endswith(("recipe.yaml", ".recipe.yaml.new"))]
+
+
+def full_for(run: Path, name: str) -> None:
+    """Every write of that file ends in a real ENOSPC, for it goes to /dev/full."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / f".{name}.new").symlink_to("/dev/full")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("name", ["recipe.yaml", "manifest.json"])
+def test_a_disk_that_is_full_at_the_end(project: Any, invoke: Invoke, name: str) -> None:
+    """The results are in place, but the manifest no longer fits: they must not count as complete."""
+    full_for(project.run, name)
+    done = invoke("prepare", "demo.yaml", "--quiet")
+    assert_one_block(done, 1, "No space left on device", "runs/demo", "free some disk space")
+    assert not (project.run / "manifest.json").exists()
+    assert "train has not been run" in invoke("eval", "demo.yaml").stderr
+    (project.run / f".{name}.new").unlink()
+    again = invoke("prepare", "demo.yaml")
+    assert again.exit_code == 0
+    assert "nothing to do" not in again.stdout
+    assert project.leftovers() == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_disk_that_fills_up_later_leaves_the_manifest_whole(project: Any, invoke: Invoke) -> None:
+    invoke("prepare", "demo.yaml")
+    before = (project.run / "manifest.json").read_bytes()
+    full_for(project.run, "manifest.json")
+    assert invoke("prepare", "demo.yaml", "--set", "data.total=5").exit_code == 1
+    assert (project.run / "manifest.json").read_bytes() == before
+    (project.run / ".manifest.json.new").unlink()
+    assert "nothing to do" not in invoke("prepare", "demo.yaml").stdout, "what lies there is not what this asks for"
+
+
+@pytest.mark.parametrize("kilobytes", [1, 8, 20])
+def test_a_file_that_may_not_grow(project: Any, dpo_cli: Cli, kilobytes: int) -> None:
+    """A limit on file sizes, as a quota or an old file system sets it, hits in the middle of a file."""
+    dpo_cli("prepare", "demo.yaml")
+    before = project.contents()
+    project.write_rows(100, seed=3)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, resource.RLIM_INFINITY))
+
+    done = dpo_cli("prepare", "demo.yaml", preexec_fn=limit)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: File too large")
+    assert "fix:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert project.contents() == before
+    assert dpo_cli("prepare", "demo.yaml").returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written(project: Any, invoke: Invoke) -> None:
+    (project.folder / "runs").mkdir(mode=0o555)
+    assert_one_block(invoke("prepare", "demo.yaml"), 1, "Permission denied", "runs")
+
+
+# --------------------------------------------------------------------------------------------------- an interruption
+
+
+# The real program, held where it is about to write its second file of results: train.jsonl lies there, eval.jsonl does
+# not. Python's audit hook shows each file as it is opened, so nothing has to be timed.
+HELD = """
+import sys
+from dpo_cli.cli import main
+
+def hold(event, details):
+    if event == "open" and str(details[0]).endswith("eval.jsonl") and "w" in (details[1] or ""):
+        print("in the middle", flush=True)
+        sys.stdin.read()
+
+sys.addaudithook(hold)
+main()
+"""
+
+
+@pytest.fixture
+def stuck_prepare(spawn: Spawn) -> Stuck:
+    """Start a `prepare` that certainly is in the middle, and stays there."""
+
+    def go() -> subprocess.Popen[str]:
+        process = spawn(
+            "-c", HELD, "prepare", "demo.yaml", "--force", "--quiet",
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in the middle\n"
+        return process
+
+    return go
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("done_before", [True, False], ids=["over old results", "for the first time"])
+def test_an_interrupted_prepare(
+    project: Any, stuck_prepare: Stuck, dpo_cli: Cli, number: signal.Signals, done_before: bool
+) -> None:
+    if done_before:
+        dpo_cli("prepare", "demo.yaml")
+    before = project.contents()
+    process = stuck_prepare()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err.startswith("error: interrupted")
+    assert len(err.splitlines()) == 1
+    assert_old_results_whole(project, before, done_before)
+    assert project.leftovers() == []
+    again = dpo_cli("prepare", "demo.yaml")
+    assert again.returncode == 0
+    assert ("nothing to do" in again.stdout) == done_before
+
+
+def test_a_killed_prepare(project: Any, stuck_prepare: Stuck, dpo_cli: Cli) -> None:
+    dpo_cli("prepare", "demo.yaml")
+    before = project.contents()
+    process = stuck_prepare()
+    process.kill()
+    process.wait()
+    assert_old_results_whole(project, before, True)
+    assert "nothing to do" in dpo_cli("prepare", "demo.yaml").stdout
+    assert dpo_cli("prepare", "demo.yaml", "--force").returncode == 0
+    assert project.leftovers() == []
+
+
+def assert_old_results_whole(project: Any, before: dict[str, bytes], done_before: bool) -> None:
+    after = project.contents()
+    if done_before:
+        assert after == before
+    else:
+        assert set(after) <= {"recipe.yaml"}
+
+
+def test_a_second_prepare_is_refused_while_the_first_works(project: Any, stuck_prepare: Stuck, dpo_cli: Cli) -> None:
+    process = stuck_prepare()
+    second = dpo_cli("prepare", "demo.yaml")
+    assert (second.returncode, second.stdout) == (1, "")
+    assert "another dpo-cli is working on this run" in second.stderr
+    assert "runs/demo" in second.stderr
+    assert process.poll() is None
+
+
+def test_rows_that_end_in_the_middle_of_a_line_are_told(project: Any, invoke: Invoke) -> None:
+    """A download cut short: the last row is counted as broken, not lost."""
+    path = project.rows / "a.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+    assert invoke("prepare", "demo.yaml").exit_code == 0
+    report = json.loads((project.run / "data" / "report.json").read_text(encoding="utf-8"))
+    assert report["sources"]["rows"]["in"] == 40
+    assert report["sources"]["rows"]["dropped"] == {"schema": 1}

@@ -1,0 +1,862 @@
+"""The recipe: what YAML means here, what is refused and in which words, `extends`, `--set`, and the way back out."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from dpo_cli.errors import USAGE, DpoError
+from dpo_cli.recipe import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS, Recipe, dump, json_schema, load, trl_arguments
+from dpo_cli.recipe_yaml import read_recipe
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+MINIMAL = "model: {id: a/b}\ndata: {sources: [{id: c/d}]}\n"  # two lines, so that what is added starts on line 3
+
+Write = Callable[..., Path]
+Load = Callable[..., Recipe]
+Refused = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in an empty folder, so that no `a/b` beside us is taken for a local model."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def go(text: str | bytes, name: str = "r.yaml") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return go
+
+
+@pytest.fixture
+def loaded(write: Write) -> Load:
+    """`loaded(more, *settings)`: the minimal recipe with more lines below it."""
+    return lambda more="", *overrides, base=MINIMAL: load(write(base + more), list(overrides))
+
+
+@pytest.fixture
+def refused(write: Write, tmp_path: Path) -> Refused:
+    """`refused(more, *settings)`: what the error says, which has to be a usage error; the folder is left out."""
+
+    def go(more: str = "", *overrides: str, base: str = MINIMAL) -> str:
+        with pytest.raises(DpoError) as caught:
+            load(write(base + more), list(overrides))
+        assert caught.value.exit_code == USAGE
+        return str(caught.value).replace(f"{tmp_path}{os.sep}", "")
+
+    return go
+
+
+def values(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump()
+
+
+# ------------------------------------------------------------------------------------------------ what scalars mean
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("5e-6", 5e-6), ("5E-6", 5e-6), ("1.0e-5", 1e-5), ("2e+1", 20.0), (".5", 0.5), ("1_000", 1000), ("010", 10),
+        ("+3", 3), ("7.", 7.0),
+    ],
+)  # fmt: skip
+def test_numbers(loaded: Load, text: str, number: float) -> None:
+    assert loaded(f"train: {{learning_rate: {text}}}").train.learning_rate == number
+
+
+@pytest.mark.parametrize("word", ["on", "off", "yes", "no", "y", "n", "On", "12:30", "0x1F", "2001-01-01", "1e"])
+def test_words_stay_words(loaded: Load, word: str) -> None:
+    """YAML 1.1 reads these as booleans, base 60, hex and dates."""
+    assert loaded(f"train: {{run_name: {word}}}").train.run_name == word
+
+
+@pytest.mark.parametrize("word", ["true", "True", "TRUE"])
+def test_true_is_true(loaded: Load, word: str) -> None:
+    assert loaded(f"train: {{use_liger_kernel: {word}}}").train.use_liger_kernel is True
+
+
+@pytest.mark.parametrize("word", ["~", "null", "Null", "", "NULL"])
+def test_null_is_null(loaded: Load, word: str) -> None:
+    assert loaded(f"train:\n  run_name: {word}\n").train.run_name is None
+
+
+def test_a_word_is_no_switch(refused: Refused) -> None:
+    assert 'train.use_liger_kernel\n    must be true or false, not "yes"' in refused("train: {use_liger_kernel: yes}")
+
+
+def test_on_and_off_are_choices(loaded: Load) -> None:
+    assert loaded("engine: {shared_prefix: off}").engine.shared_prefix == "off"
+
+
+def test_defaults_are_the_contracts(loaded: Load) -> None:
+    recipe = loaded()
+    assert recipe.name == "r"
+    assert recipe.seed == 42
+    assert (recipe.model.load_in_4bit, recipe.model.max_length, recipe.model.thinking) == (True, 1024, False)
+    assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout) == (32, 64, 0.01)
+    assert (recipe.data.total, recipe.data.languages) == (7500, {"en": 0.7, "zh": 0.3})
+    assert (recipe.data.eval_fraction, recipe.data.eval_size) == (0.05, 500)
+    assert (recipe.train.method, recipe.train.learning_rate, recipe.train.beta) == ("dpo", 1e-5, 0.1)
+    assert (recipe.train.per_device_train_batch_size, recipe.train.gradient_accumulation_steps) == (1, 24)
+    assert recipe.export.formats == ["adapter", "merged"]
+
+
+def test_a_recipe_does_not_change_after_loading(loaded: Load) -> None:
+    recipe = loaded()
+    with pytest.raises(Exception, match="frozen"):
+        recipe.__setattr__("seed", 1)
+
+
+# -------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("more", "place", "says"),
+    [
+        # unknown keys
+        ("modle: {}", "r.yaml:3  modle", "did you mean model?"),
+        ("lora:\n  r: 8\n  aplha: 3", "r.yaml:5  lora.aplha", "did you mean alpha?"),
+        ("train:\n\n  lerning_rate: 1", "r.yaml:5  train.lerning_rate", "did you mean learning_rate?"),
+        ("engine: {preflite: true}", "r.yaml:3  engine.preflite", "did you mean preflight?"),
+        ("eval: {zzz: 1}", "r.yaml:3  eval.zzz", "known here: prompts, max_new_tokens, judge"),
+        # the right name in the wrong section
+        ("beta: 0.1", "r.yaml:3  beta", "did you mean train.beta?"),
+        ("lora: {max_length: 3}", "r.yaml:3  lora.max_length", "did you mean model.max_length?"),
+        ("eval: {sources: 3}", "r.yaml:3  eval.sources", "did you mean data.sources?"),
+        # wrong types
+        ("seed: '1'", "r.yaml:3  seed", 'must be a whole number, not "1"'),
+        ("seed: 1.5", "r.yaml:3  seed", "must be a whole number, not 1.5"),
+        ("seed: true", "r.yaml:3  seed", "must be a whole number, not true"),
+        ("name: 5e-6", "r.yaml:3  name", "must be text"),
+        ("lora: 3", "r.yaml:3  lora", "must be a map, not 3"),
+        ("lora: null", "r.yaml:3  lora", "must be a map, not null"),
+        ("lora: {target_modules: q_proj}", "r.yaml:3  lora.target_modules", 'must be a list, not "q_proj"'),
+        ("train: {beta: no}", "r.yaml:3  train.beta", 'must be a number, not "no"'),
+        ("train: {max_steps: many}", "r.yaml:3  train.max_steps", 'must be a whole number, not "many"'),
+        # impossible values
+        ("seed: -1", "r.yaml:3  seed", "not -1"),
+        ("train: {learning_rate: 0}", "r.yaml:3  train.learning_rate", "greater than 0"),
+        ("train: {learning_rate: .nan}", "r.yaml:3  train.learning_rate", "not NaN"),
+        ("train: {beta: -0.1}", "r.yaml:3  train.beta", "greater than 0"),
+        ("train: {num_train_epochs: 0}", "r.yaml:3  train.num_train_epochs", "greater than 0"),
+        ("train: {gradient_accumulation_steps: 0}", "r.yaml:3  train.gradient_accumulation_steps", "not 0"),
+        ("train: {adam_beta1: 1.0}", "r.yaml:3  train.adam_beta1", "less than 1"),
+        ("lora: {dropout: 1}", "r.yaml:3  lora.dropout", "less than 1"),
+        ("lora: {r: 0}", "r.yaml:3  lora.r", "not 0"),
+        ("train: {bf16: true, fp16: true}", "r.yaml:3  train.fp16", "can't both be true"),
+        ("name: a/b", "r.yaml:3  name", "name of a folder"),
+        ("name: ..", "r.yaml:3  name", "name of a folder"),
+        # bad choices
+        ("engine: {backend: unsloht}", "r.yaml:3  engine.backend", "did you mean unsloth?"),
+        ("lora: {bias: some}", "r.yaml:3  lora.bias", "must be none, all or lora_only"),
+        ("train: {optim: adamw}", "r.yaml:3  train.optim", "adamw_torch"),
+        ("train: {lr_scheduler_type: cosin}", "r.yaml:3  train.lr_scheduler_type", "did you mean cosine?"),
+        ("train: {method: dop}", "r.yaml:3  train.method", "dpo"),
+        ("export: {formats: [adaptor]}", "r.yaml:3  export.formats[0]", "did you mean adapter?"),
+        # losses
+        ("train: {loss_type: sigmod}", "r.yaml:3  train.loss_type", "did you mean sigmoid?"),
+        ("train:\n  loss_type:\n    - sigmoid\n    - stf\n", "r.yaml:6  train.loss_type[1]", "did you mean sft?"),
+        ("train: {loss_type: []}", "r.yaml:3  train.loss_type", "at least 1"),
+        ("train:\n  loss_weights: [1.0]\n  loss_type: [sigmoid, sft]", "r.yaml:4  train.loss_weights", "for 2 losses"),
+        ("train:\n  loss_type: exo_pair", "r.yaml:3  train.label_smoothing", "must be above 0"),
+        ("train:\n  label_smoothing: 0\n  loss_type: robust", "r.yaml:4  train.label_smoothing", "must be above 0"),
+    ],
+)  # fmt: skip
+def test_one_mistake(refused: Refused, more: str, place: str, says: str) -> None:
+    message = refused(more)
+    assert message.startswith("the recipe has a mistake\n"), message
+    assert f"  {place}\n" in message
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    ("data", "key", "says"),
+    [
+        ("sources: []", "data.sources", "at least 1"),
+        ("sources: {id: x/y}", "data.sources", "must be a list"),
+        ("sources: [x/y]", "data.sources[0]", "must be a map"),
+        ("sources: [{layout: pairs}]", "data.sources[0].id", "is missing"),
+        ("sources: [{id: a/b, layout: ultrafedback}]", "data.sources[0].layout", "did you mean ultrafeedback?"),
+        ("sources: [{id: a/c}, {id: b/c}]", "data.sources", "two sources are called 'c'"),
+        ("sources: [{id: a/b, quota: 0}]", "data.sources[0].quota", "not 0"),
+        ("sources: [{id: a/b, columns: {prompt: 1}}]", "data.sources[0].columns.prompt", "must be text"),
+        ("{sources: [{id: a/b}], total: 0}", "data.total", "not 0"),
+        ("{sources: [{id: a/b}], eval_fraction: 1}", "data.eval_fraction", "less than 1"),
+        ("{sources: [{id: a/b}], languages: {en: 0.5, zh: 0.4}}", "data.languages", "sum to 0.9, not 1"),
+        ("{sources: [{id: a/b}], pairs: {pick: best}}", "data.pairs.pick", "best_worst"),
+        ("{sources: [{id: a/b}], pairs: {min_margin: 2}}", "data.pairs.min_margin", "less than or equal to 1"),
+        ("{sources: [{id: a/b}], filters: {dedup: true}}", "data.filters.dedup", "unknown key"),
+        ("{sources: [{id: a/b}], filters: {near_duplicates: 1}}", "data.filters.near_duplicates", "near_duplicate?"),
+        ("{sources: [{id: a/b}], filters: {tie: 3}}", "data.filters.tie", "not 3"),
+        ("{sources: [{id: a/b}], filters: {echo: {min_char: 3}}}", "data.filters.echo.min_char", "mean min_chars?"),
+        ("{sources: [{id: a/b}], filters: {near_duplicate: 7}}", "data.filters.near_duplicate", "or equal to 1"),
+        ("{sources: [{id: a/b}], score_weights: {correctness: 0, helpfulness: 0}}", "data.score_weights", "weigh 0"),
+        ("{sources: [{id: a/b}], score_weights: {correctness: -1}}", "data.score_weights.correctness", "not -1"),
+    ],
+)  # fmt: skip
+def test_one_mistake_in_data(refused: Refused, data: str, key: str, says: str) -> None:
+    message = refused(f"data: {data if data.startswith('{') else '{' + data + '}'}\n", base="model: {id: a/b}\n")
+    assert message.startswith("the recipe has a mistake\n"), message
+    assert f"  r.yaml:2  {key}" in message
+    assert says in message
+
+
+def test_every_mistake_is_told_at_once_in_the_order_of_the_file(refused: Refused) -> None:
+    message = refused(
+        base="""\
+train:
+  warmup_ratio: 0.1
+  beta: [1]
+lora: {r: -1}
+sead: 3
+data:
+  total: no
+  sources:
+    - {id: 7}
+    - {idd: x}
+model: {id: a/b, dtype: int4}
+""",
+    )
+    assert message.startswith("the recipe has 9 mistakes\n")
+    places = [line.split()[0] for line in message.splitlines() if line.strip().startswith("r.yaml:")]
+    assert [int(place.partition(":")[2]) for place in places] == [2, 3, 4, 5, 7, 9, 10, 10, 11]
+
+
+def test_an_empty_recipe_is_told_what_it_needs(refused: Refused) -> None:
+    for empty in ("", "# nothing\n", "{}\n"):
+        message = refused(base=empty)
+        assert "model\n    is missing" in message
+        assert "data\n    is missing" in message
+
+
+@pytest.mark.parametrize("name", OWNED_TRAIN_ARGUMENTS)
+def test_what_the_recipe_owns_is_not_set_in_train(refused: Refused, name: str) -> None:
+    message = refused(f"train:\n  {name}: null\n")
+    assert f"r.yaml:4  train.{name}\n" in message
+    assert OWNED_TRAIN_ARGUMENTS[name] in message
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("seed", "seed:"), ("output_dir", "--runs-dir"), ("max_length", "model.max_length"),
+        ("precompute_ref_log_probs", "engine.reference_cache"), ("resume_from_checkpoint", "--fresh"),
+        ("warmup_ratio", "warmup_steps: 0.1"), ("max_prompt_length", "model.max_length"),
+        ("evaluation_strategy", "eval_strategy"), ("rpo_alpha", "loss_weights"), ("lr", "learning_rate"),
+        ("torch_dtype", "model.dtype"),
+    ],
+)  # fmt: skip
+def test_the_hint_names_what_to_write_instead(refused: Refused, name: str, instead: str) -> None:
+    assert instead in refused(f"train: {{{name}: 1}}")
+
+
+@pytest.mark.parametrize("name", OLD_TRAIN_ARGUMENTS)
+def test_old_names_are_told_apart_from_typos(refused: Refused, name: str) -> None:
+    assert OLD_TRAIN_ARGUMENTS[name] in refused(f"train: {{{name}: 1}}")
+
+
+def test_every_argument_of_trl_can_be_written_by_its_default(loaded: Load) -> None:
+    """What TRL would do anyway has to pass our types, ranges and choices."""
+    arguments = trl_arguments()["dpo"]["arguments"]
+    own = {name: entry["default"] for name, entry in arguments.items() if name not in OWNED_TRAIN_ARGUMENTS}
+    train = loaded(json.dumps({"train": own})[1:-1] + "\n").train
+    for name, value in own.items():
+        assert getattr(train, name) == ([value] if name == "loss_type" and isinstance(value, str) else value), name
+
+
+@pytest.mark.parametrize(
+    ("text", "losses"),
+    [("sigmoid_norm", ["sigmoid_norm"]), ("[sigmoid, sft]", ["sigmoid", "sft"]), ("[hinge]", ["hinge"])],
+)
+def test_a_loss_is_a_word_or_a_list(loaded: Load, text: str, losses: list[str]) -> None:
+    assert loaded(f"train: {{loss_type: {text}}}").train.loss_type == losses
+
+
+def test_losses_that_need_smoothing_get_it(loaded: Load) -> None:
+    assert loaded("train: {loss_type: exo_pair, label_smoothing: 0.1}").train.label_smoothing == 0.1
+    assert loaded("train: {loss_type: [sigmoid, sft], loss_weights: [1, 0.2]}").train.loss_weights == [1, 0.2]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["train: {learning_rate: .inf}", "lora: {alpha: .inf}", "train: {weight_decay: .inf}", "train: {beta: .inf}"],
+)
+def test_infinity_is_no_setting(refused: Refused, text: str) -> None:
+    assert "r.yaml:3  " in refused(text)
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ("engine:\n  shared_prefix: on", "engine.shared_prefix"),
+        ("engine:\n  token_budget: 4096", "engine.token_budget"),
+        ("engine:\n  reference_cache: on", "engine.reference_cache"),
+        ("engine:\n  memory_limit: 16", "engine.memory_limit"),
+        ("eval:\n  judge: {model: x}", "eval.judge"),
+        ("export:\n  hub: me/mine", "export.hub"),
+        ("export:\n  formats: [gguf]", "export.formats[0]"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(refused: Refused, more: str, key: str) -> None:
+    message = refused(more)
+    assert f"r.yaml:4  {key}\n" in message
+    assert "not built yet" in message
+
+
+# ------------------------------------------------------------------------------------------------------------- YAML
+
+
+@pytest.mark.parametrize(
+    ("text", "says", "line"),
+    [
+        ("lora:\n  r: 1\n  alpha: 2\n  r: 3\n", "lora.r is set twice, on lines 4 and 6", 6),
+        ('seed: 1\n"seed": 2\n', "seed is set twice, on lines 3 and 4", 4),
+        ("seed: 1\nmodel: {id: x}\n", "model is set twice, on lines 1 and 4", 4),
+        ("lora:\n\tr: 1\n", "\\t", 4),
+        ("lora: {r: 1\n", "", 4),
+        ("lora: r: 1\n", "mapping values are not allowed", 3),
+        ("lora: *nowhere\n", "nowhere", 3),
+        ("a: &a [*a]\n", "contains itself", 3),
+        ("a: &a {b: {c: *a}}\n", "contains itself", 3),
+        ("lora: {<<: 3}\n", "merging", 3),
+        ("name: !!python/object:os.system x\n", "python/object", 3),
+        ("---\nseed: 1\n", "document", 3),
+        ("? [a, b]\n: 1\n", "a key must be a word", 3),
+        ("1: x\n", "", 3),
+        ("null: x\n", "", 3),
+    ],
+)
+def test_yaml_that_is_refused(refused: Refused, text: str, says: str, line: int) -> None:
+    message = refused(text)
+    assert says in message
+    assert f"r.yaml:{line}" in message
+
+
+def test_a_file_that_is_no_map_is_refused(refused: Refused) -> None:
+    for text in ("- a\n", "just words\n", "3\n"):
+        message = refused(base=text)
+        assert "map of keys" in message
+        assert "r.yaml" in message
+
+
+@pytest.mark.parametrize("text", [b"name: caf\xe9\n", MINIMAL.encode("utf-16"), b"\x00\x01\x02", b"name: \x07\n"])
+def test_bytes_that_are_no_text_are_refused(write: Write, text: bytes) -> None:
+    path = write(text)
+    with pytest.raises(DpoError) as caught:
+        load(path)
+    assert caught.value.exit_code == USAGE
+    assert path.name in str(caught.value)
+
+
+def test_a_byte_order_mark_and_windows_lines_are_fine(write: Write) -> None:
+    path = write(b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode() + b"seed: 7\r\n")
+    assert load(path).seed == 7
+
+
+def test_anchors_aliases_and_merge_keys(loaded: Load) -> None:
+    recipe = loaded(
+        base="""\
+model: {id: a/b}
+data:
+  sources:
+    - &first {id: c/d, layout: pairs, language: en}
+    - {<<: *first, id: e/f, language: zh}
+lora: {target_modules: &modules [q_proj, v_proj]}
+train: {optim_target_modules: *modules}
+""",
+    )
+    assert recipe.data.sources[1].model_dump(exclude_defaults=True) == {
+        "id": "e/f",
+        "layout": "pairs",
+        "language": "zh",
+    }
+    assert recipe.train.optim_target_modules == recipe.lora.target_modules == ["q_proj", "v_proj"]
+
+
+def test_a_typo_that_comes_in_by_a_merge_key_is_refused(refused: Refused) -> None:
+    assert "did you mean layout?" in refused(
+        base="model: {id: a/b}\ndata:\n  sources:\n    - &x {id: c/d, layuot: pairs}\n    - {<<: *x, id: e/f}\n"
+    )
+
+
+def test_setting_one_alias_leaves_the_other(loaded: Load) -> None:
+    shared = "model: {id: a/b}\ndata: {sources: [{id: c/d, columns: &c {prompt: p}}, {id: e/f, columns: *c}]}\n"
+    recipe = loaded("", "data.sources.1.columns.prompt=q", base=shared)
+    assert [source.columns for source in recipe.data.sources] == [{"prompt": "p"}, {"prompt": "q"}]
+
+
+def test_chinese_names_and_values(write: Write) -> None:
+    text = (
+        "name: 偏好_中文\nmodel: {id: 模型/千问}\ndata: {sources: [{name: 数据, id: c/d, columns: {prompt: 问题}}]}\n"
+    )
+    recipe = load(write(text, "配方.yaml"))
+    assert (recipe.name, recipe.model.id, recipe.data.sources[0].label) == ("偏好_中文", "模型/千问", "数据")
+    assert "偏好_中文" in dump(recipe)
+    assert load(write(MINIMAL, "配方.yaml")).name == "配方"
+
+
+def test_a_mistake_in_chinese_is_shown_as_written(refused: Refused) -> None:
+    assert '"很多"' in refused("seed: 很多")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: " + "[" * 5000 + "]" * 5000 + "\n",
+        "{a: " * 5000 + "1" + "}" * 5000,
+        MINIMAL + "seed: " + "9" * 5000 + "\n",
+        MINIMAL + "seed: !!int x\n",
+        MINIMAL + "seed: !!float x\n",
+        MINIMAL + "name: !!timestamp x\n",
+        MINIMAL + "name: !!bool x\n",
+        MINIMAL + "extends: ~nosuchuser/x\n",
+        MINIMAL + 'extends: "a\\0b"\n',
+        MINIMAL + f"extends: {'x' * 5000}\n",
+        "model: {id: ~nosuchuser/x}\ndata: {sources: [{id: c/d}]}\n",
+        'model: {id: "./a\\0b"}\ndata: {sources: [{id: c/d}]}\n',
+        f"model: {{id: ./{'x' * 5000}}}\ndata: {{sources: [{{id: c/d}}], total: x}}\n",
+    ],
+    ids=lambda text: text[:60].replace("\n", " ") if len(text) < 300 else text[:20] + "…" + text[-12:],
+)
+def test_hostile_files_end_in_a_clear_error(write: Write, text: str) -> None:
+    with pytest.raises(DpoError) as caught:
+        load(write(text))
+    assert caught.value.exit_code == USAGE
+    assert "r.yaml" in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------------- extends
+
+
+def test_maps_merge_and_the_rest_replaces(write: Write) -> None:
+    write(
+        """\
+name: parent
+seed: 1
+model: {id: a/b, max_length: 512}
+lora: {r: 4, target_modules: [q_proj, v_proj]}
+data:
+  sources: [{id: c/d, layout: pairs}, {id: e/f}]
+  total: 10
+  languages: {en: 0.5, zh: 0.5}
+  score_weights: {correctness: 0.9}
+train: {beta: 0.2, run_name: mine}
+""",
+        "parent.yaml",
+    )
+    child = load(
+        write(
+            """\
+extends: parent.yaml
+lora: {target_modules: [k_proj]}
+data: {sources: [{id: g/h}], total: null, languages: null, score_weights: {helpfulness: 0.1}}
+train: {run_name: null, learning_rate: 1e-4}
+""",
+            "child.yaml",
+        )
+    )
+    assert child.name == "child"  # never the parent's: two recipes would share a run
+    assert child.extends is None
+    assert child.seed == 1
+    assert (child.model.id, child.model.max_length) == ("a/b", 512)
+    assert (child.lora.r, child.lora.target_modules) == (4, ["k_proj"])
+    assert [source.model_dump(exclude_defaults=True) for source in child.data.sources] == [{"id": "g/h"}]
+    assert (child.data.total, child.data.languages) == (None, None)
+    assert (child.data.score_weights.correctness, child.data.score_weights.helpfulness) == (0.9, 0.1)
+    assert (child.train.beta, child.train.run_name, child.train.learning_rate) == (0.2, None, 1e-4)
+
+
+def test_the_nearest_of_three_generations_wins(write: Write) -> None:
+    write(MINIMAL + "name: g\nseed: 1\nlora: {r: 1, alpha: 1}\ntrain: {beta: 0.1}\n", "a/grand.yaml")
+    write("extends: ../a/grand.yaml\nname: p\nseed: 2\nlora: {r: 2}\n", "b/parent.yaml")
+    child = load(write("extends: b/parent.yaml\nseed: 3\n", "child.yaml"))
+    assert (child.name, child.seed, child.lora.r, child.lora.alpha, child.train.beta) == ("child", 3, 2, 1, 0.1)
+
+
+def test_an_absolute_path_and_one_from_home(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = write(MINIMAL + "seed: 5\n", "far/away/parent.yaml")
+    assert load(write(f"extends: {parent}\n", "child.yaml")).seed == 5
+    monkeypatch.setenv("HOME", str(tmp_path / "far"))
+    assert load(write("extends: ~/away/parent.yaml\n", "other.yaml")).seed == 5
+
+
+def test_a_relative_path_is_relative_to_the_file_that_wrote_it(write: Write, tmp_path: Path) -> None:
+    write(
+        """\
+model: {id: ./weights, merge_base: ../shared/base}
+data: {sources: [{id: rows.jsonl}, {id: c/d}], contamination: [asked.txt]}
+""",
+        "parents/parent.yaml",
+    )
+    write("extends: ../parents/parent.yaml\nmodel: {merge_base: ./base}\n", "children/one.yaml")
+    one = load(tmp_path / "children" / "one.yaml")
+    assert one.model.id == str(tmp_path / "parents" / "weights")
+    assert one.model.merge_base == str(tmp_path / "children" / "base")
+    assert [source.id for source in one.data.sources] == [str(tmp_path / "parents" / "rows.jsonl"), "c/d"]
+    assert one.data.contamination == [str(tmp_path / "parents" / "asked.txt")]
+
+
+def test_a_plain_name_is_a_path_where_it_exists(write: Write, tmp_path: Path, loaded: Load) -> None:
+    """`c/d` may be a Hub id or a folder beside the recipe."""
+    assert loaded().data.sources[0].id == "c/d"
+    (tmp_path / "c" / "d").mkdir(parents=True)
+    assert loaded().data.sources[0].id == str(tmp_path / "c" / "d")
+
+
+def test_builtins_are_no_paths(loaded: Load, tmp_path: Path) -> None:
+    (tmp_path / "builtin:tiny-qwen3").mkdir()
+    assert loaded(base=MINIMAL.replace("a/b", "builtin:tiny-qwen3")).model.id == "builtin:tiny-qwen3"
+
+
+def test_a_circle_is_refused(write: Write) -> None:
+    write("extends: b.yaml\n", "a.yaml")
+    write("extends: a.yaml\n", "b.yaml")
+    with pytest.raises(DpoError, match=r"circle: a\.yaml -> b\.yaml -> a\.yaml"):
+        load(write(b"extends: b.yaml\n", "a.yaml"))
+    with pytest.raises(DpoError, match=r"circle: self\.yaml -> self\.yaml"):
+        load(write("extends: self.yaml\n", "self.yaml"))
+
+
+def test_a_missing_parent_is_told_with_the_line(refused: Refused) -> None:
+    message = refused("extends: nowhere.yaml\n")
+    assert "nowhere.yaml" in message
+    assert "r.yaml:3" in message
+    assert "r.yaml:3" in refused("extends: [a]\n")
+
+
+def test_lines_point_into_the_file_that_wrote_them(write: Write, tmp_path: Path) -> None:
+    write("model: {id: a/b}\n\n\nlora:\n  r: none\ntrain: {beta: 1}\ndata: {sources: [{id: c/d}]}\n", "parent.yaml")
+    child = write("extends: parent.yaml\ntrain:\n  beta: much\n", "child.yaml")
+    with pytest.raises(DpoError) as caught:
+        load(child)
+    message = str(caught.value)
+    assert f"{tmp_path}/parent.yaml:5  lora.r\n" in message
+    assert f"{tmp_path}/child.yaml:3  train.beta\n" in message
+
+
+def test_what_a_child_leaves_out_of_a_list_is_missing_in_the_child(write: Write, tmp_path: Path) -> None:
+    write("model: {id: a/b}\ndata:\n  sources:\n    - id: c/d\n      name: x\n", "parent.yaml")
+    child = write("extends: parent.yaml\n\ndata:\n  sources:\n    - layout: pairs\n", "child.yaml")
+    with pytest.raises(DpoError, match="is missing") as caught:
+        load(child)
+    assert f"{tmp_path}/child.yaml:5  data.sources[0].id" in str(caught.value)
+    mended = load(write("extends: parent.yaml\n\ndata:\n  sources:\n    - id: e/f\n", "child.yaml"))
+    assert "parent" not in mended.where("data", "sources", 0, "name"), "the parent's list is gone, with its lines"
+
+
+def test_yaml_broken_in_the_parent_is_told_of_the_parent(write: Write) -> None:
+    write("model: {id: a/b\n", "parent.yaml")
+    with pytest.raises(DpoError, match=r"parent\.yaml:2"):
+        load(write("extends: parent.yaml\n", "child.yaml"))
+
+
+def test_where_names_the_line_of_a_setting(loaded: Load, tmp_path: Path) -> None:
+    recipe = loaded("train:\n  beta: 0.3\n", "lora.r=4")
+    assert recipe.where("train", "beta") == f"{tmp_path}/r.yaml:4  train.beta"
+    assert recipe.where("data", "sources", 0, "id") == f"{tmp_path}/r.yaml:2  data.sources[0].id"
+    assert recipe.where("lora", "r") == "--set lora.r=4  lora.r"
+    assert recipe.where("eval", "prompts") == "eval.prompts"
+
+
+# ------------------------------------------------------------------------------------------------------------ --set
+
+
+def test_settings_win_and_are_yaml(loaded: Load) -> None:
+    recipe = loaded(
+        "seed: 1\ntrain: {beta: 0.3}\n",
+        "seed=2", "train.learning_rate=5e-6", "lora.target_modules=[q_proj, k_proj]", "data.total=null",
+        "data.sources.0.quota=100", "data.sources[0].language=zh", "eval={prompts: 3}", "train.run_name=on", "name=it",
+        "train.loss_type=hinge",
+    )  # fmt: skip
+    assert (recipe.seed, recipe.name, recipe.data.total, recipe.eval.prompts) == (2, "it", None, 3)
+    assert (recipe.train.beta, recipe.train.learning_rate, recipe.train.run_name) == (0.3, 5e-6, "on")
+    assert recipe.lora.target_modules == ["q_proj", "k_proj"]
+    assert (recipe.data.sources[0].quota, recipe.data.sources[0].language) == (100, "zh")
+    assert recipe.train.loss_type == ["hinge"]
+
+
+def test_the_last_setting_wins(loaded: Load) -> None:
+    assert loaded("", "seed=2", "seed=3").seed == 3
+
+
+def test_a_value_may_hold_an_equals_sign(loaded: Load) -> None:
+    assert loaded("", "train.optim_args=rank=8").train.optim_args == "rank=8"
+
+
+def test_a_relative_path_is_relative_to_the_working_directory(loaded: Load, tmp_path: Path) -> None:
+    recipe = loaded("", "data.sources.0.id=rows.jsonl", "model.id=../weights", "data.contamination=[./asked.txt]")
+    assert recipe.data.sources[0].id == str(tmp_path / "cwd" / "rows.jsonl")
+    assert recipe.model.id == str(tmp_path / "weights")
+    assert recipe.data.contamination == [str(tmp_path / "cwd" / "asked.txt")]
+
+
+def test_settings_over_an_extended_recipe(write: Write) -> None:
+    write(MINIMAL + "lora: {r: 4, alpha: 8}\n", "parent.yaml")
+    child = load(write("extends: parent.yaml\nlora: {r: 5}\n", "child.yaml"), ["lora.r=6"])
+    assert (child.lora.r, child.lora.alpha) == (6, 8)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("trian.beta=1", "did you mean train?"),
+        ("train.betta=1", "did you mean beta?"),
+        ("train.beta=much", "must be a number"),
+        ("data.sources.3.id=x", "one of the list's 1 places"),
+        ("data.sources.first.id=x", "one of the list's 1 places"),
+        ("lora.r=[1", "not a YAML value"),
+        ("lora={r: 1, r: 2}", "twice"),
+        ("seed.x=1", "must be a whole number"),
+        ("lora.target_modules.0.x=1", "lora.target_modules[0]"),
+        ("seed=!!int x", ""),
+        (f"seed={'9' * 5000}", ""),
+        ("lora=&a {x: *a}", ""),
+        ("train.warmup_ratio=0.1", "warmup_steps"),
+        ("train.seed=1", "seed:"),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_wrong_setting_is_named(refused: Refused, setting: str, says: str) -> None:
+    message = refused("lora: {target_modules: [q_proj]}\n", setting)
+    assert f"--set {setting}"[:100] in message
+    assert says in message
+
+
+@pytest.mark.parametrize("setting", ["beta", "", "=1", " =1"])
+def test_a_setting_without_a_key_or_value_is_refused(refused: Refused, setting: str) -> None:
+    assert "--set takes KEY=VALUE" in refused("", setting)
+
+
+def test_a_set_section_has_the_lines_of_the_setting_only(refused: Refused, tmp_path: Path) -> None:
+    """The file's line 4 no longer says anything about lora.r."""
+    message = refused("lora:\n  r: 4\n", "lora={r: none}")
+    assert "--set lora={r: none}  lora.r" in message
+    assert "r.yaml:4" not in message
+
+
+# ----------------------------------------------------------------------------------------------------- the way back
+
+
+def round_trip(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    path = folder / "again.yaml"
+    path.write_text(dump(recipe), encoding="utf-8")
+    return values(load(path))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        "train: {loss_type: [sigmoid, sft], loss_weights: [1.0, 0.5], learning_rate: 5e-6, save_steps: 0.1}\n",
+        "train: {gradient_checkpointing_kwargs: {use_reentrant: false}, lr_scheduler_kwargs: {min_lr: 1e-7}}\n",
+        "seed: 7\nengine: {shared_prefix: off}\nexport: {formats: [adapter]}\nname: 中文 名\n",
+        "lora: {alpha: 1e22, dropout: 1e-10}\n",
+    ],
+)
+def test_dump_loads_again_to_the_same(loaded: Load, tmp_path: Path, more: str) -> None:
+    recipe = loaded(more)
+    assert round_trip(recipe, tmp_path) == values(recipe)
+
+
+def test_dump_keeps_filters_and_paths(write: Write, tmp_path: Path) -> None:
+    recipe = load(
+        write(
+            """\
+model: {id: ./weights}
+data:
+  sources: [{id: rows.jsonl, columns: {prompt: "on"}}, {id: ~/more.jsonl, name: second}]
+  contamination: [asked.txt]
+  filters: {tie: false, near_duplicate: 0.9, length_ratio: true, echo: {min_chars: 5}}
+"""
+        )
+    )
+    (tmp_path / "other").mkdir()
+    assert round_trip(recipe, tmp_path / "other") == values(recipe)
+
+
+def test_a_filter_is_off_on_a_value_or_a_map(loaded: Load) -> None:
+    text = "{sources: [{id: c/d}], filters: {tie: false, near_duplicate: 0.9, length_ratio: true, short: {min_han: 2}}}"
+    filters = loaded(f"data: {text}\n", base="model: {id: a/b}\n").data.filters
+    assert filters.tie is False
+    assert filters.near_duplicate.similarity == 0.9
+    assert filters.length_ratio.max == 3.0
+    assert (filters.short.min_chars, filters.short.min_han) == (16, 2)
+
+
+# Words that YAML 1.1, by which PyYAML writes, and YAML 1.2, by which we read, take for different things.
+@pytest.mark.parametrize(
+    "word",
+    [
+        "on", "no", "null", "~", "true", "1e5", "5e-6", "08", "010", "1_0", "0x1F", "12:30", "2001-01-01", "1.", "=",
+        "7e10", " lead", "trail ", "a\tb", "- a", "#a", "a: b", "a #b", "'", '"', "a\nb", "", "%", "@a", "…", "\x85",
+        "<<", ".inf", ".nan", "!a", "&a", "*a",
+    ],
+)  # fmt: skip
+def test_any_word_survives_the_way_out_and_in(loaded: Load, tmp_path: Path, word: str) -> None:
+    recipe = loaded(f"train: {{run_name: {json.dumps(word)}}}\n")
+    assert recipe.train.run_name == word
+    assert round_trip(recipe, tmp_path) == values(recipe)
+
+
+@pytest.mark.parametrize("stem", ["1e5", "08", "on", "2026-01-01", "null"])
+def test_a_recipe_may_be_called_like_a_number(write: Write, tmp_path: Path, stem: str) -> None:
+    recipe = load(write(MINIMAL, f"{stem}.yaml"))
+    assert recipe.name == stem
+    assert round_trip(recipe, tmp_path)["name"] == stem
+
+
+# ------------------------------------------------------------------------------------------------------ JSON Schema
+
+
+@pytest.fixture(scope="module")
+def validator() -> jsonschema.Draft202012Validator:
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_schema_accepts_every_recipe(validator: jsonschema.Draft202012Validator, path: Path) -> None:
+    validator.validate(read_recipe(path, []).values)
+
+
+MINIMAL_VALUES: dict[str, Any] = yaml.safe_load(MINIMAL)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"train": {"loss_type": "sigmoid"}},
+        {"train": {"loss_type": ["sigmoid", "sft"]}},
+        {"data": {"sources": [{"id": "c/d"}], "filters": {"near_duplicate": 0.9}}},
+        {"data": {"sources": [{"id": "c/d"}], "filters": {"tie": True, "length_ratio": True}}},
+        {"data": {"sources": [{"id": "c/d"}], "filters": {"tie": False, "echo": {"min_chars": 3}}}},
+        {"data": {"sources": [{"id": "c/d"}], "total": None, "languages": None}},
+    ],
+    ids=str,
+)
+def test_the_schema_accepts_what_loads(
+    validator: jsonschema.Draft202012Validator, write: Write, more: dict[str, Any]
+) -> None:
+    """An editor must not underline what `check` is happy with."""
+    written = MINIMAL_VALUES | more
+    load(write(yaml.safe_dump(written)))
+    validator.validate(written)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"trian": {}},
+        {"train": {"betta": 0.1}},
+        {"train": {"seed": 1}},
+        {"train": {"loss_type": "sigmod"}},
+        {"train": {"optim": "adamw"}},
+        {"seed": "x"},
+        {"lora": {"r": 0}},
+        {"model": {}},
+        {"data": {"sources": []}},
+        {"data": {"sources": [{"id": "c/d", "layout": "ultrafedback"}]}},
+        {"data": {"sources": [{"id": "c/d"}], "filters": {"dedup": False}}},
+    ],
+    ids=str,
+)
+def test_the_schema_refuses_what_does_not_load(
+    validator: jsonschema.Draft202012Validator, write: Write, more: dict[str, Any]
+) -> None:
+    written = MINIMAL_VALUES | more
+    with pytest.raises(DpoError):
+        load(write(yaml.safe_dump(written)))
+    assert not validator.is_valid(written)
+
+
+# --------------------------------------------------------------------------------------------- anything may come in
+
+RECIPE_WORDS = [
+    "name", "extends", "seed", "model", "lora", "data", "train", "engine", "eval", "export", "id", "sources", "r",
+    "filters", "near_duplicate", "tie", "languages", "en", "beta", "loss_type", "loss_weights", "target_modules",
+    "columns", "formats", "memory_limit", "token_budget", "warmup_ratio", "gradient_checkpointing_kwargs", "",
+]  # fmt: skip
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.integers(), st.floats(), st.text(max_size=8),
+    st.sampled_from([*RECIPE_WORDS, "a/b", "./a", "~", "pairs", "sigmoid", "builtin:x", "..", "on", "5e-6"]),
+)  # fmt: skip
+keys = st.sampled_from(RECIPE_WORDS) | scalars
+trees = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4), max_leaves=12
+)
+sections = st.dictionaries(st.sampled_from(RECIPE_WORDS), trees, max_size=4)
+steady = settings(derandomize=True, database=None, deadline=None, max_examples=100)
+
+
+def loads_or_explains(text: str | bytes, overrides: list[str] | None = None) -> None:
+    """A recipe that survives the way out and in, or a usage error that names the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "r.yaml")
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        try:
+            recipe = load(path, overrides)
+        except DpoError as error:
+            assert error.exit_code == USAGE
+            assert "r.yaml" in str(error) or "--set" in str(error)
+            return
+        again = Path(folder, "again.yaml")
+        again.write_text(dump(recipe), encoding="utf-8")
+        assert dump(load(again)) == dump(recipe)
+
+
+@steady
+@given(sections)
+def test_any_map_loads_or_is_explained(more: dict[str, Any]) -> None:
+    loads_or_explains(yaml.safe_dump(MINIMAL_VALUES | more, allow_unicode=True))
+
+
+@steady
+@given(st.sampled_from(["data", "train", "lora", "model", "engine", "eval", "export"]), sections)
+def test_any_section_loads_or_is_explained(section: str, more: dict[str, Any]) -> None:
+    inside = MINIMAL_VALUES.get(section, {}) | more
+    loads_or_explains(yaml.safe_dump(MINIMAL_VALUES | {section: inside}))
+
+
+@steady
+@given(st.data())
+def test_any_slip_of_the_hand_loads_or_is_explained(data: st.DataObject) -> None:
+    """A real recipe with a piece cut out and another typed in."""
+    text = data.draw(st.sampled_from([path.read_text(encoding="utf-8") for path in RECIPES]))
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, min(len(text), start + 40)))
+    typed = data.draw(st.text(alphabet="abeilort: -[]{}#&*!|>'\"%@`,\n\t0159.~<?é中", max_size=6))
+    loads_or_explains(text[:start] + typed + text[end:])
+
+
+@steady
+@given(st.binary(max_size=60))
+def test_any_bytes_load_or_are_explained(text: bytes) -> None:
+    loads_or_explains(text)
+
+
+@steady
+@given(
+    st.sampled_from(["seed", "lora.r", "train.beta", "data.sources.0.id", "data.filters", "lora"]), st.text(max_size=12)
+)
+def test_any_setting_loads_or_is_explained(key: str, text: str) -> None:
+    loads_or_explains(MINIMAL, [f"{key}={text}"])

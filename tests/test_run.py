@@ -1,0 +1,526 @@
+"""A run's folder: results are complete or absent, whatever happens; and what is stale says why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import pytest
+from dpo_cli.errors import FAILED, DpoError
+from dpo_cli.recipe import Recipe, load
+from dpo_cli.run import Run, fingerprint, recipe_keys
+
+Spawn = Callable[..., Popen[str]]
+
+RECIPE = """\
+model: {id: ./weights}
+data:
+  sources: [{id: rows.jsonl, layout: pairs}]
+  contamination: [asked.txt]
+"""
+
+
+def source_files(recipe: Recipe) -> dict[str, Path]:
+    paths = [source.id for source in recipe.data.sources] + recipe.data.contamination
+    return {Path(path).name: Path(path) for path in paths}
+
+
+def weight_files(recipe: Recipe) -> dict[str, Path]:
+    return {f"model/{path.name}": path for path in sorted(Path(recipe.model.id).iterdir())}
+
+
+class Home:
+    """A recipe with its files and run in one folder, and stand-ins for the stages that write a file each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def made(cls, folder: Path) -> Home:
+        (folder / "weights").mkdir(parents=True)
+        (folder / "demo.yaml").write_text(RECIPE, encoding="utf-8")
+        (folder / "rows.jsonl").write_text("{}\n", encoding="utf-8")
+        (folder / "asked.txt").write_text("one\n", encoding="utf-8")
+        (folder / "weights" / "model.bin").write_bytes(b"weights")
+        return cls(folder)
+
+    def recipe(self, *overrides: str) -> Recipe:
+        return load(self.folder / "demo.yaml", list(overrides))
+
+    @property
+    def run(self) -> Run:
+        return Run(self.folder / "runs" / "demo", {"prepare": source_files, "train": weight_files})
+
+    def go(self, stage: str, *overrides: str, text: str = "made") -> None:
+        recipe = self.recipe(*overrides)
+        with self.run.lock(), self.run.stage(stage, recipe) as draft:
+            for name in OUTPUTS[stage]:
+                path = draft.folder / name
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(f"{text} {name}\n", encoding="utf-8")
+
+    def go_all(self) -> None:
+        for stage in OUTPUTS:
+            self.go(stage)
+
+    def reasons(self, stage: str, *overrides: str) -> list[str]:
+        return self.run.state(stage, self.recipe(*overrides)).reasons
+
+    def fresh(self) -> list[str]:
+        return [stage for stage in OUTPUTS if self.run.state(stage, self.recipe()).fresh]
+
+
+OUTPUTS = {
+    "prepare": ["train.jsonl", "eval.jsonl", "report.json"],
+    "train": ["adapter/weights.bin", "metrics.json"],
+    "eval": ["metrics.json"],
+    "export": ["verify.json"],
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.made(tmp_path / "home")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# ------------------------------------------------------------------------------------------------ complete or absent
+
+
+def test_results_are_there_once_the_stage_is_left(home: Home) -> None:
+    run = home.run
+    with run.stage("prepare", home.recipe()) as draft:
+        (draft.folder / "train.jsonl").write_text("x", encoding="utf-8")
+        assert not run["prepare"].exists()
+        assert run.record("prepare") == {}
+    assert files(run["prepare"]) == {"train.jsonl": b"x"}
+    record = run.record("prepare")
+    assert record["status"] == "complete"
+    assert list(record["outputs"]) == ["data/train.jsonl"]
+    assert record["seed"] == 42
+    assert record["seconds"] >= 0
+    assert "python" in record["versions"]
+    assert sorted(path.name for path in run.folder.iterdir()) == ["data", "manifest.json", "recipe.yaml"]
+
+
+def test_the_resolved_recipe_lies_in_the_run_and_loads(home: Home) -> None:
+    home.go("prepare", "train.beta=0.3")
+    again = load(home.run.folder / "recipe.yaml")
+    assert again.model_dump() == home.recipe("train.beta=0.3").model_dump()
+
+
+@pytest.mark.parametrize("problem", [ValueError("no"), KeyboardInterrupt(), SystemExit(3)])
+@pytest.mark.parametrize("stage", OUTPUTS)
+def test_a_stage_left_by_an_exception_leaves_nothing(home: Home, stage: str, problem: BaseException) -> None:
+    home.go_all()
+    before = files(home.run.folder)
+    with pytest.raises(type(problem)), home.run.stage(stage, home.recipe()) as draft:
+        (draft.folder / "half").write_text("x", encoding="utf-8")
+        raise problem
+    assert files(home.run.folder) == before
+    assert home.fresh() == list(OUTPUTS)
+
+
+def test_new_results_replace_all_of_the_old(home: Home) -> None:
+    with home.run.stage("prepare", home.recipe()) as draft:
+        (draft.folder / "dropped.jsonl").write_text("x", encoding="utf-8")
+    home.go("prepare")
+    assert sorted(files(home.run["prepare"])) == ["eval.jsonl", "report.json", "train.jsonl"]
+
+
+def test_train_keeps_its_checkpoints_and_log(home: Home) -> None:
+    home.go("prepare")
+    live = home.run.checkpoints / "checkpoint-1"
+    live.mkdir(parents=True)
+    (live / "state").write_text("x", encoding="utf-8")
+    (home.run["train"] / "log.jsonl").write_text("{}\n", encoding="utf-8")
+    (home.run.adapter).mkdir()
+    (home.run.adapter / "stale.bin").write_text("old", encoding="utf-8")
+    home.go("train")
+    assert sorted(files(home.run["train"])) == [
+        "adapter/weights.bin", "checkpoints/checkpoint-1/state", "log.jsonl", "metrics.json",
+    ]  # fmt: skip
+
+
+def test_the_manifest_is_written_by_rename(home: Home) -> None:
+    """Who has it open keeps reading a whole one."""
+    home.go("prepare")
+    path = home.run.folder / "manifest.json"
+    text = path.read_text(encoding="utf-8")
+    with open(path, encoding="utf-8") as reader:
+        home.go("prepare", "seed=7")
+        assert reader.read() == text
+    assert json.loads(path.read_text(encoding="utf-8"))["stages"]["prepare"]["seed"] == 7
+
+
+def test_the_manifest_is_written_last(home: Home) -> None:
+    """Results that can't be put in place are not in it."""
+    run = home.run
+    run.folder.mkdir(parents=True)
+    run["prepare"].write_text("a file where a folder belongs", encoding="utf-8")
+    with pytest.raises(OSError):
+        home.go("prepare")
+    assert run.record("prepare") == {}
+    assert not run.state("prepare", home.recipe()).fresh
+
+
+def test_the_manifest_keeps_the_other_stages(home: Home) -> None:
+    home.go_all()
+    before = home.run.record("train")
+    home.go("eval")
+    assert home.run.record("train") == before
+    assert set(home.run.manifest()["stages"]) == set(OUTPUTS)
+
+
+# --------------------------------------------------------------------------------------------------------- a kill
+
+HALF = """
+import sys
+from pathlib import Path
+from dpo_cli.recipe import load
+from dpo_cli.run import Run
+folder, stage = Path(sys.argv[1]), sys.argv[2]
+run = Run(folder / "runs" / "demo")
+with run.lock(), run.stage(stage, load(folder / "demo.yaml")) as draft:
+    with open(draft.folder / "train.jsonl", "w") as file:
+        file.write('{"half": ')
+        file.flush()
+        print("half-way", flush=True)
+        sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("stage", ["prepare", "eval"])
+def test_a_kill_leaves_the_old_results_whole_and_the_next_run_works(home: Home, spawn: Spawn, stage: str) -> None:
+    home.go_all()
+    before = files(home.run[stage])
+    process = spawn("-c", HALF, home.folder, stage)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "half-way\n"
+    process.kill()
+    process.wait()
+    assert files(home.run[stage]) == before
+    assert home.run.state(stage, home.recipe()).fresh
+    home.go(stage, text="anew")
+    assert all(content.startswith(b"anew") for content in files(home.run[stage]).values())
+    assert not [path.name for path in home.run.folder.iterdir() if path.name.endswith((".new", ".old"))]
+
+
+def test_a_kill_in_the_first_run_leaves_no_results(home: Home, spawn: Spawn) -> None:
+    process = spawn("-c", HALF, home.folder, "prepare")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "half-way\n"
+    process.kill()
+    process.wait()
+    assert home.run.state("prepare", home.recipe()).kind == "absent"
+    assert not home.run["prepare"].exists()
+    home.go("prepare")
+    assert home.run.state("prepare", home.recipe()).fresh
+
+
+@pytest.mark.parametrize("stage", ["prepare", "eval", "export"])
+def test_a_kill_between_the_two_renames_is_mended(home: Home, stage: str) -> None:
+    home.go_all()
+    before = files(home.run[stage])
+    folder = home.run[stage]
+    folder.rename(folder.with_name(f".{folder.name}.old"))
+    shutil.copytree(folder.with_name(f".{folder.name}.old"), folder.with_name(f".{folder.name}.new"))
+    with home.run.lock():
+        assert files(folder) == before
+        assert home.run.state(stage, home.recipe()).fresh
+
+
+def test_a_kill_between_the_two_renames_of_the_adapter_is_mended(home: Home) -> None:
+    home.go_all()
+    before = files(home.run.adapter)
+    home.run.adapter.rename(home.run["train"] / ".adapter.old")
+    with home.run.lock():
+        assert home.run.adapter.is_dir(), "the adapter of hours of training lies in .adapter.old"
+        assert files(home.run.adapter) == before
+        assert home.run.state("train", home.recipe()).fresh
+
+
+def test_a_kill_before_the_manifest_does_not_pass_new_results_for_the_old(home: Home) -> None:
+    """Killed after the rename: the results are new, the manifest's record is of the old ones."""
+    home.go("prepare")
+    (home.run.train_pairs).write_text("new\n", encoding="utf-8")
+    old = home.run.folder / ".data.old"
+    shutil.copytree(home.run["prepare"], old)
+    with home.run.lock():
+        assert home.run.train_pairs.read_text(encoding="utf-8") == "new\n"
+        assert not home.run.state("prepare", home.recipe()).fresh
+    home.go("prepare")
+    assert home.run.state("prepare", home.recipe()).fresh
+    assert not old.exists()
+
+
+def test_a_stage_that_was_cut_short_says_so(home: Home) -> None:
+    home.go("prepare")
+    home.run.write_record("train", home.recipe(), home.run.started("train", home.recipe()))
+    state = home.run.state("train", home.recipe())
+    assert (state.kind, state.reasons) == ("cut_short", ["train was cut short"])
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from dpo_cli.run import Run
+with Run(Path(sys.argv[1])).lock():
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_on_the_same_run_is_refused(home: Home, spawn: Spawn) -> None:
+    home.go("prepare")
+    process = spawn("-c", HOLD, home.run.folder)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "locked\n"
+    with pytest.raises(DpoError, match="another dpo-cli is working on this run") as caught, home.run.lock():
+        pass
+    assert caught.value.exit_code == FAILED
+    assert str(home.run.folder) in str(caught.value)
+    with Run(home.folder / "runs" / "other").lock():
+        pass  # another run is free
+    process.kill()
+    process.wait()
+    with home.run.lock():
+        pass  # and this one is free again, though its owner was killed
+
+
+# ------------------------------------------------------------------------------------------------ a broken manifest
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", "3", "null", '{"stages": []}', '{"stages": {"prepare": 3}}', "\udcff"]
+)
+def test_a_broken_manifest_is_a_clear_error(home: Home, text: str) -> None:
+    home.go("prepare")
+    path = home.run.folder / "manifest.json"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(DpoError) as caught:
+        home.run.state("prepare", home.recipe())
+    assert str(path) in str(caught.value)
+    assert caught.value.hint
+
+
+def test_the_mend_of_a_broken_manifest_works(home: Home) -> None:
+    home.go("prepare")
+    (home.run.folder / "manifest.json").unlink()
+    assert home.run.state("prepare", home.recipe()).kind == "absent"
+    home.go("prepare")
+    assert home.fresh() == ["prepare"]
+
+
+# ----------------------------------------------------------------------------------------------------- stale and why
+
+
+def test_nothing_changed_is_fresh(home: Home) -> None:
+    home.go_all()
+    assert home.fresh() == list(OUTPUTS)
+    assert home.reasons("eval") == []
+
+
+def test_what_never_ran_is_absent(home: Home) -> None:
+    state = home.run.state("prepare", home.recipe())
+    assert (state.kind, state.reasons) == ("absent", ["prepare has not been run"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "stale", "reason"),
+    [
+        ("seed=7", "prepare train eval export", "seed is 7, was 42"),
+        ("data.total=10", "prepare train eval export", "data.total is 10, was 7500"),
+        ("data.languages=null", "prepare train eval export", "data.languages"),
+        ("data.sources.0.quota=3", "prepare train eval export", "data.sources[0].quota is 3, was null"),
+        ("data.filters.tie=false", "prepare train eval export", "data.filters.tie"),
+        ("model.max_length=99", "prepare train eval export", "model.max_length is 99, was 1024"),
+        ("model.thinking=true", "prepare train eval export", "model.thinking is true, was false"),
+        ("train.beta=0.5", "train eval export", "train.beta is 0.5, was 0.1"),
+        ("lora.r=8", "train eval export", "lora.r is 8, was 32"),
+        ("model.load_in_4bit=false", "train eval export", "model.load_in_4bit is false, was true"),
+        ("eval.prompts=3", "eval", "eval.prompts is 3, was 200"),
+        ("export.formats=[adapter]", "export", "export.formats"),
+        ("model.merge_base=Qwen/Qwen3-1.7B", "export", "model.merge_base"),
+    ],
+)
+def test_a_changed_key_makes_its_readers_stale(home: Home, setting: str, stale: str, reason: str) -> None:
+    home.go_all()
+    found = {stage: home.reasons(stage, setting) for stage in OUTPUTS}
+    assert [stage for stage, reasons in found.items() if reasons] == stale.split()
+    for stage in stale.split():
+        assert any(reason in one for one in found[stage]), found[stage]
+
+
+def test_a_new_name_or_an_explicit_default_changes_nothing(home: Home) -> None:
+    home.go_all()
+    same = ("train.beta=0.1", "lora.alpha=64", "lora.alpha=64.0", "train.num_train_epochs=1", "data.total=7500")
+    for setting in same:
+        assert home.run.state("eval", home.recipe(setting)).fresh, setting
+
+
+def change_source(home: Home) -> None:
+    (home.folder / "rows.jsonl").write_text("{}\n{}\n", encoding="utf-8")
+
+
+def change_contamination(home: Home) -> None:
+    (home.folder / "asked.txt").write_text("two\n", encoding="utf-8")
+
+
+def edit_output(home: Home) -> None:
+    with open(home.run.train_pairs, "a", encoding="utf-8") as file:
+        file.write("one more\n")
+
+
+def delete_output(home: Home) -> None:
+    home.run.eval_pairs.unlink()
+
+
+def delete_folder(home: Home) -> None:
+    shutil.rmtree(home.run["prepare"])
+
+
+def change_weights(home: Home) -> None:
+    (home.folder / "weights" / "model.bin").write_bytes(b"other")
+
+
+def edit_adapter(home: Home) -> None:
+    (home.run.adapter / "weights.bin").write_bytes(b"other")
+
+
+@pytest.mark.parametrize(
+    ("change", "stale", "reason"),
+    [
+        (change_source, "prepare train eval export", "rows.jsonl has changed"),
+        (change_contamination, "prepare train eval export", "asked.txt has changed"),
+        (edit_output, "prepare train eval export", "data/train.jsonl has been changed since prepare wrote it"),
+        (delete_output, "prepare train eval export", "data/eval.jsonl is missing"),
+        (delete_folder, "prepare train eval export", "data/train.jsonl is missing"),
+        (change_weights, "train eval export", "model/model.bin has changed"),
+        (edit_adapter, "train eval export", "train/adapter/weights.bin has been changed since train wrote it"),
+    ],
+)
+def test_changed_files_make_their_readers_stale(
+    home: Home, change: Callable[[Home], None], stale: str, reason: str
+) -> None:
+    home.go_all()
+    change(home)
+    found = {stage: home.reasons(stage) for stage in OUTPUTS}
+    assert [stage for stage, reasons in found.items() if reasons] == stale.split()
+    for stage in stale.split():
+        assert reason in found[stage]
+
+
+def test_a_stage_made_anew_makes_the_later_ones_stale(home: Home) -> None:
+    home.go_all()
+    change_source(home)
+    home.go("prepare", text="anew")
+    assert home.fresh() == ["prepare"]
+    assert any("data/train.jsonl" in reason for reason in home.reasons("train"))
+    home.go("train", text="anew")
+    assert home.fresh() == ["prepare", "train"]
+    assert any("train/adapter/weights.bin" in reason for reason in home.reasons("eval"))
+    home.go("eval")
+    home.go("export")
+    assert home.fresh() == list(OUTPUTS)
+
+
+def test_the_same_results_made_anew_stale_nothing(home: Home) -> None:
+    """A forced rerun that gives the same bytes must not cost a training run."""
+    home.go_all()
+    home.go("prepare")
+    assert home.fresh() == list(OUTPUTS)
+
+
+def test_a_deleted_file_of_a_source_folder_is_noticed(home: Home) -> None:
+    folder = home.folder / "many"
+    folder.mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        (folder / name).write_text(name, encoding="utf-8")
+
+    def inputs(recipe: Recipe) -> dict[str, Path]:
+        return {f"many/{path.name}": path for path in sorted(folder.iterdir())}
+
+    run = Run(home.folder / "runs" / "demo", {"prepare": inputs})
+    with run.stage("prepare", home.recipe()) as draft:
+        (draft.folder / "train.jsonl").write_text("x", encoding="utf-8")
+    assert run.state("prepare", home.recipe()).fresh
+    (folder / "c.jsonl").write_text("c", encoding="utf-8")
+    assert any("many/c.jsonl" in reason for reason in run.state("prepare", home.recipe()).reasons)
+    (folder / "c.jsonl").unlink()
+    (folder / "b.jsonl").unlink()
+    assert any("many/b.jsonl" in reason for reason in run.state("prepare", home.recipe()).reasons)
+
+
+def test_sources_that_are_not_on_this_machine_leave_the_results_usable(home: Home) -> None:
+    home.go_all()
+
+    def gone(recipe: Recipe) -> dict[str, Path]:
+        raise DpoError("no file rows.jsonl")
+
+    run = Run(home.run.folder, {"prepare": gone})
+    assert run.state("eval", home.recipe()).fresh
+
+
+# ------------------------------------------------------------------------------------------------------------ moving
+
+
+def test_a_copied_run_stays_fresh(home: Home, tmp_path: Path) -> None:
+    home.go_all()
+    shutil.copytree(home.run.folder, tmp_path / "elsewhere" / "copy")
+    run = Run(tmp_path / "elsewhere" / "copy", home.run.inputs)
+    assert all(run.state(stage, home.recipe()).fresh for stage in OUTPUTS)
+
+
+def test_a_recipe_moved_with_its_sources_and_run_stays_fresh(home: Home, tmp_path: Path) -> None:
+    home.go_all()
+    shutil.move(home.folder, tmp_path / "another" / "place")
+    moved = Home(tmp_path / "another" / "place")
+    assert {stage: moved.reasons(stage) for stage in OUTPUTS} == {stage: [] for stage in OUTPUTS}
+
+
+def test_the_manifest_holds_no_absolute_path(home: Home) -> None:
+    home.go_all()
+    assert str(home.folder) not in (home.run.folder / "manifest.json").read_text(encoding="utf-8")
+
+
+def test_fingerprints_are_equal_for_equal_recipes_and_data(tmp_path: Path) -> None:
+    prints: list[dict[str, Any]] = []
+    for name in ("one", "two"):
+        home = Home.made(tmp_path / name)
+        home.go_all()
+        prints.append({stage: home.run.record(stage)["fingerprint"] for stage in OUTPUTS})
+    assert prints[0] == prints[1]
+    assert len(set(prints[0].values())) == len(OUTPUTS)
+
+
+def test_a_fingerprint_tells_keys_and_inputs(home: Home) -> None:
+    keys = recipe_keys(home.recipe(), "train")
+    reference = fingerprint(keys, {"a": "1"})
+    assert fingerprint(dict(reversed(keys.items())), {"a": "1"}) == reference
+    assert fingerprint({**keys, "train.beta": 0.2}, {"a": "1"}) != reference
+    assert fingerprint(keys, {"a": "2"}) != reference
+
+
+# ------------------------------------------------------------------------------------------------------------ refusal
+
+
+def test_require_names_what_is_missing_and_the_command(home: Home) -> None:
+    with pytest.raises(DpoError, match="train has not been run") as caught:
+        home.run.require("train", home.recipe(), "dpo-cli train demo.yaml")
+    assert caught.value.exit_code == FAILED
+    assert "dpo-cli train demo.yaml" in str(caught.value)
+
+
+def test_require_names_what_is_stale(home: Home) -> None:
+    home.go_all()
+    home.run.require("train", home.recipe(), "x")
+    with pytest.raises(DpoError, match=r"stale: train\.beta is 0\.5, was 0\.1"):
+        home.run.require("train", home.recipe("train.beta=0.5"), "x")

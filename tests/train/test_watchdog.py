@@ -1,0 +1,351 @@
+"""Each remark comes where it is true, once, and not on runs that are sound."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
+
+import pytest
+from dpo_cli import recipe
+from dpo_cli.errors import DpoError
+from dpo_cli.train import watchdog as module
+from dpo_cli.train.watchdog import FIRST_LOSS, Watchdog, callback, check_finite
+
+Row = dict[str, float]
+BETA, BATCH, STEPS, EVERY = 0.1, 24, 300, 5
+TOKENS, SFT_LOSS, REFERENCE = 250, 1.2, -280.0  # tokens of an answer, its nats per token, nats of the whole
+
+
+def log_sigmoid(x: float) -> float:
+    return -math.log1p(math.exp(-x))
+
+
+# Loss of one pair by the rewards of its answers, as in TRL.
+PAIR_LOSS: dict[str, Callable[[float, float], float]] = {
+    "sigmoid": lambda c, r: -log_sigmoid(c - r),
+    "sigmoid_norm": lambda c, r: -log_sigmoid((c - r) / TOKENS),
+    "hinge": lambda c, r: max(0.0, 1 - (c - r)),
+    "ipo": lambda c, r: ((c - r) / BETA / TOKENS - 1 / (2 * BETA)) ** 2,
+    "bco_pair": lambda c, r: -log_sigmoid(c) - log_sigmoid(-r),
+    "apo_zero": lambda c, r: 1 - math.exp(log_sigmoid(c)) + math.exp(log_sigmoid(r)),
+    "sft": lambda c, r: SFT_LOSS,
+}
+LOSSES = [*([name] for name in PAIR_LOSS), ["sigmoid", "sft"], ["sigmoid", "bco_pair", "sft"]]
+
+
+def series(
+    losses: list[str],
+    chosen: Callable[[float], float],
+    rejected: Callable[[float], float],
+    spread: Callable[[float], float],
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    epochs: float = 1.0,
+) -> Iterator[Row]:
+    """Log rows of a run whose mean rewards, and their spread from pair to pair, are functions of the progress 0..1."""
+    rng = Random(f"{seed}")
+    for step in range(EVERY, steps + 1, EVERY):
+        at = step / steps
+        pairs = [(rng.gauss(chosen(at), spread(at)), rng.gauss(rejected(at), spread(at))) for _ in range(EVERY * BATCH)]
+        mean_chosen, mean_rejected = (sum(side) / len(pairs) for side in zip(*pairs, strict=True))
+        yield {
+            "loss": sum(sum(PAIR_LOSS[name](*pair) for name in losses) for pair in pairs) / len(pairs),
+            "grad_norm": rng.lognormvariate(-1, 0.4),
+            "rewards/chosen": mean_chosen,
+            "rewards/rejected": mean_rejected,
+            "rewards/margins": mean_chosen - mean_rejected,
+            "rewards/accuracies": sum(c > r for c, r in pairs) / len(pairs),
+            "logps/chosen": REFERENCE + mean_chosen / BETA + rng.gauss(0, 15),
+            "epoch": epochs * at,
+            "step": step,
+        }
+
+
+def healthy(losses: list[str], seed: int = 0, **options: Any) -> Iterator[Row]:
+    """Like the published runs: rewards settle at -1.2 and -2.2, accuracy at three pairs in four.
+
+    Losses that weigh each answer by itself make chosen answers likelier instead.
+    """
+    by_answer = {"bco_pair", "apo_zero"} & set(losses)
+
+    def risen(at: float) -> float:
+        return 1 - math.exp(-3 * at)
+
+    def spread(at: float) -> float:
+        return 0.02 + 0.9 * risen(at)
+
+    ends = (0.5, -0.5) if by_answer else (-1.3, -2.3)
+    return series(losses, lambda at: ends[0] * risen(at), lambda at: ends[1] * risen(at), spread, seed=seed, **options)
+
+
+def remarks(rows: Iterator[Row] | list[Row], losses: list[str] | None = None, **options: Any) -> list[str]:
+    watchdog = Watchdog(losses or ["sigmoid"], **{"beta": BETA, "batch": BATCH, "steps": STEPS, **options})
+    return [remark for row in rows for remark in watchdog.observe(row)]
+
+
+def changed(rows: Iterator[Row], at: int, **figures: float) -> Iterator[Row]:
+    """The same rows, with other figures from row `at` on; in names `_` stands for `/` where TRL has it."""
+    names = {"chosen": "rewards/chosen", "accuracies": "rewards/accuracies"}
+    for index, row in enumerate(rows):
+        yield {**row, **{names.get(name, name): value for name, value in figures.items()}} if index >= at else row
+
+
+def flat(losses: list[str], spread: float, drift: float = 0.0, seed: int = 0) -> Iterator[Row]:
+    return series(losses, lambda at: drift * at, lambda at: drift * at, lambda at: spread, seed=seed)
+
+
+def spiky(norm: float) -> Iterator[Row]:
+    for index, row in enumerate(healthy(["sigmoid"])):
+        yield {**row, "grad_norm": norm} if index == 30 else row
+
+
+SIGMOID = ["sigmoid"]
+BAD: dict[str, tuple[Callable[[], Iterator[Row]], str]] = {
+    "NaN": (lambda: changed(healthy(SIGMOID), 20, chosen=math.nan), "rewards/chosen is nan"),
+    "infinite gradient": (lambda: changed(healthy(SIGMOID), 20, grad_norm=math.inf), "grad_norm is inf"),
+    "clipped spike": (lambda: spiky(40.0), "train.max_grad_norm cut it to 1"),
+    "small spike": (lambda: (spiky_row | {"grad_norm": spiky_row["grad_norm"] / 50} for spiky_row in spiky(40.0)),
+                    "Set train.max_grad_norm: 0.0"),
+    "chosen as far as rejected": (lambda: series(SIGMOID, lambda at: -4 * at, lambda at: -4.05 * at, lambda at: 0.5),
+                                  "as much as the rejected"),
+    "chosen too far": (lambda: series(SIGMOID, lambda at: -8 * at, lambda at: -9.5 * at, lambda at: 1.0),
+                       "further than sound runs"),
+    "shortcut": (lambda: series(SIGMOID, lambda at: at, lambda at: -9 * at, lambda at: 0.05), "easier than quality"),
+    "too small steps": (lambda: flat(SIGMOID, 0.01), "the steps are too small"),
+    "random labels": (lambda: flat(SIGMOID, 0.3, drift=-0.5), "look random"),
+    "random labels, no drift": (lambda: flat(SIGMOID, 0.3), "look random"),
+    "too large steps": (lambda: flat(SIGMOID, 3.0), "the steps are too large"),
+    "rewards run away": (lambda: series(SIGMOID, lambda at: 2 * at, lambda at: -20 * at, lambda at: 2 * at),
+                         "only drifts from its reference"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("losses", LOSSES, ids="+".join)
+def test_a_sound_run_gets_no_remark(losses: list[str], seed: int) -> None:
+    assert remarks(healthy(losses, seed), losses) == []
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_is_said_once(name: str) -> None:
+    rows, words = BAD[name]
+    said = remarks(rows())
+    assert sum(words in remark for remark in said) == 1, said
+
+
+@pytest.mark.parametrize("scale", [1, 1000], ids=["short", "long"])
+@pytest.mark.parametrize("losses", [["sigmoid"], ["sigmoid", "bco_pair"], ["sigmoid", "sft"]], ids="+".join)
+@pytest.mark.parametrize("name", BAD)
+def test_a_remark_names_its_step_and_recipe_lines_that_exist_in_three_lines(
+    name: str, losses: list[str], scale: int
+) -> None:
+    rows = [{**row, "step": scale * int(row["step"])} for row in BAD[name][0]()]
+    said = remarks(rows, losses, steps=scale * STEPS)
+    assert said or losses != ["sigmoid"]
+    for remark in said:
+        assert re.match(r"step \d+: ", remark)
+        assert len(textwrap.wrap(remark, 80, initial_indent="  ! ", subsequent_indent="    ")) <= 3, remark
+        keys = re.findall(r"\b(?:model|lora|data|train|engine|eval|export)(?:\.[a-z_]+)+", remark)
+        assert keys, remark
+        for key in keys:
+            assert recipe._fields_at(tuple(key.split(".")[:-1])), key
+            assert key.rsplit(".", 1)[1] in recipe._fields_at(tuple(key.split(".")[:-1])), key
+
+
+def test_the_losses_that_a_remark_proposes_are_accepted() -> None:
+    rows = BAD["chosen too far"][0]
+    proposed = re.search(r"train\.loss_type: \[(.+?)\]", " ".join(remarks(rows())))
+    assert proposed
+    train: Any = recipe._train_model("dpo")
+    assert train(loss_type=proposed[1].split(", ")).loss_type == ["sigmoid", "sft"]
+    mixed = " ".join(remarks(rows(), ["sigmoid", "sft"]))
+    assert "train.loss_weights" in mixed and "train.loss_type" not in mixed
+
+
+# --------------------------------------------------------------------------------------------------- it knows the loss
+
+
+def test_a_loss_that_stays_at_069_is_normal_for_sigmoid_norm_and_not_for_sigmoid() -> None:
+    rows = list(flat(["sigmoid"], 0.01))
+    assert all(abs(row["loss"] - 0.69) < 0.01 for row in rows)
+    assert remarks(rows, ["sigmoid_norm"]) == []
+    assert len(remarks(rows, ["sigmoid"])) == 1
+
+
+@pytest.mark.parametrize("losses", [one for one in LOSSES if set(one) - {"sft", "sigmoid_norm"}], ids="+".join)
+def test_a_learning_rate_that_is_too_small_is_seen_with_every_paired_loss(losses: list[str]) -> None:
+    said = remarks(flat(losses, 0.005), losses)
+    assert len(said) == 1 and "train.learning_rate" in said[0]
+
+
+def test_large_rewards_are_what_per_token_losses_make() -> None:
+    for loss, drifts in (("ipo", False), ("sigmoid", True)):
+        rows = list(series([loss], lambda at: -1.0 * at, lambda at: -30 * at, lambda at: 1 + 6 * at, epochs=9))
+        assert any("drifts" in remark for remark in remarks(rows[30:], [loss])) == drifts
+
+
+def test_apo_down_is_meant_to_make_chosen_less_likely() -> None:
+    rows = list(BAD["chosen too far"][0]())
+    assert not any("less likely" in remark for remark in remarks(rows, ["apo_down"]))
+
+
+# ---------------------------------------------------------------------------------------------- published runs' figures
+
+# rewards/chosen, rewards/rejected, accuracy, loss, logps/chosen, beta: the cards that the thresholds quote.
+SOUND_CARDS = {
+    "alignment-handbook/zephyr-7b-dpo-qlora": (-1.2325, -2.0565, 0.7656, 0.5325, -373.4, 0.01),
+    "alignment-handbook/zephyr-7b-dpo-full": (-0.9469, -1.8932, 0.7656, 0.5028, -357.2, 0.01),
+    "L1nkee/zephyr-7b-dpo-qlora": (-3.6825, -4.9601, 0.7540, 0.4757, -632.9, 0.01),
+    "geonmin-kim/zephyr-7b-dpo-qlora": (-2.9667, -4.1000, 0.7445, 0.4873, -561.3, 0.01),
+    "Wenboz/llama3-dpo-lora": (0.0154, -0.7979, 0.7280, 0.5193, -292.4, 0.1),
+    "lewtun/dpo-model-lora": (-0.7320, -0.8303, 0.6172, 0.6534, -378.5, 0.1),
+    "WDong/dpo_0621": (-1.0706, -5.6170, 0.9778, 0.1241, -277.7, 0.1),
+}
+BROKEN_CARDS = {
+    "tsavage68 1e5 rate 03 beta": (-22.4821, -21.9166, 0.4198, 2.0612, -90.2, 0.3),
+    "tsavage68 1e5 rate 05 beta": (-27.6674, -27.1162, 0.4330, 4.8688, -71.1, 0.5),
+    "just1nseo 5e-6 epoch1": (-4.8886, -5.8224, 0.6470, 0.8935, -773.5, 0.01),
+}
+
+
+def card_rows(figures: tuple[float, ...]) -> list[Row]:
+    chosen, rejected, accuracy, loss, logps, _ = figures
+    row = {"loss": loss, "grad_norm": 0.5, "rewards/chosen": chosen, "rewards/rejected": rejected,
+           "rewards/margins": chosen - rejected, "rewards/accuracies": accuracy, "logps/chosen": logps}  # fmt: skip
+    return [{**row, "step": step, "epoch": step / 1000} for step in range(600, 1001, 10)]
+
+
+@pytest.mark.parametrize("card", SOUND_CARDS)
+def test_sound_published_runs_get_no_remark(card: str) -> None:
+    assert remarks(card_rows(SOUND_CARDS[card]), beta=SOUND_CARDS[card][-1], steps=1000) == []
+
+
+@pytest.mark.parametrize("card", BROKEN_CARDS)
+def test_broken_published_runs_get_theirs(card: str) -> None:
+    said = " ".join(remarks(card_rows(BROKEN_CARDS[card]), beta=BROKEN_CARDS[card][-1], steps=1000))
+    assert "less likely" in said and "worse than no training" in said
+
+
+# --------------------------------------------------------------------------------------------------- no false alarms
+
+
+def perfect(epoch: float, pairs: int) -> list[Row]:
+    row = {"loss": 0.3, "rewards/chosen": 0.5, "rewards/rejected": -0.5, "rewards/margins": 1.0}
+    return [{**row, "rewards/accuracies": 1.0, "epoch": epoch, "step": step} for step in range(1, pairs + 1)]
+
+
+def test_accuracy_of_one_needs_73_unseen_pairs_of_the_first_half() -> None:
+    assert remarks(perfect(0.4, 72), batch=1) == []
+    assert len(remarks(perfect(0.4, 73), batch=1)) == 1
+    assert remarks(perfect(0.6, 500), batch=1, steps=0) == []
+    assert remarks(perfect(2.0, 500), batch=1, steps=0) == [], "in a second pass they are remembered"
+
+
+def test_one_infinite_gradient_is_how_float16_finds_its_scale() -> None:
+    def overflowing(times: int) -> Iterator[Row]:
+        for index, row in enumerate(healthy(["sigmoid"])):
+            yield {**row, "grad_norm": math.inf} if index < times else row
+
+    assert remarks(overflowing(2), fp16=True) == []
+    assert len(remarks(overflowing(3), fp16=True)) == 1
+    assert len(remarks(overflowing(1))) == 1
+
+
+def test_rows_of_evaluations_and_the_summary_are_only_looked_at_for_nan() -> None:
+    watchdog = Watchdog(["sigmoid"], BETA, BATCH, STEPS)
+    assert watchdog.observe({"eval_en_loss": 9.0, "eval_en_rewards/chosen": -99.0, "step": 5}) == []
+    assert watchdog.observe({"train_runtime": 9.0, "train_loss": 9.0, "step": 300}) == []
+    assert "eval_en_loss is nan" in watchdog.observe({"eval_en_loss": math.nan, "step": 10})[0]
+
+
+def test_every_threshold_is_in_the_table_and_has_a_remark_that_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit moved out of reach must silence its remark, else it is written down twice."""
+    for limit, name in (
+        ("FAR_REWARD", "chosen too far"), ("RACE_NATS", "chosen as far as rejected"), ("EARLY_EPOCH", "shortcut"),
+        ("FLAT_REWARD", "too small steps"), ("WORSE_LOSS", "too large steps"), ("RUNAWAY_REWARD", "rewards run away"),
+        ("SPIKE_MEDIANS", "clipped spike"),
+    ):  # fmt: skip
+        rows, words = BAD[name]
+        with monkeypatch.context() as patch:
+            patch.setattr(module, limit, -1e9 if limit in ("FAR_REWARD", "EARLY_EPOCH", "FLAT_REWARD") else 1e9)
+            assert not any(words in remark for remark in remarks(rows())), limit
+
+
+# ------------------------------------------------------------------------------------------------------------ stopping
+
+
+def test_a_loss_that_is_no_number_stops_with_the_rows() -> None:
+    check_finite(0.69, ["a"])
+    with pytest.raises(DpoError) as caught:
+        check_finite(math.nan, ["source/12", "source/40"])
+    text = str(caught.value)
+    assert "source/12, source/40" in text and "train.learning_rate" in text and "model.dtype" in text
+    with pytest.raises(DpoError, match="and 16 more"):
+        check_finite(math.inf, [str(index) for index in range(24)])
+
+
+# ------------------------------------------------------------------------------------------------------------- with TRL
+
+
+def trl_trainer(folder: Any, said: list[str]) -> Any:
+    """A tiny Qwen3 and pairs that one word tells apart, which it learns within some steps."""
+    from datasets import Dataset
+    from dpo_cli.models import location
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
+
+    set_seed(0)
+    model = location("builtin:tiny-qwen3")
+    rng = Random(0)
+    words = ["tea", "rain", "moon", "road", "fish", "lamp"]
+    rows = [
+        {"prompt": f"Tell me of {topic} and {rng.choice(words)} {number}.", "chosen": f"Surely {topic} is fine.",
+         "rejected": f"Never {topic} is fine."}
+        for number, topic in zip(range(320), itertools.cycle(words), strict=False)
+    ]  # fmt: skip
+    config = DPOConfig(
+        output_dir=str(folder), per_device_train_batch_size=8, max_steps=18, logging_steps=2, learning_rate=5e-3,
+        report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True, bf16=False, gradient_checkpointing=False,
+        dataloader_pin_memory=False, seed=0,
+    )  # fmt: skip
+    return DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(model),
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(model),
+        peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
+        callbacks=[callback(Watchdog(["sigmoid"], 0.1, batch=8), said.append)],
+    )
+
+
+def test_a_real_run_says_that_its_data_have_a_shortcut_and_a_resumed_one_does_not_say_it_again(tmp_path: Any) -> None:
+    from transformers import TrainerControl, TrainerState
+
+    said: list[str] = []
+    trainer = trl_trainer(tmp_path, said)
+
+    batch = next(iter(trainer.get_train_dataloader()))
+    for name, first in FIRST_LOSS.items():
+        trainer.loss_types, trainer.loss_weights = [name], [1.0]
+        assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(first(0.1), rel=1e-4), name
+    trainer.loss_types = ["sigmoid"]
+    trainer._metrics["train"].clear()
+
+    trainer.train()
+    assert len(said) == 1 and "easier than quality" in said[0]
+
+    history = trainer.state.log_history
+    again: list[str] = []
+    resumed = callback(Watchdog(["sigmoid"], 0.1, batch=8), again.append)
+    state = TrainerState(max_steps=40, log_history=history[:-1])
+    resumed.on_train_begin(trainer.args, state, TrainerControl())
+    state.log_history = [*history[:-1], {**history[-2], "step": 20}]
+    resumed.on_log(trainer.args, state, TrainerControl())
+    assert again == []
