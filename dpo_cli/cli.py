@@ -72,6 +72,7 @@ def prepare(
 def train(
     recipe_path: RecipePath,
     settings: Settings = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Predict the memory, say whether it fits, and stop.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
     runs_dir: RunsDir = RUNS,
     force: Force = False,
@@ -83,6 +84,10 @@ def train(
         loaded, run = _open(recipe_path, settings, runs_dir)
         _need_pairs(loaded, f"train.method {loaded.train.method}")
         with run.lock():
+            if plan:
+                _prepare(loaded, run, False, quiet)
+                _print_plan(loaded, run)
+                return
             if force or fresh or not run.state("train", loaded).fresh:
                 from dpo_cli import models
 
@@ -304,6 +309,39 @@ def _print_metrics(run: Run) -> None:
     for warning in metrics["warnings"]:
         console.print(f"warning: {warning}", highlight=False, markup=False)
     console.print(f"\n{metrics['verdict']}\nreport: {run['eval'] / 'report.html'}", highlight=False, markup=False)
+
+
+def _print_plan(loaded: Recipe, run: Run) -> None:
+    """What a run would take, at its longest pairs; exit code 3 where that does not fit."""
+    import torch
+    from rich.console import Console
+    from transformers import AutoConfig
+
+    from dpo_cli import models
+    from dpo_cli.evaluate.score import encode
+    from dpo_cli.records import read_pairs
+    from dpo_cli.train.memory import parse_memory_limit
+    from dpo_cli.train.memory import plan as predict
+
+    gpu = torch.cuda.is_available()
+    if gpu:
+        there, card = torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name()
+    else:
+        there, card = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine"
+    tokenizer = models.load_tokenizer(loaded)
+    longest = []
+    for pair in read_pairs(run.train_pairs):
+        chosen, rejected = encode(tokenizer, pair, loaded.model.max_length)
+        longest.append((chosen.start, len(chosen.ids) - chosen.start, len(rejected.ids) - chosen.start))
+    config = AutoConfig.from_pretrained(models.location(loaded.model.id), revision=loaded.model.revision)
+    limit = min(there, parse_memory_limit(loaded.engine.memory_limit) or there)
+    backend = models.choose_backend(loaded)
+    found = predict(loaded, longest, config, limit, device="cuda" if gpu else "cpu", card=card)
+    typer.echo(f"train: {len(longest)} pairs, {loaded.train.num_train_epochs:g} epochs, {card}")
+    typer.echo(f"  backend {backend.name}: {backend.why}")
+    Console(width=80).print(found.table())
+    if not found.fits:
+        raise typer.Exit(UNVERIFIED)
 
 
 def _print_comparison(runs: list[tuple[Path, Recipe, Run]]) -> None:

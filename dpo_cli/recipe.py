@@ -239,7 +239,7 @@ class Engine(Section):
     token_budget: Literal["auto", "off"] | int = Field("auto", description="tokens per micro-batch")
     reference_cache: Literal["auto", "on", "off"] = Field("auto", description="keep reference log-probabilities")
     preflight: bool = Field(True, description="try the longest pairs before training")
-    memory_limit: str | float | None = Field(None, description="GB this run may use, e.g. 16")
+    memory_limit: str | float | None = Field(None, description="GB this run may use, e.g. 16; default: all")
     early_stopping: dict[str, Any] | None = Field(None, description="{metric, patience}")
 
 
@@ -451,7 +451,6 @@ _NOT_BUILT: tuple[tuple[str, str], ...] = (
     ("engine.shared_prefix", "auto off"),
     ("engine.token_budget", "auto off"),
     ("engine.reference_cache", "auto off"),
-    ("engine.memory_limit", "None"),
     ("engine.early_stopping", "None"),
     ("eval.judge", "None"),
     ("export.hub", "None"),

@@ -307,7 +307,6 @@ def test_infinity_is_no_setting(refused: Refused, text: str) -> None:
         ("engine:\n  shared_prefix: on", "engine.shared_prefix"),
         ("engine:\n  token_budget: 4096", "engine.token_budget"),
         ("engine:\n  reference_cache: on", "engine.reference_cache"),
-        ("engine:\n  memory_limit: 16", "engine.memory_limit"),
         ("eval:\n  judge: {model: x}", "eval.judge"),
         ("export:\n  hub: me/mine", "export.hub"),
         ("export:\n  formats: [gguf]", "export.formats[0]"),

@@ -13,7 +13,9 @@ from dpo_cli.errors import INTERRUPTED, DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import read_pairs
 from dpo_cli.run import Run, replace, write_json
+from dpo_cli.train.memory import parse_memory_limit
 from dpo_cli.train.methods import METHODS
+from dpo_cli.train.preflight import fit, use_micro_batch
 from dpo_cli.train.progress import StopAfterStep, peak_memory, print_remark, progress_callback
 from dpo_cli.train.watchdog import Watchdog, check_finite
 from dpo_cli.train.watchdog import callback as watchdog_callback
@@ -68,6 +70,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     if recipe.model.adapter is None:
         _forget_reference_copy(trainer.model)
     _remove_printers(trainer)
+    micro_batch = _fit(recipe, run, trainer, resumed=checkpoint is not None)
     watchdog = Watchdog(
         losses=recipe.train.loss_type,
         beta=recipe.train.beta,
@@ -80,6 +83,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
 
     record = run.started("train", recipe) | {
         "backend": backend.name,
+        "micro_batch": micro_batch,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "chat_template_sha256": models.chat_template_sha256(tokenizer),
         "effective_lora_dropout": 0.0 if recipe.train.disable_dropout else recipe.lora.dropout,
@@ -178,6 +182,22 @@ def _check_nothing_dropped(given: int, kept: int, recipe: Recipe) -> None:
             where=recipe.where("model", "max_length"),
             hint="raise model.max_length, or switch data.filters.too_long back on",
         )
+
+
+def _fit(recipe: Recipe, run: Run, trainer: Any, resumed: bool) -> int:
+    """The pairs of a micro-batch after the preflight; a resumed run keeps its own, for its numbers to stay the same."""
+    asked = recipe.train.per_device_train_batch_size
+    if resumed:
+        micro_batch = run.record("train").get("micro_batch", asked)
+        use_micro_batch(trainer, micro_batch)
+    elif recipe.engine.preflight:
+        micro_batch = fit(trainer, parse_memory_limit(recipe.engine.memory_limit))
+    else:
+        micro_batch = asked
+    if micro_batch != asked:
+        steps = trainer.args.gradient_accumulation_steps
+        print(f"train: {asked} pairs at once don't fit the memory: {micro_batch} at once, {steps} times a step")
+    return int(micro_batch)
 
 
 def _forget_reference_copy(model: Any) -> None:

@@ -1,0 +1,397 @@
+"""Whether a run fits the memory, predicted from the architecture: what `train --plan` shows.
+
+Sizes are bytes, GiB is 2**30. The GPU formula is the one that `tests/train/test_preflight.py` holds against published
+figures; no constant of it was measured on a GPU by us. The CPU formula is held against resident memory there.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from dpo_cli.errors import USAGE, DpoError
+from dpo_cli.recipe import Recipe
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Precision = Literal["nf4", "bf16", "fp16", "fp32"]
+Device = Literal["cuda", "cpu"]
+Lengths = tuple[int, int, int]  # tokens of a pair's prompt, its chosen and its rejected answer
+
+GIB = 2**30
+# Driver, CUDA kernels and cuBLAS workspaces: a common figure for one process (a guess until a GPU run corrects it).
+CUDA_CONTEXT = 6 * GIB // 10
+# A process with torch, transformers, TRL, PEFT and datasets imported and warm: 525 MiB measured (torch 2.13, TRL 1.16);
+# and what a trainer adds to it (data set, hooks, loader): 14-16 MiB measured.
+CPU_LIBRARIES, CPU_TRAINER = 525 * 2**20, 15 * 2**20
+# Blocks that PyTorch's CUDA allocator holds but can't use; a guess as well. A CPU gives big blocks back at once.
+CUDA_MARGIN = 0.06
+# NF4 with double quantisation: 4 bits, an 8-bit scale for 64 weights, a 32-bit one for 256 of those (arXiv 2305.14314).
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+# trl/kernels/chunked_logprob.py and trl/trainer/utils.py (1.15, 1.16): rows and columns of one tile of logits.
+HEAD_ROWS, HEAD_COLUMNS = 4096, 32768
+# `_backward_tile` there, the torch fallback: y, z, log_p, p, grad and two products in float32, a mask of one byte.
+CPU_TILE = 7 * 4 + 1
+# Optimizer state a trained parameter has, in parameters of its own dtype; Adam's two moments where nothing is named.
+STATES = {"sgd": 0, "adafactor": 0, "lion": 1, "rmsprop": 1, "adagrad": 1}
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of an architecture decides its memory; widths are in elements."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+    qk_norm: bool = True
+    bias: int = 0  # elements of a layer's linear biases
+
+    @classmethod
+    def of(cls, config: Any) -> Shape:
+        """Read off a transformers config.
+
+        Raises:
+            DpoError: a mixture of experts, or no decoder with gated MLPs, which the formulas don't know.
+        """
+        text = config.get_text_config()
+        names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+        if any(getattr(text, name, None) is None for name in names) or getattr(text, "num_experts", None):
+            raise DpoError(
+                f"memory is predicted for dense decoders such as Qwen3, not for {text.model_type}",
+                where="model.id",
+                hint="train without --plan; engine.preflight tries the longest pairs before step 1",
+            )
+        heads = text.num_attention_heads
+        kv_heads = getattr(text, "num_key_value_heads", None) or heads
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+        q, kv = heads * head_dim, kv_heads * head_dim
+        bias = 0
+        if text.model_type == "qwen2":
+            bias = q + 2 * kv
+        elif getattr(text, "attention_bias", False):
+            bias = q + 2 * kv + text.hidden_size
+        return cls(
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            intermediate=text.intermediate_size,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            vocabulary=text.vocab_size,
+            tied=bool(text.tie_word_embeddings),
+            qk_norm=text.model_type.startswith("qwen3"),
+            bias=bias,
+        )
+
+    @property
+    def sides(self) -> dict[str, tuple[int, int]]:
+        """A layer's linear modules, as (inputs, outputs)."""
+        h, i, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return dict(zip(LINEARS, ((h, q), (h, kv), (h, kv), (q, h), (h, i), (h, i), (i, h)), strict=True))
+
+    @property
+    def linear(self) -> int:
+        """Weights of all layers' linear modules: what NF4 quantises."""
+        return self.layers * sum(inputs * outputs for inputs, outputs in self.sides.values())
+
+    @property
+    def other(self) -> int:
+        """Parameters outside of them: embedding, untied head, norms, biases."""
+        norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
+        tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return tables + self.layers * (norms + self.bias) + self.hidden
+
+    @property
+    def parameters(self) -> int:
+        return self.linear + self.other
+
+    def lora(self, rank: int, targets: Sequence[str]) -> int:
+        """Parameters of a LoRA: rank x (inputs + outputs) for each module it sits on."""
+        return self.layers * rank * sum(sum(sides) for name, sides in self.sides.items() if name in targets)
+
+    def kept(self, width: int, rank: int, targets: Sequence[str], row: int = 0) -> int:
+        """Bytes that one layer keeps for the backward, per token, with frozen weights.
+
+        Read off Qwen3's forward in transformers 5.17: float32 inputs of the four norms and their factors, SDPA's
+        inputs, output and log-sum-exp, the MLP's four products, the adapters' inner activations.
+
+        Args:
+            width: bytes of an activation (2 for bfloat16, 4 for float32).
+            row: tokens of a padded row; its mask then repeats keys and values for each head, and is kept, as a bias,
+                for each layer. 0: no padding.
+        """
+        h, i, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        norms = 4 * (2 * h + q + kv) + 4 * (2 + self.heads + self.kv_heads)
+        products = width * (4 * i + 2 * h + 2 * q + 2 * kv) + 4 * self.heads
+        adapter = width * rank * sum(name in targets for name in self.sides)
+        padding = width * (2 * (q - kv) + row) if row else 0
+        return norms + products + adapter + padding
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A predicted peak by its parts, in bytes."""
+
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int  # kept from the forward until the backward
+    workspace: int  # one layer in its backward: recomputed activations, a dequantised weight
+    head: int  # logits, or TRL's tile of them, and the hidden states they are made of
+    context: int
+    margin: int
+
+    @property
+    def total(self) -> int:
+        return sum(vars(self).values())
+
+
+def predict(
+    shape: Shape,
+    *,
+    precision: Precision,
+    rank: int,
+    targets: Sequence[str],
+    optimizer: str,
+    checkpointing: bool,
+    tokens: int,
+    scored: int,
+    row: int = 0,
+    fused_head: bool = True,
+    device: Device = "cuda",
+    adapter_bytes: int | None = None,
+    reference_copy: bool = False,
+) -> Memory:
+    """The peak of one forward and backward of DPO with LoRA.
+
+    Args:
+        precision: of the frozen weights; activations are 16-bit, but 32-bit for fp32 and for nf4 on a CPU.
+        tokens: positions of one micro-batch, padding included: 2 x pairs x longest row.
+        scored: answer tokens among them.
+        row: tokens of a row where rows are padded, 0 where none is; see `Shape.kept`.
+        fused_head: TRL >= 1.15 makes the logits tile by tile: on a GPU for `scored` positions, else for all.
+        adapter_bytes: of a LoRA parameter; default: 2 for nf4, which TRL casts, else PEFT's 4. Unsloth: 4.
+        reference_copy: a frozen second adapter, kept where training goes on from an SFT adapter.
+    """
+    on_gpu = device == "cuda"
+    width = 4 if precision == "fp32" or (precision == "nf4" and not on_gpu) else 2
+    h, columns = shape.hidden, min(HEAD_COLUMNS, shape.vocabulary)
+    lora = shape.lora(rank, targets)
+    lora_bytes = adapter_bytes or (2 if precision == "nf4" else 4)
+    layer = shape.kept(width, rank, targets, row)
+
+    # With checkpointing, a layer keeps its input, and one layer at a time is computed again.
+    activations = tokens * shape.layers * (width * h if checkpointing else layer)
+    workspace = tokens * layer if checkpointing else 0
+    if precision == "nf4":
+        workspace += width * h * shape.intermediate
+    if not fused_head:
+        head = tokens * shape.vocabulary * (width + 8)  # the logits, their float32 copy, its gradient
+    elif on_gpu:
+        # One tile; the hidden states gathered for it, and their float32 gradient.
+        head = min(scored, HEAD_ROWS) * columns * width + (width + 4) * h * scored
+    else:
+        # The torch fallback's float32 tiles; the last norm's input and output, their flat copy, and its gradient.
+        head = min(tokens, HEAD_ROWS) * columns * (width + CPU_TILE) + tokens * h * (2 * width + 8)
+    if not on_gpu:
+        workspace += tokens * width * shape.intermediate  # gradient of the MLP's product
+        head = max(0, head - workspace)  # the head's tiles are given back before the layers' backward
+    parts = {
+        "weights": round(shape.linear * (NF4_BYTES if precision == "nf4" else width)) + shape.other * width,
+        "adapter": lora * lora_bytes * (2 if reference_copy else 1),
+        "gradients": lora * lora_bytes,
+        "optimizer": lora * state_bytes(optimizer, lora_bytes),
+        "activations": activations,
+        "workspace": workspace,
+        "head": head,
+        "context": CUDA_CONTEXT if on_gpu else CPU_LIBRARIES + CPU_TRAINER,
+    }
+    return Memory(**parts, margin=round(CUDA_MARGIN * sum(parts.values())) if on_gpu else 0)
+
+
+def state_bytes(optimizer: str, parameter_bytes: int) -> int:
+    states = next((count for name, count in STATES.items() if name in optimizer), 2)
+    return states * (1 if "8bit" in optimizer else parameter_bytes)
+
+
+# ------------------------------------------------------------------------------------------------------- train --plan
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a step is cut: its pairs at a time, how often, and whether layers are computed twice; with the peak."""
+
+    micro_batch: int
+    accumulation: int
+    checkpointing: bool
+    memory: Memory
+
+    @property
+    def says(self) -> str:
+        return (
+            f"per_device_train_batch_size: {self.micro_batch}, gradient_accumulation_steps: {self.accumulation}, "
+            f"gradient_checkpointing: {str(self.checkpointing).lower()}"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The recipe's own setting, what there is, and the setting to take: None where none fits."""
+
+    recipe: Setting
+    available: int | None
+    card: str
+    longest: int  # tokens of the longest row
+    proposal: Setting | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return self.available is None or self.recipe.memory.total <= self.available
+
+    def table(self) -> Table:
+        """Parts, total, card, verdict and proposal, at most 80 columns wide."""
+        from rich.table import Table
+
+        table = Table(title="Predicted peak memory", width=80, show_footer=False)
+        table.add_column("part")
+        table.add_column("recipe, GiB", justify="right")
+        columns = [self.recipe]
+        if self.proposal and self.proposal != self.recipe:
+            columns.append(self.proposal)
+            table.add_column("proposed, GiB", justify="right")
+        for name in vars(self.recipe.memory):
+            table.add_row(name, *(f"{getattr(one.memory, name) / GIB:.2f}" for one in columns))
+        table.add_section()
+        table.add_row("total", *(f"{one.memory.total / GIB:.2f}" for one in columns), style="bold")
+        there_is = "not known" if self.available is None else gib(self.available)
+        table.add_row(f"there is ({self.card})", *(there_is for _ in columns))
+        table.add_row("pairs at once x accumulation", *(f"{one.micro_batch} x {one.accumulation}" for one in columns))
+        table.add_row("gradient checkpointing", *("on" if one.checkpointing else "off" for one in columns))
+        table.caption = "\n".join((f"longest row: {self.longest} tokens. {self.verdict}", *self.notes))
+        table.caption_justify = "left"
+        return table
+
+    @property
+    def verdict(self) -> str:
+        if self.available is None:
+            return "What there is, is not known."
+        if self.proposal is None:
+            return "It does not fit, one pair at a time neither: lower model.max_length, or take a smaller model."
+        if not self.fits:
+            return f"It does not fit. This does, with the same effective batch: train: {{{self.proposal.says}}}"
+        if self.proposal == self.recipe:
+            return "It fits."
+        return f"It fits. So does this, without computing layers twice: train: {{{self.proposal.says}}}"
+
+
+def plan(
+    recipe: Recipe,
+    longest: Sequence[Lengths],
+    config: Any,
+    available_bytes: int | None,
+    *,
+    device: Device = "cuda",
+    card: str | None = None,
+) -> Plan:
+    """The predicted peak of a recipe at its longest pairs, and the setting to take.
+
+    Proposed is the largest micro-batch, by halving, that fits without gradient checkpointing; with it only where one
+    pair at a time does not fit without. (Checkpointing costs a third forward, while a larger micro-batch mostly adds
+    padding.) The effective batch stays as it is.
+
+    Args:
+        longest: of the longest pairs, at least as many as the micro-batch where there are as many.
+        config: the model's transformers config.
+        available_bytes: the card's memory, or `engine.memory_limit`; None where nobody knows.
+    """
+    train, limit = recipe.train, recipe.model.max_length
+    shape = Shape.of(config)
+    precision = _precision(recipe, config, device)
+    rows = [
+        (prompt, min(chosen, limit - prompt), min(rejected, limit - prompt)) for prompt, chosen, rejected in longest
+    ]
+    top = max((prompt + max(answers) for prompt, *answers in rows), default=0)
+    answers = sorted((max(chosen, 0) + max(rejected, 0) for _, chosen, rejected in rows), reverse=True)
+
+    def setting(micro_batch: int, accumulation: int, checkpointing: bool) -> Setting:
+        memory = predict(
+            shape,
+            precision=precision,
+            rank=recipe.lora.r,
+            targets=recipe.lora.target_modules,
+            optimizer=train.optim,
+            checkpointing=checkpointing,
+            tokens=2 * micro_batch * top,
+            scored=sum(answers[:micro_batch]),
+            row=top,
+            device=device,
+            # Unsloth keeps LoRA in float32; the larger of the two backends where the recipe leaves it open.
+            adapter_bytes=4 if device == "cuda" and recipe.engine.backend != "hf" else None,
+            reference_copy=recipe.model.adapter is not None,
+        )
+        return Setting(micro_batch, accumulation, checkpointing, memory)
+
+    micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    own = setting(micro, accumulation, train.gradient_checkpointing)
+    settings = [setting(*cut, checkpointing) for checkpointing in (False, True) for cut in cuts(micro, accumulation)]
+    fitting = (one for one in settings if available_bytes is None or one.memory.total <= available_bytes)
+    proposal = own if available_bytes is None else next(fitting, None)
+    notes = []
+    if proposal and proposal.micro_batch not in {micro / 2**times for times in range(micro.bit_length())}:
+        notes.append(f"{micro} pairs can't be halved evenly: {proposal.micro_batch} at once keeps the effective batch.")
+    return Plan(own, available_bytes, card or device, top, proposal, tuple(notes))
+
+
+def cuts(micro_batch: int, accumulation: int) -> Iterator[tuple[int, int]]:
+    """(micro-batch, accumulation) with the same product, halving the first: down, where it is odd, to what divides."""
+    effective = micro_batch * accumulation
+    while True:
+        yield micro_batch, effective // micro_batch
+        if micro_batch == 1:
+            return
+        micro_batch //= 2
+        while effective % micro_batch:
+            micro_batch -= 1
+
+
+def _precision(recipe: Recipe, config: Any, device: Device) -> Precision:
+    if recipe.model.load_in_4bit or getattr(config, "quantization_config", None) is not None:
+        return "nf4"
+    names: dict[str, Precision] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+    return names.get(recipe.model.dtype, "bf16" if device == "cuda" else "fp32")
+
+
+def parse_memory_limit(value: str | float | None) -> int | None:
+    """`engine.memory_limit` in bytes. GB means GiB here, as it does on a graphics card's box; a bare number is GB.
+
+    Raises:
+        DpoError: (exit code 2) it is no such size, or not above 0.
+    """
+    if value is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([gm])(?:i?b)?)?\s*", str(value).lower())
+    size = float(match[1]) * (2**20 if match[2] == "m" else GIB) if match else 0.0
+    if not math.isfinite(size) or size < 1:
+        raise DpoError(
+            f"{value!r} is no size of memory",
+            where="engine.memory_limit",
+            hint="write a number of GB, such as 16, 7.5 or 16GB",
+            exit_code=USAGE,
+        )
+    return int(size)
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:.2f}"

@@ -1,0 +1,171 @@
+"""`engine.preflight`: try the longest pairs once before training, so that no run dies of memory at step 800."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import random
+import re
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dpo_cli.errors import DpoError
+from dpo_cli.train.memory import CUDA_CONTEXT, cuts, gib, state_bytes
+
+COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+# Counters that a training step of TRL (or transformers) moves on.
+COUNTERS = ("_metrics", "_stored_metrics", "_total_train_tokens", "current_gradient_accumulation_steps")
+
+
+def fit(trainer: Any, limit_bytes: int | None = None) -> int:
+    """Try one forward and backward on the longest pairs; halve the micro-batch until they fit. Before `train()` only.
+
+    The effective batch stays. Nothing else changes: no step is taken, and gradients, random states and TRL's counters
+    are put back, so that a run after it is the run without it. A limit on a GPU stays on for this process.
+
+    Args:
+        trainer: TRL's, with its tokenised `train_dataset`.
+        limit_bytes: what the process may take; on a CPU, its resident memory. None: all of the GPU, and on a CPU
+            nothing is tried, for it knows no such error.
+
+    Returns:
+        Pairs of a micro-batch; they are set in the trainer's arguments, with their accumulation.
+
+    Raises:
+        DpoError: one pair at a time does not fit.
+    """
+    import torch
+
+    args, data = trainer.args, trainer.train_dataset
+    on_gpu = args.device.type == "cuda"
+    micro: int = args.per_device_train_batch_size
+    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled  # shards exist only once train() has begun
+    known = set(COLUMNS) <= set(getattr(data, "column_names", None) or ()) and hasattr(data, "__len__")
+    if sharded or not known or (limit_bytes is None and not on_gpu):
+        return micro
+    if on_gpu and limit_bytes is not None:
+        whole = torch.cuda.get_device_properties(args.device).total_memory
+        share = (limit_bytes - CUDA_CONTEXT) / whole
+        torch.cuda.set_per_process_memory_fraction(min(max(share, 0.0), 1.0), args.device)
+    rows = _longest_rows(data, micro)
+    for pairs, times in cuts(micro, args.gradient_accumulation_steps):
+        peak = _try(trainer, rows[:pairs], times)
+        if trainer.accelerator.num_processes > 1:  # all processes have to take the same
+            peak = trainer.accelerator.gather(torch.tensor([float(peak)], device=args.device)).max().item()
+        if peak <= (limit_bytes or math.inf) and peak < math.inf:
+            use_micro_batch(trainer, pairs)
+            return pairs
+    took = "more memory than there is" if peak == math.inf else f"{gib(peak)} GiB"
+    may = f", and it may take {gib(limit_bytes)} GiB" if limit_bytes is not None else ""
+    mend = "lower model.max_length" if args.gradient_checkpointing else "set train.gradient_checkpointing: true"
+    raise DpoError(
+        f"one pair at a time does not fit: the longest ({_row_length(rows[0])} tokens a row) takes {took}{may}",
+        where="model.max_length, train.gradient_checkpointing",
+        hint=f"{mend}, or take a smaller model",
+    )
+
+
+def use_micro_batch(trainer: Any, pairs: int) -> None:
+    """Set the pairs of a micro-batch, and the accumulation that keeps the effective batch."""
+    args = trainer.args
+    effective = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = pairs, effective // pairs
+    trainer._train_batch_size = args.train_batch_size
+
+
+def _longest_rows(data: Any, count: int) -> list[dict[str, Any]]:
+    lengths = [_row_length(row) for row in data.select_columns(list(COLUMNS))]
+    order = sorted(range(len(data)), key=lambda index: -lengths[index])
+    return [data[index] for index in order[:count]]
+
+
+def _row_length(row: dict[str, Any]) -> int:
+    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+
+def _try(trainer: Any, rows: list[dict[str, Any]], accumulation: int) -> float:
+    """The peak of one training step on these rows, in bytes; infinity where memory ran out."""
+    import torch
+
+    args, model = trainer.args, trainer.model
+    if args.gradient_checkpointing:  # train() switches it on, in this way
+        options = {**(args.gradient_checkpointing_kwargs or {})}
+        own = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options or None, **own)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    state = sum(one.numel() * state_bytes(str(args.optim), one.element_size()) for one in trained)
+    with _put_back(trainer):
+        trainer.current_gradient_accumulation_steps = accumulation
+        _start_measuring(args.device)
+        peak, optimizer = math.inf, None
+        try:
+            # Stands for the optimizer's state, which the first step will make. Ones: zeros may not be resident.
+            optimizer = torch.ones(state, dtype=torch.uint8, device=args.device)
+            with trainer.accelerator.autocast():  # train() wraps the model's forward in it
+                trainer.training_step(model, trainer.data_collator(rows))
+            peak = _peak(args.device)
+        except (torch.OutOfMemoryError, MemoryError):
+            pass
+        except RuntimeError as error:  # what PyTorch's CPU allocator raises
+            if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+                raise
+        del optimizer
+    return peak
+
+
+@contextmanager
+def _put_back(trainer: Any) -> Iterator[None]:
+    """Random states, counters, gradients and training mode as they were."""
+    import numpy
+    import torch
+
+    model = trainer.model
+    counters = {name: copy.deepcopy(vars(trainer)[name]) for name in COUNTERS if name in vars(trainer)}
+    training, python, array = model.training, random.getstate(), numpy.random.get_state()
+    gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=gpus):
+            yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(array)
+        for name in COUNTERS:
+            vars(trainer).pop(name, None)
+        vars(trainer).update(counters)
+        model.zero_grad(set_to_none=True)
+        model.train(training)
+        gc.collect()
+        if gpus:
+            torch.cuda.empty_cache()
+
+
+def _start_measuring(device: Any) -> None:
+    import ctypes
+
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's: what an earlier try left must not count
+        if trim:
+            trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back (proc(5))
+
+
+def _peak(device: Any) -> int:
+    """Bytes at the highest since `_start_measuring`; elsewhere than on Linux, since the process began."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) + CUDA_CONTEXT
+    if sys.platform == "linux":
+        return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes

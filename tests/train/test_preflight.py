@@ -1,0 +1,511 @@
+"""The memory plan against published figures and against resident memory; the trial against a run without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpo_cli.errors import USAGE, DpoError
+from dpo_cli.recipe import Recipe
+from dpo_cli.train import memory as sizes
+from dpo_cli.train import preflight
+from dpo_cli.train.memory import GIB, LINEARS, Memory, Shape, cuts, parse_memory_limit, plan, predict
+from dpo_cli.train.preflight import fit
+
+# Published widths of Qwen3.
+QWEN3 = {
+    "0.6B": Shape(28, 1024, 3072, 16, 8, 128, 151936, True),
+    "1.7B": Shape(28, 2048, 6144, 16, 8, 128, 151936, True),
+    "4B": Shape(36, 2560, 9728, 32, 8, 128, 151936, True),
+    "8B": Shape(36, 4096, 12288, 32, 8, 128, 151936, False),
+}
+
+
+def qlora(size: str, tokens: int, **options: Any) -> Memory:
+    """4-bit, rank 32 on all linear layers, as the published table has it; two thirds scored (the table doesn't say)."""
+    chosen: dict[str, Any] = {
+        "precision": "nf4", "rank": 32, "targets": LINEARS, "optimizer": "adamw_torch_fused",
+        "checkpointing": True, "tokens": tokens, "scored": tokens * 2 // 3,
+    }  # fmt: skip
+    return predict(QWEN3[size], **chosen | options)
+
+
+def qwen3_config(**widths: Any) -> Any:
+    from transformers import Qwen3Config
+
+    small = {
+        "vocab_size": 512, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 20,
+    }  # fmt: skip
+    return Qwen3Config(**small | widths)
+
+
+# -------------------------------------------------------------------------------------------------------- the formula
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_parameter_counts_are_the_models_own(tied: bool, bias: bool) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen3ForCausalLM
+
+    config = qwen3_config(tie_word_embeddings=tied, attention_bias=bias)
+    model: Any = Qwen3ForCausalLM(config)
+    shape = Shape.of(config)
+    assert shape.parameters == model.num_parameters()
+    linear = [module for name, module in model.model.named_modules() if name.endswith("_proj")]
+    assert shape.linear == sum(module.weight.numel() for module in linear)
+    for targets in (list(LINEARS), ["q_proj", "down_proj"]):
+        adapted = get_peft_model(model, LoraConfig(r=6, target_modules=targets, task_type="CAUSAL_LM"))
+        assert shape.lora(6, targets) == adapted.get_nb_trainable_parameters()[0]
+        model = adapted.unload()
+
+
+def test_a_mixture_of_experts_is_refused() -> None:
+    from transformers import Qwen3MoeConfig
+
+    with pytest.raises(DpoError, match="dense decoders"):
+        Shape.of(Qwen3MoeConfig())
+
+
+# performance.md, 4.1 (measured, KiB per token and layer, bf16 autocast) and 4.2 (fixed GiB; peaks in GiB at
+# 2 x pairs x max_length tokens: without checkpointing, with it, and with it and float32 logits).
+KEPT = {"0.6B": 60.6, "1.7B": 96.6, "4B": 146.7, "8B": 184.7}
+FIXED = {"0.6B": 1.26, "1.7B": 2.14, "4B": 3.61, "8B": 7.00}
+PEAKS = {
+    ("0.6B", 2048): (4.9, 1.7, 4.6), ("0.6B", 8192): (15.7, 2.6, 14.6), ("0.6B", 16384): (29.8, 3.6, 27.8),
+    ("1.7B", 2048): (8.0, 2.8, 5.8), ("1.7B", 4096): (13.7, 3.4, 9.3), ("1.7B", 16384): (47, 6.1, 30.3),
+    ("4B", 2048): (14.9, 4.6, 7.6), ("4B", 4096): (25.9, 5.4, 11.3), ("4B", 8192): (48, 6.9, 18.8),
+    ("8B", 2048): (21.3, 8.5, 11.5), ("8B", 8192): (63, 11.7, 23.6), ("8B", 16384): (118, 15.8, 40),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", QWEN3)
+def test_the_gpu_formula_gives_the_published_parts(size: str) -> None:
+    assert QWEN3[size].kept(2, 32, LINEARS) / 1024 == pytest.approx(KEPT[size], rel=0.005)
+    nothing_run = qlora(size, 0, checkpointing=False)
+    assert (nothing_run.total - nothing_run.margin) / GIB == pytest.approx(FIXED[size], rel=0.005)
+
+
+@pytest.mark.parametrize(("size", "tokens"), PEAKS)
+def test_the_gpu_formula_gives_the_published_peaks(size: str, tokens: int) -> None:
+    peaks = (
+        qlora(size, tokens, checkpointing=False),
+        qlora(size, tokens),
+        qlora(size, tokens, fused_head=False),
+    )
+    for memory, published in zip(peaks, PEAKS[size, tokens], strict=True):
+        assert memory.total / GIB == pytest.approx(published, rel=0.02, abs=0.06)  # printed with one decimal
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("precision", ["nf4", "bf16", "fp32"])
+def test_more_tokens_take_more(device: str, checkpointing: bool, precision: str) -> None:
+    totals = [
+        qlora("0.6B", tokens, device=device, checkpointing=checkpointing, precision=precision).total
+        for tokens in (256, 257, 1024, 4096, 16384)
+    ]
+    assert totals == sorted(set(totals))
+
+
+def test_what_saves_memory_saves_it_where_it_should() -> None:
+    plain = qlora("4B", 2048)
+    eight_bit = qlora("4B", 2048, optimizer="adamw_8bit")
+    assert eight_bit.optimizer * 2 == plain.optimizer
+    assert qlora("4B", 2048, optimizer="sgd").optimizer == 0
+    assert qlora("4B", 2048, checkpointing=False).activations > 20 * plain.activations
+    assert qlora("4B", 2048, precision="bf16").weights > 2.5 * plain.weights
+    assert qlora("4B", 2048, reference_copy=True).adapter == 2 * plain.adapter
+    assert qlora("4B", 2048, row=1024).total > plain.total
+
+
+# ------------------------------------------------------------------------------------ against resident memory, on a CPU
+
+# A process of its own, whose allocator gives freed blocks back at once, so that resident memory is what is in use.
+MEASURE = """
+import gc, json, re, sys
+from pathlib import Path
+import torch, datasets
+from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from trl import DPOConfig, DPOTrainer
+from dpo_cli import smoke
+
+torch.set_num_threads(1)
+datasets.disable_progress_bars()
+tokenizer = AutoTokenizer.from_pretrained(smoke.resolve("builtin:tiny-qwen3"))
+targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+def status(key):
+    return int(re.search(key + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+def peak(case):
+    gc.collect()
+    before = status("VmRSS")
+    model = get_peft_model(Qwen3ForCausalLM(Qwen3Config(**case["config"])),
+                           LoraConfig(r=32, target_modules=targets, task_type="CAUSAL_LM"))
+    args = DPOConfig(output_dir=sys.argv[2], use_cpu=True, bf16=False, gradient_checkpointing=case["checkpointing"],
+                     report_to="none", disable_tqdm=True, max_length=None, per_device_train_batch_size=1,
+                     gradient_accumulation_steps=1, max_steps=2, save_strategy="no")
+    some = datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    trainer = DPOTrainer(model=model, args=args, train_dataset=some, processing_class=tokenizer)
+    trainer.model.delete_adapter("ref")
+    half = case["row"] // 2
+    pairs = [{"prompt_ids": [5] * half, "chosen_ids": [6] * half, "rejected_ids": [7] * (half - 20)}] * 4
+    trainer.train_dataset = datasets.Dataset.from_list(pairs)
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
+    trainer.train()
+    return before, status("VmHWM") - before
+
+cases = json.loads(sys.argv[1])
+peak({**cases[0], "row": 32})  # what the libraries set up at the first step is not the model's
+print(json.dumps([peak(case) for case in cases]))
+"""
+# The first two are topped by the head's tiles, the third by a layer's backward.
+WIDE = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64}
+CASES: list[dict[str, Any]] = [
+    {"config": WIDE | {"vocab_size": 8192, "intermediate_size": 1536, "num_hidden_layers": 8}, "row": 384}
+    | {"checkpointing": False},
+    {"config": WIDE | {"vocab_size": 8192, "intermediate_size": 1536, "num_hidden_layers": 8}, "row": 384}
+    | {"checkpointing": True},
+    {"config": WIDE | {"vocab_size": 2048, "intermediate_size": 5120, "num_hidden_layers": 2}, "row": 384}
+    | {"checkpointing": True},
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_the_prediction_is_within_15_percent_of_resident_memory(tmp_path: Path) -> None:
+    from transformers import Qwen3Config
+
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "0",
+    }
+    command = [sys.executable, "-W", "ignore", "-c", MEASURE, json.dumps(CASES), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for case, (libraries, measured) in zip(CASES, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        memory = predict(
+            Shape.of(Qwen3Config(tie_word_embeddings=True, **case["config"])),
+            precision="fp32",
+            rank=32,
+            targets=LINEARS,
+            optimizer="adamw_torch_fused",
+            checkpointing=case["checkpointing"],
+            tokens=2 * case["row"],
+            scored=case["row"] - 20,
+            row=case["row"],
+            device="cpu",
+        )
+        predicted = memory.total - sizes.CPU_LIBRARIES
+        print(f"{case['checkpointing']}: predicted {predicted / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
+        assert predicted == pytest.approx(measured, rel=0.15)
+        assert libraries == pytest.approx(sizes.CPU_LIBRARIES, rel=0.4)
+
+
+# --------------------------------------------------------------------------------------------------------------- plan
+
+
+def recipe(**sections: dict[str, Any]) -> Recipe:
+    values: dict[str, Any] = {"name": "x", "model": {"id": "x"}, "data": {"sources": [{"id": "x"}]}}
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    return Recipe.model_validate(values)
+
+
+def batch(micro: int, accumulation: int, **options: Any) -> dict[str, Any]:
+    return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation} | options
+
+
+def config_4b() -> Any:
+    shape = {
+        "vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
+    }  # fmt: skip
+    return qwen3_config(**shape)
+
+
+PAIRS = [(400, 600, 500), (300, 500, 600)] * 4
+
+
+def test_the_shape_is_read_off_a_config() -> None:
+    assert Shape.of(config_4b()) == QWEN3["4B"]
+
+
+def test_a_recipe_that_fits_is_left_alone() -> None:
+    one = plan(recipe(train=batch(1, 24, gradient_checkpointing=False)), PAIRS, config_4b(), 80 * GIB)
+    assert one.fits
+    assert one.proposal == one.recipe
+    assert one.verdict == "It fits."
+
+
+def test_checkpointing_is_switched_off_where_that_fits_and_on_where_it_is_needed() -> None:
+    roomy = plan(recipe(train=batch(1, 24, gradient_checkpointing=True)), PAIRS, config_4b(), 24 * GIB)
+    assert roomy.fits and roomy.proposal and not roomy.proposal.checkpointing
+    tight = plan(recipe(train=batch(1, 24, gradient_checkpointing=False)), PAIRS, config_4b(), 12 * GIB)
+    assert not tight.fits and tight.proposal and tight.proposal.checkpointing
+    assert tight.proposal.micro_batch == 1
+    assert "gradient_checkpointing: true" in tight.verdict
+
+
+@pytest.mark.parametrize("gib", [8, 10, 16, 24, 40, 60])
+@pytest.mark.parametrize(("micro", "accumulation"), [(8, 3), (6, 4), (5, 1), (7, 2), (1, 24)])
+def test_a_proposal_keeps_the_effective_batch_fits_and_is_the_largest(micro: int, accumulation: int, gib: int) -> None:
+    made = plan(recipe(train=batch(micro, accumulation)), PAIRS, config_4b(), gib * GIB)
+    proposal = made.proposal
+    assert proposal is not None
+    assert proposal.micro_batch * proposal.accumulation == micro * accumulation
+    assert proposal.memory.total <= gib * GIB
+    tried = list(cuts(micro, accumulation))
+    position = tried.index((proposal.micro_batch, proposal.accumulation))
+    for larger, times in tried[:position]:
+        bigger = plan(
+            recipe(train=batch(larger, times, gradient_checkpointing=proposal.checkpointing)),
+            PAIRS, config_4b(), gib * GIB,
+        )  # fmt: skip
+        assert not bigger.fits
+
+
+def test_what_cant_be_halved_is_said() -> None:
+    assert list(cuts(8, 3)) == [(8, 3), (4, 6), (2, 12), (1, 24)]
+    assert list(cuts(6, 4)) == [(6, 4), (3, 8), (1, 24)]
+    assert list(cuts(5, 1)) == [(5, 1), (1, 5)]
+    made = plan(recipe(train=batch(5, 1, gradient_checkpointing=False)), PAIRS, config_4b(), 24 * GIB)
+    assert made.proposal and made.proposal.micro_batch == 1
+    assert "can't be halved evenly" in made.notes[0]
+
+
+def test_nothing_fits_a_card_that_is_too_small() -> None:
+    made = plan(recipe(train=batch(4, 6)), PAIRS, config_4b(), 3 * GIB)
+    assert not made.fits
+    assert made.proposal is None
+    assert "model.max_length" in made.verdict
+
+
+def test_rows_are_cut_at_max_length_as_trl_cuts_them() -> None:
+    long = plan(recipe(model={"id": "x", "max_length": 1024}), [(400, 9000, 100)], config_4b(), None)
+    assert long.longest == 1024
+    assert long.recipe.memory == plan(recipe(), [(400, 624, 100)], config_4b(), None).recipe.memory
+
+
+@pytest.mark.parametrize("available", [None, 3 * GIB, 12 * GIB, 24 * GIB])
+def test_the_table_has_the_figures_and_at_most_80_columns(available: int | None) -> None:
+    from rich.console import Console
+
+    made = plan(recipe(train=batch(5, 5)), PAIRS, config_4b(), available, card="NVIDIA GeForce RTX 4080 SUPER")
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(made.table())
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    words = " ".join(text.split())
+    assert made.verdict in words
+    assert f"{made.recipe.memory.total / GIB:.2f}" in words
+    for name in vars(made.recipe.memory):
+        assert name in words
+    assert (f"{available / GIB:.2f}" if available else "not known") in words
+
+
+def test_nothing_is_promised_of_an_unknown_card() -> None:
+    made = plan(recipe(train=batch(64, 1)), PAIRS, config_4b(), None)
+    assert made.proposal == made.recipe
+    assert "not known" in made.verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [
+        (None, None), (16, 16 * GIB), ("16", 16 * GIB), ("16GB", 16 * GIB), ("16 GiB", 16 * GIB), (7.5, 15 * GIB // 2),
+        (" 7.5g ", 15 * GIB // 2), ("900 MB", 900 * 2**20),
+    ],
+)  # fmt: skip
+def test_a_memory_limit_is_read(value: Any, size: int | None) -> None:
+    assert parse_memory_limit(value) == size
+
+
+@pytest.mark.parametrize("value", ["", "lots", "-1", -4, 0, "0GB", "16 TBs", float("nan"), float("inf"), True, "1e3"])
+def test_nonsense_is_no_memory_limit(value: Any) -> None:
+    with pytest.raises(DpoError, match="no size of memory") as caught:
+        parse_memory_limit(value)
+    assert caught.value.exit_code == USAGE
+
+
+# ---------------------------------------------------------------------------------------------------------------- fit
+
+Trainers = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def tiny_model() -> Path:
+    from dpo_cli import smoke
+
+    return smoke.resolve("builtin:tiny-qwen3")
+
+
+@pytest.fixture
+def trainer(tmp_path: Path, tiny_model: Path) -> Trainers:
+    """`trainer(micro, accumulation, words=…)`: TRL's on the tiny model, with pairs of growing length."""
+    import datasets
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    torch.set_num_threads(1)
+
+    def build(micro: int, accumulation: int, words: int = 8, **options: Any) -> Any:
+        set_seed(1)
+        base = AutoModelForCausalLM.from_pretrained(tiny_model)
+        model = get_peft_model(
+            base,
+            LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"),
+        )
+        pairs = [
+            {"prompt": "say it", "chosen": "yes " * (words + n % 5), "rejected": "no " * (words + n % 3)}
+            for n in range(24)
+        ]
+        chosen: dict[str, Any] = {
+            "output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True,
+            "max_length": None, "per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation,
+            "max_steps": 5, "logging_steps": 1, "save_strategy": "no", "learning_rate": 1e-2, "seed": 3,
+            "disable_dropout": False, "gradient_checkpointing": True,
+        }  # fmt: skip
+        return DPOTrainer(
+            model=model,
+            args=DPOConfig(**chosen | options),
+            train_dataset=datasets.Dataset.from_list(pairs),
+            processing_class=AutoTokenizer.from_pretrained(tiny_model),
+        )
+
+    return build
+
+
+def rows_without_time(trainer: Any) -> list[dict[str, Any]]:
+    trainer.train()
+    return [{name: value for name, value in row.items() if "runtime" not in name and "per_second" not in name}
+            for row in trainer.state.log_history]  # fmt: skip
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_a_run_after_the_trial_is_the_run_without_it(trainer: Trainers, checkpointing: bool) -> None:
+    """With dropout, so that a random number drawn by the trial would show."""
+    import torch
+
+    tried = trainer(2, 2, gradient_checkpointing=checkpointing)
+    before = {name: value.clone() for name, value in tried.model.state_dict().items()}
+    training = tried.model.training
+    assert fit(tried, 64 * GIB) == 2
+    assert all(torch.equal(value, before[name]) for name, value in tried.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in tried.model.parameters())
+    assert tried.optimizer is None
+    assert tried.model.training is training
+    assert tried._total_train_tokens == 0
+    rows = rows_without_time(tried)
+    assert len(rows) == 6
+    assert rows == rows_without_time(trainer(2, 2, gradient_checkpointing=checkpointing))
+
+
+def test_the_trial_draws_no_random_numbers(trainer: Trainers) -> None:
+    import random
+
+    import numpy
+    import torch
+
+    def drawn() -> list[float]:
+        return [random.random(), float(numpy.random.rand()), float(torch.rand(1))]
+
+    tried = trainer(2, 2)
+    states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    wanted = drawn()
+    random.setstate(states[0])
+    numpy.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    fit(tried, 64 * GIB)
+    assert drawn() == wanted
+
+
+def test_the_longest_pairs_are_tried_with_the_accumulation_they_will_have(
+    trainer: Trainers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainer(2, 3)
+    seen: list[tuple[int, int, int]] = []
+    step = made.training_step
+
+    def watched(model: Any, inputs: Any, *rest: Any) -> Any:
+        seen.append((*inputs["input_ids"].shape, made.current_gradient_accumulation_steps))
+        return step(model, inputs, *rest)
+
+    monkeypatch.setattr(made, "training_step", watched)
+    fit(made, 64 * GIB)
+    assert seen == [(4, max(map(preflight._row_length, made.train_dataset)), 3)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is measured against a limit")
+def test_a_small_limit_halves_the_micro_batch_and_keeps_the_effective_batch(trainer: Trainers) -> None:
+    """TRL's torch head alone takes 33 bytes x 2,048 words for each padded token: 34 MB a pair of 253-token rows."""
+    made = trainer(8, 3, words=120)
+    rows = preflight._longest_rows(made.train_dataset, 8)
+    two, four = (preflight._try(made, rows[:pairs], 1) for pairs in (2, 4))
+    assert four > two + 40e6
+    assert fit(made, int(two + four) // 2) == 2
+    assert (made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps) == (2, 12)
+    assert made.get_total_train_batch_size(made.args) == 24
+    assert len(next(iter(made.get_train_dataloader()))["input_ids"]) == 4  # chosen and rejected of two pairs
+
+
+def test_running_out_of_memory_halves_as_well(trainer: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    made = trainer(4, 2)
+    step = made.training_step
+
+    def small_card(model: Any, inputs: Any, *rest: Any) -> Any:
+        loss = step(model, inputs, *rest)
+        if len(inputs["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss
+
+    monkeypatch.setattr(made, "training_step", small_card)
+    assert fit(made, 64 * GIB) == 1
+    assert made.args.gradient_accumulation_steps == 8
+    assert all(parameter.grad is None for parameter in made.model.parameters())
+
+
+def test_other_errors_of_a_step_are_not_taken_for_a_full_memory(
+    trainer: Trainers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainer(4, 2)
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(made, "training_step", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        fit(made, 64 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "mend"), [(True, "lower model.max_length"), (False, "train.gradient_checkpointing: true")]
+)
+def test_one_pair_that_does_not_fit_is_an_error_with_a_mend(trainer: Trainers, checkpointing: bool, mend: str) -> None:
+    made = trainer(2, 3, gradient_checkpointing=checkpointing)
+    with pytest.raises(DpoError, match="one pair at a time does not fit") as caught:
+        fit(made, 10 * 2**20)
+    assert mend in str(caught.value.hint)
+    assert (made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps) == (2, 3)
+
+
+def test_a_cpu_without_a_limit_tries_nothing(trainer: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(2, 3)
+    monkeypatch.setattr(made, "training_step", lambda *_: pytest.fail("a step was tried"))
+    assert fit(made) == 2
