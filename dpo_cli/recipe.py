@@ -1,21 +1,18 @@
 """The recipe: what every key is called, what it may hold, and what it is where nobody says.
 
 One class a section. A recipe is read by `load`, checked whole, and frozen; stages get the result. Nothing here
-imports torch or TRL: TRL's argument names come from the generated `trl_arguments.json`.
+imports torch or TRL.
 """
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
@@ -23,9 +20,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
-from dpo_cli.errors import USAGE, DpoError, did_you_mean
+from dpo_cli.recipe_mistakes import problems_of, recipe_error
+from dpo_cli.recipe_train import Section, train_model
 from dpo_cli.recipe_yaml import Dumper, Key, read_recipe, show_key
 
 METRICS = ("correctness", "helpfulness", "coherence", "complexity", "verbosity")
@@ -34,12 +31,6 @@ Layout = Literal[
     "auto", "ultrafeedback", "ultrafeedback_zh", "ultrafeedback_binarized", "helpsteer2", "helpsteer2_preference",
     "helpsteer3", "hh_rlhf", "nectar", "sharegpt", "pairs", "kto",
 ]  # fmt: skip
-
-
-class Section(BaseModel):
-    """A part of the recipe: unknown keys are errors, types are exact, nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -257,161 +248,12 @@ class Export(Section):
     hub: str | None = Field(None, description="repository to push to")
 
 
-# ---------------------------------------------------------------------------------------------- train: TRL's own names
-
-# What dpo-cli sets otherwise than TRL: the contract's learning rate and batch, and checkpoints often enough that a
-# crash costs minutes (TRL's every 500 steps would leave a 313-step run without any).
-OUR_TRAIN_DEFAULTS: dict[str, Any] = {
-    "learning_rate": 1e-5,
-    "per_device_train_batch_size": 1,
-    "gradient_accumulation_steps": 24,
-    "num_train_epochs": 1.0,
-    "per_device_eval_batch_size": 4,
-    "logging_steps": 5,
-    "save_steps": 25,
-    "save_total_limit": 2,
-}
-
-# Arguments that belong to another part of the recipe or to dpo-cli itself, and where to say it instead.
-OWNED_TRAIN_ARGUMENTS: dict[str, str] = {
-    "seed": "set the recipe's own seed:",
-    "data_seed": "set the recipe's own seed:",
-    "output_dir": "choose the folder with --runs-dir",
-    "max_length": "set model.max_length",
-    "model_init_kwargs": "use model.id, model.revision, model.dtype and model.load_in_4bit",
-    "resume_from_checkpoint": "train resumes by itself; start over with --fresh",
-    "push_to_hub": "use export.formats: [hub]",
-    "hub_model_id": "use export.hub",
-    "hub_token": "run `hf auth login`, and use export.hub",
-    "hub_private_repo": "use export.hub",
-    "hub_strategy": "use export.hub",
-    "hub_always_push": "use export.hub",
-    "hub_revision": "use export.hub",
-    "remove_unused_columns": "dpo-cli writes the columns itself",
-    "do_train": "each command says what it does",
-    "do_eval": "each command says what it does",
-    "do_predict": "each command says what it does",
-    "use_cpu": "the device is found by itself",
-    "local_rank": "start several processes with accelerate launch",
-    "precompute_ref_log_probs": "use engine.reference_cache",
-    "precompute_ref_batch_size": "use engine.reference_cache",
-}
-
-# Names that older TRL or transformers had, and what to write today.
-OLD_TRAIN_ARGUMENTS: dict[str, str] = {
-    "warmup_ratio": "warmup_steps below 1 is a ratio: warmup_steps: 0.1",
-    "max_prompt_length": "TRL dropped it; prepare drops long pairs by model.max_length and data.filters.too_long",
-    "max_completion_length": "TRL dropped it; prepare drops long pairs by model.max_length",
-    "max_target_length": "TRL dropped it; prepare drops long pairs by model.max_length",
-    "evaluation_strategy": "it is called eval_strategy now",
-    "no_cuda": "the device is found by itself",
-    "group_by_length": "train_sampling_strategy: group_by_length",
-    "rpo_alpha": "loss_type: [sigmoid, sft] with loss_weights: [1.0, alpha]",
-    "reference_free": "train.method: simpo, cpo or orpo need no reference",
-    "generate_during_eval": "eval samples from both models",
-    "label_pad_token_id": "TRL masks with completion_mask now",
-    "is_encoder_decoder": "only causal language models are supported",
-    "force_use_ref_model": "the reference is found by itself: base, or base + model.adapter",
-    "ref_adapter_name": "the reference is found by itself: base, or base + model.adapter",
-    "model_adapter_name": "use model.adapter",
-    "overwrite_output_dir": "start over with --fresh",
-    "save_safetensors": "safetensors is the only format now",
-    "logging_dir": "logs live in the run's train folder",
-    "torch_dtype": "set model.dtype",
-    "batch_size": "it is called per_device_train_batch_size",
-    "epochs": "it is called num_train_epochs",
-    "lr": "it is called learning_rate",
-}
-
-_POSITIVE: dict[str, Any] = {"gt": 0}
-_NOT_NEGATIVE: dict[str, Any] = {"ge": 0}
-_AT_LEAST_ONE: dict[str, Any] = {"ge": 1}
-TRAIN_RANGES: dict[str, dict[str, Any]] = {
-    "learning_rate": _POSITIVE,
-    "beta": _POSITIVE,
-    "num_train_epochs": _POSITIVE,
-    "per_device_train_batch_size": _AT_LEAST_ONE,
-    "per_device_eval_batch_size": _AT_LEAST_ONE,
-    "gradient_accumulation_steps": _AT_LEAST_ONE,
-    "warmup_steps": _NOT_NEGATIVE,
-    "weight_decay": _NOT_NEGATIVE,
-    "max_grad_norm": _NOT_NEGATIVE,
-    "adam_beta1": {"ge": 0, "lt": 1},
-    "adam_beta2": {"ge": 0, "lt": 1},
-    "adam_epsilon": _POSITIVE,
-    "label_smoothing": {"ge": 0, "lt": 0.5},
-    "ld_alpha": {"ge": 0, "le": 1},
-    "logging_steps": _POSITIVE,
-    "save_steps": _POSITIVE,
-    "eval_steps": _POSITIVE,
-    "save_total_limit": _AT_LEAST_ONE,
-    "dataset_num_proc": _AT_LEAST_ONE,
-    "dataloader_num_workers": _NOT_NEGATIVE,
-}
-
-
-@cache
-def trl_arguments() -> dict[str, Any]:
-    """What `train/methods.py` read off TRL's config classes: {method: {config, losses, arguments}}."""
-    text = (Path(__file__).parent / "trl_arguments.json").read_text(encoding="utf-8")
-    return dict(json.loads(text))
-
-
-class _TrainBase(Section):
-    """Checks between TRL's arguments, which `_train_model` adds below."""
-
-    model_config = ConfigDict(protected_namespaces=())
-
-    @model_validator(mode="after")
-    def _settings_that_exclude_each_other(self) -> _TrainBase:
-        train: Any = self
-        losses = train.loss_type
-        if train.loss_weights is not None and len(train.loss_weights) != len(losses):
-            problem = f"has {len(train.loss_weights)} weights for {len(losses)} losses"
-            raise PydanticCustomError("key", "{problem}", {"key": "loss_weights", "problem": problem})
-        if {"exo_pair", "robust"} & set(losses) and not train.label_smoothing:
-            problem = f"must be above 0 for {' + '.join(losses)}, for instance 0.1"
-            raise PydanticCustomError("key", "{problem}", {"key": "label_smoothing", "problem": problem})
-        if train.bf16 and train.fp16:
-            raise PydanticCustomError("key", "{problem}", {"key": "fp16", "problem": "and bf16 can't both be true"})
-        return self
-
-
-@cache
-def _train_model(method: str) -> type[_TrainBase]:
-    """The `train` section of one method: TRL's arguments with their types, our defaults, ranges and choices."""
-    described = trl_arguments()[method]
-
-    def as_list(value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
-    fields: dict[str, Any] = {"method": (Literal[method], method)}
-    for name, argument in described["arguments"].items():
-        if name in OWNED_TRAIN_ARGUMENTS:
-            continue
-        kind: Any = argument["type"]
-        if argument["choices"]:
-            none = [None] if "None" in kind.split(" | ") else []
-            kind = Literal[tuple(argument["choices"] + none)]
-        if name == "loss_type":
-            losses: Any = Literal[tuple(described["losses"])]
-            word_or_list = BeforeValidator(as_list, json_schema_input_type=losses | list[losses])
-            kind = Annotated[list[losses], word_or_list, Field(min_length=1)]
-        default = OUR_TRAIN_DEFAULTS.get(name, argument["default"])
-        fields[name] = (kind, Field(default, **TRAIN_RANGES.get(name, {})))
-    return create_model(
-        "Train",
-        __base__=_TrainBase,
-        __module__=__name__,
-        __doc__=f"Arguments of TRL's {described['config']}.",
-        **fields,
-    )
-
+# ------------------------------------------------------------------------------------------------------ the recipe
 
 if TYPE_CHECKING:
     Train = Any
 else:
-    Train = _train_model("dpo")
+    Train = train_model("dpo")
 
 
 # ---------------------------------------------------------------------------------------------------------- the recipe
@@ -426,7 +268,7 @@ class Recipe(Section):
     model: Model
     lora: Lora = Lora()
     data: Data
-    train: Train = Field(default_factory=lambda: _train_model("dpo")())
+    train: Train = Field(default_factory=lambda: train_model("dpo")())
     engine: Engine = Engine()
     eval: Eval = Eval()
     export: Export = Export()
@@ -473,11 +315,11 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     try:
         recipe = Recipe.model_validate(document.values)
     except ValidationError as error:
-        raise _recipe_error(path, document.places, _problems(error, document.values)) from None
+        raise recipe_error(path, document.places, problems_of(error, document.values, json_schema())) from None
     recipe._places.update(document.places)
     unbuilt = [(key, "is not built yet in this version") for key in _unbuilt_keys(recipe)]
     if unbuilt:
-        raise _recipe_error(path, document.places, unbuilt)
+        raise recipe_error(path, document.places, unbuilt)
     return recipe
 
 
@@ -503,130 +345,3 @@ def json_schema() -> dict[str, Any]:
     """JSON Schema of a recipe file, for an editor's completion and checks."""
     schema = Recipe.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "dpo-cli recipe"}
-
-
-# ------------------------------------------------------------------------------------------------ mistakes, in words
-
-_KINDS = {
-    "string_type": "text",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "dict_type": "a map",
-    "model_type": "a map",
-    "none_required": "null",
-}
-
-
-def _recipe_error(path: Path, places: dict[Key, str], problems: list[tuple[Key, str]]) -> DpoError:
-    order = {key: index for index, key in enumerate(places)}
-
-    def position(key: Key) -> int:  # of what is missing, that of the section it is missing in
-        return next((order[key[:end]] for end in range(len(key), -1, -1) if key[:end] in order), -1)
-
-    blocks = []
-    for key, problem in sorted(problems, key=lambda found: position(found[0])):
-        known = next((places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in places), str(path))
-        blocks.append(f"{known}  {show_key(key)}\n    {problem}")
-    count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-    return DpoError(f"the recipe has {count}\n  " + "\n  ".join(blocks), exit_code=USAGE)
-
-
-def _problems(error: ValidationError, values: dict[str, Any]) -> list[tuple[Key, str]]:
-    """Pydantic's errors as (key, sentence); the branches of one union become one sentence."""
-    by_key: dict[Key, list[Any]] = {}
-    for item in error.errors(include_url=False):
-        key = _real_key(item["loc"], item["type"], values)
-        if item["type"] == "key":
-            key = (*key, item["ctx"]["key"])
-        by_key.setdefault(key, []).append(item)
-    deepest = [key for key in by_key if not any(key == other[: len(key)] != other for other in by_key)]
-    return [(key, _sentence(key, by_key[key])) for key in deepest]
-
-
-def _real_key(loc: tuple[str | int, ...], kind: str, values: Any) -> Key:
-    """`loc` without the parts that pydantic adds for the branches of a union and that stand in no file."""
-    key: list[str | int] = []
-    for index, part in enumerate(loc):
-        inside = isinstance(values, dict) and part in values
-        if inside or (isinstance(values, list) and isinstance(part, int) and part < len(values)):
-            key.append(part)
-            values = values[part]
-        elif index == len(loc) - 1 and kind in ("missing", "extra_forbidden"):
-            key.append(part)
-    return tuple(key)
-
-
-def _sentence(key: Key, items: list[Any]) -> str:
-    first = items[0]
-    kinds = list(dict.fromkeys(_KINDS[item["type"]] for item in items if item["type"] in _KINDS))
-    values = [item["ctx"]["expected"] for item in items if item["type"] == "literal_error"]
-    if first["type"] == "extra_forbidden":
-        return _unknown_key(key)
-    if first["type"] == "missing":
-        return f"is missing: {_field_description(key)}"
-    others = [item for item in items if item["type"] not in _KINDS and item["type"] != "literal_error"]
-    if (kinds or values) and not others:
-        options = [*kinds, *(text.replace("'", "").replace("False", "false") for text in values)]
-        sentence = f"must be {' or '.join(options)}, not {_shown(first['input'])}"
-        words = [word for text in values for word in text.replace("'", "").replace(" or ", ", ").split(", ")]
-        near = did_you_mean(first["input"], words) if isinstance(first["input"], str) else None
-        return f"{sentence}; did you mean {near}?" if near else sentence
-    first = others[0] if others else first
-    message = str(first["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
-    return message if first["type"] in ("value_error", "key") else f"{message}, not {_shown(first['input'])}"
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _unknown_key(key: Key) -> str:
-    name = str(key[-1])
-    if key[0] == "train" and name in OWNED_TRAIN_ARGUMENTS:
-        return f"is not set here: {OWNED_TRAIN_ARGUMENTS[name]}"
-    if key[0] == "train" and name in OLD_TRAIN_ARGUMENTS:
-        return f"is not one of TRL's arguments: {OLD_TRAIN_ARGUMENTS[name]}"
-    siblings = _fields_at(key[:-1])
-    near = did_you_mean(name, siblings)
-    if near:
-        return f"unknown key; did you mean {near}?"
-    elsewhere = [f"{part}.{name}" for part in Recipe.model_fields if name in _fields_at((part,))]
-    if elsewhere:
-        return f"unknown key here; did you mean {elsewhere[0]}?"
-    if len(siblings) <= 20:
-        return f"unknown key; known here: {', '.join(siblings)}"
-    return "unknown key; `dpo-cli schema` lists them all"
-
-
-def _fields_at(key: Key) -> list[str]:
-    """The names that may stand below `key`, read off the JSON schema."""
-    schema = json_schema()
-    node = _node_at(schema, key)
-    return list(node.get("properties", {}))
-
-
-def _field_description(key: Key) -> str:
-    node = _node_at(json_schema(), key)
-    return str(node.get("description", "a recipe needs it")).splitlines()[0]
-
-
-def _node_at(schema: dict[str, Any], key: Key) -> dict[str, Any]:
-    """The part of a JSON schema that describes `key`, its references followed."""
-
-    def followed(node: dict[str, Any]) -> dict[str, Any]:
-        if "$ref" in node:
-            return {**schema["$defs"][node["$ref"].rsplit("/", 1)[1]], **{k: v for k, v in node.items() if k != "$ref"}}
-        maps = [followed(option) for option in node.get("anyOf", []) if "$ref" in option]
-        return {**maps[0], **node} if maps else node
-
-    node = followed(schema)
-    for part in key:
-        inner = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
-        if not inner:
-            return {}
-        node = followed(inner)
-    return node

@@ -19,10 +19,10 @@ HEAVY = {
 # The floors, lowest first; a part imports from its own floor or from below.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("recipe", "recipe_yaml", "run", "records", "stats"),
+    ("recipe", "recipe_yaml", "recipe_train", "recipe_mistakes", "run", "records", "stats"),
     ("models", "smoke"),
     ROOMS,
-    ("cli", "doctor", "__main__"),
+    ("cli", "console", "doctor", "__main__"),
 )
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 

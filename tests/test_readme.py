@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dpo_cli import recipe
-from dpo_cli.recipe import FILTER_OPTIONS, OFF_BY_DEFAULT, Recipe, Section, Source
+from dpo_cli.recipe import FILTER_OPTIONS, OFF_BY_DEFAULT, Recipe, Source
+from dpo_cli.recipe_train import OUR_TRAIN_DEFAULTS, Section
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -63,7 +63,7 @@ def test_the_filters_are_those_of_the_schema_with_their_defaults() -> None:
 
 
 def test_our_train_defaults_are_named() -> None:
-    for name, value in recipe.OUR_TRAIN_DEFAULTS.items():
+    for name, value in OUR_TRAIN_DEFAULTS.items():
         assert f"`{name}: {yaml_value(value)}`" in README, name
 
 

@@ -240,3 +240,16 @@ def test_an_adapter_of_another_model_is_refused(smoke: Any, tmp_path: Path, comm
     done = command("train", SMOKE, "--runs-dir", tmp_path / "runs", "--set", f"model.adapter={other}", ok=False)
     assert done.returncode == 1
     assert "an adapter of another model" in done.stderr and "model.adapter" in done.stderr
+
+
+def test_the_plan_says_what_a_run_takes_and_stops(smoke: Any, command: Any) -> None:
+    """Exit code 3 where the longest pairs don't fit; nothing is trained either way."""
+    before = (smoke.folder / "manifest.json").read_bytes()
+    fits = command("train", SMOKE, "--runs-dir", smoke.runs, "--plan")
+    assert "It fits." in fits.stdout and "pairs at once x accumulation" in fits.stdout
+    assert all(len(line) <= 80 for line in fits.stdout.splitlines())
+    narrow = ("--set", "engine.memory_limit=0.6")
+    tight = command("train", SMOKE, "--runs-dir", smoke.runs, "--plan", *narrow, ok=False)
+    assert tight.returncode == 3
+    assert "does not fit" in tight.stdout and "micro" not in tight.stderr
+    assert (smoke.folder / "manifest.json").read_bytes() == before

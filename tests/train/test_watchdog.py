@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from dpo_cli import recipe
 from dpo_cli.errors import DpoError
+from dpo_cli.recipe_mistakes import fields_at
+from dpo_cli.recipe_train import train_model
 from dpo_cli.train import watchdog as module
 from dpo_cli.train.watchdog import FIRST_LOSS, Watchdog, callback, check_finite
 
@@ -154,15 +156,15 @@ def test_a_remark_names_its_step_and_recipe_lines_that_exist_in_three_lines(
         keys = re.findall(r"\b(?:model|lora|data|train|engine|eval|export)(?:\.[a-z_]+)+", remark)
         assert keys, remark
         for key in keys:
-            assert recipe._fields_at(tuple(key.split(".")[:-1])), key
-            assert key.rsplit(".", 1)[1] in recipe._fields_at(tuple(key.split(".")[:-1])), key
+            section, name = key.rsplit(".", 1)
+            assert name in fields_at(tuple(section.split(".")), recipe.json_schema()), key
 
 
 def test_the_losses_that_a_remark_proposes_are_accepted() -> None:
     rows = BAD["chosen too far"][0]
     proposed = re.search(r"train\.loss_type: \[(.+?)\]", " ".join(remarks(rows())))
     assert proposed
-    train: Any = recipe._train_model("dpo")
+    train: Any = train_model("dpo")
     assert train(loss_type=proposed[1].split(", ")).loss_type == ["sigmoid", "sft"]
     mixed = " ".join(remarks(rows(), ["sigmoid", "sft"]))
     assert "train.loss_weights" in mixed and "train.loss_type" not in mixed

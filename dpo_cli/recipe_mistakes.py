@@ -1,0 +1,134 @@
+"""Mistakes in a recipe, in words: pydantic's errors as key, line, and what to write instead."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dpo_cli.errors import USAGE, DpoError, did_you_mean
+from dpo_cli.recipe_train import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS
+from dpo_cli.recipe_yaml import Key, show_key
+
+_KINDS = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a map",
+    "model_type": "a map",
+    "none_required": "null",
+}
+
+
+def recipe_error(path: Path, places: dict[Key, str], problems: list[tuple[Key, str]]) -> DpoError:
+    order = {key: index for index, key in enumerate(places)}
+
+    def position(key: Key) -> int:  # of what is missing, that of the section it is missing in
+        return next((order[key[:end]] for end in range(len(key), -1, -1) if key[:end] in order), -1)
+
+    blocks = []
+    for key, problem in sorted(problems, key=lambda found: position(found[0])):
+        known = next((places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in places), str(path))
+        blocks.append(f"{known}  {show_key(key)}\n    {problem}")
+    count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+    return DpoError(f"the recipe has {count}\n  " + "\n  ".join(blocks), exit_code=USAGE)
+
+
+def problems_of(error: ValidationError, values: dict[str, Any], schema: dict[str, Any]) -> list[tuple[Key, str]]:
+    """Pydantic's errors as (key, sentence); the branches of one union become one sentence."""
+    by_key: dict[Key, list[Any]] = {}
+    for item in error.errors(include_url=False):
+        key = _real_key(item["loc"], item["type"], values)
+        if item["type"] == "key":
+            key = (*key, item["ctx"]["key"])
+        by_key.setdefault(key, []).append(item)
+    deepest = [key for key in by_key if not any(key == other[: len(key)] != other for other in by_key)]
+    return [(key, _sentence(key, by_key[key], schema)) for key in deepest]
+
+
+def _real_key(loc: tuple[str | int, ...], kind: str, values: Any) -> Key:
+    """`loc` without the parts that pydantic adds for the branches of a union and that stand in no file."""
+    key: list[str | int] = []
+    for index, part in enumerate(loc):
+        inside = isinstance(values, dict) and part in values
+        if inside or (isinstance(values, list) and isinstance(part, int) and part < len(values)):
+            key.append(part)
+            values = values[part]
+        elif index == len(loc) - 1 and kind in ("missing", "extra_forbidden"):
+            key.append(part)
+    return tuple(key)
+
+
+def _sentence(key: Key, items: list[Any], schema: dict[str, Any]) -> str:
+    first = items[0]
+    kinds = list(dict.fromkeys(_KINDS[item["type"]] for item in items if item["type"] in _KINDS))
+    values = [item["ctx"]["expected"] for item in items if item["type"] == "literal_error"]
+    if first["type"] == "extra_forbidden":
+        return _unknown_key(key, schema)
+    if first["type"] == "missing":
+        return f"is missing: {_description(key, schema)}"
+    others = [item for item in items if item["type"] not in _KINDS and item["type"] != "literal_error"]
+    if (kinds or values) and not others:
+        options = [*kinds, *(text.replace("'", "").replace("False", "false") for text in values)]
+        sentence = f"must be {' or '.join(options)}, not {_shown(first['input'])}"
+        words = [word for text in values for word in text.replace("'", "").replace(" or ", ", ").split(", ")]
+        near = did_you_mean(first["input"], words) if isinstance(first["input"], str) else None
+        return f"{sentence}; did you mean {near}?" if near else sentence
+    first = others[0] if others else first
+    message = str(first["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
+    return message if first["type"] in ("value_error", "key") else f"{message}, not {_shown(first['input'])}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _unknown_key(key: Key, schema: dict[str, Any]) -> str:
+    name = str(key[-1])
+    if key[0] == "train" and name in OWNED_TRAIN_ARGUMENTS:
+        return f"is not set here: {OWNED_TRAIN_ARGUMENTS[name]}"
+    if key[0] == "train" and name in OLD_TRAIN_ARGUMENTS:
+        return f"is not one of TRL's arguments: {OLD_TRAIN_ARGUMENTS[name]}"
+    siblings = fields_at(key[:-1], schema)
+    near = did_you_mean(name, siblings)
+    if near:
+        return f"unknown key; did you mean {near}?"
+    elsewhere = [f"{part}.{name}" for part in schema["properties"] if name in fields_at((part,), schema)]
+    if elsewhere:
+        return f"unknown key here; did you mean {elsewhere[0]}?"
+    if len(siblings) <= 20:
+        return f"unknown key; known here: {', '.join(siblings)}"
+    return "unknown key; `dpo-cli schema` lists them all"
+
+
+def fields_at(key: Key, schema: dict[str, Any]) -> list[str]:
+    """The names that may stand below `key`."""
+    return list(_node_at(schema, key).get("properties", {}))
+
+
+def _description(key: Key, schema: dict[str, Any]) -> str:
+    return str(_node_at(schema, key).get("description", "a recipe needs it")).splitlines()[0]
+
+
+def _node_at(schema: dict[str, Any], key: Key) -> dict[str, Any]:
+    """The part of a JSON schema that describes `key`, its references followed."""
+
+    def followed(node: dict[str, Any]) -> dict[str, Any]:
+        if "$ref" in node:
+            return {**schema["$defs"][node["$ref"].rsplit("/", 1)[1]], **{k: v for k, v in node.items() if k != "$ref"}}
+        maps = [followed(option) for option in node.get("anyOf", []) if "$ref" in option]
+        return {**maps[0], **node} if maps else node
+
+    node = followed(schema)
+    for part in key:
+        inner = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
+        if not inner:
+            return {}
+        node = followed(inner)
+    return node
