@@ -15,6 +15,7 @@ smoke: .venv/installed  ## the whole job on this machine: a tiny Qwen3, two lang
 	.venv/bin/dpo-cli train recipes/smoke.yaml
 	.venv/bin/dpo-cli eval recipes/smoke.yaml
 	.venv/bin/dpo-cli export recipes/smoke.yaml
+	@echo; sed -n 3p runs/smoke/eval/report.md; echo "report: runs/smoke/eval/report.html"
 
 train: .venv-gpu/installed  ## the real job, on an NVIDIA card with 16 GB (RECIPE=… for another recipe)
 	.venv-gpu/bin/dpo-cli train $(RECIPE)

@@ -128,9 +128,10 @@ def _config(recipe: Recipe, run: Run, config_class: Any) -> Any:
     import torch
 
     on_gpu = torch.cuda.is_available()
-    if recipe.train.fp16 and not on_gpu:
-        raise DpoError("float16 training needs a GPU", where=recipe.where("train", "fp16"), hint="remove train.fp16")
     dtype = models.resolve_dtype(recipe)
+    if not on_gpu and (recipe.train.fp16 or dtype == torch.float16):
+        key = ("train", "fp16") if recipe.train.fp16 else ("model", "dtype")
+        raise DpoError("float16 training needs a GPU", where=recipe.where(*key), hint="remove it; a CPU takes float32")
     mixed = on_gpu and recipe.train.bf16 is None and not recipe.train.fp16
     arguments = recipe.train.model_dump(exclude={"method"}) | {
         "output_dir": str(run.checkpoints),
