@@ -70,7 +70,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     if recipe.model.adapter is None:
         _forget_reference_copy(trainer.model)
     _remove_printers(trainer)
-    micro_batch = _fit(recipe, run, trainer, resumed=checkpoint is not None)
+    micro_batch = _fit(recipe, run, trainer, checkpoint is not None, quiet)
     watchdog = Watchdog(
         losses=recipe.train.loss_type,
         beta=recipe.train.beta,
@@ -81,10 +81,12 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     )
     trainer.add_callback(watchdog_callback(watchdog, (lambda remark: None) if quiet else print_remark))
 
+    commit = getattr(model.config, "_commit_hash", None)  # of a hub repository
     record = run.started("train", recipe) | {
         "backend": backend.name,
         "micro_batch": micro_batch,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "revisions": {recipe.model.id: commit} if commit else {},
         "chat_template_sha256": models.chat_template_sha256(tokenizer),
         "effective_lora_dropout": 0.0 if recipe.train.disable_dropout else recipe.lora.dropout,
     }
@@ -185,7 +187,7 @@ def _check_nothing_dropped(given: int, kept: int, recipe: Recipe) -> None:
         )
 
 
-def _fit(recipe: Recipe, run: Run, trainer: Any, resumed: bool) -> int:
+def _fit(recipe: Recipe, run: Run, trainer: Any, resumed: bool, quiet: bool) -> int:
     """The pairs of a micro-batch after the preflight; a resumed run keeps its own, for its numbers to stay the same."""
     asked = recipe.train.per_device_train_batch_size
     if resumed:
@@ -195,7 +197,7 @@ def _fit(recipe: Recipe, run: Run, trainer: Any, resumed: bool) -> int:
         micro_batch = fit(trainer, parse_memory_limit(recipe.engine.memory_limit))
     else:
         micro_batch = asked
-    if micro_batch != asked:
+    if micro_batch != asked and not quiet:
         steps = trainer.args.gradient_accumulation_steps
         print(f"train: {asked} pairs at once don't fit the memory: {micro_batch} at once, {steps} times a step")
     return int(micro_batch)
