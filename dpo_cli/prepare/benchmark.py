@@ -15,6 +15,7 @@ from dpo_cli.recipe import Contaminated, Recipe
 from dpo_cli.records import Message
 
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "input", "text", "problem", "query", "messages", "turns")
+HOW = f"one prompt a line (.txt), or rows with one of the columns {', '.join(PROMPT_COLUMNS)}"
 
 
 @dataclass
@@ -61,27 +62,28 @@ def read_benchmark(recipe: Recipe) -> Benchmark | None:
     options: Contaminated = recipe.data.filters.contaminated
     benchmark = Benchmark(options.ngram_words, options.ngram_han)
     for index, path in enumerate(files.values()):
-        prompts = list(_prompts(path))
+        where = recipe.where("data", "contamination", index)
+        prompts = list(_prompts(path, where))
         if not prompts:
-            raise DpoError(
-                f"no prompts in {path.name}",
-                where=recipe.where("data", "contamination", index),
-                hint=f"one prompt a line (.txt), or rows with one of the columns {', '.join(PROMPT_COLUMNS)}",
-            )
+            raise DpoError(f"no prompts in {path.name}", where=where, hint=HOW)
         for prompt in prompts:
             benchmark.add(prompt)
     return benchmark
 
 
-def _prompts(path: Path) -> Iterator[str]:
+def _prompts(path: Path, where: str) -> Iterator[str]:
+    """Every row's prompt; a row without one is an error, for what it names could be trained on unseen."""
     if path.suffix.lower() == ".txt":
         yield from filter(str.strip, path.read_text(encoding="utf-8-sig", errors="replace").splitlines())
         return
-    for row in file_feed(path.name, path).rows(None, lambda share: None):
-        if isinstance(row, str):
-            yield row
-        elif isinstance(row, dict):
-            yield from _asked(next((row[name] for name in PROMPT_COLUMNS if row.get(name)), None))
+    for number, row in enumerate(file_feed(path.name, path).rows(None, lambda share: None), 1):
+        value: Any = row
+        if isinstance(row, dict):
+            value = next((row[name] for name in PROMPT_COLUMNS if row.get(name)), None)
+        asked = list(_asked(value))
+        if not asked:
+            raise DpoError(f"row {number} of {path.name} has no prompt", where=where, hint=HOW)
+        yield from asked
 
 
 def _asked(value: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dpo_cli.errors import DpoError
 from dpo_cli.prepare import filters
 from dpo_cli.prepare.text import language, normalise
 
@@ -211,6 +212,14 @@ def test_language_by_script(text: str, tongue: str) -> None:
 )
 def test_normalised_prompts(one: str, other: str, same: bool) -> None:
     assert (normalise(one) == normalise(other)) is same
+
+
+def test_a_contamination_row_that_names_no_prompt_is_an_error(kit: Any, tmp_path: Path) -> None:
+    """Passed over, it would let its prompt be trained on without a word."""
+    bench = tmp_path / "bench.jsonl"
+    bench.write_text('{"prompt": "How do bees dance?"}\n{"frage": "Wie tanzen Bienen?"}\n', encoding="utf-8")
+    with pytest.raises(DpoError, match=r"row 2 of bench\.jsonl has no prompt"):
+        kit.run_rows([kit.plain("a")], contamination=[str(bench)])
 
 
 def test_contamination(kit: Any, tmp_path: Path) -> None:
