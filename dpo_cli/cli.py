@@ -56,6 +56,9 @@ def prepare(
     """Turn raw sources into clean pairs, with a report of every drop."""
     with _reported(debug):
         loaded, run = _open(recipe_path, settings, runs_dir)
+        from dpo_cli.prepare import source_files
+
+        source_files(loaded)  # a missing one is an error here, even where what was made of it is still whole
         with run.lock():
             _prepare(loaded, run, force, quiet, examples)
             if preview:
@@ -229,7 +232,7 @@ def _open(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> tupl
     from dpo_cli.prepare import source_files
 
     inputs: dict[str, Callable[[Recipe], dict[str, Path]]] = {
-        "prepare": lambda one: {**source_files(one), **models.tokenizer_files(one)},
+        "prepare": lambda one: {**source_files(one, missing_ok=True), **models.tokenizer_files(one)},
         "train": models.local_files,
     }
     return loaded, Run(runs_dir / loaded.name, inputs)

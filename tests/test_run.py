@@ -10,6 +10,7 @@ from subprocess import Popen
 from typing import Any
 
 import pytest
+from dpo_cli import prepare
 from dpo_cli.errors import FAILED, DpoError
 from dpo_cli.recipe import Recipe, load
 from dpo_cli.run import Run, fingerprint, recipe_keys
@@ -524,3 +525,43 @@ def test_require_names_what_is_stale(home: Home) -> None:
     home.run.require("train", home.recipe(), "x")
     with pytest.raises(DpoError, match=r"stale: train\.beta is 0\.5, was 0\.1"):
         home.run.require("train", home.recipe("train.beta=0.5"), "x")
+
+
+def test_a_source_that_is_gone_hides_no_other_change_and_prepare_says_so(tmp_path: Path) -> None:
+    """The command: one source edited, another moved away; nothing may call the old pairs up to date."""
+    from dpo_cli.cli import app
+    from typer.testing import CliRunner
+
+    for name in ("one", "two"):
+        rows = [
+            {
+                "prompt": f"How does {name} {word} work?",
+                "chosen": f"It works very well, {word}.",
+                "rejected": "I have no idea about that, sorry.",
+            }
+            for word in ("alpha bridge", "blue copper", "cold dagger", "deep ember", "early falcon", "fast garden")
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "model: {id: 'builtin:tiny-qwen3', load_in_4bit: false}\ndata:\n  languages: null\n  total: null\n  sources:\n"
+        "    - {id: one.jsonl, layout: pairs, language: en}\n    - {id: two.jsonl, layout: pairs, language: en}\n",
+        encoding="utf-8",
+    )
+
+    def run(*command: str) -> Any:
+        return CliRunner().invoke(app, [*command, str(recipe), "--runs-dir", str(tmp_path / "runs")])
+
+    first = run("prepare")
+    assert first.exit_code == 0, first.stderr
+    (tmp_path / "two.jsonl").rename(tmp_path / "away.jsonl")
+    gone = run("prepare")
+    assert gone.exit_code == 1 and "two.jsonl" in gone.stderr
+    with open(tmp_path / "one.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"prompt": "And what is new?", "chosen": "A new row.", "rejected": "Nothing."}\n')
+    refused = run("eval")
+    assert refused.exit_code == 1
+    state = Run(tmp_path / "runs" / "r", {"prepare": lambda one: prepare.source_files(one, missing_ok=True)}).state(
+        "prepare", load(recipe)
+    )
+    assert state.reasons == ["one/one.jsonl has changed"]

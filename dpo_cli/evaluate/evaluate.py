@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
         },
     }
     metrics["verdict"] = verdict(metrics)
-    metrics["warnings"] = warnings(metrics)
+    prepared = json.loads((run["prepare"] / "report.json").read_text(encoding="utf-8"))
+    metrics["warnings"] = [*warnings(metrics), *(f"data: {warning}" for warning in prepared["warnings"])]
     with run.stage("eval", recipe) as draft:
         write_jsonl(draft.folder / "pairs.jsonl", (asdict(one) for one in scored))
         write_json(draft.folder / "metrics.json", metrics)
@@ -69,7 +71,7 @@ def verdict(metrics: dict[str, Any]) -> str:
     longer: Figure = metrics["pairs"]["longer_wins"]
     low, high = figure["low"] or 0.0, figure["high"] or 0.0
     seen = (
-        f"prefers the chosen answer in {percent(figure['value'])} of {figure['n']} held-out pairs "
+        f"moved towards the chosen answer in {percent(figure['value'])} of {figure['n']} held-out pairs "
         f"(95% interval {percent(low)} to {percent(high)}; 50% before training"
     )
     seen += f", {percent(longer['value'])} for always taking the longer answer)"

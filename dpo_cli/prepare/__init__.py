@@ -42,15 +42,15 @@ def prepare(recipe: Recipe, folder: Path, *, quiet: bool = False) -> Prepared:
     return run(recipe, folder, quiet)
 
 
-def source_files(recipe: Recipe) -> dict[str, Path]:
+def source_files(recipe: Recipe, missing_ok: bool = False) -> dict[str, Path]:
     """Every local or built-in file that `prepare` would read, keyed as `Prepared.inputs`; Hub sources are left out.
 
     Raises:
-        DpoError: one is not there.
+        DpoError: one is not there, and `missing_ok` is false.
     """
     from dpo_cli.prepare.sources import source_files as files
 
-    return files(recipe)
+    return files(recipe, missing_ok)
 
 
 def preview(recipe: Recipe, pairs: list[Pair], count: int, console: Console) -> None:

@@ -251,11 +251,23 @@ def contamination_files(recipe: Recipe) -> dict[str, Path]:
     return found
 
 
-def source_files(recipe: Recipe) -> dict[str, Path]:
-    """Every local or built-in input, as `<source label>/<name below its folder>` -> path; Hub sources are left out."""
-    files = {
-        f"{source.label}/{name}": path
-        for index, source in enumerate(recipe.data.sources)
-        for name, path in local_files(recipe, index).items()
-    }
-    return {**files, **contamination_files(recipe)}
+def source_files(recipe: Recipe, missing_ok: bool = False) -> dict[str, Path]:
+    """Every local or built-in input, as `<source label>/<name below its folder>` -> path; Hub sources are left out.
+
+    With `missing_ok`, so are sources that are not on this machine, as in a run that was copied from another one.
+    """
+    files: dict[str, Path] = {}
+    for index, source in enumerate(recipe.data.sources):
+        try:
+            found = local_files(recipe, index)
+        except DpoError:
+            if not missing_ok:
+                raise
+            continue
+        files |= {f"{source.label}/{name}": path for name, path in found.items()}
+    try:
+        return {**files, **contamination_files(recipe)}
+    except DpoError:
+        if not missing_ok:
+            raise
+        return files
