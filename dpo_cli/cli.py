@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
@@ -38,8 +38,6 @@ Force = Annotated[bool, typer.Option("--force", help="Do it again though nothing
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 RUNS = Path("runs")
-
-Result = TypeVar("Result")
 
 
 @app.command()
@@ -261,9 +259,10 @@ def _prepare(loaded: Recipe, run: Run, force: bool, quiet: bool, examples: bool 
             draft.record["revisions"] = prepared.revisions
         console.print_funnel(run, quiet, examples)
 
-    fresh = not force and run.state("prepare", loaded).fresh
+    # Asked for its examples only: looking means hashing every source.
+    shown_again = examples and not force and run.state("prepare", loaded).fresh
     _unless_fresh("prepare", loaded, run, force, quiet, work)
-    if fresh and examples:
+    if shown_again:
         console.print_funnel(run, quiet, examples)
 
 

@@ -42,7 +42,7 @@ def export(recipe: Recipe, run: Run, *, quiet: bool = False) -> Exported:
     models.import_backend(models.Backend("hf", "export"))
     base = merge.base_folder(recipe)
     tokenizer = models.load_tokenizer(recipe)
-    rows = _probes(recipe, run)
+    rows = _probes(recipe, run, tokenizer)
     formats = recipe.export.formats
     checks: list[Check] = []
     with run.stage("export", recipe) as draft:
@@ -76,9 +76,8 @@ def export(recipe: Recipe, run: Run, *, quiet: bool = False) -> Exported:
     return result
 
 
-def _probes(recipe: Recipe, run: Run) -> list[list[int]]:
+def _probes(recipe: Recipe, run: Run, tokenizer: Any) -> list[list[int]]:
     """Token ids of the first held-out prompts with their chosen answers."""
-    tokenizer: Any = models.load_tokenizer(recipe)
     pairs = read_pairs(run.eval_pairs)[:PROBES] or read_pairs(run.train_pairs)[:PROBES]
     rows = []
     for pair in pairs:

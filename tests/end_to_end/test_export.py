@@ -35,7 +35,7 @@ def test_an_untouched_base_passed_off_as_merged(smoke: Any, base: Path) -> None:
     from dpo_cli.run import Run
 
     loaded = recipe.load(SMOKE)
-    rows = _probes(loaded, Run(smoke.folder))
+    rows = _probes(loaded, Run(smoke.folder), models.load_tokenizer(loaded))
     model = _adapter_on_base(loaded, smoke.folder / "train" / "adapter")
     tuned = verify.token_logps(model, rows, PROBE_TOKENS)
     with model.disable_adapter():
