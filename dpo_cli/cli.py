@@ -10,13 +10,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dpo_cli import __version__, console, recipe
+from dpo_cli import __version__, console, processes, recipe
 from dpo_cli.errors import FAILED, INTERRUPTED, UNVERIFIED, DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
@@ -84,29 +84,37 @@ def train(
     with _reported(debug):
         loaded, run = _open(recipe_path, settings, runs_dir)
         _need_pairs(loaded, f"train.method {loaded.train.method}")
-        with run.lock():
+        again, quiet = force or fresh, quiet or not processes.is_main()
+        with run.lock() if processes.is_main() else nullcontext():
             if plan:
                 _prepare(loaded, run, False, quiet)
                 console.print_plan(loaded, run)
                 return
-            if force or fresh or not run.state("train", loaded).fresh:
+            if again or not processes.is_main() or not run.state("train", loaded).fresh:
                 from dpo_cli import models
 
                 # Now, because prepare needs transformers, and Unsloth has to be imported before that.
                 models.import_backend(models.choose_backend(loaded))
-            _prepare(loaded, run, False, quiet)
+
+            def prepared() -> bool:
+                _prepare(loaded, run, False, quiet)
+                return again or not run.state("train", loaded).fresh
+
+            again = processes.from_main(prepared)
 
             def work() -> None:
                 from dpo_cli.train.trainer import train as stage
 
                 trained = stage(loaded, run, fresh=fresh or force, quiet=quiet)
+                best = trained.metrics.get("best")
+                kept = f", step {best['step']} was the best" if best else ""
                 _say(
                     quiet,
                     f"train: {trained.metrics['steps']} steps in {trained.metrics['seconds']:.0f} s, "
-                    f"{trained.metrics['pairs_per_second']:.1f} pairs/s -> {trained.adapter}",
+                    f"{trained.metrics['pairs_per_second']:.1f} pairs/s{kept} -> {trained.adapter}",
                 )
 
-            _unless_fresh("train", loaded, run, force or fresh, quiet, work)
+            work() if again else _nothing_to_do("train", run, quiet)
 
 
 @app.command(name="eval")
@@ -245,9 +253,13 @@ def _command(name: str, recipe_path: Path, settings: list[str] | None, runs_dir:
 
 def _unless_fresh(stage: str, loaded: Recipe, run: Run, force: bool, quiet: bool, work: Callable[[], None]) -> None:
     if not force and run.state(stage, loaded).fresh:
-        _say(quiet, f"{stage}: nothing has changed, nothing to do ({run[stage]})")
+        _nothing_to_do(stage, run, quiet)
     else:
         work()
+
+
+def _nothing_to_do(stage: str, run: Run, quiet: bool) -> None:
+    _say(quiet, f"{stage}: nothing has changed, nothing to do ({run[stage]})")
 
 
 def _prepare(loaded: Recipe, run: Run, force: bool, quiet: bool, examples: bool = False) -> None:

@@ -6,6 +6,7 @@ imports torch or TRL.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from dpo_cli.errors import did_you_mean
 from dpo_cli.recipe_mistakes import problems_of, recipe_error
 from dpo_cli.recipe_train import Section, train_model
 from dpo_cli.recipe_yaml import Dumper, Key, read_recipe, show_key
@@ -224,6 +226,35 @@ class Data(Section):
         return sources
 
 
+# Figures of the held-out pairs during training that tell a better adapter from a worse one.
+HELD_OUT = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "logps/chosen")
+
+
+class EarlyStopping(Section):
+    """Stop when a held-out figure gets no better, and keep the adapter of its best evaluation."""
+
+    metric: str = Field("eval_loss", description="eval_loss, eval_rewards/accuracies, …; eval_zh_loss for one language")
+    patience: int = Field(3, ge=1, description="evaluations without a better figure before it stops")
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_is_logged(cls, metric: str) -> str:
+        if not re.fullmatch(rf"eval_([a-z]+_)?({'|'.join(HELD_OUT)})", metric):
+            known = [f"eval_{name}" for name in HELD_OUT]
+            near = did_you_mean(metric, known)
+            raise ValueError(
+                f"must be one of {', '.join(known)}, or of one language, as eval_zh_loss"
+                + (f"; did you mean {near}?" if near else "")
+            )
+        return metric
+
+    @property
+    def language(self) -> str | None:
+        """The one language whose held-out pairs decide; None: all."""
+        words = self.metric.split("/")[0].split("_")
+        return words[1] if len(words) == 3 else None
+
+
 class Engine(Section):
     backend: Literal["auto", "unsloth", "hf"] = Field("auto", description="auto: Unsloth where it can run")
     shared_prefix: Literal["auto", "on", "off"] = Field("auto", description="compute the shared prompt once")
@@ -231,7 +262,7 @@ class Engine(Section):
     reference_cache: Literal["auto", "on", "off"] = Field("auto", description="keep reference log-probabilities")
     preflight: bool = Field(True, description="try the longest pairs before training")
     memory_limit: str | float | None = Field(None, description="GB this run may use, e.g. 16; default: all")
-    early_stopping: dict[str, Any] | None = Field(None, description="{metric, patience}")
+    early_stopping: EarlyStopping | None = Field(None, description="{metric, patience}; keeps the best adapter")
 
 
 class Eval(Section):
@@ -293,7 +324,6 @@ _NOT_BUILT: tuple[tuple[str, str], ...] = (
     ("engine.shared_prefix", "auto off"),
     ("engine.token_budget", "auto off"),
     ("engine.reference_cache", "auto off"),
-    ("engine.early_stopping", "None"),
     ("eval.judge", "None"),
     ("export.hub", "None"),
 )
@@ -317,10 +347,27 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     except ValidationError as error:
         raise recipe_error(path, document.places, problems_of(error, document.values, json_schema())) from None
     recipe._places.update(document.places)
-    unbuilt = [(key, "is not built yet in this version") for key in _unbuilt_keys(recipe)]
-    if unbuilt:
-        raise recipe_error(path, document.places, unbuilt)
+    problems = [(key, "is not built yet in this version") for key in _unbuilt_keys(recipe)] + _conflicts(recipe)
+    if problems:
+        raise recipe_error(path, document.places, problems)
     return recipe
+
+
+def _conflicts(recipe: Recipe) -> list[tuple[Key, str]]:
+    """Settings of different sections that can't both be meant."""
+    train = recipe.train
+    if recipe.engine.early_stopping is None:
+        return []
+    found: list[tuple[Key, str]] = []
+    if train.eval_strategy == "no":
+        found.append((("engine", "early_stopping"), "needs evaluations: set train.eval_strategy: steps, or epoch"))
+    for name in ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"):
+        if name in train.model_fields_set:
+            found.append((("train", name), "is said by engine.early_stopping; remove it"))
+    for name in ("save_strategy", "save_steps"):
+        if name in train.model_fields_set and getattr(train, name) != getattr(train, name.replace("save", "eval")):
+            found.append((("train", name), "with engine.early_stopping each evaluation is saved; remove it"))
+    return found
 
 
 def _unbuilt_keys(recipe: Recipe) -> list[Key]:

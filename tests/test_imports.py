@@ -18,7 +18,7 @@ HEAVY = {
 
 # The floors, lowest first; a part imports from its own floor or from below.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "processes"),
     ("recipe", "recipe_yaml", "recipe_train", "recipe_mistakes", "run", "records", "stats"),
     ("models", "smoke"),
     ROOMS,

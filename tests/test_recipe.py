@@ -860,3 +860,27 @@ def test_any_bytes_load_or_are_explained(text: bytes) -> None:
 )
 def test_any_setting_loads_or_is_explained(key: str, text: str) -> None:
     loads_or_explains(MINIMAL, [f"{key}={text}"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "sentence"),
+    [
+        (["engine.early_stopping={}"], "engine.early_stopping", "set train.eval_strategy: steps"),
+        (["engine.early_stopping={metric: eval_los}"], "engine.early_stopping.metric", "did you mean eval_loss?"),
+        (
+            ["engine.early_stopping={}", "train.eval_strategy=steps", "train.save_steps=7"],
+            "train.save_steps",
+            "each evaluation is saved",
+        ),
+        (
+            ["engine.early_stopping={}", "train.eval_strategy=steps", "train.metric_for_best_model=eval_loss"],
+            "train.metric_for_best_model",
+            "is said by engine.early_stopping",
+        ),
+    ],
+)
+def test_early_stopping_that_could_not_work_is_refused(overrides: list[str], key: str, sentence: str) -> None:
+    with pytest.raises(DpoError) as caught:
+        load(next(path for path in RECIPES if path.stem == "smoke"), overrides)
+    assert key in str(caught.value) and sentence in str(caught.value)
+    assert caught.value.exit_code == 2

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpo_cli import processes
+
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
@@ -55,6 +57,7 @@ def progress_callback(log: Path, stop: StopAfterStep, quiet: bool) -> TrainerCal
             self.began, self.first_step = time.monotonic(), state.global_step
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            stop.asked = processes.any_of(stop.asked)  # else one process saves, and waits for the others for ever
             if state.global_step >= state.max_steps:
                 control.should_log = True  # else the last rows between two logging steps are never seen
             elif stop.asked:
@@ -66,12 +69,17 @@ def progress_callback(log: Path, stop: StopAfterStep, quiet: bool) -> TrainerCal
             row = state.log_history[-1]
             if "train_runtime" in row:
                 return  # the summary at the end; metrics.json has its figures
+            if not state.is_world_process_zero:
+                return
             with open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             if "loss" in row:
                 self.row = row
                 if not quiet and not live:
                     print(self._line(state), flush=True)
+            elif "eval_loss" in row and not quiet:
+                text = f"  step {state.global_step}, held out:" + self._figures(row, "eval_")
+                print(f"\r{text:<79}" if live else text, flush=True)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if live and not quiet:
@@ -83,9 +91,11 @@ def progress_callback(log: Path, stop: StopAfterStep, quiet: bool) -> TrainerCal
             left = seconds / done * (state.max_steps - state.global_step)
             width = len(str(state.max_steps))
             text = f"  step {state.global_step:>{width}}/{state.max_steps}"
-            for name, key, form in SHOWN:
-                text += f"  {name} {self.row[key]:{form}}" if key in self.row else ""
-            return f"{text}  {peak_memory() / 1e9:.1f} GB  {_clock(left)} left"
+            return f"{text}{self._figures(self.row)}  {peak_memory() / 1e9:.1f} GB  {_clock(left)} left"
+
+        def _figures(self, row: dict[str, Any], prefix: str = "") -> str:
+            named = ((name, row.get(prefix + key), form) for name, key, form in SHOWN)
+            return "".join(f"  {name} {value:{form}}" for name, value, form in named if value is not None)
 
     return Progress()
 

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_cli import models
+from dpo_cli import models, processes
 from dpo_cli.errors import INTERRUPTED, DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import read_pairs
-from dpo_cli.run import Run, replace, write_json
+from dpo_cli.run import Run, write_json
+from dpo_cli.train.careful import careful
+from dpo_cli.train.checkpoints import checkpoint_to_resume, start_log, step_of
 from dpo_cli.train.memory import parse_memory_limit
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.preflight import fit, use_micro_batch
 from dpo_cli.train.progress import StopAfterStep, peak_memory, print_remark, progress_callback
-from dpo_cli.train.watchdog import Watchdog, check_finite
+from dpo_cli.train.watchdog import Watchdog
 from dpo_cli.train.watchdog import callback as watchdog_callback
 
 if TYPE_CHECKING:
@@ -38,63 +40,34 @@ class Trained:
 def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False) -> Trained:
     """Train a LoRA on `data/train.jsonl`; a run that was cut short goes on from its last whole checkpoint.
 
+    Of several processes, as `accelerate launch` starts them, only the main one writes and prints.
+
     Raises:
         DpoError: the run to be resumed was made from something else, the data don't fit the model, or it was
             interrupted (exit code 130).
     """
-    checkpoint = None if fresh else _checkpoint_to_resume(recipe, run)
+    quiet = quiet or not processes.is_main()
+    checkpoint = None if fresh else processes.from_main(lambda: checkpoint_to_resume(recipe, run))
+    resumed_from = step_of(checkpoint) if checkpoint else None
     backend = models.choose_backend(recipe)
     models.import_backend(backend)
-    model, tokenizer = models.load_for_training(recipe, backend)
-
-    import torch
-    import trl  # after Unsloth, which patches its classes
-
-    method = METHODS[recipe.train.method]
-    if backend.name == "unsloth" and not getattr(trl, method.trainer).__name__.startswith("Unsloth"):
-        raise DpoError("Unsloth did not replace TRL's trainer", hint="set engine.backend: hf, or reinstall unsloth")
-    config = _config(recipe, run, getattr(trl, method.config))
-    train_set = _dataset(run.train_pairs)
-    eval_sets = _eval_sets(run.eval_pairs) if recipe.train.eval_strategy != "no" else None
+    trainer = build(recipe, run, backend)
     log = run["train"] / "log.jsonl"
     stop = StopAfterStep()
-    trainer = _careful(getattr(trl, method.trainer))(
-        model=model,
-        args=config,
-        train_dataset=train_set,
-        eval_dataset=eval_sets,
-        processing_class=tokenizer,
-        callbacks=[progress_callback(log, stop, quiet)],
-    )
-    _check_nothing_dropped(len(train_set), len(trainer.train_dataset), recipe)
-    if recipe.model.adapter is None:
-        _forget_reference_copy(trainer.model)
-    _remove_printers(trainer)
+    trainer.add_callback(progress_callback(log, stop, quiet))
     micro_batch = _fit(recipe, run, trainer, checkpoint is not None, quiet)
-    watchdog = Watchdog(
-        losses=recipe.train.loss_type,
-        beta=recipe.train.beta,
-        batch=trainer.get_total_train_batch_size(config),
-        weights=recipe.train.loss_weights,
-        max_grad_norm=recipe.train.max_grad_norm,
-        fp16=config.fp16,
-    )
-    trainer.add_callback(watchdog_callback(watchdog, (lambda remark: None) if quiet else print_remark))
+    _watch(recipe, trainer, quiet)
 
-    commit = getattr(model.config, "_commit_hash", None)  # of a hub repository
-    record = run.started("train", recipe) | {
-        "backend": backend.name,
-        "micro_batch": micro_batch,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "revisions": {recipe.model.id: commit} if commit else {},
-        "chat_template_sha256": models.chat_template_sha256(tokenizer),
-        "effective_lora_dropout": 0.0 if recipe.train.disable_dropout else recipe.lora.dropout,
-    }
-    run["train"].mkdir(parents=True, exist_ok=True)
-    resumed_from = _start_log(log, run.checkpoints, checkpoint)
-    run.write_record("train", recipe, record)
+    def begin() -> dict[str, Any]:
+        record = run.started("train", recipe) | _facts(recipe, trainer, backend) | {"micro_batch": micro_batch}
+        run["train"].mkdir(parents=True, exist_ok=True)
+        start_log(log, run.checkpoints, checkpoint)
+        run.write_record("train", recipe, record)
+        return record
+
+    record = processes.from_main(begin)
     if not quiet:
-        steps, pairs = trainer.get_total_train_batch_size(config), len(trainer.train_dataset)
+        steps, pairs = trainer.get_total_train_batch_size(trainer.args), len(trainer.train_dataset)
         again = f", resumed from step {resumed_from}" if resumed_from else ""
         print(f"train: {pairs} pairs, {steps} a step, on {record['device']}{again}")
         print(f"  backend {backend.name}: {backend.why}", flush=True)
@@ -111,13 +84,46 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
             exit_code=INTERRUPTED,
         )
 
-    metrics = _metrics(trainer, log, seconds, resumed_from)
-    record["seconds"] = round(seconds, 3)
-    with run.stage("train", recipe, record) as draft:
-        trainer.model.save_pretrained(str(draft.folder / "adapter"), selected_adapters=["default"])
-        tokenizer.save_pretrained(str(draft.folder / "adapter"))
-        write_json(draft.folder / "metrics.json", metrics)
-    return Trained(run.adapter, backend, metrics)
+    # A sharded model is put together by all processes.
+    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+
+    def finish() -> dict[str, Any]:
+        metrics = _metrics(trainer, log, seconds, resumed_from)
+        record["seconds"] = round(seconds, 3)
+        with run.stage("train", recipe, record) as draft:
+            adapter = str(draft.folder / "adapter")
+            trainer.model.save_pretrained(adapter, state_dict=weights, selected_adapters=["default"])
+            trainer.processing_class.save_pretrained(adapter)
+            write_json(draft.folder / "metrics.json", metrics)
+        return metrics
+
+    return Trained(run.adapter, backend, processes.from_main(finish))
+
+
+def build(recipe: Recipe, run: Run, backend: models.Backend) -> Any:
+    """TRL's trainer for a recipe, with the model, its fresh or continued LoRA, and the run's pairs; nothing has run."""
+    model, tokenizer = models.load_for_training(recipe, backend)
+
+    import trl  # after Unsloth, which patches its classes
+
+    method = METHODS[recipe.train.method]
+    if backend.name == "unsloth" and not getattr(trl, method.trainer).__name__.startswith("Unsloth"):
+        raise DpoError("Unsloth did not replace TRL's trainer", hint="set engine.backend: hf, or reinstall unsloth")
+    train_set = _dataset(run.train_pairs)
+    eval_sets = _eval_sets(recipe, run.eval_pairs) if recipe.train.eval_strategy != "no" else None
+    trainer = careful(getattr(trl, method.trainer))(
+        model=model,
+        args=_config(recipe, run, getattr(trl, method.config)),
+        train_dataset=train_set,
+        eval_dataset=eval_sets,
+        processing_class=tokenizer,
+    )
+    _check_nothing_dropped(len(train_set), len(trainer.train_dataset), recipe)
+    if recipe.model.adapter is None:
+        _forget_reference_copy(trainer.model)
+    _remove_printers(trainer)
+    return trainer
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces
@@ -144,10 +150,24 @@ def _config(recipe: Recipe, run: Run, config_class: Any) -> Any:
         "bf16": dtype == torch.bfloat16 if mixed else bool(recipe.train.bf16),
         "fp16": dtype == torch.float16 if mixed else recipe.train.fp16,
         "disable_tqdm": True,
+        # Else early stopping forgets, at a resume, how long nothing got better.
+        "restore_callback_states_from_checkpoint": True,
         "run_name": recipe.train.run_name or recipe.name,
+        # A LoRA that is trained is used, all of it; looking for what is not costs a walk over the graph at each step.
+        "ddp_find_unused_parameters": bool(recipe.train.ddp_find_unused_parameters),
         # Two CPUs pin no memory, and asking for it prints a warning.
         "dataloader_pin_memory": recipe.train.dataloader_pin_memory and on_gpu,
     }
+    if recipe.engine.early_stopping:
+        metric = recipe.engine.early_stopping.metric
+        arguments |= {
+            "metric_for_best_model": metric,
+            "greater_is_better": not metric.endswith("loss"),
+            "load_best_model_at_end": True,
+            # The best adapter is one of those that were saved, so each one that is evaluated is saved.
+            "save_strategy": recipe.train.eval_strategy,
+            "save_steps": recipe.train.eval_steps or recipe.train.logging_steps,
+        }
     known = {field.name for field in fields(config_class)}
     foreign = [name for name in recipe.train.model_fields_set if name not in known and name != "method"]
     if foreign:
@@ -166,14 +186,25 @@ def _dataset(path: Path) -> Dataset:
     return load_dataset("json", data_files=str(path), split="train").select_columns(list(COLUMNS))
 
 
-def _eval_sets(path: Path) -> dict[str, Dataset]:
-    """The held-out pairs by language, so that TRL logs `eval_en_loss`, `eval_zh_loss` and so on."""
+def _eval_sets(recipe: Recipe, path: Path) -> dict[str, Dataset]:
+    """The held-out pairs by language, so that TRL logs `eval_en_loss`, `eval_zh_loss` and so on.
+
+    Raises:
+        DpoError: `engine.early_stopping` waits for a language that no held-out pair has.
+    """
     from datasets import Dataset
 
     by_language: dict[str, list[dict[str, Any]]] = {}
     for pair in read_pairs(path):
         row = {name: getattr(pair, name) for name in COLUMNS}
         by_language.setdefault(pair.language, []).append(row)
+    stopping = recipe.engine.early_stopping
+    if stopping and stopping.language and stopping.language not in by_language:
+        raise DpoError(
+            f"{stopping.metric} is never measured: the held-out pairs are in {', '.join(sorted(by_language))}",
+            where=recipe.where("engine", "early_stopping", "metric"),
+            hint="name one of these languages, or none for all of them: eval_loss",
+        )
     return {language: Dataset.from_list(rows) for language, rows in sorted(by_language.items())}
 
 
@@ -213,35 +244,36 @@ def _forget_reference_copy(model: Any) -> None:
         model.delete_adapter("ref")
 
 
-def _careful(trainer_class: Any) -> Any:
-    """TRL's trainer with two mends: a loss that is no number stops the run, and a resume restores the policy."""
+def _watch(recipe: Recipe, trainer: Any, quiet: bool) -> None:
+    """Add what looks at the figures as they come: the watchdog, and the early stopping that the recipe asks for."""
+    from transformers import EarlyStoppingCallback
+
+    watchdog = Watchdog(
+        losses=recipe.train.loss_type,
+        beta=recipe.train.beta,
+        batch=trainer.get_total_train_batch_size(trainer.args),
+        weights=recipe.train.loss_weights,
+        max_grad_norm=recipe.train.max_grad_norm,
+        fp16=trainer.args.fp16,
+    )
+    trainer.add_callback(watchdog_callback(watchdog, (lambda remark: None) if quiet else print_remark))
+    if recipe.engine.early_stopping:
+        trainer.add_callback(EarlyStoppingCallback(recipe.engine.early_stopping.patience))
+
+
+def _facts(recipe: Recipe, trainer: Any, backend: models.Backend) -> dict[str, Any]:
+    """What the manifest keeps of a training beside what every stage's record has."""
     import torch
 
-    class Trainer(trainer_class):  # type: ignore[misc]
-        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            loss = super().training_step(model, inputs, *args, **kwargs)
-            if not torch.isfinite(loss):
-                check_finite(float(loss), _ids_of(inputs, self.train_dataset))
-            return loss
-
-        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            # Where a checkpoint holds a copy of the reference, transformers (seen with 5.17) restores only that.
-            models.load_adapter_weights(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
-
-    return Trainer
-
-
-def _ids_of(inputs: Any, dataset: Any) -> list[str]:
-    """The ids of the pairs in a TRL batch, whose first half is the chosen sequences, found by their tokens."""
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    wanted = {tuple(row[keep.bool()].tolist()) for row, keep in zip(ids, mask, strict=True)}
-    found = []
-    for row in dataset:
-        tokens = tuple(row["prompt_ids"] + row["chosen_ids"])
-        if any(one and one == tokens[: len(one)] for one in wanted):
-            found.append(row["id"])
-    return found
+    commit = getattr(trainer.model.config, "_commit_hash", None)  # of a hub repository
+    return {
+        "backend": backend.name,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "processes": processes.count(),
+        "revisions": {recipe.model.id: commit} if commit else {},
+        "chat_template_sha256": models.chat_template_sha256(trainer.processing_class),
+        "effective_lora_dropout": 0.0 if recipe.train.disable_dropout else recipe.lora.dropout,
+    }
 
 
 def _remove_printers(trainer: Any) -> None:
@@ -252,62 +284,6 @@ def _remove_printers(trainer: Any) -> None:
         trainer.remove_callback(printer)
 
 
-def _checkpoint_to_resume(recipe: Recipe, run: Run) -> Path | None:
-    """The last whole checkpoint of a run that was cut short; None to start over.
-
-    Raises:
-        DpoError: it was made from another recipe or other data.
-    """
-    state = run.state("train", recipe)
-    if state.kind != "cut_short":
-        return None
-    checkpoint = _last_checkpoint(run.checkpoints)
-    changed = run.changes("train", recipe)
-    if checkpoint and changed:
-        raise DpoError(
-            f"a run of something else was cut short here: {'; '.join(changed[:5])}",
-            where=str(run.checkpoints),
-            hint="undo the change to go on with it, or start over with --fresh",
-        )
-    return checkpoint
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    # trainer_state.json is the last file of a checkpoint, so one without it was cut off while being written.
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(whole, key=_step, default=None)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rsplit("-", 1)[1])
-
-
-def _start_log(log: Path, checkpoints: Path, checkpoint: Path | None) -> int | None:
-    """Begin `log.jsonl`, or cut it back to the checkpoint's step; returns that step."""
-    import shutil
-
-    if checkpoint is None:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        log.unlink(missing_ok=True)
-        return None
-    step = _step(checkpoint)
-    for later in checkpoints.glob("checkpoint-*"):
-        if _step(later) > step:
-            shutil.rmtree(later)
-    rows = [line for line in log.read_text(encoding="utf-8").splitlines() if _logged_until(line, step)]
-    aside = log.with_suffix(".new")
-    aside.write_text("".join(line + "\n" for line in rows), encoding="utf-8")
-    replace(aside, log)
-    return step
-
-
-def _logged_until(line: str, step: int) -> bool:
-    try:
-        return json.loads(line)["step"] <= step
-    except (json.JSONDecodeError, KeyError):
-        return False  # a line that was cut off in the middle
-
-
 def _metrics(trainer: Any, log: Path, seconds: float, resumed_from: int | None) -> dict[str, Any]:
     """`train/metrics.json`; rates count this session's steps only."""
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
@@ -315,7 +291,7 @@ def _metrics(trainer: Any, log: Path, seconds: float, resumed_from: int | None) 
     steps = trainer.state.global_step
     done = steps - (resumed_from or 0)
     pairs = len(trainer.train_dataset) * trainer.state.epoch * done / steps
-    return {
+    metrics = {
         "steps": steps,
         "seconds": round(seconds, 3),
         "tokens_per_second": round(float(trainer._total_train_tokens) / seconds, 1),
@@ -324,3 +300,7 @@ def _metrics(trainer: Any, log: Path, seconds: float, resumed_from: int | None) 
         "final": final,
         "resumed_from": resumed_from,
     }
+    state = trainer.state
+    if state.best_global_step:
+        metrics["best"] = {trainer.args.metric_for_best_model: state.best_metric, "step": state.best_global_step}
+    return metrics

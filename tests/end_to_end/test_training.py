@@ -87,10 +87,10 @@ def test_rewards_agree_with_what_trl_logs_on_the_same_pairs(tmp_path: Path, comm
         figures = metrics["languages"][language]["pairs"]
         logged = next(row for row in rows(tmp_path / "smoke") if f"eval_{language}_loss" in row)
         # TRL logs means over batches; of one pair each they are means over pairs. Rewards are beta x drift.
-        assert figures["margin"]["value"] == pytest.approx(logged["eval_rewards/margins"], abs=1e-4)
-        drift = logged["eval_rewards/chosen"] / 0.1
+        assert figures["margin"]["value"] == pytest.approx(logged[f"eval_{language}_rewards/margins"], abs=1e-4)
+        drift = logged[f"eval_{language}_rewards/chosen"] / 0.1
         assert figures["chosen_drift"]["value"] == pytest.approx(drift, abs=1e-3)
-        assert figures["reward_accuracy"]["value"] == pytest.approx(logged["eval_rewards/accuracies"])
+        assert figures["reward_accuracy"]["value"] == pytest.approx(logged[f"eval_{language}_rewards/accuracies"])
 
 
 def test_4_bit_weights_train_and_learn_on_a_cpu(tmp_path: Path, command: Any) -> None:

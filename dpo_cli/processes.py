@@ -1,0 +1,58 @@
+"""Several processes of one run, as `accelerate launch` starts them: the main one writes, the others follow it.
+
+Started alone, a process is the main one and nothing here costs anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# The others wait while the main process downloads and prepares; torch would give up after ten minutes.
+PATIENCE = timedelta(hours=6)
+
+
+def count() -> int:
+    """Processes of this run, on all machines."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """The one process that writes files and talks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def from_main(work: Callable[[], T]) -> T:
+    """What `work` returns in the main process, for all of them; the others wait. It must pickle.
+
+    An error in the main process ends that one, and the launcher then ends the others.
+    """
+    if count() == 1:
+        return work()
+    _join()
+    from accelerate.utils import broadcast_object_list
+
+    box = [work() if is_main() else None]
+    broadcast_object_list(box)
+    return box[0]  # type: ignore[return-value]
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is set in one of the processes; all of them have to ask at the same point."""
+    if count() == 1:
+        return flag
+    _join()
+    from accelerate.utils import gather_object
+
+    return any(gather_object([flag]))
+
+
+def _join() -> None:
+    import torch
+    from accelerate import PartialState
+
+    PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)

@@ -1,0 +1,76 @@
+"""TRL's trainer with our mends: each is one override, and says what it is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dpo_cli import models
+from dpo_cli.recipe import HELD_OUT
+from dpo_cli.train.watchdog import check_finite
+
+
+def careful(trainer_class: Any) -> Any:
+    """A subclass of TRL's trainer that
+
+    - stops at a loss that is no number, with the ids of the pairs;
+    - resumes, and at the end restores, the policy's adapter and no other;
+    - evaluates by language under names that tell the languages apart, and over all of them, weighted by pairs.
+    """
+    import torch
+
+    class Trainer(trainer_class):  # type: ignore[misc]
+        _language: str | None = None  # of the held-out pairs under evaluation
+
+        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            loss = super().training_step(model, inputs, *args, **kwargs)
+            if not torch.isfinite(loss):
+                check_finite(float(loss), _ids_of(inputs, self.train_dataset))
+            return loss
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            # Where a checkpoint holds a copy of the reference, transformers (seen with 5.17) restores only that.
+            models.load_adapter_weights(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+
+        def _load_best_model(self) -> None:
+            best = self.state.best_model_checkpoint
+            models.load_adapter_weights(self.accelerator.unwrap_model(self.model), Path(best))
+
+        def evaluate(self, eval_dataset: Any = None, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+            sets = self.eval_dataset if eval_dataset is None else eval_dataset
+            if not isinstance(sets, dict):
+                self._language = metric_key_prefix.removeprefix("eval_")
+                return super().evaluate(eval_dataset, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+            metrics = super().evaluate(eval_dataset, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+            pairs = {language: len(rows) for language, rows in sets.items()}
+            overall = {
+                f"eval_{name}": sum(metrics[f"eval_{language}_{name}"] * count for language, count in pairs.items())
+                / sum(pairs.values())
+                for name in HELD_OUT
+            }
+            self.log(overall)
+            # Callbacks hear of each language by itself; those that wait for a figure over all hear it here.
+            self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, overall)
+            return metrics | overall
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            if not self.model.training:  # TRL calls the figures of every held-out set eval_rewards/… and the like
+                figures = self._metrics["eval"]
+                for name in list(figures):
+                    figures[f"{self._language}_{name}"] = figures.pop(name)
+            super().log(logs, start_time)
+
+    return Trainer
+
+
+def _ids_of(inputs: Any, dataset: Any) -> list[str]:
+    """The ids of the pairs in a TRL batch, whose first half is the chosen sequences, found by their tokens."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    wanted = {tuple(row[keep.bool()].tolist()) for row, keep in zip(ids, mask, strict=True)}
+    found = []
+    for row in dataset:
+        tokens = tuple(row["prompt_ids"] + row["chosen_ids"])
+        if any(one and one == tokens[: len(one)] for one in wanted):
+            found.append(row["id"])
+    return found

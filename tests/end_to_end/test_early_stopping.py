@@ -1,0 +1,84 @@
+"""`engine.early_stopping`: the run ends where a held-out figure gets no better, and the best adapter is the result."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+# Accuracy comes to 1.0 within a few steps on the smoke data; from there on nothing is better.
+SETTINGS = (
+    "engine.early_stopping={metric: eval_rewards/accuracies, patience: 2}",
+    "train.eval_strategy=steps",
+    "train.eval_steps=3",
+    "train.logging_steps=1",
+)
+
+
+def arguments(runs: Path, *settings: str) -> list[str]:
+    options = (part for one in (*SETTINGS, *settings) for part in ("--set", one))
+    return [str(SMOKE), "--runs-dir", str(runs), *options]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def test_stops_and_keeps_the_best_adapter_also_after_a_kill(tmp_path: Path, command: Any) -> None:
+    whole = tmp_path / "whole" / "smoke" / "train"
+    command("train", *arguments(tmp_path / "whole"))
+    metrics = json.loads((whole / "metrics.json").read_text())
+    held_out = [
+        row
+        for row in map(json.loads, (whole / "log.jsonl").read_text().splitlines())
+        if "eval_rewards/accuracies" in row
+    ]
+    accuracies = {row["step"]: row["eval_rewards/accuracies"] for row in held_out}
+    best = metrics["best"]["step"]
+    assert metrics["steps"] == best + 2 * 3 < 48
+    assert (
+        accuracies[best] == max(accuracies.values()) > max(value for step, value in accuracies.items() if step < best)
+    )
+    assert weights(whole / "adapter") == weights(whole / "checkpoints" / f"checkpoint-{best}")
+    assert weights(whole / "adapter") != weights(whole / "checkpoints" / f"checkpoint-{metrics['steps']}")
+
+    # Killed one evaluation before its end, the run remembers how long it has waited.
+    killed = tmp_path / "killed" / "smoke" / "train"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dpo_cli", "train", *arguments(tmp_path / "killed")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if f"step {best + 5}/48" in line:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    assert f"resumed from step {best + 3}" in command("train", *arguments(tmp_path / "killed")).stdout
+    again = json.loads((killed / "metrics.json").read_text())
+    assert (again["steps"], again["best"]) == (metrics["steps"], metrics["best"])
+    assert weights(killed / "adapter") == weights(whole / "adapter")
+
+
+def test_figures_over_all_languages_are_those_of_the_languages_weighted(tmp_path: Path, command: Any) -> None:
+    command("train", *arguments(tmp_path, "train.max_steps=3", "engine.early_stopping.metric=eval_zh_loss"))
+    log = [json.loads(line) for line in (tmp_path / "smoke" / "train" / "log.jsonl").read_text().splitlines()]
+    rows = {name: next(row for row in log if f"eval_{name}loss" in row) for name in ("", "en_", "zh_")}
+    pairs = [json.loads(line) for line in (tmp_path / "smoke" / "data" / "eval.jsonl").read_text().splitlines()]
+    share = sum(pair["language"] == "en" for pair in pairs) / len(pairs)
+    for figure in ("loss", "rewards/accuracies", "rewards/margins"):
+        en, zh = rows["en_"][f"eval_en_{figure}"], rows["zh_"][f"eval_zh_{figure}"]
+        assert abs(rows[""][f"eval_{figure}"] - (share * en + (1 - share) * zh)) < 1e-9
+
+
+def test_a_language_that_is_not_held_out_is_said_before_training(tmp_path: Path, command: Any) -> None:
+    refused = command("train", *arguments(tmp_path, "engine.early_stopping.metric=eval_fr_loss"), ok=False)
+    assert refused.returncode == 1
+    assert "eval_fr_loss is never measured: the held-out pairs are in en, zh" in refused.stderr

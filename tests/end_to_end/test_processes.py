@@ -1,0 +1,73 @@
+"""Several processes by `accelerate launch`: one writes, all train, and the figures are those of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+
+
+def launch(runs: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch --num_processes 2 -m dpo_cli train` on two CPU processes, which talk through gloo."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    options = [part for one in settings for part in ("--set", one)]
+    return subprocess.run(
+        [*launcher, "-m", "dpo_cli", "train", str(SMOKE), "--runs-dir", str(runs), *options],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def logged(runs: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (runs / "smoke" / "train" / "log.jsonl").read_text().splitlines()]
+
+
+def adapter(runs: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(runs / "smoke" / "train" / "adapter" / "adapter_model.safetensors")
+
+
+def test_two_processes_give_the_losses_and_the_adapter_of_one(tmp_path: Path, command: Any) -> None:
+    together = ("train.max_steps=4", "train.logging_steps=1", "train.eval_strategy=steps", "train.eval_steps=4")
+    together += ("train.per_device_eval_batch_size=1",)  # transformers' means are over batches
+    alone = ("train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=4")
+    shared = ("train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2")
+    one, two = tmp_path / "one", tmp_path / "two"
+    command(
+        "train", SMOKE, "--runs-dir", one, *(part for setting in (*together, *alone) for part in ("--set", setting))
+    )
+    done = launch(two, *together, *shared)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("8 a step, on cpu") == 1, "one process talks"
+
+    for row, same in zip(logged(two), logged(one), strict=True):
+        assert row["step"] == same["step"]
+        for name in ("loss", "rewards/margins", "eval_loss", "eval_zh_rewards/margins"):
+            assert row.get(name) == pytest.approx(same.get(name), abs=1e-5)
+    weights, same_weights = adapter(two), adapter(one)
+    assert weights.keys() == same_weights.keys()
+    assert max((weights[name] - same_weights[name]).abs().max().item() for name in weights) < 1e-5
+    record = json.loads((two / "smoke" / "manifest.json").read_text())["stages"]["train"]
+    assert (record["status"], record["processes"]) == ("complete", 2)
+    # The run is one that every other command knows.
+    command(
+        "eval", SMOKE, "--runs-dir", two, *(part for setting in (*together, *shared) for part in ("--set", setting))
+    )
+
+
+def test_an_error_in_one_process_ends_the_others(tmp_path: Path) -> None:
+    done = launch(tmp_path, "data.filters.short.min_chars=100000", "data.filters.short.min_han=100000")
+    assert done.returncode != 0
+    assert done.stderr.count("error: nothing is left of 600 prompts") == 1
