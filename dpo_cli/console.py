@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -61,23 +60,29 @@ def print_plan(loaded: Recipe, run: Run) -> None:
     from dpo_cli import models
     from dpo_cli.evaluate.score import encode
     from dpo_cli.records import read_pairs
-    from dpo_cli.train.memory import parse_memory_limit
+    from dpo_cli.train.engine import available_memory
     from dpo_cli.train.memory import plan as predict
+    from dpo_cli.train.token_budget import whole
 
     gpu = torch.cuda.is_available()
-    if gpu:
-        there, card = torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name()
-    else:
-        there, card = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine"
+    card = torch.cuda.get_device_name() if gpu else "this machine"
     tokenizer = models.load_tokenizer(loaded)
     longest = []
     for pair in read_pairs(run.train_pairs):
         chosen, rejected = encode(tokenizer, pair, loaded.model.max_length)
         longest.append((chosen.start, len(chosen.ids) - chosen.start, len(rejected.ids) - chosen.start))
     config = AutoConfig.from_pretrained(models.location(loaded.model.id), revision=loaded.model.revision)
-    limit = min(there, parse_memory_limit(loaded.engine.memory_limit) or there)
     backend = models.choose_backend(loaded)
-    found = predict(loaded, longest, config, limit, device="cuda" if gpu else "cpu", card=card)
+    found = predict(
+        loaded,
+        longest,
+        config,
+        available_memory(loaded),
+        device="cuda" if gpu else "cpu",
+        card=card,
+        shared=loaded.engine.shared_prefix != "off",
+        budgeted=loaded.engine.token_budget != "off" and whole(loaded.train.loss_type) is None,
+    )
     typer.echo(f"train: {len(longest)} pairs, {loaded.train.num_train_epochs:g} epochs, {card}")
     typer.echo(f"  backend {backend.name}: {backend.why}")
     Console(width=80).print(found.table())

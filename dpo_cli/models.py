@@ -356,7 +356,7 @@ def _load_unsloth(recipe: Recipe, lora: Lora) -> PeftModel:
         lora_dropout=lora.dropout,
         bias=lora.bias,
         target_modules=list(lora.target_modules),
-        use_gradient_checkpointing="unsloth" if recipe.train.gradient_checkpointing else False,
+        use_gradient_checkpointing=False if recipe.train.gradient_checkpointing is False else "unsloth",
         random_state=recipe.seed,
     )
 

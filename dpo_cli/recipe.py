@@ -257,9 +257,15 @@ class EarlyStopping(Section):
 
 class Engine(Section):
     backend: Literal["auto", "unsloth", "hf"] = Field("auto", description="auto: Unsloth where it can run")
-    shared_prefix: Literal["auto", "on", "off"] = Field("auto", description="compute the shared prompt once")
-    token_budget: Literal["auto", "off"] | int = Field("auto", description="tokens per micro-batch")
-    reference_cache: Literal["auto", "on", "off"] = Field("auto", description="keep reference log-probabilities")
+    shared_prefix: Literal["auto", "on", "off"] = Field(
+        "auto", description="compute a pair's prompt once, and no padding"
+    )
+    token_budget: Literal["auto", "off"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="tokens computed at once; a step's pairs are cut by it"
+    )
+    reference_cache: Literal["auto", "on", "off"] = Field(
+        "auto", description="keep reference log-probabilities; auto: where each pair is seen again"
+    )
     preflight: bool = Field(True, description="try the longest pairs before training")
     memory_limit: str | float | None = Field(None, description="GB this run may use, e.g. 16; default: all")
     early_stopping: EarlyStopping | None = Field(None, description="{metric, patience}; keeps the best adapter")
@@ -321,9 +327,6 @@ class Recipe(Section):
 # Keys that the contract names and a later version builds. Said at once, because a setting that does nothing is the
 # worst kind of typo.
 _NOT_BUILT: tuple[tuple[str, str], ...] = (
-    ("engine.shared_prefix", "auto off"),
-    ("engine.token_budget", "auto off"),
-    ("engine.reference_cache", "auto off"),
     ("eval.judge", "None"),
     ("export.hub", "None"),
 )

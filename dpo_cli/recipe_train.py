@@ -31,6 +31,7 @@ OUR_TRAIN_DEFAULTS: dict[str, Any] = {
     "logging_steps": 5,
     "save_steps": 25,
     "save_total_limit": 2,
+    "gradient_checkpointing": None,  # where the memory asks for it
 }
 
 # Arguments that belong to another part of the recipe or to dpo-cli itself, and where to say it instead.
@@ -159,6 +160,8 @@ def train_model(method: str) -> type[_TrainBase]:
             word_or_list = BeforeValidator(as_list, json_schema_input_type=losses | list[losses])
             kind = Annotated[list[losses], word_or_list, Field(min_length=1)]
         default = OUR_TRAIN_DEFAULTS.get(name, argument["default"])
+        if default is None and name in OUR_TRAIN_DEFAULTS:
+            kind = f"{kind} | None"
         fields[name] = (kind, Field(default, **TRAIN_RANGES.get(name, {})))
     return create_model(
         "Train",

@@ -305,9 +305,6 @@ def test_infinity_is_no_setting(refused: Refused, text: str) -> None:
 @pytest.mark.parametrize(
     ("more", "key"),
     [
-        ("engine:\n  shared_prefix: on", "engine.shared_prefix"),
-        ("engine:\n  token_budget: 4096", "engine.token_budget"),
-        ("engine:\n  reference_cache: on", "engine.reference_cache"),
         ("eval:\n  judge: {model: x}", "eval.judge"),
         ("export:\n  hub: me/mine", "export.hub"),
         ("export:\n  formats: [gguf]", "export.formats[0]"),

@@ -38,6 +38,8 @@ HEAD_ROWS, HEAD_COLUMNS = 4096, 32768
 CPU_TILE = 7 * 4 + 1
 # Optimizer state a trained parameter has, in parameters of its own dtype; Adam's two moments where nothing is named.
 STATES = {"sgd": 0, "adafactor": 0, "lion": 1, "rmsprop": 1, "adagrad": 1}
+# Where a larger pass gains no more: on a GPU its launches are hidden (a guess until one has run); on a CPU nothing is.
+LARGEST_PASS: dict[str, int] = {"cuda": 8192, "cpu": 2048}
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -230,24 +232,32 @@ def state_bytes(optimizer: str, parameter_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class Setting:
-    """How a step is cut: its pairs at a time, how often, and whether layers are computed twice; with the peak."""
+    """How a step is cut, by tokens or by pairs, and whether layers are computed twice; with the peak."""
 
     micro_batch: int
     accumulation: int
     checkpointing: bool
     memory: Memory
+    token_budget: int | None = None  # tokens of a pass; the whole step is then one micro-batch
 
     @property
     def says(self) -> str:
+        checkpointing = f"gradient_checkpointing: {str(self.checkpointing).lower()}"
+        if self.token_budget:
+            return f"engine: {{token_budget: {self.token_budget}}}, train: {{{checkpointing}}}"
         return (
-            f"per_device_train_batch_size: {self.micro_batch}, gradient_accumulation_steps: {self.accumulation}, "
-            f"gradient_checkpointing: {str(self.checkpointing).lower()}"
+            f"train: {{per_device_train_batch_size: {self.micro_batch}, "
+            f"gradient_accumulation_steps: {self.accumulation}, {checkpointing}}}"
         )
+
+    @property
+    def at_once(self) -> str:
+        return f"{self.token_budget} tokens" if self.token_budget else f"{self.micro_batch} x {self.accumulation}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The recipe's own setting, what there is, and the setting to take: None where none fits."""
+    """What the recipe comes to, what there is, and the setting to take: None where none fits."""
 
     recipe: Setting
     available: int | None
@@ -277,7 +287,8 @@ class Plan:
         table.add_row("total", *(f"{one.memory.total / GIB:.2f}" for one in columns), style="bold")
         there_is = "not known" if self.available is None else gib(self.available)
         table.add_row(f"there is ({self.card})", *(there_is for _ in columns))
-        table.add_row("pairs at once x accumulation", *(f"{one.micro_batch} x {one.accumulation}" for one in columns))
+        by = "at once" if self.recipe.token_budget else "pairs at once x accumulation"
+        table.add_row(by, *(one.at_once for one in columns))
         table.add_row("gradient checkpointing", *("on" if one.checkpointing else "off" for one in columns))
         table.caption = "\n".join((f"longest row: {self.longest} tokens. {self.verdict}", *self.notes))
         table.caption_justify = "left"
@@ -290,42 +301,49 @@ class Plan:
         if self.proposal is None:
             return "It does not fit, one pair at a time neither: lower model.max_length, or take a smaller model."
         if not self.fits:
-            return f"It does not fit. This does, with the same effective batch: train: {{{self.proposal.says}}}"
+            return f"It does not fit. This does, with the same effective batch: {self.proposal.says}"
         if self.proposal == self.recipe:
             return "It fits."
-        return f"It fits. So does this, without computing layers twice: train: {{{self.proposal.says}}}"
+        return f"It fits. So does this, without computing layers twice: {self.proposal.says}"
 
 
 def plan(
     recipe: Recipe,
-    longest: Sequence[Lengths],
+    pairs: Sequence[Lengths],
     config: Any,
     available_bytes: int | None,
     *,
     device: Device = "cuda",
     card: str | None = None,
+    shared: bool = False,
+    budgeted: bool = False,
 ) -> Plan:
     """The predicted peak of a recipe at its longest pairs, and the setting to take.
 
-    Proposed is the largest micro-batch, by halving, that fits without gradient checkpointing; with it only where one
-    pair at a time does not fit without. (Checkpointing costs a third forward, while a larger micro-batch mostly adds
-    padding.) The effective batch stays as it is.
+    Tried are passes, or micro-batches, by halving; first without gradient checkpointing, and with it only where one
+    pair at a time does not fit without. (Checkpointing costs a third forward, while more at once gains little.) What
+    the recipe sets itself, it keeps; where it then does not fit, a proposal says what would. The effective batch
+    stays as it is.
 
     Args:
-        longest: of the longest pairs, at least as many as the micro-batch where there are as many.
+        pairs: token counts of the pairs; of the longest ones, at least as many as make a micro-batch.
         config: the model's transformers config.
         available_bytes: the card's memory, or `engine.memory_limit`; None where nobody knows.
+        shared: the prompt is computed once a pair, and nothing is padded.
+        budgeted: a step is cut by tokens: `engine.token_budget`.
     """
     train, limit = recipe.train, recipe.model.max_length
     shape = Shape.of(config)
     precision = _precision(recipe, config, device)
-    rows = [
-        (prompt, min(chosen, limit - prompt), min(rejected, limit - prompt)) for prompt, chosen, rejected in longest
-    ]
+    rows = [(prompt, min(chosen, limit - prompt), min(rejected, limit - prompt)) for prompt, chosen, rejected in pairs]
     top = max((prompt + max(answers) for prompt, *answers in rows), default=0)
+    alone = max(map(sum, rows), default=0) if shared else 2 * top  # the least a pass can take
     answers = sorted((max(chosen, 0) + max(rejected, 0) for _, chosen, rejected in rows), reverse=True)
+    micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
 
-    def setting(micro_batch: int, accumulation: int, checkpointing: bool) -> Setting:
+    def setting(pairs_at_once: int, times: int, budget: int | None, checkpointing: bool) -> Setting:
+        tokens = max(budget, alone) if budget else sum(sorted(map(sum, rows))[-pairs_at_once:])
+        tokens = tokens if shared or budget else 2 * pairs_at_once * top
         memory = predict(
             shape,
             precision=precision,
@@ -333,25 +351,43 @@ def plan(
             targets=recipe.lora.target_modules,
             optimizer=train.optim,
             checkpointing=checkpointing,
-            tokens=2 * micro_batch * top,
-            scored=sum(answers[:micro_batch]),
-            row=top,
+            tokens=tokens,
+            scored=min(sum(answers) if budget else sum(answers[:pairs_at_once]), tokens),
+            row=0 if shared else top,
             device=device,
             # Unsloth keeps LoRA in float32; the larger of the two backends where the recipe leaves it open.
             adapter_bytes=4 if device == "cuda" and recipe.engine.backend != "hf" else None,
             reference_copy=recipe.model.adapter is not None,
         )
-        return Setting(micro_batch, accumulation, checkpointing, memory)
+        return Setting(pairs_at_once, times, checkpointing, memory, budget)
 
-    micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
-    own = setting(micro, accumulation, train.gradient_checkpointing)
-    settings = [setting(*cut, checkpointing) for checkpointing in (False, True) for cut in cuts(micro, accumulation)]
-    fitting = (one for one in settings if available_bytes is None or one.memory.total <= available_bytes)
-    proposal = own if available_bytes is None else next(fitting, None)
+    def fits(one: Setting) -> bool:
+        return available_bytes is None or one.memory.total <= available_bytes
+
+    asked = recipe.engine.token_budget
+    sizes: list[tuple[int, int, int | None]] = [(*cut, None) for cut in cuts(micro, accumulation)]
+    if budgeted:
+        largest = asked if isinstance(asked, int) else LARGEST_PASS[device]
+        sizes = [(micro * accumulation, 1, budget) for budget in budgets(largest, alone)]
+    every = [setting(*size, checkpointing) for checkpointing in (False, True) for size in sizes]
+    allowed = [
+        one
+        for one in every
+        if train.gradient_checkpointing in (None, one.checkpointing)
+        and ((asked == "auto" and budgeted) or (one.micro_batch, one.token_budget) == (sizes[0][0], sizes[0][2]))
+    ]
+    own = next(filter(fits, allowed), allowed[-1])
+    proposal = own if available_bytes is None else next(filter(fits, every), None)
     notes = []
-    if proposal and proposal.micro_batch not in {micro / 2**times for times in range(micro.bit_length())}:
+    if proposal and not budgeted and proposal.micro_batch not in {micro / 2**times for times in range(64)}:
         notes.append(f"{micro} pairs can't be halved evenly: {proposal.micro_batch} at once keeps the effective batch.")
     return Plan(own, available_bytes, card or device, top, proposal, tuple(notes))
+
+
+def budgets(largest: int, alone: int) -> list[int]:
+    """Tokens of a pass to try: the largest, and by halving down to a pass that holds the longest pair alone."""
+    halved = [largest >> times for times in range(largest.bit_length()) if largest >> times > alone]
+    return [*halved, alone] if halved else [largest]
 
 
 def cuts(micro_batch: int, accumulation: int) -> Iterator[tuple[int, int]]:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.errors import DpoError
-from dpo_cli.train.memory import CUDA_CONTEXT, cuts, gib, state_bytes
+from dpo_cli.train.memory import CUDA_CONTEXT, budgets, cuts, gib, state_bytes
+from dpo_cli.train.shared_prefix import row_tokens
+from dpo_cli.train.token_budget import groups, padded_groups
 
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 # Counters that a training step of TRL (or transformers) moves on.
@@ -23,9 +25,10 @@ COUNTERS = ("_metrics", "_stored_metrics", "_total_train_tokens", "current_gradi
 
 
 def fit(trainer: Any, limit_bytes: int | None = None) -> int:
-    """Try one forward and backward on the longest pairs; halve the micro-batch until they fit. Before `train()` only.
+    """Try one forward and backward on the longest pairs; halve until they fit. Before `train()` only.
 
-    The effective batch stays. Nothing else changes: no step is taken, and gradients, random states and TRL's counters
+    Halved are the tokens of a pass where the trainer has a `token_budget`, else the pairs of a micro-batch. The
+    effective batch stays. Nothing else changes: no step is taken, and gradients, random states and TRL's counters
     are put back, so that a run after it is the run without it. A limit on a GPU stays on for this process.
 
     Args:
@@ -34,7 +37,7 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
             nothing is tried, for it knows no such error.
 
     Returns:
-        Pairs of a micro-batch; they are set in the trainer's arguments, with their accumulation.
+        Tokens of a pass, or pairs of a micro-batch; they are set in the trainer.
 
     Raises:
         DpoError: one pair at a time does not fit.
@@ -43,23 +46,27 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
 
     args, data = trainer.args, trainer.train_dataset
     on_gpu = args.device.type == "cuda"
-    micro: int = args.per_device_train_batch_size
+    budget, micro = getattr(trainer, "token_budget", None), args.per_device_train_batch_size
     sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled  # shards exist only once train() has begun
     known = set(COLUMNS) <= set(getattr(data, "column_names", None) or ()) and hasattr(data, "__len__")
     if sharded or not known or (limit_bytes is None and not on_gpu):
-        return micro
+        return int(budget or micro)
     if on_gpu and limit_bytes is not None:
         whole = torch.cuda.get_device_properties(args.device).total_memory
         share = (limit_bytes - CUDA_CONTEXT) / whole
         torch.cuda.set_per_process_memory_fraction(min(max(share, 0.0), 1.0), args.device)
     rows = _longest_rows(data, micro)
-    for pairs, times in cuts(micro, args.gradient_accumulation_steps):
-        peak = _try(trainer, rows[:pairs], times)
+    tries = _passes(trainer, rows) if budget else ((*cut, rows[: cut[0]]) for cut in _cuts(args))
+    for size, times, some in tries:
+        if budget:
+            trainer.token_budget = size
+        peak = _try(trainer, some, times)
         if trainer.accelerator.num_processes > 1:  # all processes have to take the same
             peak = trainer.accelerator.gather(torch.tensor([float(peak)], device=args.device)).max().item()
         if peak <= (limit_bytes or math.inf) and peak < math.inf:
-            use_micro_batch(trainer, pairs)
-            return pairs
+            if not budget:
+                use_micro_batch(trainer, size)
+            return size
     took = "more memory than there is" if peak == math.inf else f"{gib(peak)} GiB"
     may = f", and it may take {gib(limit_bytes)} GiB" if limit_bytes is not None else ""
     mend = "lower model.max_length" if args.gradient_checkpointing else "set train.gradient_checkpointing: true"
@@ -68,6 +75,21 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
         where="model.max_length, train.gradient_checkpointing",
         hint=f"{mend}, or take a smaller model",
     )
+
+
+def _cuts(args: Any) -> Iterator[tuple[int, int]]:
+    return cuts(args.per_device_train_batch_size, args.gradient_accumulation_steps)
+
+
+def _passes(trainer: Any, rows: list[dict[str, Any]]) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
+    """(tokens, 1, the rows of the fullest pass) from the trainer's budget down, by halving, to the longest pair."""
+    shared = trainer.shared_prefix
+    tokens = [row_tokens(row) if shared else _row_length(row) for row in rows]
+    alone = max(tokens) if shared else 2 * max(tokens)
+    for budget in budgets(trainer.token_budget, alone):
+        made = groups(tokens, budget) if shared else padded_groups(tokens, budget)
+        fullest = max(made, key=lambda group: sum(tokens[one] for one in group))
+        yield budget, 1, [rows[one] for one in fullest]
 
 
 def use_micro_batch(trainer: Any, pairs: int) -> None:

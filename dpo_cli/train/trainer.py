@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,10 @@ from dpo_cli.records import read_pairs
 from dpo_cli.run import Run, write_json
 from dpo_cli.train.careful import careful
 from dpo_cli.train.checkpoints import checkpoint_to_resume, start_log, step_of
-from dpo_cli.train.memory import parse_memory_limit
+from dpo_cli.train.engine import cache_reference, choose
 from dpo_cli.train.methods import METHODS
-from dpo_cli.train.preflight import fit, use_micro_batch
 from dpo_cli.train.progress import StopAfterStep, peak_memory, print_remark, progress_callback
+from dpo_cli.train.token_budget import budgeted
 from dpo_cli.train.watchdog import Watchdog
 from dpo_cli.train.watchdog import callback as watchdog_callback
 
@@ -55,22 +56,28 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     log = run["train"] / "log.jsonl"
     stop = StopAfterStep()
     trainer.add_callback(progress_callback(log, stop, quiet))
-    micro_batch = _fit(recipe, run, trainer, checkpoint is not None, quiet)
+    say: Callable[[str], None] = (lambda line: None) if quiet else print
+    before = processes.from_main(lambda: run.record("train")["engine"]) if checkpoint else None
+    chosen = choose(recipe, trainer, before, say)
+    chosen.reference_cache = cache_reference(recipe, trainer, run.folder.parent, before, say)
     _watch(recipe, trainer, quiet)
 
     def begin() -> dict[str, Any]:
-        record = run.started("train", recipe) | _facts(recipe, trainer, backend) | {"micro_batch": micro_batch}
+        record = run.started("train", recipe) | _facts(recipe, trainer, backend) | {"engine": chosen.record()}
         run["train"].mkdir(parents=True, exist_ok=True)
         start_log(log, run.checkpoints, checkpoint)
         run.write_record("train", recipe, record)
         return record
 
     record = processes.from_main(begin)
-    if not quiet:
-        steps, pairs = trainer.get_total_train_batch_size(trainer.args), len(trainer.train_dataset)
-        again = f", resumed from step {resumed_from}" if resumed_from else ""
-        print(f"train: {pairs} pairs, {steps} a step, on {record['device']}{again}")
-        print(f"  backend {backend.name}: {backend.why}", flush=True)
+    steps, pairs = trainer.get_total_train_batch_size(trainer.args), len(trainer.train_dataset)
+    say(
+        f"train: {pairs} pairs, {steps} a step, on {record['device']}"
+        + (f", resumed from step {resumed_from}" if resumed_from else "")
+    )
+    say(f"  backend {backend.name}: {backend.why}")
+    for line in (chosen.line(), *chosen.notes):
+        say(f"  {line}")
 
     start = time.monotonic()
     with stop:
@@ -112,7 +119,7 @@ def build(recipe: Recipe, run: Run, backend: models.Backend) -> Any:
         raise DpoError("Unsloth did not replace TRL's trainer", hint="set engine.backend: hf, or reinstall unsloth")
     train_set = _dataset(run.train_pairs)
     eval_sets = _eval_sets(recipe, run.eval_pairs) if recipe.train.eval_strategy != "no" else None
-    trainer = careful(getattr(trl, method.trainer))(
+    trainer = budgeted(careful(getattr(trl, method.trainer)))(
         model=model,
         args=_config(recipe, run, getattr(trl, method.config)),
         train_dataset=train_set,
@@ -149,6 +156,8 @@ def _config(recipe: Recipe, run: Run, config_class: Any) -> Any:
         "use_cpu": not on_gpu,
         "bf16": dtype == torch.bfloat16 if mixed else bool(recipe.train.bf16),
         "fp16": dtype == torch.float16 if mixed else recipe.train.fp16,
+        # Where the recipe leaves it open, `engine.choose` decides.
+        "gradient_checkpointing": bool(recipe.train.gradient_checkpointing),
         "disable_tqdm": True,
         # Else early stopping forgets, at a resume, how long nothing got better.
         "restore_callback_states_from_checkpoint": True,
@@ -216,22 +225,6 @@ def _check_nothing_dropped(given: int, kept: int, recipe: Recipe) -> None:
             where=recipe.where("model", "max_length"),
             hint="raise model.max_length, or switch data.filters.too_long back on",
         )
-
-
-def _fit(recipe: Recipe, run: Run, trainer: Any, resumed: bool, quiet: bool) -> int:
-    """The pairs of a micro-batch after the preflight; a resumed run keeps its own, for its numbers to stay the same."""
-    asked = recipe.train.per_device_train_batch_size
-    if resumed:
-        micro_batch = run.record("train").get("micro_batch", asked)
-        use_micro_batch(trainer, micro_batch)
-    elif recipe.engine.preflight:
-        micro_batch = fit(trainer, parse_memory_limit(recipe.engine.memory_limit))
-    else:
-        micro_batch = asked
-    if micro_batch != asked and not quiet:
-        steps = trainer.args.gradient_accumulation_steps
-        print(f"train: {asked} pairs at once don't fit the memory: {micro_batch} at once, {steps} times a step")
-    return int(micro_batch)
 
 
 def _forget_reference_copy(model: Any) -> None:

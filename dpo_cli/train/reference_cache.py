@@ -1,0 +1,354 @@
+"""`engine.reference_cache`: log-probabilities of the reference, computed once for all runs of a runs folder.
+
+TRL's `precompute_ref_log_probs` forgets them whenever the learning rate, seed, rank or output folder changes, since
+all of that is in its key. Here a row's key is its token ids (so the chat template is in it), under a file for what
+else decides the numbers, see `facts`:
+
+    runs/.reference_cache/<key>/facts.json   those facts, to be read by people
+    runs/.reference_cache/<key>/rows.txt     `row chosen rejected checksum`, a line each, only ever appended to
+
+A kept number is the one that was computed, to the last bit. Computed anew in a batch of another shape it may differ
+by rounding, as TRL's own numbers do between batch sizes; that much is not part of the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sys
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpo_cli import models
+from dpo_cli.errors import DpoError
+from dpo_cli.recipe import Recipe
+from dpo_cli.run import sha256, versions, write_json, write_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
+LOGPS = ("ref_chosen_logps", "ref_rejected_logps")  # the columns that TRL's collator takes
+LIBRARIES = ("torch", "transformers", "trl", "bitsandbytes", "unsloth")
+
+
+class ReferenceCache:
+    """One file of rows under one key.
+
+    Attributes:
+        rows: row key -> (chosen, rejected), summed log-probabilities in nats.
+        computed: rows that `fill` has computed, over all its calls and ranks.
+    """
+
+    def __init__(self, folder: Path, key: str, facts: Mapping[str, Any]) -> None:
+        self.folder = folder / key
+        self.path = self.folder / "rows.txt"
+        self.key = key
+        self.facts = facts
+        self.computed = 0
+        self.rows, _, _ = self._read()
+
+    @classmethod
+    def open(cls, folder: Path, facts: Mapping[str, Any]) -> ReferenceCache:
+        """The cache of these facts in `folder`, with the rows that are there; writes nothing and waits for nobody."""
+        text = json.dumps(facts, sort_keys=True, default=str)
+        return cls(folder, hashlib.sha256(text.encode()).hexdigest()[:32], json.loads(text))
+
+    def missing(self, dataset: Dataset) -> int:
+        """How many different rows of a tokenised dataset are not known yet."""
+        return len({key for key, _ in _keys(dataset)} - self.rows.keys())
+
+    def fill(
+        self,
+        trainer: Any,
+        dataset: Dataset,
+        *,
+        batch_tokens: int,
+        report: Callable[[int, int], None] | None = None,
+    ) -> Dataset:
+        """Compute what is missing, longest rows first, each batch put on disk before the next one.
+
+        One process at a time fills a cache; a second one waits, and then finds the rows there. With several ranks
+        each computes its share of the batches and rank 0 writes. No random number is drawn.
+
+        Args:
+            trainer: TRL's; its model on its device, and the reference as it was before the first step.
+            dataset: tokenised by TRL: `prompt_ids`, `chosen_ids`, `rejected_ids`.
+            batch_tokens: padded tokens of a batch, chosen and rejected together; a longer row is a batch of its own.
+            report: called with (rows done, rows to do) after each batch, on rank 0.
+
+        Returns:
+            The dataset with the columns `ref_chosen_logps` and `ref_rejected_logps`.
+
+        Raises:
+            DpoError: a reference value is NaN or infinite; it is not kept.
+        """
+        from accelerate.utils import broadcast_object_list, gather_object
+
+        rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
+        keys = _keys(dataset)
+        with self._alone() if rank == 0 else nullcontext():
+            if rank == 0:
+                self._mend()
+            self.rows = broadcast_object_list([self.rows])[0]
+            unknown = {key: (length, key, row) for row, (key, length) in enumerate(keys) if key not in self.rows}
+            # By key where lengths are equal, so that the order of the data does not change the batches.
+            todo = sorted(unknown.values(), reverse=True)
+            batches = list(_batches(todo, batch_tokens, trainer.args.max_length))
+            done = 0
+            for start in range(0, len(batches), ranks):
+                mine = batches[start + rank] if start + rank < len(batches) else []
+                new = gather_object(_compute(trainer, dataset, mine))
+                for row, _, *values in new:
+                    # After the gathering, so that all ranks stop and none waits for one that has.
+                    _check_finite(dataset, row, values)
+                if rank == 0:
+                    self._append({key: (chosen, rejected) for _, key, chosen, rejected in new})
+                self.rows |= {key: (chosen, rejected) for _, key, chosen, rejected in new}
+                done += len(new)
+                if report and rank == 0:
+                    report(done, len(todo))
+        self.computed += len(todo)
+        dataset = dataset.remove_columns([name for name in LOGPS if name in dataset.column_names])
+        for position, name in enumerate(LOGPS):
+            dataset = dataset.add_column(name, [self.rows[key][position] for key, _ in keys])  # as float64
+        return dataset
+
+    # ---------------------------------------------------------------------------------------------------- the file
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the cache; the system lets go of it for a process that was killed."""
+        from filelock import FileLock, Timeout
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print("waiting for another run that computes the reference of these rows", file=sys.stderr, flush=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _read(self) -> tuple[dict[str, tuple[float, float]], int, bool]:
+        """The whole rows on disk, the number of damaged lines, and whether the last line was cut short by a kill."""
+        try:
+            *lines, torn = self.path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return {}, 0, False
+        rows, damaged = {}, 0
+        for line in lines:
+            text, _, check = line.rpartition(b" ")
+            if check == self._check(text):
+                row, chosen, rejected = text.decode().split(" ")
+                rows[row] = float(chosen), float(rejected)
+            else:
+                damaged += 1
+        return rows, damaged, bool(torn)
+
+    def _mend(self) -> None:
+        """Read again what others have added; take damaged and torn lines out of the file. Held, see `_alone`."""
+        self.rows, damaged, torn = self._read()
+        if damaged or torn:
+            write_text(self.path, b"".join(map(self._line, self.rows.items())).decode())
+        if damaged:
+            lines = f"{damaged} damaged line{'s' if damaged > 1 else ''}"
+            print(f"{self.path}: left out {lines}; what is missing is computed again", file=sys.stderr, flush=True)
+        write_json(self.folder / "facts.json", self.facts)
+
+    def _append(self, rows: dict[str, tuple[float, float]]) -> None:
+        with open(self.path, "ab") as file:
+            file.write(b"".join(map(self._line, rows.items())))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _line(self, row: tuple[str, tuple[float, float]]) -> bytes:
+        key, (chosen, rejected) = row
+        text = f"{key} {chosen!r} {rejected!r}".encode()  # repr gives a float64 back to the last bit
+        return text + b" " + self._check(text) + b"\n"
+
+    def _check(self, text: bytes) -> bytes:
+        """Keyed, so that lines of another cache are no rows of this one."""
+        return hashlib.blake2b(text, digest_size=8, key=self.key.encode()).hexdigest().encode()
+
+
+def row_key(row: Mapping[str, Any]) -> str:
+    """32 hexadecimal digits for the token ids of a row; order and the borders between its three parts count."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in TOKENS:
+        ids = array("i", row[name]).tobytes()
+        digest.update(len(ids).to_bytes(8, "little") + ids)
+    return digest.hexdigest()
+
+
+def facts(recipe: Recipe, model: Any, trainer: Any, hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What decides the reference's numbers beside a row's tokens, without absolute paths.
+
+    Learning rate, seed, beta, loss and the fresh LoRA are not among it: the reference knows nothing of them.
+
+    Args:
+        recipe: names the base.
+        model: the PEFT model; with an adapter "ref" (TRL's copy of the start), that one is part of the reference.
+        trainer: TRL's, built.
+        hashes: sha256 that are known already, under the names of `models.local_files`; weights are gigabytes.
+    """
+    import torch
+
+    args, config, device = trainer.args, model.config, trainer.accelerator.device
+    quantisation: Any = getattr(config, "quantization_config", None)
+    files = {name: (hashes or {}).get(name) or sha256(path) for name, path in _base_files(recipe).items()}
+    installed = versions()
+    return {
+        "base": files or {"id": recipe.model.id, "commit": getattr(config, "_commit_hash", None)},
+        "adapter": _adapter_sha256(model),
+        "quantisation": quantisation.to_dict() if hasattr(quantisation, "to_dict") else quantisation,
+        "dtype": str(model.dtype),
+        "mixed_precision": trainer.accelerator.mixed_precision,
+        "attention": config._attn_implementation,
+        "max_length": args.max_length,
+        "truncation_mode": args.truncation_mode,
+        "ld_alpha": args.ld_alpha,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "unsloth": any(one.__name__.startswith("Unsloth") for one in type(trainer).__mro__),
+        "versions": {name: installed[name] for name in LIBRARIES if name in installed},
+    }
+
+
+def unsupported(recipe: Recipe, trainer: Any) -> str | None:
+    """Why the reference of this run can't be kept, in words; None where it can.
+
+    It has to be the same from the first step to the last, and the same in training as in `fill`.
+    """
+    if not hasattr(trainer, "compute_ref_log_probs"):
+        return f"{recipe.train.method} has no reference"
+    if getattr(trainer, "_is_vision_dataset", False):
+        return "images are not part of a row's key"
+    evaluated = trainer.eval_dataset
+    sets = [trainer.train_dataset, *(evaluated.values() if isinstance(evaluated, dict) else [evaluated])]
+    if not all(hasattr(one, "__len__") for one in sets if one is not None):
+        return "the data are streamed"
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        return "DeepSpeed and FSDP place the model only when training begins"
+    if trainer.args.sync_ref_model:
+        return "train.sync_ref_model moves the reference"
+    model = trainer.model
+    if trainer.ref_model is not None or not hasattr(model, "peft_config"):
+        return "the reference is not the base under a LoRA"
+    changed = [name for name, one in model.named_parameters() if one.requires_grad and "lora_" not in name]
+    if changed:
+        return f"training changes the reference itself ({changed[0]})"
+    if dropping := _dropout(model):
+        return f"the reference has dropout in training ({dropping})"
+    if not _base_files(recipe) and not getattr(model.config, "_commit_hash", None):
+        return f"which commit of {recipe.model.id} was loaded is not known"
+    return None
+
+
+def use(
+    trainer: Any, cache: ReferenceCache, *, batch_tokens: int, report: Callable[[int, int], None] | None = None
+) -> None:
+    """Fill the cache for all of a trainer's data and have TRL read the columns in place of a reference pass.
+
+    Before `trainer.train()`. Arguments and errors as `ReferenceCache.fill`; `report` starts anew with each dataset.
+    """
+
+    def fill(dataset: Any, *_: Any) -> Any:
+        return cache.fill(trainer, dataset, batch_tokens=batch_tokens, report=report)
+
+    trainer.train_dataset = fill(trainer.train_dataset)
+    if isinstance(trainer.eval_dataset, dict):
+        trainer.eval_dataset = {name: fill(one) for name, one in trainer.eval_dataset.items()}
+    elif trainer.eval_dataset is not None:
+        trainer.eval_dataset = fill(trainer.eval_dataset)
+    trainer.precompute_ref_logps = True
+    # For a dataset given to evaluate(). TRL's own would keep it under a key without the model, since the model is
+    # hashed in the constructor and only with precompute_ref_log_probs.
+    trainer._precompute_ref_logps = fill
+
+
+# ------------------------------------------------------------------------------------------------------------ pieces
+
+
+def _keys(dataset: Dataset) -> list[tuple[str, int]]:
+    """Each row's key, and the tokens of its longer side."""
+    return [
+        (row_key(row), len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])))
+        for row in dataset.select_columns(list(TOKENS))
+    ]
+
+
+def _batches(
+    todo: list[tuple[int, str, int]], batch_tokens: int, max_length: int | None
+) -> Iterator[list[tuple[int, str, int]]]:
+    """Cut (length, key, row), longest first, into batches that are at most `batch_tokens` when padded."""
+    start = 0
+    while start < len(todo):
+        longest = min(todo[start][0], max_length or todo[start][0])
+        end = start + max(1, batch_tokens // (2 * longest))
+        yield todo[start:end]
+        start = end
+
+
+def _compute(trainer: Any, dataset: Dataset, batch: list[tuple[int, str, int]]) -> list[tuple[int, str, float, float]]:
+    """(row, key, chosen, rejected) of a batch, by TRL's own function."""
+    if not batch:
+        return []
+    columns = dataset.select_columns(list(TOKENS))
+    padded = trainer.data_collator([columns[row] for _, _, row in batch])
+    inputs = {name: value.to(trainer.accelerator.device) for name, value in padded.items()}
+    chosen, rejected = trainer.compute_ref_log_probs(trainer.ref_model or trainer.model, inputs)
+    pairs = zip(batch, chosen.tolist(), rejected.tolist(), strict=True)
+    return [(row, key, one, other) for (_, key, row), one, other in pairs]
+
+
+def _check_finite(dataset: Dataset, row: int, values: list[float]) -> None:
+    if all(map(math.isfinite, values)):
+        return
+    name = dataset[row]["id"] if "id" in dataset.column_names else row
+    raise DpoError(
+        f"the reference's log-probabilities of a pair are {values[0]} (chosen) and {values[1]} (rejected)",
+        where=f"row {name}",
+        hint="look at this row; with float16, set model.dtype to bfloat16 or float32; check the base's weights",
+    )
+
+
+def _base_files(recipe: Recipe) -> dict[str, Path]:
+    """Configuration and weights of a base in a local folder; none of a hub id, which has a commit."""
+    names = ("model/config.json", ".index.json", ".safetensors", ".bin")
+    files = models.local_files(recipe).items()
+    return {name: path for name, path in files if name.startswith("model/") and name.endswith(names)}
+
+
+def _adapter_sha256(model: Any) -> str | None:
+    """Of the weights and scale of the adapter "ref"; None where the reference is the base alone."""
+    if "ref" not in model.peft_config:
+        return None
+    from peft import get_peft_model_state_dict
+
+    config = model.peft_config["ref"]
+    digest = hashlib.sha256(json.dumps([config.lora_alpha, config.r, config.use_rslora]).encode())
+    for name, tensor in sorted(get_peft_model_state_dict(model, adapter_name="ref").items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _dropout(model: Any) -> str | None:
+    """A module of the reference that drops something in training; TRL's `disable_dropout` does not reach them all."""
+    import torch
+
+    for name, module in model.named_modules():
+        if ".lora_dropout" in name and "ref" not in model.peft_config:
+            continue  # switched off with the adapter
+        rate = module.p if isinstance(module, torch.nn.Dropout) else getattr(module, "attention_dropout", 0.0)
+        if isinstance(rate, float) and rate > 0:
+            return name
+    return None

@@ -1,0 +1,429 @@
+"""`engine.shared_prefix`: what the two texts of a pair have in common is computed once, and the numbers stay.
+
+A causal model's state at a token depends only on the tokens up to it, so the states of a common opening serve both
+texts. One method is wrapped, the backbone's forward. It takes TRL's right-padded batch `[2B, L]`, rows i and B + i one
+pair, runs it as a single row
+
+    [common opening | rest of chosen | rest of rejected] x B
+
+with the positions the tokens had, and puts the hidden states back into `[2B, L, H]`. Loss, metrics, reference pass and
+evaluation stay TRL's. For every right-padded batch this is the identity on real tokens: rows that are no pair cost
+speed, never the result. (What PaddleNLP's DPO does with a mask over one row, and arXiv 2410.20305 with FlexAttention.)
+
+With dropout on, the opening gets one mask and not one per text: valid training, but not TRL's numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dpo_cli.errors import DpoError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ATTENTION = "dpo_cli_shared_prefix"  # the name our attention has in transformers' registry
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+# Of the largest log-probability. float32: about 84 roundings, which is what another order of the sums comes to over a
+# few dozen layers. Sixteen-bit types: one rounding, for a logit of that size has been rounded once.
+FLOAT32_FLOOR = 1e-5
+
+
+class Pair(NamedTuple):
+    """Where a pair lies in the row: [start, prefix) is of both texts, [prefix, chosen) and [chosen, end) the rests."""
+
+    start: int
+    prefix: int
+    chosen: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How a batch `[2B, L]` becomes a row of T tokens: `ids.view(-1)[source]`, and `states[gather]` back."""
+
+    source: Tensor  # [T]
+    positions: Tensor  # [1, T]
+    gather: Tensor  # [2B, L]; 0 at padding, whose states nobody reads
+    pairs: list[Pair]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Sharing against the untouched model on one batch; differences are nats of a completion token's log-probability.
+
+    Args:
+        difference: the largest between sharing and the untouched model; infinite where sharing failed.
+        noise: the largest of the untouched model with itself, rows in a batch against rows alone.
+        limit: twice the noise, or what rounding makes of the largest log-probability, whichever is more.
+        error: why sharing failed or did not take place; empty otherwise.
+    """
+
+    difference: float
+    noise: float
+    limit: float
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """False also where a number is NaN, or where nothing was compared."""
+        return not self.error and self.difference <= self.limit
+
+
+class SharedPrefix:
+    """The wrapped forward of one backbone. Copies with its model (`copy.deepcopy`), and is saved nowhere.
+
+    Attributes:
+        enabled: False sends everything through the untouched forward.
+        padded_tokens: 2B x L of each forward that shared, added up.
+        stream_tokens: what those forwards computed instead.
+    """
+
+    def __init__(self, backbone: Any, unsloth: bool) -> None:
+        self.enabled = True
+        self.padded_tokens = self.stream_tokens = 0
+        self._backbone = backbone
+        self._untouched = backbone.forward
+        self._unsloth = unsloth
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The untouched forward while this is open."""
+        before, self.enabled = self.enabled, False
+        try:
+            yield
+        finally:
+            self.enabled = before
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The backbone's forward: shared for a training batch, the untouched one for all else (generation, say)."""
+        stream = self._stream(args, kwargs)
+        if stream is None:
+            return self._untouched(*args, **kwargs)
+        ids = kwargs.pop("input_ids")
+        del kwargs["attention_mask"]
+        kwargs.pop("position_ids", None)
+        if self._unsloth:  # any mask is refused beside its hook, and without the hook a 4-D mask is dropped in training
+            groups = [(p - start, [chosen - p, end - chosen]) for start, p, chosen, end in stream.pairs]
+            kwargs |= {"attention_mask": None, "prefix_seg_info": _unsloth_hook()(groups, ids.device)[0]}
+        else:  # transformers hands a 4-D mask on as it is, and makes one of its own from positions if it gets none
+            kwargs |= {"attention_mask": ids.new_empty(1, 1, 0, 0), "shared_pairs": stream.pairs}
+        row = ids.reshape(-1)[stream.source][None]
+        out = self._untouched(input_ids=row, position_ids=stream.positions, **kwargs)
+        states = out.last_hidden_state[0]
+        gather = stream.gather.to(states.device)
+        out.last_hidden_state = states.index_select(0, gather.view(-1)).view(*gather.shape, -1)
+        self.padded_tokens += ids.numel()
+        self.stream_tokens += row.numel()
+        return out
+
+    def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream | None:
+        """None where this call asks for what one row of mixed texts cannot give, or for anything unknown."""
+        given = {name for name, value in kwargs.items() if value is not None and value is not False}
+        texts = {"input_ids", "attention_mask"}
+        if not self.enabled or args or not texts <= given <= texts | {"return_dict"}:
+            return None  # positions, embeddings, a cache, attentions or all states
+        if kwargs.get("use_cache") is not False or kwargs.get("return_dict") is False:
+            return None
+        config = self._backbone.config
+        if config.output_attentions or config.output_hidden_states:
+            return None
+        if hasattr(self._backbone.get_input_embeddings(), "neftune_noise_alpha"):
+            return None  # its noise is scaled by the length of a row
+        return _lay_out(kwargs["input_ids"], kwargs["attention_mask"])
+
+
+def unsupported(model: Any, unsloth: bool = False) -> str | None:
+    """Why this model cannot share, to follow "the prompt is not shared: "; None if it can.
+
+    Args:
+        model: a causal language model of transformers or Unsloth, in PEFT or not.
+        unsloth: its forward is Unsloth's.
+    """
+    for adapter in getattr(model, "peft_config", {}).values():
+        if adapter.is_prompt_learning:
+            return f"{adapter.peft_type} puts tokens of its own before the text"
+        if getattr(adapter, "alora_invocation_tokens", None):
+            return "its adapter (aLoRA) begins at another token in each row"
+    config, backbone = model.config, _backbone(model)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = not kinds and getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    if config.get_text_config() is not config or hasattr(config, "vision_config") or config.is_encoder_decoder:
+        return "it is not a plain text decoder"
+    if any(getattr(config, name, None) for name in EXPERTS):
+        return "it is a mixture of experts, whose router sees the whole batch"
+    if window or any("sliding" in kind or "chunked" in kind for kind in kinds):
+        return "its layers attend through a sliding window"
+    if kinds - {"full_attention"}:
+        return f"it has layers of {', '.join(sorted(kinds - {'full_attention'}))}"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "it caps its attention scores"
+    if backbone is None:
+        return f"the decoder layers of {type(model).__name__} are not where they are looked for"
+    if unsloth:
+        if getattr(config, "attention_dropout", 0):
+            return "it has attention dropout, which Unsloth's kernel for shared prefixes leaves out"
+        try:
+            _unsloth_hook()
+        except Exception as error:  # where there is no GPU it may raise anything
+            return f"this Unsloth has no hook for shared prefixes ({type(error).__name__})"
+        return None
+    if not backbone._supports_attention_backend or not all(hasattr(one.self_attn, "config") for one in backbone.layers):
+        return f"the attention of {type(backbone).__name__} cannot be replaced"
+    used = config._attn_implementation
+    return None if used == "sdpa" else f"its attention is {used}, and only sdpa can be replaced"
+
+
+def install(model: Any, unsloth: bool = False) -> SharedPrefix:
+    """Share prefixes in this model from now on. Before `DPOTrainer(...)`, so that its reference pass shares too.
+
+    The model's own config is left as it is, so that nothing of this is ever saved: its attention layers get a copy.
+    Doing it twice gives the same object again.
+
+    Raises:
+        DpoError: `unsupported` gives a reason.
+    """
+    backbone = _backbone(model)
+    there = getattr(getattr(backbone, "forward", None), "__self__", None)
+    if isinstance(there, SharedPrefix):
+        return there
+    reason = unsupported(model, unsloth)
+    if reason or backbone is None:
+        raise DpoError(f"the prompt cannot be shared: {reason}", hint="set engine.shared_prefix: off")
+    if not unsloth:
+        from transformers import AttentionInterface
+
+        AttentionInterface.register(ATTENTION, _attention)
+        config = copy.copy(backbone.config)
+        config._attn_implementation = ATTENTION
+        for layer in backbone.layers:
+            layer.self_attn.config = config
+    shared = SharedPrefix(backbone, unsloth)
+    backbone.forward = shared.forward
+    return shared
+
+
+def row_tokens(row: Mapping[str, Sequence[int]], max_length: int | None = None) -> int:
+    """Tokens that a pair takes when its common opening is computed once.
+
+    Args:
+        row: TRL's `prompt_ids`, `chosen_ids` and `rejected_ids`.
+        max_length: where TRL's collator cuts each text off at the end; None: nowhere.
+    """
+    prompt = len(row["prompt_ids"])
+    room = None if max_length is None else max(max_length - prompt, 0)
+    chosen, rejected = row["chosen_ids"][:room], row["rejected_ids"][:room]
+    least = min(len(chosen), len(rejected))
+    common = next((at for at in range(least) if chosen[at] != rejected[at]), least)
+    return min(prompt, max_length or prompt) + len(chosen) + len(rejected) - common
+
+
+def pair_tokens(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """`row_tokens` of each pair of a right-padded batch.
+
+    Args:
+        input_ids: `[2B, L]`, the chosen texts first.
+        attention_mask: `[2B, L]`, 1 at tokens and 0 at padding.
+
+    Returns:
+        `[B]`, whole numbers.
+    """
+    return attention_mask.bool().sum(1).view(2, -1).sum(0) - _openings(input_ids, attention_mask)
+
+
+def check(trainer: Any, shared: SharedPrefix, batch: Mapping[str, Tensor]) -> Check:
+    """Compare sharing with the untouched model on a batch of the trainer's collator; nothing is left changed.
+
+    It takes two forwards of the batch and one of each row. The model runs as in a training step, but without dropout,
+    gradients or a draw from a random state. Memory that runs out is raised; any other error is a miss.
+
+    Args:
+        trainer: TRL's.
+        shared: what `install` returned for its model; it may be switched off at the time.
+        batch: `input_ids`, `attention_mask` and `completion_mask`, each `[2B, L]`, right-padded.
+    """
+    import torch
+
+    model, device = trainer.model, trainer.accelerator.device
+    ids, mask, completion = (batch[name].to(device) for name in ("input_ids", "attention_mask", "completion_mask"))
+    labels, scored = ids.masked_fill(completion == 0, -100), completion[:, 1:].bool()
+
+    def log_probs(rows: slice, length: int | None = None) -> Tensor:
+        cut = (rows, slice(length))
+        inputs = {"input_ids": ids[cut], "attention_mask": mask[cut], "labels": labels[cut]}
+        return model(**inputs, use_cache=False, fused_lm_head=True).log_probs.float()
+
+    counts = shared.padded_tokens, shared.stream_tokens
+    error, ours = "", None
+    with torch.no_grad(), trainer.accelerator.autocast(), _as_in_a_step(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # reentrant checkpointing wants gradients
+        precision = max(torch.finfo(dtype).eps for dtype in _dtypes(model, device.type))
+        with shared.off():
+            stock = log_probs(slice(None))
+            noise = 0.0
+            for row, length in enumerate(mask.sum(1).tolist()):
+                alone = log_probs(slice(row, row + 1), length) - stock[row : row + 1, : length - 1]
+                noise = max(noise, _largest(alone[scored[row : row + 1, : length - 1]]))
+        enabled, shared.enabled = shared.enabled, True
+        try:
+            ours = log_probs(slice(None))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as failure:  # a kernel that does not compile here, say
+            error = f"{type(failure).__name__}: {failure}"
+        else:
+            error = "" if shared.stream_tokens > counts[1] else "the batch took the untouched path"
+        finally:
+            shared.enabled = enabled
+            shared.padded_tokens, shared.stream_tokens = counts
+    difference = math.inf if ours is None else _largest((ours - stock)[scored])
+    floor = FLOAT32_FLOOR if precision < 1e-6 else precision
+    limit = max(2 * noise, floor * max(1.0, _largest(stock[scored])))
+    return Check(difference, noise, limit, error)
+
+
+# ------------------------------------------------------------------------------------------------------------ pieces
+
+
+def _backbone(model: Any) -> Any:
+    """The module under the head whose `layers` have a `self_attn` each; None if there is none."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    backbone = getattr(base, "base_model", None)
+    layers = getattr(backbone, "layers", None)
+    found = backbone is not base and layers is not None and all(hasattr(one, "self_attn") for one in layers)
+    return backbone if found else None
+
+
+def _unsloth_hook() -> Callable[..., Any]:
+    """What makes Unsloth's segment table. Looked up by name at run time, for Unsloth has to be imported before us."""
+    kernel: Any = importlib.import_module("unsloth.utils.prefix_grouper_kernel")
+    return kernel.build_seg_info_multigroup
+
+
+def _openings(ids: Tensor, mask: Tensor) -> Tensor:
+    """Tokens that the two texts of each pair begin with in common, `[B]`."""
+    (chosen, rejected), (first, second) = ids.chunk(2), mask.bool().chunk(2)
+    return (first & second & (chosen == rejected)).long().cumprod(1).sum(1)
+
+
+def _lay_out(ids: Tensor, mask: Tensor) -> Stream | None:
+    """The row for a batch `[2B, L]`; None if it is no even batch of right-padded texts with at least a token each."""
+    import torch
+
+    if getattr(mask, "shape", None) != ids.shape or len(ids) % 2 or ids.shape[1] < 2:
+        return None
+    rows, length = ids.shape
+    real, columns = mask.bool(), torch.arange(length, device=ids.device)
+    lengths = real.sum(1)
+    fine = (real == (columns < lengths[:, None])).all() & (lengths > 0).all()
+    # One read from the device a batch: every `int(tensor)` would wait for the GPU.
+    right_padded, *numbers = torch.cat([fine[None], lengths, _openings(ids, mask)]).tolist()
+    if not right_padded:
+        return None
+    half, columns = rows // 2, torch.arange(length)
+    source, positions, pairs, at = [], [], [], 0
+    gather = torch.zeros(rows, length, dtype=torch.long)
+    for index in range(half):
+        chosen, rejected, opening = numbers[index], numbers[half + index], numbers[rows + index]
+        source += [index * length + columns[:chosen], (half + index) * length + columns[opening:rejected]]
+        positions += [columns[:chosen], columns[opening:rejected]]
+        pair = Pair(at, at + opening, at + chosen, at + chosen + rejected - opening)
+        gather[index, :chosen] = at + columns[:chosen]
+        gather[half + index, :opening] = at + columns[:opening]
+        gather[half + index, opening:rejected] = pair.chosen + columns[: rejected - opening]
+        pairs.append(pair)
+        at = pair.end
+    here = ids.device
+    return Stream(torch.cat(source).to(here), torch.cat(positions)[None].to(here), gather.to(here), pairs)
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    shared_pairs: list[Pair] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a row of pairs, `[1, heads, T, D]`: two causal calls each, so that nothing of T x T is ever made.
+
+    Of T queries those of a pair's opening and chosen text see what is before them in it, as always; those of the
+    rejected rest see the opening and what is before them in their rest. Without `shared_pairs`, transformers' own.
+    """
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+    if shared_pairs is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    if torch.is_autocast_enabled(query.device.type):  # it casts for attention, but not for causal_lower_right's kernels
+        kind = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(kind), key.to(kind), value.to(kind)
+    attend = partial(scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
+    parts = []
+    for start, prefix, chosen, end in shared_pairs:
+        q, k, v = (one[:, :, start:chosen] for one in (query, key, value))
+        parts.append(attend(q, k, v, is_causal=True))
+        if end > chosen:
+            k, v = (torch.cat([one[:, :, start:prefix], one[:, :, chosen:end]], 2) for one in (key, value))
+            bias = _lower_right(end - chosen, k.shape[2], k.device)
+            parts.append(attend(query[:, :, chosen:end], k, v, attn_mask=bias))
+    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+
+
+def _lower_right(queries: int, keys: int, device: Any) -> Any:
+    """The mask under which the last query sees all keys, the one before all but the last, and so on."""
+    import torch
+    from torch.nn.attention.bias import causal_lower_right
+
+    if device.type == "cuda":
+        return causal_lower_right(queries, keys)  # flash kernels know it, so no mask is made
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril_(keys - queries)
+
+
+@contextmanager
+def _as_in_a_step(model: Any) -> Iterator[None]:
+    """In training mode, as Unsloth's forward asks for it, but with nothing that is drawn at random."""
+    import torch
+
+    modes = [(module, module.training) for module in model.modules()]
+    gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    model.train()
+    for module, _ in modes:
+        if isinstance(module, torch.nn.Dropout) or getattr(module, "attention_dropout", None):
+            module.training = False
+    try:
+        with torch.random.fork_rng(devices=gpus):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _dtypes(model: Any, device: str) -> set[Any]:
+    """The floating types that the model computes in: of its weights, of 4-bit layers, and of autocast."""
+    import torch
+
+    found = {one.dtype for one in model.parameters() if one.is_floating_point() and one.element_size() > 1}
+    found |= {one.compute_dtype for one in model.modules() if getattr(one, "compute_dtype", None) is not None}
+    return found | ({torch.get_autocast_dtype(device)} if torch.is_autocast_enabled(device) else set())
+
+
+def _largest(values: Tensor) -> float:
+    """The largest magnitude; 0 of nothing, and NaN where there is one."""
+    return float(values.abs().max()) if values.numel() else 0.0

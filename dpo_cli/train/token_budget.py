@@ -1,0 +1,196 @@
+"""`engine.token_budget`: an optimizer step's pairs in passes of about equal tokens, and the same gradients.
+
+A DPO loss is a mean over pairs, so a step over n pairs may be cut into any groups g:
+
+    gradient of the step = sum over g of |g| / n x gradient of the mean over g
+
+Grouped by tokens, not by count, short pairs pay for no long one, and no pass takes more memory than planned. The
+trainer gets a whole step's pairs at once (`use_micro_batch(trainer, effective)`: their order stays) and cuts them here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from dpo_cli.train.shared_prefix import pair_tokens
+
+# TRL 1.15 and 1.16 take the plain mean of these over the pairs; WPO weights, `ld_alpha` and f-divergences are a
+# pair's own too. (BCO's running mean of rewards is not in these versions.)
+MEAN_OVER_PAIRS = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down",
+    "discopop", "sigmoid_norm",
+)  # fmt: skip
+OVER_BATCH = {
+    "aot": "sorts the log-ratios over the batch",
+    "aot_unpaired": "sorts the log-ratios over the batch",
+    "sft": "averages over the tokens of the batch",
+}
+PER_ROW = ("input_ids", "attention_mask", "completion_mask")  # [2B, L], the chosen rows first
+PER_PAIR = ("ref_chosen_logps", "ref_rejected_logps")  # [B]
+# What TRL's means are taken over, by column of `_sizes`; all others are over pairs.
+AVERAGED_OVER = {"entropy": 1, "logits/chosen": 2, "mean_token_accuracy": 2, "logits/rejected": 3}
+
+
+def groups(tokens: Sequence[int], budget: int) -> list[list[int]]:
+    """Pairs for passes of at most `budget` tokens, where nothing is padded: first-fit decreasing.
+
+    Args:
+        tokens: of each pair, as the shared prefix counts them: the common opening once.
+        budget: tokens a pass; a pair longer than that goes alone.
+
+    Returns:
+        Indices into `tokens`, each once; the group of the longest pair first. The same input gives the same groups.
+    """
+    filled: list[int] = []
+    made: list[list[int]] = []
+    for index in sorted(range(len(tokens)), key=lambda index: -tokens[index]):
+        fits = (group for group, used in enumerate(filled) if used + tokens[index] <= budget)
+        group = next(fits, len(made))
+        if group == len(made):
+            filled.append(0)
+            made.append([])
+        filled[group] += tokens[index]
+        made[group].append(index)
+    return made
+
+
+def padded_groups(rows: Sequence[int], budget: int) -> list[list[int]]:
+    """Pairs for passes of at most `budget` tokens, padding counted: 2 x pairs x the longest row.
+
+    Args:
+        rows: tokens of each pair's longer row.
+        budget: as for `groups`.
+
+    Returns:
+        As `groups`; from the longest pair to the shortest, so that like goes with like.
+    """
+    made: list[list[int]] = []
+    for index in sorted(range(len(rows)), key=lambda index: -rows[index]):
+        if not made or 2 * (len(made[-1]) + 1) * rows[made[-1][0]] > budget:
+            made.append([])
+        made[-1].append(index)
+    return made
+
+
+def whole(loss_types: Sequence[str]) -> str | None:
+    """Why a step with these losses can't be cut, or None; a loss not known here can't."""
+    for loss in loss_types:
+        if loss not in MEAN_OVER_PAIRS:
+            return f"the loss {loss} {OVER_BATCH.get(loss, 'is not known to be a mean over pairs')}"
+    return None
+
+
+def stays_whole(trainer: Any) -> str | None:
+    """Why this trainer's steps can't be cut to the same numbers, or None; ask before its micro-batch is made the step.
+
+    Args:
+        trainer: TRL's DPOTrainer, with the recipe's batch and accumulation.
+    """
+    args = trainer.args
+    reason = whole(trainer.loss_types)
+    if reason is None and trainer.aux_loss_enabled:
+        reason = "the auxiliary loss of a mixture of experts is taken over the batch"
+    if reason is None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        reason = "DeepSpeed and FSDP keep the books of a step themselves"
+    if reason is None and any(name in str(args.optim).lower() for name in ("lomo", "layerwise")):
+        reason = "the optimizer steps within the backward pass"
+    # accelerate drops or fills up an epoch's last batch, so its size would show.
+    uneven = args.gradient_accumulation_steps > 1 and (args.dataloader_drop_last or args.world_size > 1)
+    if reason is None and uneven and len(trainer.train_dataset) % trainer.get_total_train_batch_size(args):
+        reason = "the pairs don't fill the last step, which would then be dropped or filled up with repeats"
+    return reason
+
+
+def budgeted(trainer_class: Any) -> Any:
+    """TRL's trainer (1.15 or 1.16), whose `training_step` cuts its batch into passes and reports it as one.
+
+    `token_budget` is the most tokens a pass may take, None for TRL's own step; `shared_prefix` says how they are
+    counted (`groups`, or `padded_groups` if False). A batch that fits one pass takes TRL's own step, and so does one
+    that can't be cut (`stays_whole`). A step makes one entry in TRL's metrics, weighted by what each is a mean over:
+    it equals that of the whole batch, to rounding.
+
+    Several processes take as many passes, each with as many pairs as the others' (TRL gathers rows of equal count):
+    their pairs are grouped by rank of length, at the longest of that rank. Gradients are exchanged once a step.
+    """
+    import torch
+
+    class Budgeted(trainer_class):  # type: ignore[misc]
+        token_budget: int | None = None
+        shared_prefix: bool = True
+        _share = 1.0  # of the step's pairs in this pass
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            return loss if self._share == 1.0 else loss * self._share  # evaluation, with its tuples, is never cut
+
+        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            parts = self._parts(inputs)
+            if len(parts) < 2:
+                return super().training_step(model, inputs, *args, **kwargs)
+            inputs = self._prepare_inputs(inputs)
+            logged = self._metrics["train"]
+            seen = {key: len(values) for key, values in logged.items()}
+            pairs, sizes, total = sum(map(len, parts)), [], 0.0
+            try:
+                for number, chunk in enumerate(_cut(inputs, parts, self.args.pad_to_multiple_of or 1), 1):
+                    sizes.append(_sizes(chunk))
+                    self._share = len(parts[number - 1]) / pairs
+                    with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
+                        total = total + super().training_step(model, chunk, *args, **kwargs)
+            finally:
+                self._share = 1.0
+            # As TRL gathers its own sums: that leaves out what fills up the last batch.
+            weights = self.accelerator.gather_for_metrics(torch.stack(sizes)[None]).sum(0)
+            for key, values in logged.items():
+                new = values[seen.get(key, 0) :]
+                if len(new) == len(parts):  # num_tokens is a running total, of which TRL keeps the last
+                    weight = weights[:, AVERAGED_OVER.get(key, 0)].tolist()
+                    mean = sum(w * value for w, value in zip(weight, new, strict=True)) / (sum(weight) or 1)
+                    values[seen.get(key, 0) :] = [mean]
+            return total
+
+        def _parts(self, inputs: Any) -> list[Any]:
+            """The indices of each pass's pairs, on the device; nothing for a batch that is not to be cut."""
+            if self.token_budget is None or not set(inputs) <= {*PER_ROW, *PER_PAIR} or stays_whole(self):
+                return []
+            inputs = self._prepare_inputs(inputs)  # on the device, where they mostly are already
+            tokens = _tokens(inputs, None if self.shared_prefix else self.args.pad_to_multiple_of or 1)
+            order = tokens.argsort(descending=True, stable=True)
+            most = self.accelerator.gather(tokens[order]).view(-1, len(tokens)).amax(0).tolist()
+            made = groups(most, self.token_budget) if self.shared_prefix else padded_groups(most, self.token_budget)
+            return [order[group] for group in made]
+
+    return Budgeted
+
+
+def _tokens(inputs: Any, multiple: int | None) -> Any:
+    """[B]: a pair's tokens, its rows' common opening counted once; or its longer row's, padded to the multiple."""
+    if not multiple:
+        return pair_tokens(inputs["input_ids"], inputs["attention_mask"])
+    return _round_up(inputs["attention_mask"].sum(1).view(2, -1).amax(0), multiple)
+
+
+def _sizes(inputs: Any) -> Any:
+    """[4]: the pairs of a batch, its predicted completion tokens, and of these the chosen and the rejected."""
+    import torch
+
+    chosen, rejected = inputs["completion_mask"][:, 1:].chunk(2)
+    pairs = torch.tensor(len(chosen), device=chosen.device)
+    return torch.stack([pairs, chosen.sum() + rejected.sum(), chosen.sum(), rejected.sum()])
+
+
+def _cut(inputs: Any, parts: Sequence[Any], multiple: int) -> Iterator[dict[str, Any]]:
+    """The batch's pairs by parts, without the columns that are padding in all of a part's rows."""
+    import torch
+
+    pairs = len(inputs["input_ids"]) // 2
+    for part in parts:
+        rows = torch.cat([part, part + pairs])
+        end = _round_up(int(inputs["attention_mask"][rows].any(0).nonzero()[-1]) + 1, multiple)
+        yield {key: value[rows, :end] if key in PER_ROW else value[part] for key, value in inputs.items()}
+
+
+def _round_up(number: Any, multiple: int) -> Any:
+    return -(-number // multiple) * multiple

@@ -1,0 +1,161 @@
+"""`engine` through the command: each part on and off gives the same training, and what a run takes is said and kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpo_cli import smoke
+from dpo_cli.cli import app
+from typer.testing import CliRunner, Result
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+Train = Callable[..., Result]
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Train:
+    """`dpo-cli train` of four steps of the smoke recipe, each run of another name in one folder of runs."""
+
+    def go(name: str, *settings: str) -> Result:
+        settings = (f"name={name}", "train.max_steps=4", "train.logging_steps=1", *settings)
+        options = [part for setting in settings for part in ("--set", setting)]
+        return CliRunner().invoke(app, ["train", str(SMOKE), "--runs-dir", str(tmp_path), *options])
+
+    return go
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "train" / "log.jsonl").read_text().splitlines()]
+
+
+def taken(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "manifest.json").read_text())["stages"]["train"]["engine"])
+
+
+OFF = ("engine.shared_prefix=off", "engine.token_budget=off", "engine.reference_cache=off")
+
+
+def test_every_part_alone_and_all_together_train_to_the_same_figures(train: Train, tmp_path: Path) -> None:
+    runs = {
+        "off": OFF,
+        "shared": ("engine.shared_prefix=on", *OFF[1:]),
+        "budget": (OFF[0], "engine.token_budget=400", OFF[2]),
+        "cached": (*OFF[:2], "engine.reference_cache=on"),
+        "checkpointed": (*OFF, "train.gradient_checkpointing=true"),
+        "all": ("engine.shared_prefix=on", "engine.token_budget=400", "engine.reference_cache=on"),
+    }
+    for name, settings in runs.items():
+        done = train(name, *settings)
+        assert done.exit_code == 0, done.output
+    stock = rows(tmp_path / "off")
+    keys = ("loss", "grad_norm", "rewards/margins", "logps/chosen", "logits/rejected", "num_tokens", "learning_rate")
+    for name in runs:
+        for row, same in zip(rows(tmp_path / name), stock, strict=True):
+            assert {key: row[key] for key in keys} == pytest.approx(
+                {key: same[key] for key in keys}, rel=1e-4, abs=1e-5
+            )
+    assert [taken(tmp_path / name)["shared_prefix"] for name in runs] == [False, True, False, False, False, True]
+    assert [taken(tmp_path / name)["token_budget"] for name in runs] == [None, None, 400, None, None, 400]
+    assert [taken(tmp_path / name)["reference_cache"] for name in runs] == [False, False, False, True, False, True]
+    assert [taken(tmp_path / name)["gradient_checkpointing"] for name in runs] == [False] * 4 + [True, False]
+
+
+def test_the_reference_is_cached_where_pairs_are_seen_again_and_then_for_every_run(
+    train: Train, tmp_path: Path
+) -> None:
+    assert train("once").exit_code == 0
+    assert not taken(tmp_path / "once")["reference_cache"], "one epoch: computing it ahead wins nothing"
+    again = ("data.total=20", "data.languages=null")  # 4 steps x 8 pairs
+    first = train("first", *again)
+    assert "reference of 20 of 20 pairs to compute" in first.output, first.output
+    for name, setting in {"rate": "train.learning_rate=1e-4", "rank": "lora.r=4", "beta": "train.beta=0.3"}.items():
+        done = train(name, *again, setting)
+        assert "reference of 0 of 20 pairs to compute" in done.output
+    assert taken(tmp_path / "beta")["reference_cache"]
+    cached, online = train("cached", *again), train("online", *again, "engine.reference_cache=off")
+    assert cached.exit_code == online.exit_code == 0
+    for row, same in zip(rows(tmp_path / "cached"), rows(tmp_path / "online"), strict=True):
+        assert row["loss"] == pytest.approx(same["loss"], abs=1e-5)
+        assert row["rewards/margins"] == pytest.approx(same["rewards/margins"], abs=1e-4)
+
+
+def test_held_out_figures_during_training_are_the_same_with_all_of_it(train: Train, tmp_path: Path) -> None:
+    look = ("train.eval_strategy=steps", "train.eval_steps=4")
+    assert train("stock", *look, *OFF).exit_code == 0
+    assert train("fast", *look, "engine.reference_cache=on").exit_code == 0
+    stock, fast = (next(row for row in rows(tmp_path / name) if "eval_loss" in row) for name in ("stock", "fast"))
+    figures = [key for key in stock if key.startswith("eval_")]
+    assert {key: fast[key] for key in figures} == pytest.approx(
+        {key: stock[key] for key in figures}, rel=1e-4, abs=1e-4
+    )
+
+
+@pytest.fixture
+def windowed(tmp_path: Path) -> Path:
+    """The tiny model with attention through a sliding window, which can't be shared."""
+    folder = shutil.copytree(smoke.resolve("builtin:tiny-qwen3"), tmp_path / "windowed")
+    config = json.loads((folder / "config.json").read_text())
+    layers = ["sliding_attention"] * config["num_hidden_layers"]
+    config |= {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0, "layer_types": layers}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_model_that_cannot_share_takes_the_stock_path_and_says_so_once(
+    train: Train, tmp_path: Path, windowed: Path
+) -> None:
+    done = train("windowed", f"model.id={windowed}")
+    assert done.exit_code == 0
+    assert done.output.count("no shared prefix: its layers attend through a sliding window") == 1
+    assert not taken(tmp_path / "windowed")["shared_prefix"]
+    insisted = train("insisted", f"model.id={windowed}", "engine.shared_prefix=on")
+    assert insisted.exit_code == 1
+    assert "engine.shared_prefix" in insisted.stderr and "sliding window" in insisted.stderr
+
+
+def test_losses_over_the_batch_stay_whole(train: Train, tmp_path: Path) -> None:
+    done = train("aot", "train.loss_type=aot")
+    assert done.exit_code == 0 and "no token budget: the loss aot sorts" in done.output
+    assert taken(tmp_path / "aot")["token_budget"] is None
+    insisted = train("insisted", "train.loss_type=aot", "engine.token_budget=400")
+    assert insisted.exit_code == 1 and "engine.token_budget" in insisted.stderr
+
+
+def test_layers_are_computed_twice_only_where_the_memory_asks_for_it(train: Train, tmp_path: Path) -> None:
+    assert train("roomy").exit_code == 0
+    assert not taken(tmp_path / "roomy")["gradient_checkpointing"]
+    # Less than a process with torch and TRL takes: nothing fits, so the plan takes its smallest setting.
+    assert train("tight", "engine.memory_limit=0.3", "engine.preflight=false").exit_code == 0
+    tight = taken(tmp_path / "tight")
+    assert tight["gradient_checkpointing"] and tight["token_budget"] < taken(tmp_path / "roomy")["token_budget"]
+    for row, same in zip(rows(tmp_path / "tight"), rows(tmp_path / "roomy"), strict=True):
+        assert row["loss"] == pytest.approx(same["loss"], abs=1e-5)
+
+
+def test_a_sharing_that_computes_something_else_is_noticed(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a backend that drops what keeps the texts apart: the rejected text would see the chosen one."""
+    from dpo_cli.train import shared_prefix
+
+    lay_out = shared_prefix._lay_out
+
+    def mixed(*args: Any) -> Any:
+        stream = lay_out(*args)
+        for index, pair in enumerate(stream.pairs):
+            stream.pairs[index] = pair._replace(prefix=pair.chosen)
+        return stream
+
+    monkeypatch.setattr(shared_prefix, "_lay_out", mixed)
+    done = train("mixed")
+    assert done.exit_code == 0
+    assert done.stderr.count("warning: the shared prefix is off: its log-probabilities differ") == 1
+    assert not taken(tmp_path / "mixed")["shared_prefix"]
+    monkeypatch.undo()
+    assert train("stock", "engine.shared_prefix=off").exit_code == 0
+    assert [row["loss"] for row in rows(tmp_path / "mixed")] == [row["loss"] for row in rows(tmp_path / "stock")]

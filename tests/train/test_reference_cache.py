@@ -1,0 +1,566 @@
+"""The reference cache against TRL without it: same losses, metrics and evaluation; and against kills and damage."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpo_cli import models, smoke
+from dpo_cli.errors import DpoError
+from dpo_cli.recipe import Recipe
+from dpo_cli.train.reference_cache import ReferenceCache, facts, row_key, unsupported, use
+
+EXACT = 1  # batch_tokens: every row alone, so that nothing is padded
+WORDS = "amber basket candle dragon engine falcon garden harbour island jungle kettle ladder marble".split()  # noqa: SIM905
+
+
+def pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Ragged conversational pairs with ids, no two alike."""
+    rng = random.Random(seed)
+
+    def turn(role: str, least: int, most: int) -> list[dict[str, str]]:
+        return [{"role": role, "content": " ".join(rng.choices(WORDS, k=rng.randint(least, most)))}]
+
+    return [
+        {
+            "id": f"pair-{seed}-{number}",
+            "prompt": turn("user", 4, 12),
+            "chosen": turn("assistant", 3, 20),
+            "rejected": turn("assistant", 3, 20),
+        }
+        for number in range(count)
+    ]
+
+
+@dataclass
+class Made:
+    """A trainer of TRL's as `dpo-cli train` builds it, and what decides its reference."""
+
+    recipe: Recipe
+    trainer: Any
+    facts: dict[str, Any]
+
+    def losses(self) -> list[dict[str, float]]:
+        """Train; every figure that TRL logs, without the times."""
+        self.trainer.train()
+        timed = ("runtime", "per_second", "total_flos")
+        return [
+            {name: value for name, value in row.items() if not any(word in name for word in timed)}
+            for row in self.trainer.state.log_history
+        ]
+
+
+def build(folder: Path, rows: list[dict[str, Any]], **options: Any) -> Made:
+    """Options: `model` and `lora` update the recipe's sections, `evaluation` is data, the rest TRL's arguments."""
+    import datasets
+    import torch
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+    model = {"id": "builtin:tiny-qwen3", "load_in_4bit": False, "dtype": "float32", "max_length": 256}
+    values = {
+        "name": "x",
+        "seed": options.pop("seed", 1),
+        "model": model | options.pop("model", {}),
+        "lora": {"r": 4, "alpha": 8, "dropout": 0.0} | options.pop("lora", {}),
+        "data": {"sources": [{"id": "x"}]},
+    }
+    recipe = Recipe.model_validate(values)
+    evaluation = options.pop("evaluation", None)
+    if isinstance(evaluation, dict):
+        evaluation = {name: datasets.Dataset.from_list(some) for name, some in evaluation.items()}
+    elif evaluation:
+        evaluation = datasets.Dataset.from_list(evaluation)
+    lora, tokenizer = models.load_for_training(recipe, models.Backend("hf", "a test"))
+    arguments: dict[str, Any] = {
+        "output_dir": str(folder / "trl"), "use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True,
+        "seed": recipe.seed, "max_length": recipe.model.max_length, "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 2, "num_train_epochs": 2, "logging_steps": 1, "save_strategy": "no",
+        "learning_rate": 1e-3, "gradient_checkpointing": False, "per_device_eval_batch_size": 1,
+    }  # fmt: skip
+    trainer: Any = DPOTrainer(
+        model=lora,
+        args=DPOConfig(**arguments | options),
+        train_dataset=datasets.Dataset.from_list(rows),
+        eval_dataset=evaluation,
+        processing_class=tokenizer,
+    )
+    if recipe.model.adapter is None:
+        trainer.model.delete_adapter("ref")
+    return Made(recipe, trainer, facts(recipe, trainer.model, trainer))
+
+
+Build = Callable[..., Made]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Build:
+    return lambda rows, **options: build(tmp_path, rows, **options)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / ".reference_cache"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the tiny model, to be changed."""
+    return shutil.copytree(smoke.resolve("builtin:tiny-qwen3"), tmp_path / "model")
+
+
+def filled(one: Made, store: Path, batch_tokens: int = 4096) -> ReferenceCache:
+    cache = ReferenceCache.open(store, one.facts)
+    use(one.trainer, cache, batch_tokens=batch_tokens)
+    return cache
+
+
+# ------------------------------------------------------------------------------------------------------- same numbers
+
+
+@pytest.mark.parametrize("options", [{}, {"ld_alpha": 0.5}, {"loss_type": ["ipo"]}, {"max_length": 60}], ids=str)
+def test_every_logged_figure_is_the_one_without_the_cache(made: Build, store: Path, options: dict[str, Any]) -> None:
+    """Rows alone in their batches, in training and in the cache: to the last bit, truncated rows as well."""
+    rows = pairs(6)
+    plain = made(rows, **options).losses()
+    first, again = made(rows, **options), made(rows, **options)
+    assert filled(first, store, EXACT).computed == 6
+    assert filled(again, store, EXACT).computed == 0
+    assert first.losses() == plain
+    assert again.losses() == plain
+    assert len(plain) == 7 and "rewards/margins" in plain[0]
+
+
+def test_other_batches_change_no_more_than_rounding(made: Build, store: Path) -> None:
+    rows = pairs(8)
+    options = {"per_device_train_batch_size": 4, "learning_rate": 1e-4}
+    plain, cached = made(rows, **options), made(rows, **options)
+    filled(cached, store, 700)
+    figures = cached.losses(), plain.losses()
+    for rows_logged in figures:
+        del rows_logged[0]["rewards/accuracies"]  # at the first step all rewards are 0 but for rounding
+    for with_cache, without in zip(*figures, strict=True):
+        assert with_cache == pytest.approx(without, rel=1e-6, abs=1e-5)
+        assert with_cache.get("loss", 0) == pytest.approx(without.get("loss", 0), abs=1e-6)
+
+
+def test_no_reference_pass_is_left(made: Build, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in a training step and not in an evaluation: the model runs once per micro-batch."""
+    one = made(pairs(4), evaluation=pairs(2, 1), num_train_epochs=1)
+    filled(one, store)
+    runs = []
+    one.trainer.model.register_forward_hook(lambda *_: runs.append(1))
+    one.trainer.train()
+    assert len(runs) == 4
+    one.trainer.evaluate()
+    assert len(runs) == 6
+
+
+@pytest.mark.parametrize("by_language", [True, False])
+def test_evaluation_gives_the_same_numbers(made: Build, store: Path, by_language: bool) -> None:
+    sets: Any = {"en": pairs(3, 1), "zh": pairs(2, 2)} if by_language else pairs(3, 1)
+    options = {"evaluation": sets, "eval_strategy": "steps", "eval_steps": 2}
+    plain, cached = made(pairs(4), **options), made(pairs(4), **options)
+    assert filled(cached, store, EXACT).computed == (9 if by_language else 7)
+    rows = cached.losses()
+    assert rows == plain.losses()
+    assert any(("eval_zh_loss" if by_language else "eval_loss") in row for row in rows)
+    timed = ("runtime", "per_second")
+    last = [
+        {name: value for name, value in one.trainer.evaluate().items() if not name.endswith(timed)}
+        for one in (cached, plain)
+    ]
+    assert last[0] == last[1]
+
+
+def test_a_dataset_given_to_evaluate_goes_through_the_cache(made: Build, store: Path) -> None:
+    """After training, and for two bases: TRL's own way would keep the numbers under the dataset alone."""
+    import datasets
+
+    new = datasets.Dataset.from_list(pairs(3, 7))
+    for dtype in ("float32", "bfloat16"):
+        plain, cached = (made(pairs(2), model={"dtype": dtype}) for _ in range(2))
+        cache = filled(cached, store, EXACT)
+        plain.trainer.train()
+        cached.trainer.train()
+        assert cached.trainer.evaluate(new)["eval_loss"] == plain.trainer.evaluate(new)["eval_loss"]
+        assert cache.computed == 5
+
+
+def test_filling_draws_no_random_numbers_and_leaves_the_model_alone(made: Build, store: Path) -> None:
+    import numpy
+    import torch
+
+    def drawn() -> list[float]:
+        return [random.random(), float(numpy.random.rand()), float(torch.rand(1))]
+
+    one = made(pairs(4))
+    before = {name: value.clone() for name, value in one.trainer.model.state_dict().items()}
+    modes = [module.training for module in one.trainer.model.modules()]
+    states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    wanted = drawn()
+    random.setstate(states[0])
+    numpy.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    filled(one, store)
+    assert drawn() == wanted
+    assert all(torch.equal(value, before[name]) for name, value in one.trainer.model.state_dict().items())
+    assert [module.training for module in one.trainer.model.modules()] == modes
+    assert one.trainer._total_train_tokens == 0
+
+
+# ------------------------------------------------------------------------------------------------------ what is shared
+
+
+def test_a_sweep_computes_each_row_once(made: Build, store: Path) -> None:
+    """Learning rate, seed, rank, beta and loss, order, a subset, new rows and doubled ones; each run really trains."""
+    rows = pairs(6)
+    runs: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
+        (rows, {}),
+        (rows[::-1], {"learning_rate": 1e-4, "beta": 0.3}),
+        (rows[2:5], {"seed": 9, "lora": {"r": 8, "alpha": 4, "target_modules": ["q_proj"]}}),
+        (rows + rows[:2], {"loss_type": ["hinge"], "num_train_epochs": 1, "lora": {"dropout": 0.3}}),
+        ([*rows[1:], *pairs(1, 5)], {"per_device_train_batch_size": 2, "evaluation": {"en": rows[:2]}}),
+    ]
+    computed = []
+    for data, options in runs:
+        one = made(data, **options)
+        cache = filled(one, store)
+        computed.append(cache.computed)
+        one.trainer.train()
+        assert "ref_chosen_logps" in one.trainer.train_dataset.column_names
+    assert computed == [6, 0, 0, 0, 1]
+    assert len(list(store.iterdir())) == 1
+
+
+def test_what_changes_the_numbers_has_rows_of_its_own(made: Build, store: Path, folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    rows = pairs(2)
+    local: dict[str, Any] = {"model": {"id": str(folder)}}
+    base = made(rows, **local)
+    filled(base, store)
+    keys = {cache.key: name for name, cache in [("base", ReferenceCache.open(store, base.facts))]}
+
+    def new(name: str, **options: Any) -> None:
+        one = made(rows, **{**local, **options, "model": local["model"] | options.get("model", {})})
+        cache = ReferenceCache.open(store, one.facts)
+        assert cache.key not in keys, f"{name} is taken for {keys[cache.key]}"
+        assert cache.missing(one.trainer.train_dataset) == 2
+        keys[cache.key] = name
+
+    new("max_length", model={"max_length": 128})
+    new("truncation_mode", truncation_mode="keep_end")
+    new("ld_alpha", ld_alpha=0.5)
+    new("dtype", model={"dtype": "bfloat16"})
+    new("mixed precision", bf16=True)
+    new("4-bit", model={"load_in_4bit": True})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
+    new("an edited config")
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] += 2**-20
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    new("one edited weight")
+
+
+def test_the_same_weights_elsewhere_are_the_same_base(made: Build, store: Path, folder: Path, tmp_path: Path) -> None:
+    here = made(pairs(2), model={"id": str(folder)})
+    (folder / "tokenizer_config.json").write_text((folder / "tokenizer_config.json").read_text() + "\n")
+    moved = made(pairs(2), model={"id": str(folder.rename(tmp_path / "moved"))})
+    assert here.facts == moved.facts
+    hashes = {"model/model.safetensors": "known"}
+    assert facts(moved.recipe, moved.trainer.model, moved.trainer, hashes)["base"]["model/model.safetensors"] == "known"
+
+
+def test_an_adapter_to_start_from_is_part_of_the_reference(made: Build, store: Path, tmp_path: Path) -> None:
+    rows = pairs(4)
+    start = made(rows, learning_rate=1e-2)
+    start.trainer.train()
+    start.trainer.model.save_pretrained(str(tmp_path / "sft"))
+    options = {"model": {"adapter": str(tmp_path / "sft")}}
+    plain, cached, again = (made(rows, **options) for _ in range(3))
+    base = filled(made(rows), store, EXACT)
+    cache = filled(cached, store, EXACT)
+    assert cache.key != base.key and cache.computed == 4
+    assert all(abs(cache.rows[key][0] - base.rows[key][0]) > 1e-3 for key in base.rows)
+    figures = plain.losses()
+    assert cached.losses() == figures
+    assert figures[0]["rewards/margins"] == 0.0  # policy and reference start equal
+    assert filled(again, store).computed == 0
+    more = made(rows, **options, lora={"r": 8})
+    assert filled(more, store).computed == 0  # the rank is the adapter's own
+    start.trainer.model.base_model.model.model.layers[0].self_attn.q_proj.lora_B["default"].weight.data[0, 0] += 1e-3
+    start.trainer.model.save_pretrained(str(tmp_path / "sft"))
+    assert filled(made(rows, **options), store).computed == 4
+
+
+def test_the_borders_between_the_parts_of_a_row_count() -> None:
+    def key(*parts: list[int]) -> str:
+        return row_key(dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), parts, strict=True)))
+
+    rows = [([1, 2], [3], [4]), ([1], [2, 3], [4]), ([1, 2], [4], [3]), ([1, 2, 3], [], [4]), ([2, 1], [3], [4])]
+    assert len({key(*row) for row in rows}) == len(rows)
+    assert key([1, 2], [3], [4]) == key([1, 2], [3], [4])
+
+
+def test_the_facts_lie_beside_the_rows(made: Build, store: Path) -> None:
+    one = made(pairs(2))
+    cache = filled(one, store)
+    assert json.loads((cache.folder / "facts.json").read_text()) == one.facts
+    assert {path.name for path in cache.folder.iterdir()} <= {"facts.json", "rows.txt", ".lock"}
+
+
+def test_batches_hold_at_most_their_tokens_longest_first(made: Build, store: Path) -> None:
+    one = made(pairs(12), max_length=90)
+    shapes = []
+    compute = one.trainer.compute_ref_log_probs
+    one.trainer.compute_ref_log_probs = lambda model, batch: (
+        shapes.append(tuple(batch["input_ids"].shape)) or compute(model, batch)  # type: ignore[func-returns-value]
+    )
+    told: list[tuple[int, int]] = []
+    cache = ReferenceCache.open(store, one.facts)
+    use(one.trainer, cache, batch_tokens=500, report=lambda *done: told.append(done))
+    assert sum(rows for rows, _ in shapes) == 24
+    assert all(rows * length <= 500 for rows, length in shapes)
+    assert [length for _, length in shapes] == sorted((length for _, length in shapes), reverse=True)
+    assert shapes[0] == (4, 90)  # cut as the collator cuts it
+    assert told[-1] == (12, 12) and len(told) == len(shapes) < 8
+    assert filled(made(pairs(12)[::-1], max_length=90), store.with_name("again"), 500).rows == cache.rows
+
+
+# ----------------------------------------------------------------------------------------------------- kills and damage
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_reference_cache import build, pairs
+from dpo_cli.train.reference_cache import ReferenceCache
+
+def report(done, total):
+    print("rows", done, total, flush=True)
+    if sys.argv[4] == "stop":
+        sys.stdin.readline()
+
+one = build(Path(sys.argv[2]), pairs(int(sys.argv[3])))
+cache = ReferenceCache.open(Path(sys.argv[2]) / "runs" / ".reference_cache", one.facts)
+print("open", flush=True)
+sys.stdin.readline()
+cache.fill(one.trainer, one.trainer.train_dataset, batch_tokens=1, report=report)
+print("computed", cache.computed, flush=True)
+"""
+Spawn = Callable[..., "subprocess.Popen[str]"]
+
+
+def child(spawn: Spawn, folder: Path, count: int, how: str, **options: Any) -> subprocess.Popen[str]:
+    return spawn("-W", "ignore", "-c", CHILD, Path(__file__).parent, folder, str(count), how, **options)
+
+
+def until(process: subprocess.Popen[str], word: str) -> list[int]:
+    """Read what a child says up to a line that begins with `word`; the numbers in it."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(word):
+            return [int(number) for number in line.split()[1:]]
+    raise AssertionError(f"it ended without saying {word}: {process.stderr and process.stderr.read()}")
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def test_a_killed_fill_goes_on_where_it_was_and_its_lock_is_free(
+    made: Build, store: Path, tmp_path: Path, spawn: Spawn
+) -> None:
+    process = child(spawn, tmp_path, 9, "stop")
+    until(process, "open")
+    for number in range(1, 5):
+        go_on(process)
+        assert until(process, "rows") == [number, 9]
+    one = made(pairs(9))
+    cache = ReferenceCache.open(store, one.facts)
+    assert cache.missing(one.trainer.train_dataset) == 5  # it is still running, and can be read
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    use(one.trainer, cache, batch_tokens=EXACT)
+    assert cache.computed == 5
+    fresh = made(pairs(9))
+    assert cache.rows == filled(fresh, store.with_name("fresh"), EXACT).rows
+
+
+def test_of_two_at_once_the_second_waits_and_computes_the_rest(
+    made: Build, store: Path, tmp_path: Path, spawn: Spawn
+) -> None:
+    first, second = child(spawn, tmp_path, 6, "stop"), child(spawn, tmp_path, 8, "run")
+    until(first, "open")
+    until(second, "open")
+    go_on(first)
+    until(first, "rows")
+    go_on(second)
+    assert second.stderr and any(line.startswith("waiting for another run") for line in second.stderr)
+    for _ in range(6):
+        go_on(first)
+    assert [until(process, "computed") for process in (first, second)] == [[6], [2]]
+    one = made(pairs(8))
+    cache = ReferenceCache.open(store, one.facts)
+    assert cache.missing(one.trainer.train_dataset) == 0
+    assert len(cache.path.read_text().splitlines()) == 8
+
+
+def test_two_ranks_share_the_work_and_rank_0_writes(made: Build, store: Path, tmp_path: Path, spawn: Spawn) -> None:
+    import os
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(2):
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "1"}
+        env = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+        ranks.append(child(spawn, tmp_path, 7, "run", env=env))
+        go_on(ranks[-1])
+    assert [until(process, "computed") for process in ranks] == [[7], [7]]
+    one = made(pairs(7))
+    cache = ReferenceCache.open(store, one.facts)
+    assert cache.missing(one.trainer.train_dataset) == 0
+    assert cache.rows == filled(made(pairs(7)), store.with_name("alone"), EXACT).rows
+    assert len(cache.path.read_text().splitlines()) == 7
+
+
+def flip(line: bytes) -> bytes:
+    """One digit of the first number is another."""
+    row, chosen, rest = line.split(b" ", 2)
+    digit = b"1" if chosen[-1:] != b"1" else b"2"
+    return b" ".join([row, chosen[:-1] + digit, rest])
+
+
+Damage = Callable[[list[bytes]], bytes]
+DAMAGES: dict[str, tuple[Damage, int, bool]] = {
+    "a changed digit in the middle": (lambda all: b"".join([*all[:2], flip(all[2]), *all[3:]]), 1, True),
+    "a changed digit at the end": (lambda all: b"".join([*all[:4], flip(all[4])]), 1, True),
+    "the beginning is cut off": (lambda all: b"".join(all)[17:], 1, True),
+    "bytes that are no text": (lambda all: b"".join([all[0], b"\xff\x00\xfe" * 40, *all[1:]]), 1, True),
+    "zeros after a power cut": (lambda all: b"".join(all[:4]) + bytes(80) + b"\n", 1, True),
+    "all of it garbage": (lambda all: b"\x00garbage\n" * 9, 5, True),
+    "a record cut short by a kill": (lambda all: b"".join(all)[:-9], 1, False),
+    "a last newline that is missing": (lambda all: b"".join(all)[:-1], 1, False),
+    "an empty file": (lambda all: b"", 5, False),
+    "two records run together": (lambda all: b"".join([all[0][:-1], *all[1:]]), 2, True),
+}
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Made, ReferenceCache]]:
+    folder = tmp_path_factory.mktemp("intact")
+    one = build(folder, pairs(5))
+    cache = ReferenceCache.open(folder, one.facts)
+    cache.fill(one.trainer, one.trainer.train_dataset, batch_tokens=EXACT)
+    yield one, cache
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_noticed_and_its_rows_are_computed_again(
+    name: str, intact: tuple[Made, ReferenceCache], store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, whole = intact
+    damage, lost, said = DAMAGES[name]
+    shutil.copytree(whole.folder, store / whole.key)
+    path = store / whole.key / "rows.txt"
+    path.write_bytes(damage(path.read_bytes().splitlines(keepends=True)))
+    cache = ReferenceCache.open(store, one.facts)
+    assert cache.missing(one.trainer.train_dataset) == lost
+    cache.fill(one.trainer, one.trainer.train_dataset, batch_tokens=EXACT)
+    assert cache.computed == lost
+    assert cache.rows == whole.rows
+    told = capsys.readouterr().err
+    assert ("damaged" in told and str(path) in told and told.count("\n") == 1) if said else not told
+    assert sorted(path.read_bytes().splitlines()) == sorted(whole.path.read_bytes().splitlines())
+    assert {item.name for item in cache.folder.iterdir()} <= {"facts.json", "rows.txt", ".lock"}
+    again = ReferenceCache.open(store, one.facts)
+    again.fill(one.trainer, one.trainer.train_dataset, batch_tokens=EXACT)
+    assert again.computed == 0 and not capsys.readouterr().err
+
+
+def test_lines_of_another_cache_are_no_rows_of_this_one(intact: tuple[Made, ReferenceCache], store: Path) -> None:
+    one, whole = intact
+    other = ReferenceCache.open(store, one.facts | {"ld_alpha": 0.5})
+    shutil.copytree(whole.folder, other.folder)
+    assert ReferenceCache.open(store, other.facts).missing(one.trainer.train_dataset) == 5
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_reference_that_is_no_number_is_refused_and_not_kept(made: Build, store: Path, value: str) -> None:
+    one = made(pairs(5))
+    compute, calls = one.trainer.compute_ref_log_probs, []
+
+    def broken(model: Any, batch: Any) -> Any:
+        calls.append(batch)
+        chosen, rejected = compute(model, batch)
+        return chosen, rejected if len(calls) < 3 else rejected * float(value)
+
+    one.trainer.compute_ref_log_probs = broken
+    longest = sorted(one.trainer.train_dataset, key=lambda row: -len(row["prompt_ids"]) - max(
+        len(row["chosen_ids"]), len(row["rejected_ids"])
+    ))  # fmt: skip
+    cache = ReferenceCache.open(store, one.facts)
+    with pytest.raises(DpoError, match=value) as caught:
+        use(one.trainer, cache, batch_tokens=EXACT)
+    assert longest[2]["id"] in str(caught.value.where)
+    assert caught.value.hint
+    assert len(ReferenceCache.open(store, one.facts).rows) == 2
+    assert not one.trainer.precompute_ref_logps
+
+
+# -------------------------------------------------------------------------------------------------- where it can't be
+
+
+def test_an_ordinary_run_is_supported(made: Build) -> None:
+    for options in ({}, {"disable_dropout": False, "lora": {"dropout": 0.3}}, {"evaluation": {"en": pairs(2, 1)}}):
+        one = made(pairs(2), **options)
+        assert unsupported(one.recipe, one.trainer) is None
+
+
+def test_what_moves_the_reference_is_not_supported(made: Build, folder: Path, tmp_path: Path) -> None:
+    import torch
+
+    def why(one: Made) -> str:
+        return unsupported(one.recipe, one.trainer) or ""
+
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.1}))
+    assert "dropout" in why(made(pairs(2), model={"id": str(folder)}))
+    start = made(pairs(2))
+    start.trainer.model.save_pretrained(str(tmp_path / "sft"))
+    settings = json.loads((tmp_path / "sft" / "adapter_config.json").read_text())
+    (tmp_path / "sft" / "adapter_config.json").write_text(json.dumps(settings | {"lora_dropout": 0.2}))
+    adapter = {"adapter": str(tmp_path / "sft")}
+    assert "lora_dropout" in why(made(pairs(2), model=adapter, disable_dropout=False))
+    assert why(made(pairs(2), model=adapter)) == ""
+
+    one = made(pairs(2))
+    one.trainer.args.sync_ref_model = True
+    assert "sync_ref_model" in why(one)
+    one = made(pairs(2))
+    one.trainer.train_dataset = one.trainer.train_dataset.to_iterable_dataset()
+    assert "streamed" in why(one)
+    one = made(pairs(2))
+    one.trainer.model.get_submodule("base_model.model.model.norm").weight.requires_grad_(True)
+    assert "model.norm.weight" in why(one)
+    one = made(pairs(2))
+    one.trainer.ref_model = torch.nn.Linear(1, 1)
+    assert "LoRA" in why(one)

@@ -1,0 +1,634 @@
+"""The shared prefix against TRL without it: loss, metrics, log-probabilities, gradients, evaluation, whole runs."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpo_cli.errors import DpoError
+from dpo_cli.train import shared_prefix
+from dpo_cli.train.shared_prefix import Pair, SharedPrefix, Stream, check, install, pair_tokens, row_tokens, unsupported
+
+VOCABULARY = 300
+MAX_LENGTH = 40
+Rows = list[dict[str, list[int]]]
+
+
+def tokens(rng: random.Random, count: int) -> list[int]:
+    return [rng.randrange(5, VOCABULARY) for _ in range(count)]
+
+
+def ragged() -> Rows:
+    """Every way in which two texts can lie beside each other, of very different lengths."""
+    rng = random.Random(0)
+    texts = [(9, 0, 8, 5), (1, 0, 3, 12), (4, 6, 2, 9), (12, 3, 7, 0), (5, 4, 0, 6), (6, 8, 0, 0), (20, 0, 35, 3)]
+    rows = []
+    for prompt, opening, chosen, rejected in texts:
+        same = tokens(rng, opening)
+        rows.append(
+            {
+                "prompt_ids": tokens(rng, prompt),
+                "chosen_ids": [*same, *([3, *tokens(rng, chosen - 1)] if chosen else [])],
+                "rejected_ids": [*same, *([4, *tokens(rng, rejected - 1)] if rejected else [])],
+            }
+        )
+    return rows
+
+
+def config_of(kind: str = "Qwen3", **options: Any) -> Any:
+    import transformers
+
+    small = {
+        "vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 20, "initializer_range": 0.15,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    return getattr(transformers, f"{kind}Config")(**small | options)
+
+
+def model_of(kind: str = "Qwen3", seed: int = 0, **options: Any) -> Any:
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    return getattr(transformers, f"{kind}ForCausalLM")(config_of(kind, **options)).eval()
+
+
+def with_lora(base: Any, seed: int = 1) -> Any:
+    """A LoRA that has left its start, so that the policy is not the reference."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from dpo_cli import smoke
+    from transformers import AutoTokenizer
+
+    made = AutoTokenizer.from_pretrained(smoke.resolve("builtin:tiny-qwen3"))
+    made.pad_token_id = 0
+    return made
+
+
+Trainers = Callable[..., Any]
+
+
+@pytest.fixture
+def trainer(tmp_path: Path, tokenizer: Any) -> Trainers:
+    """`trainer(model, loss_type=…)`: TRL's, over rows that are tokens already."""
+    import datasets
+    import torch
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+
+    class Ready(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
+            return dataset
+
+    def go(model: Any, rows: Rows | None = None, evaluation: Rows | None = None, **options: Any) -> Any:
+        arguments: dict[str, Any] = {
+            "output_dir": str(tmp_path / "trl"), "use_cpu": True, "bf16": False, "report_to": "none",
+            "disable_tqdm": True, "max_length": MAX_LENGTH, "gradient_checkpointing": False, "save_strategy": "no",
+            "per_device_train_batch_size": 2, "per_device_eval_batch_size": 3, "max_steps": 3, "logging_steps": 1,
+            "learning_rate": 1e-3,
+        }  # fmt: skip
+        made: Any = Ready(
+            model=model,
+            args=DPOConfig(**arguments | options),
+            train_dataset=datasets.Dataset.from_list(rows or ragged()),
+            eval_dataset=datasets.Dataset.from_list(evaluation) if evaluation else None,
+            processing_class=tokenizer,
+        )
+        made.model.delete_adapter("ref")  # a copy of the policy as it is: the reference would be the policy
+        made.current_gradient_accumulation_steps = 1
+        return made
+
+    return go
+
+
+@dataclass
+class Step:
+    """What one training step gives."""
+
+    loss: float
+    metrics: dict[str, float]
+    gradients: dict[str, Any]
+
+
+def step(made: Any, rows: Rows | None = None) -> Step:
+    """A forward and backward of TRL's on one batch; checkpointing as `train()` switches it on."""
+    if made.args.gradient_checkpointing:
+        made.model.gradient_checkpointing_enable(made.args.gradient_checkpointing_kwargs)
+    made.model.train()
+    made.model.zero_grad()
+    made._metrics["train"].clear()
+    loss = made.compute_loss(made.model, made.data_collator(rows or ragged()))
+    loss.backward()
+    metrics = {name: values[-1] for name, values in made._metrics["train"].items()}
+    gradients = {name: one.grad.clone() for name, one in made.model.named_parameters() if one.grad is not None}
+    return Step(loss.item(), metrics, gradients)
+
+
+def log_probs(made: Any, rows: Rows) -> Any:
+    """[2B, L - 1] with 0 outside of the completions."""
+    import torch
+
+    batch = made.data_collator(rows)
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        return made.model(**inputs, labels=labels, use_cache=False, fused_lm_head=True).log_probs
+
+
+def relative_error(ours: dict[str, Any], stock: dict[str, Any]) -> float:
+    """|| ours - stock || / || stock || over all parameters."""
+    assert ours.keys() == stock.keys() and stock
+    squares = sum(float((ours[name] - stock[name]).double().pow(2).sum()) for name in stock)
+    return float((squares / sum(float(one.double().pow(2).sum()) for one in stock.values())) ** 0.5)
+
+
+def assert_same(ours: Step, stock: Step) -> None:
+    assert ours.loss == pytest.approx(stock.loss, abs=1e-5)
+    assert ours.metrics == pytest.approx(stock.metrics, rel=1e-5, abs=1e-5)
+    assert relative_error(ours.gradients, stock.gradients) < 1e-5
+
+
+def rejected_sees_chosen(real: Callable[..., Stream | None]) -> Callable[..., Stream | None]:
+    """What is wrong where a mask is lost: the rejected rest attends to all that stands before it in the row."""
+
+    def lay_out(*batch: Any) -> Stream | None:
+        made = real(*batch)
+        assert made is not None
+        made.pairs[:] = [Pair(start, chosen, chosen, end) for start, _, chosen, end in made.pairs]
+        return made
+
+    return lay_out
+
+
+# ------------------------------------------------------------------------------------------------------- same numbers
+
+LOSSES: list[dict[str, Any]] = [
+    {"loss_type": ["sigmoid"]},
+    {"loss_type": ["sigmoid_norm"]},
+    {"loss_type": ["ipo"]},
+    {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.3]},
+    {"loss_type": ["robust"], "label_smoothing": 0.1},
+    {"loss_type": ["apo_zero"]},
+    {"loss_type": ["aot"]},
+    {"loss_type": ["exo_pair"], "label_smoothing": 0.1},
+    {"loss_type": ["hinge"]},
+    {"loss_type": ["nca_pair"]},
+    {"loss_type": ["bco_pair"]},
+    {"loss_type": ["sigmoid"], "ld_alpha": 0.5},
+    {"loss_type": ["sigmoid"], "use_weighting": True},
+    {"loss_type": ["sigmoid"], "f_divergence_type": "js_divergence"},
+    {"loss_type": ["sigmoid"], "f_divergence_type": "alpha_divergence"},
+]
+CHECKPOINTING: list[dict[str, Any]] = [
+    {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": mode}} for mode in (False, True)
+]
+
+
+@pytest.mark.parametrize("options", LOSSES, ids=lambda options: "-".join(map(str, options.values())))
+def test_loss_metrics_and_gradients_are_trls(trainer: Trainers, options: dict[str, Any]) -> None:
+    stock = with_lora(model_of())
+    model = copy.deepcopy(stock)
+    shared = install(model)
+    assert_same(step(trainer(model, **options)), step(trainer(stock, **options)))
+    assert shared.padded_tokens > 1.5 * shared.stream_tokens > 0
+
+
+@pytest.mark.parametrize("options", CHECKPOINTING, ids=["non-reentrant", "reentrant"])
+@pytest.mark.parametrize("kind", ["Qwen3", "Llama"])
+def test_with_checkpointing_too(trainer: Trainers, options: dict[str, Any], kind: str) -> None:
+    stock = with_lora(model_of(kind))
+    model = copy.deepcopy(stock)
+    shared = install(model)
+    assert_same(step(trainer(model, **options)), step(trainer(stock)))
+    assert shared.stream_tokens == 2 * sum(row_tokens(row, MAX_LENGTH) for row in ragged())  # reference and policy
+
+
+def test_in_4_bit_too(trainer: Trainers, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    model_of(hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(tmp_path / "model")
+    nf4: Any = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    options: Any = {"quantization_config": nf4, "dtype": torch.float32}
+    stock, model = (with_lora(AutoModelForCausalLM.from_pretrained(tmp_path / "model", **options)) for _ in range(2))
+    shared = install(model)
+    steps = []
+    for one in (model, stock):
+        made = trainer(one)
+        one.float()  # TRL makes a 4-bit model's LoRA bfloat16, which is too coarse to compare
+        steps.append(step(made))
+    assert_same(*steps)
+    assert shared.stream_tokens > 0
+
+
+def test_log_probabilities_are_the_same_token_by_token(trainer: Trainers) -> None:
+    made = trainer(with_lora(model_of()))
+    stock = log_probs(made, ragged())
+    shared = install(made.model)
+    ours = log_probs(made, ragged())
+    assert shared.stream_tokens > 0
+    assert float((ours - stock).abs().max()) < 1e-5 * float(stock.abs().max())
+
+
+def test_rows_that_are_no_pairs_are_right_too(trainer: Trainers) -> None:
+    made = trainer(with_lora(model_of()))
+    rng = random.Random(3)
+    strangers: Rows = [
+        {"prompt_ids": [], "chosen_ids": tokens(rng, first), "rejected_ids": tokens(rng, second)}
+        for first, second in ((3, 9), (14, 1), (1, 6))
+    ]
+    stock = log_probs(made, strangers)
+    shared = install(made.model)
+    assert float((log_probs(made, strangers) - stock).abs().max()) < 1e-5 * float(stock.abs().max())
+    assert shared.stream_tokens == 3 + 9 + 14 + 1 + 1 + 6
+
+
+def test_bf16_stays_within_stocks_own_noise(trainer: Trainers) -> None:
+    made = trainer(with_lora(model_of(seed=5)).bfloat16())
+    rows = ragged()
+    stock = log_probs(made, rows)
+    noise = 0.0
+    for index, row in enumerate(rows):  # the same pair alone, and not in a batch
+        alone = log_probs(made, [row])
+        width = alone.shape[1]
+        noise = max(noise, float((alone - stock[[index, len(rows) + index], :width]).abs().max()))
+    shared = install(made.model)
+    difference = float((log_probs(made, rows) - stock).abs().max())
+    assert shared.stream_tokens > 0 and 0 < difference <= 2 * noise
+
+
+@pytest.mark.parametrize("options", [{}, {"precompute_ref_log_probs": True}], ids=["online", "precomputed"])
+def test_a_run_with_evaluation_is_trls_run(trainer: Trainers, options: dict[str, Any]) -> None:
+    import torch
+
+    stock = with_lora(model_of())
+    model = copy.deepcopy(stock)
+    shared = install(model)
+    runs = []
+    for one in (model, stock):
+        torch.manual_seed(3)
+        made = trainer(one, evaluation=ragged()[:5], eval_strategy="steps", eval_steps=2, **options)
+        made.train()
+        made.evaluate()
+        timed = ("runtime", "per_second", "total_flos")
+        log = [{k: v for k, v in row.items() if not any(word in k for word in timed)} for row in made.state.log_history]
+        runs.append((log, {name: one.detach() for name, one in made.model.named_parameters() if one.requires_grad}))
+    (ours, after), (theirs, expected) = runs
+    assert len(ours) == len(theirs) and any("eval_loss" in row for row in theirs)
+    for row, wanted in zip(ours, theirs, strict=True):
+        assert row == pytest.approx(wanted, rel=1e-5, abs=1e-4 if "grad_norm" in wanted else 1e-5)
+    assert relative_error(after, expected) < 1e-4
+    assert shared.stream_tokens > 0
+
+
+# ----------------------------------------------------------------------------------------------------------- untouched
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_generation_is_untouched(use_cache: bool) -> None:
+    import torch
+
+    stock = with_lora(model_of())
+    model = copy.deepcopy(stock)
+    shared = install(model)
+    prompts = torch.tensor([[0, 0, 7, 8, 9], [11, 12, 13, 14, 15]])  # left-padded, as generation wants it
+    options: Any = {"attention_mask": (prompts != 0).long(), "max_new_tokens": 8, "use_cache": use_cache}
+    assert model.generate(prompts, **options).tolist() == stock.generate(prompts, **options).tolist()
+    options |= {"do_sample": True, "top_k": 0}
+    drawn = []
+    for one in (model, stock):
+        torch.manual_seed(4)
+        drawn.append(one.generate(prompts, **options).tolist())
+    assert drawn[0] == drawn[1]
+    assert shared.stream_tokens == 0
+
+
+def batch(**changes: Any) -> dict[str, Any]:
+    """Two pairs, right-padded; `changes` are put in, None takes out."""
+    import torch
+
+    ids = torch.tensor([[7, 8, 9, 10, 11], [7, 8, 9, 0, 0], [7, 8, 12, 13, 0], [7, 8, 9, 14, 15]])
+    inputs = {"input_ids": ids, "attention_mask": (ids != 0).long(), "use_cache": False} | changes
+    return {name: value for name, value in inputs.items() if value is not None}
+
+
+def not_shared() -> dict[str, Callable[[Any], dict[str, Any]]]:
+    import torch
+
+    def embedded(model: Any) -> dict[str, Any]:
+        return batch(input_ids=None, inputs_embeds=model.get_input_embeddings()(batch()["input_ids"]))
+
+    def first(rows: int, columns: int) -> dict[str, Any]:
+        return batch(**{name: batch()[name][:rows, :columns] for name in ("input_ids", "attention_mask")})
+
+    return {
+        "left padding": lambda model: batch(
+            input_ids=batch()["input_ids"].flip(1), attention_mask=batch()["attention_mask"].flip(1)
+        ),
+        "a hole": lambda model: batch(attention_mask=torch.tensor([[1, 0, 1, 1, 1]] * 4)),
+        "an empty row": lambda model: batch(attention_mask=torch.tensor([[1] * 5] * 3 + [[0] * 5])),
+        "an odd batch": lambda model: first(3, 5),
+        "one token": lambda model: first(4, 1),
+        "no mask": lambda model: batch(attention_mask=None),
+        "positions": lambda model: batch(position_ids=torch.arange(5)[None].expand(4, -1)),
+        "embeddings": embedded,
+        "a cache": lambda model: batch(use_cache=True),
+        "a cache by default": lambda model: batch(use_cache=None),
+        "all states": lambda model: batch(output_hidden_states=True),
+        "a tuple": lambda model: batch(return_dict=False),
+    }
+
+
+@pytest.mark.parametrize("case", not_shared())
+def test_what_cannot_be_shared_takes_the_untouched_path(case: str) -> None:
+    import torch
+
+    stock = model_of()
+    model = copy.deepcopy(stock)
+    shared = install(model)
+    with torch.no_grad():
+        inputs = not_shared()[case](stock)
+        ours, theirs = model.model(**inputs), stock.model(**inputs)
+        assert type(ours) is type(theirs) and torch.equal(ours[0], theirs[0])
+        if case != "a tuple":
+            assert ours.keys() == theirs.keys()
+        assert shared.stream_tokens == shared.padded_tokens == 0
+        model(**batch())
+    assert (shared.padded_tokens, shared.stream_tokens) == (20, 7 + 5)
+
+
+def test_noise_on_the_embeddings_takes_the_untouched_path() -> None:
+    from transformers.integrations.neftune import activate_neftune, deactivate_neftune
+
+    model = model_of()
+    shared = install(model)
+    hook: Any = activate_neftune(model, 5.0)  # what `train()` does with neftune_noise_alpha
+    model(**batch())
+    assert shared.stream_tokens == 0
+    deactivate_neftune(model, hook)
+    model(**batch())
+    assert shared.stream_tokens > 0
+
+
+def test_it_can_be_switched_off_and_on() -> None:
+    import torch
+
+    stock = model_of()
+    model = copy.deepcopy(stock)
+    shared = install(model)
+    assert install(model) is shared
+    with torch.no_grad():
+        with shared.off():
+            assert torch.equal(model(**batch()).logits, stock(**batch()).logits)
+            with shared.off():
+                pass
+            assert not shared.enabled
+        assert shared.enabled and shared.stream_tokens == 0
+        shared.enabled = False
+        model(**batch())
+    assert shared.stream_tokens == 0
+
+
+def test_copies_and_neighbours_do_not_disturb_each_other() -> None:
+    import torch
+
+    one, plain = model_of(), model_of(seed=9)
+    shared = install(one)
+    other = copy.deepcopy(one)
+    with torch.no_grad():
+        other.model.layers[0].self_attn.v_proj.weight.mul_(2.0)
+        real = batch()["attention_mask"].bool()
+        copied = other(**batch()).logits[real]
+        its_own: SharedPrefix = other.model.forward.__self__
+        assert its_own is not shared and its_own.stream_tokens > 0 and shared.stream_tokens == 0
+        with its_own.off():
+            assert float((copied - other(**batch()).logits[real]).abs().max()) < 1e-4
+        assert float((copied - one(**batch()).logits[real]).abs().max()) > 1e-2
+        assert shared.stream_tokens == its_own.stream_tokens
+        second = install(plain)
+        plain(**batch())
+    assert second.stream_tokens == its_own.stream_tokens and plain.config._attn_implementation == "sdpa"
+
+
+def test_nothing_of_it_is_saved(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = with_lora(model_of())
+    install(model)
+    model.save_pretrained(tmp_path / "adapter")
+    merged = model.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    torch.save(merged.state_dict(), tmp_path / "merged" / "state.bin")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 3
+    for path in files:
+        assert b"shared_prefix" not in path.read_bytes(), path
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert again.config._attn_implementation == "sdpa"
+    with torch.no_grad():
+        assert torch.allclose(again(**batch()).logits[0], merged(**batch()).logits[0], atol=1e-4)
+
+
+# -------------------------------------------------------------------------------------------------------- unsupported
+
+
+def unable() -> dict[str, tuple[Callable[[], Any], str]]:
+    from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+
+    def tuned(config: Any) -> Callable[[], Any]:
+        return lambda: get_peft_model(model_of(), config)
+
+    window: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 4}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    return {
+        "window": (lambda: model_of(**window, max_window_layers=1), "sliding window"),
+        "window of all layers": (lambda: model_of("Mistral", sliding_window=8), "sliding window"),
+        "experts": (lambda: model_of("Qwen3Moe", **experts), "mixture of experts"),
+        "prompt tuning": (tuned(PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)), "PROMPT_TUNING"),
+        "prefix tuning": (tuned(PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)), "PREFIX_TUNING"),
+        "alora": (tuned(LoraConfig(task_type="CAUSAL_LM", alora_invocation_tokens=[3])), "aLoRA"),
+        "eager": (lambda: model_of(attn_implementation="eager"), "its attention is eager"),
+        "flex": (lambda: model_of(attn_implementation="flex_attention"), "its attention is flex_attention"),
+        "linear": (lambda: model_of(layer_types=["full_attention", "linear_attention", "full_attention"]), "linear"),
+        "caps": (lambda: model_of("Gemma2", layer_types=["full_attention"] * 3), "caps its attention scores"),
+        "other layers": (gpt2, "decoder layers of GPT2LMHeadModel"),
+    }
+
+
+def gpt2() -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=VOCABULARY))
+
+
+@pytest.mark.parametrize("case", unable())
+def test_a_model_that_cannot_share_is_named_and_refused(case: str) -> None:
+    make, words = unable()[case]
+    model = make()
+    assert words in (unsupported(model) or "")
+    with pytest.raises(DpoError, match=words):
+        install(model)
+
+
+@pytest.mark.parametrize("kind", ["Qwen3", "Qwen2", "Llama"])
+def test_plain_decoders_can_share(kind: str) -> None:
+    assert unsupported(model_of(kind)) is None
+    assert unsupported(with_lora(model_of(kind))) is None
+    assert unsupported(model_of("Mistral", sliding_window=None)) is None
+
+
+def test_without_its_hook_unsloth_is_refused() -> None:
+    assert "no hook" in (unsupported(model_of(), unsloth=True) or "")
+
+
+def test_unsloth_is_given_its_segment_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hook's contract (unsloth 2026.10), played by a dense mask: which token is of which text of which group."""
+    import torch
+    from transformers import AttentionInterface
+
+    def build_seg_info_multigroup(specs: Any, device: Any) -> Any:
+        labels = [
+            (group, text)
+            for group, (prefix, rests) in enumerate(specs)
+            for text, count in [(-1, prefix), *enumerate(rests)]
+            for _ in range(count)
+        ]
+        return labels, []
+
+    def attend(module: Any, q: Any, k: Any, v: Any, mask: Any, *, prefix_seg_info: Any = None, **options: Any) -> Any:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        if prefix_seg_info is not None:
+            sees = [
+                [group == other and text in (-1, its) for other, text in prefix_seg_info]
+                for group, its in prefix_seg_info
+            ]
+            mask = torch.tensor(sees).tril()[None, None]
+        return sdpa_attention_forward(module, q, k, v, mask, **options)
+
+    kernel: Any = types.ModuleType("unsloth.utils.prefix_grouper_kernel")
+    kernel.build_seg_info_multigroup = build_seg_info_multigroup
+    for name, module in {"unsloth": types.ModuleType("unsloth"), "unsloth.utils": types.ModuleType("utils")}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, kernel.__name__, kernel)
+    stock = model_of()
+    model = copy.deepcopy(stock)
+    AttentionInterface.register("as_in_unsloth", attend)
+    model.config._attn_implementation = "as_in_unsloth"
+    shared = install(model, unsloth=True)
+    real = batch()["attention_mask"].bool()
+    given = []
+    model.model.layers[0].register_forward_pre_hook(lambda one, args, kwargs: given.append(kwargs), with_kwargs=True)
+    with torch.no_grad():
+        ours, theirs = model(**batch()).logits[real], stock(**batch()).logits[real]
+    assert float((ours - theirs).abs().max()) < 1e-4
+    assert shared.stream_tokens == 12
+    assert given[0]["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 3, 0, 1, 2, 3, 4]]
+    assert "no hook" not in (unsupported(model_of(attention_dropout=0.1), unsloth=True) or "no hook")
+
+
+# ------------------------------------------------------------------------------------------------------------- counts
+
+
+def test_tokens_are_counted_as_they_are_computed(trainer: Trainers) -> None:
+    rows = ragged()
+    assert [row_tokens(row) for row in rows] == [22, 16, 21, 22, 15, 14, 58]
+    assert [row_tokens(row, MAX_LENGTH) for row in rows] == [22, 16, 21, 22, 15, 14, 43]
+    made = trainer(with_lora(model_of()))
+    shared = install(made.model)
+    collated = made.data_collator(rows)
+    counts = pair_tokens(collated["input_ids"], collated["attention_mask"]).tolist()
+    assert counts == [row_tokens(row, MAX_LENGTH) for row in rows]
+    log_probs(made, rows)
+    assert (shared.padded_tokens, shared.stream_tokens) == (2 * len(rows) * MAX_LENGTH, sum(counts))
+
+
+# -------------------------------------------------------------------------------------------------------------- check
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_check_passes_and_leaves_nothing_behind(trainer: Trainers, autocast: bool, training: bool) -> None:
+    import numpy
+    import torch
+
+    model = with_lora(model_of(attention_dropout=0.3))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    shared = install(model)
+    made = trainer(model, bf16=autocast, disable_dropout=False)
+    made.model.train(training)
+    torch.manual_seed(7)
+    before = torch.get_rng_state(), random.getstate(), pickle.dumps(numpy.random.get_state())
+    modes = [module.training for module in made.model.modules()]
+    found = check(made, shared, made.data_collator(ragged()))
+    assert found.ok and not found.error
+    assert 0 < found.difference <= found.limit and found.noise > 0
+    assert found.limit < (0.5 if autocast else 1e-3)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (random.getstate(), pickle.dumps(numpy.random.get_state()))
+    assert modes == [module.training for module in made.model.modules()]
+    assert all(parameter.grad is None for parameter in made.model.parameters())
+    assert shared.enabled and (shared.padded_tokens, shared.stream_tokens) == (0, 0)
+    assert not made._metrics["train"]
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+def test_the_check_fails_on_a_wrong_attention(
+    trainer: Trainers, monkeypatch: pytest.MonkeyPatch, autocast: bool
+) -> None:
+    made = trainer(with_lora(model_of()), bf16=autocast)
+    shared = install(made.model)
+    monkeypatch.setattr(shared_prefix, "_lay_out", rejected_sees_chosen(shared_prefix._lay_out))
+    found = check(made, shared, made.data_collator(ragged()))
+    assert not found.ok and found.difference > 3 * found.limit
+
+
+def test_the_comparison_with_trl_can_fail(trainer: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = with_lora(model_of())
+    model = copy.deepcopy(stock)
+    install(model)
+    monkeypatch.setattr(shared_prefix, "_lay_out", rejected_sees_chosen(shared_prefix._lay_out))
+    ours, theirs = step(trainer(model)), step(trainer(stock))
+    assert abs(ours.loss - theirs.loss) > 1e-3
+    assert relative_error(ours.gradients, theirs.gradients) > 1e-2
+
+
+def test_the_check_says_why_it_proves_nothing(trainer: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(with_lora(model_of()))
+    shared = install(made.model)
+    left = {name: value.flip(1) for name, value in made.data_collator(ragged()).items()}
+    found = check(made, shared, left)
+    assert not found.ok and "untouched path" in found.error
+
+    def broken(*inputs: Any) -> None:
+        raise ValueError("no such kernel")
+
+    monkeypatch.setattr(shared_prefix, "_lay_out", broken)
+    found = check(made, shared, made.data_collator(ragged()))
+    assert not found.ok and found.error == "ValueError: no such kernel"
