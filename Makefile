@@ -5,10 +5,10 @@ TORCH_INDEX ?=
 RECIPE ?= recipes/ultrafeedback_zh_en.yaml
 TORCH_FROM = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: help smoke test train lint bench clean
+.PHONY: help smoke test test-unsloth train lint bench bench-quick gpu-check clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
 smoke: .venv/installed  ## the whole job on this machine: a tiny Qwen3, two languages, about a minute
 	.venv/bin/dpo-cli prepare recipes/smoke.yaml
@@ -23,6 +23,9 @@ train: .venv-gpu/installed  ## the real job, on an NVIDIA card with 16 GB (RECIP
 test: .venv/installed-dev  ## all tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest
 
+test-unsloth: .venv-unsloth/installed  ## what we take Unsloth for, against the package itself; no GPU needed
+	OMP_NUM_THREADS=1 .venv-unsloth/bin/python -m pytest tests/unsloth_real
+
 lint: .venv/installed-dev  ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -31,8 +34,14 @@ lint: .venv/installed-dev  ## ruff and mypy
 bench: .venv/installed-dev  ## the figures of the README, measured here
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; OMP_NUM_THREADS=1 .venv/bin/python $$script || exit 1; done
 
-clean:  ## remove both venvs (runs stay)
-	rm -rf .venv .venv-gpu
+bench-quick: .venv/installed-dev  ## equal numbers and token counts of the training step, in half a minute
+	@OMP_NUM_THREADS=1 .venv/bin/python tests/benchmarks/bench_train.py --quick
+
+gpu-check: .venv-gpu/installed  ## what is claimed of a 16 GB card, asked of this one, in ten minutes, offline
+	.venv-gpu/bin/python tests/benchmarks/gpu_check.py
+
+clean:  ## remove the venvs (runs stay)
+	rm -rf .venv .venv-gpu .venv-unsloth
 
 # torch first and alone: asked for together with the rest, pip may take a CUDA build of several gigabytes.
 .venv/installed: pyproject.toml
@@ -48,4 +57,15 @@ clean:  ## remove both venvs (runs stay)
 .venv-gpu/installed: pyproject.toml
 	test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu
 	.venv-gpu/bin/python -m pip install --quiet --editable '.[unsloth]'
+	touch $@
+
+# Unsloth's trainer and signatures on a machine without a GPU. By itself pip would resolve unsloth to a CUDA torch of
+# gigabytes, through its torchvision and xformers; so what its import needs comes first, with the versions that it
+# pins, and then Unsloth alone. Triton and Pillow are what unsloth_zoo imports beside that.
+.venv-unsloth/installed: pyproject.toml Makefile
+	test -x .venv-unsloth/bin/python || $(PYTHON) -m venv .venv-unsloth
+	.venv-unsloth/bin/python -m pip install --quiet $(TORCH_FROM) torch==2.13.0
+	.venv-unsloth/bin/python -m pip install --quiet --editable . torch==2.13.0 trl==1.15.0 transformers==5.17.0 \
+	  datasets==4.8.5 peft==0.21.2 accelerate==1.15.0 bitsandbytes==0.50.2 triton==3.7.0 pillow 'pytest>=8.4' 'pytest-timeout>=2.4'
+	.venv-unsloth/bin/python -m pip install --quiet --no-deps unsloth==2026.10.7 unsloth_zoo==2026.10.7
 	touch $@

@@ -7,16 +7,19 @@ later stage can tell, and say, what has changed since.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -161,10 +164,7 @@ class Run:
             for key in dict.fromkeys([*then, *now])
             if then.get(key) != now.get(key)
         ]
-        try:
-            inputs = self.input_hashes(stage, recipe)
-        except DpoError:
-            return reasons  # sources that are not on this machine can't be held against what was made of them
+        inputs = self.input_hashes(stage, recipe)
         for name in dict.fromkeys([*record["inputs"], *inputs]):
             if name not in inputs:
                 # A whole source or model that is not on this machine can't be held against what was made of it.
@@ -249,7 +249,8 @@ class Run:
         shutil.rmtree(draft.folder, ignore_errors=True)
         draft.folder.mkdir(parents=True)
         try:
-            yield draft
+            with writing(draft.folder):
+                yield draft
             outputs = {
                 f"{FOLDERS[stage]}/{path.relative_to(draft.folder).as_posix()}": sha256(path)
                 for path in sorted(draft.folder.rglob("*"))
@@ -311,8 +312,34 @@ def fingerprint(keys: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
 
 
 def sha256(path: Path) -> str:
+    """Of a file's content. A model's weights are read once a process, as long as the file stays the same one."""
+    facts = path.stat()
+    if facts.st_size < 2**24:
+        return _sha256(path)
+    return _sha256_of_large(path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+
+
+@cache
+def _sha256_of_large(path: Path, *facts: int) -> str:
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Make an OSError of what libraries say when the disk is full: safetensors, tokenizers and torch have their own."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if not re.search(r"No space left|os error 28|inline_container.*unexpected pos", str(error), re.DOTALL):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dpo_cli import models
 from dpo_cli.recipe import HELD_OUT
+from dpo_cli.run import writing
 from dpo_cli.train.watchdog import check_finite
 
 
@@ -15,6 +16,7 @@ def careful(trainer_class: Any) -> Any:
 
     - stops at a loss that is no number, with the ids of the pairs;
     - resumes, and at the end restores, the policy's adapter and no other;
+    - says where the disk was full while a checkpoint was written;
     - evaluates by language under names that tell the languages apart, and over all of them, weighted by pairs.
     """
     import torch
@@ -32,6 +34,10 @@ def careful(trainer_class: Any) -> Any:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             # Where a checkpoint holds a copy of the reference, transformers (seen with 5.17) restores only that.
             models.load_adapter_weights(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            with writing(Path(self.args.output_dir)):
+                super()._save_checkpoint(model, trial)
 
         def _load_best_model(self) -> None:
             best = self.state.best_model_checkpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from dpo_cli import processes
 from dpo_cli.errors import DpoError
@@ -56,10 +57,24 @@ def start_log(log: Path, checkpoints: Path, checkpoint: Path | None) -> None:
     replace(aside, log)
 
 
+def is_last(checkpoint: Path) -> bool:
+    """Whether nothing is left to train: the run was cut short between its last step and its end."""
+    state = _state(checkpoint)
+    return bool(state["global_step"] >= state["max_steps"])
+
+
 def _last_checkpoint(folder: Path) -> Path | None:
-    # trainer_state.json is the last file of a checkpoint, so one without it was cut off while being written.
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    """Its last file is trainer_state.json, so without a whole one a checkpoint was cut off while being written."""
+    whole = [path for path in folder.glob("checkpoint-*") if _state(path).get("global_step") == step_of(path)]
     return max(whole, key=step_of, default=None)
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    """What transformers keeps of the training; empty where that is not whole."""
+    try:
+        return dict(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def _logged_until(line: str, step: int) -> bool:

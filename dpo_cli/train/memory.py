@@ -172,7 +172,6 @@ def predict(
     row: int = 0,
     fused_head: bool = True,
     device: Device = "cuda",
-    adapter_bytes: int | None = None,
     reference_copy: bool = False,
 ) -> Memory:
     """The peak of one forward and backward of DPO with LoRA.
@@ -183,14 +182,13 @@ def predict(
         scored: answer tokens among them.
         row: tokens of a row where rows are padded, 0 where none is; see `Shape.kept`.
         fused_head: TRL >= 1.15 makes the logits tile by tile: on a GPU for `scored` positions, else for all.
-        adapter_bytes: of a LoRA parameter; default: 2 for nf4, which TRL casts, else PEFT's 4. Unsloth: 4.
         reference_copy: a frozen second adapter, kept where training goes on from an SFT adapter.
     """
     on_gpu = device == "cuda"
     width = 4 if precision == "fp32" or (precision == "nf4" and not on_gpu) else 2
     h, columns = shape.hidden, min(HEAD_COLUMNS, shape.vocabulary)
     lora = shape.lora(rank, targets)
-    lora_bytes = adapter_bytes or (2 if precision == "nf4" else 4)
+    lora_bytes = 4  # float32 on both backends, see `trainer.build`
     layer = shape.kept(width, rank, targets, row)
 
     # With checkpointing, a layer keeps its input, and one layer at a time is computed again.
@@ -355,8 +353,6 @@ def plan(
             scored=min(sum(answers) if budget else sum(answers[:pairs_at_once]), tokens),
             row=0 if shared else top,
             device=device,
-            # Unsloth keeps LoRA in float32; the larger of the two backends where the recipe leaves it open.
-            adapter_bytes=4 if device == "cuda" and recipe.engine.backend != "hf" else None,
             reference_copy=recipe.model.adapter is not None,
         )
         return Setting(pairs_at_once, times, checkpointing, memory, budget)

@@ -88,7 +88,12 @@ def _passes(trainer: Any, rows: list[dict[str, Any]]) -> Iterator[tuple[int, int
     alone = max(tokens) if shared else 2 * max(tokens)
     for budget in budgets(trainer.token_budget, alone):
         made = groups(tokens, budget) if shared else padded_groups(tokens, budget)
-        fullest = max(made, key=lambda group: sum(tokens[one] for one in group))
+        cost = (
+            (lambda group: sum(tokens[one] for one in group))
+            if shared
+            else (lambda group: len(group) * tokens[group[0]])
+        )
+        fullest = max(made, key=cost)
         yield budget, 1, [rows[one] for one in fullest]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dpo_cli.recipe import Recipe
 from dpo_cli.records import read_pairs
 from dpo_cli.run import Run, write_json
 from dpo_cli.train.careful import careful
-from dpo_cli.train.checkpoints import checkpoint_to_resume, start_log, step_of
+from dpo_cli.train.checkpoints import checkpoint_to_resume, is_last, start_log, step_of
 from dpo_cli.train.engine import cache_reference, choose
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.progress import StopAfterStep, peak_memory, print_remark, progress_callback
@@ -81,7 +82,10 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
 
     start = time.monotonic()
     with stop:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint and is_last(checkpoint):
+            _restore(trainer, checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.monotonic() - start
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise DpoError(
@@ -129,6 +133,11 @@ def build(recipe: Recipe, run: Run, backend: models.Backend) -> Any:
     _check_nothing_dropped(len(train_set), len(trainer.train_dataset), recipe)
     if recipe.model.adapter is None:
         _forget_reference_copy(trainer.model)
+    for parameter in trainer.model.parameters():
+        # TRL casts the LoRA of a 4-bit model to bfloat16, where a step of a small learning rate rounds to nothing, and
+        # PEFT loads it back as float32 at a resume. Unsloth's is float32, like PEFT's own of a 16-bit model.
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     _remove_printers(trainer)
     return trainer
 
@@ -156,6 +165,8 @@ def _config(recipe: Recipe, run: Run, config_class: Any) -> Any:
         "use_cpu": not on_gpu,
         "bf16": dtype == torch.bfloat16 if mixed else bool(recipe.train.bf16),
         "fp16": dtype == torch.float16 if mixed else recipe.train.fp16,
+        # TRL 1.16's "auto" is None but on Neuron; 1.15, which Unsloth takes, does not know the word.
+        "pad_to_multiple_of": None if recipe.train.pad_to_multiple_of == "auto" else recipe.train.pad_to_multiple_of,
         # Where the recipe leaves it open, `engine.choose` decides.
         "gradient_checkpointing": bool(recipe.train.gradient_checkpointing),
         "disable_tqdm": True,
@@ -269,6 +280,15 @@ def _facts(recipe: Recipe, trainer: Any, backend: models.Backend) -> dict[str, A
     }
 
 
+def _restore(trainer: Any, checkpoint: Path) -> None:
+    """A training that had come to its last step; transformers would take one step more."""
+    from transformers import TrainerState
+
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    models.load_adapter_weights(trainer.accelerator.unwrap_model(trainer.model), Path(best or checkpoint))
+
+
 def _remove_printers(trainer: Any) -> None:
     """transformers' own log printers; ours says the same in one line."""
     from transformers import PrinterCallback, ProgressCallback
@@ -282,8 +302,13 @@ def _metrics(trainer: Any, log: Path, seconds: float, resumed_from: int | None) 
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     final = rows[-1] if rows else {}
     steps = trainer.state.global_step
-    done = steps - (resumed_from or 0)
-    pairs = len(trainer.train_dataset) * trainer.state.epoch * done / steps
+    size, step_pairs = len(trainer.train_dataset), trainer.get_total_train_batch_size(trainer.args)
+    per_epoch = math.ceil(size / step_pairs)  # an epoch's last step has what is left
+
+    def pairs_until(step: int) -> int:
+        return step // per_epoch * size + min(step % per_epoch * step_pairs, size)
+
+    pairs = pairs_until(steps) - pairs_until(resumed_from or 0)
     metrics = {
         "steps": steps,
         "seconds": round(seconds, 3),

@@ -40,7 +40,12 @@ def adapter(runs: Path) -> dict[str, Any]:
 
 
 def test_two_processes_give_the_losses_and_the_adapter_of_one(tmp_path: Path, command: Any) -> None:
-    together = ("train.max_steps=4", "train.logging_steps=1", "train.eval_strategy=steps", "train.eval_steps=4")
+    together: tuple[str, ...] = (
+        "train.max_steps=4",
+        "train.logging_steps=1",
+        "train.eval_strategy=steps",
+        "train.eval_steps=4",
+    )
     together += ("train.per_device_eval_batch_size=1",)  # transformers' means are over batches
     alone = ("train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=4")
     shared = ("train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2")

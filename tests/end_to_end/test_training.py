@@ -188,7 +188,7 @@ def test_a_loss_that_is_no_number_stops_and_names_the_pairs(tmp_path: Path, comm
     assert "the loss is nan" in done.stderr
     ids = done.stderr.split("train.jsonl, rows ")[1].splitlines()[0].split(", ")
     known = {json.loads(line)["id"] for line in (tmp_path / "runs/smoke/data/train.jsonl").read_text().splitlines()}
-    assert len(ids) == 4 and set(ids) <= known
+    assert 0 < len(ids) <= 8 and set(ids) <= known, "those of one pass"
 
 
 def test_training_goes_on_from_an_adapter_and_holds_it_as_the_reference(

@@ -147,6 +147,7 @@ def test_a_sharing_that_computes_something_else_is_noticed(
 
     def mixed(*args: Any) -> Any:
         stream = lay_out(*args)
+        assert stream
         for index, pair in enumerate(stream.pairs):
             stream.pairs[index] = pair._replace(prefix=pair.chosen)
         return stream

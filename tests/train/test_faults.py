@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,3 +99,187 @@ def test_pairs_are_needed(train: Callable[..., Result]) -> None:
 
 def test_a_memory_limit_that_is_no_size(train: Callable[..., Result]) -> None:
     assert "engine.memory_limit" in said(train("engine.memory_limit=lots"), code=2)
+
+
+# ------------------------------------------------------------------------------------ a run that was cut short
+
+
+def trainer(project: Any, model: Path, **more: Any) -> Callable[..., Result]:
+    """`dpo-cli train` on the small project with a local model: four steps, a checkpoint after every second."""
+    train: dict[str, Any] = {"max_steps": 4, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 2}
+    train |= {"gradient_accumulation_steps": 1, "learning_rate": 0.005, **more}
+    options = [f"train.{name}={json.dumps(value)}" for name, value in train.items()]
+    options += [f"model.id={model}", "model.load_in_4bit=false", "lora.r=8", "lora.dropout=0.0"]
+
+    def go(*settings: str) -> Result:
+        every = [part for setting in (*options, *settings) for part in ("--set", setting)]
+        return CliRunner().invoke(app, ["train", str(project.recipe), *every])
+
+    return go
+
+
+def cut_short(run: Path, step: int) -> None:
+    """Leave a finished run as a kill after that step leaves it: a checkpoint, the log, a manifest that says running."""
+    for checkpoint in (run / "train" / "checkpoints").glob("checkpoint-*"):
+        if int(checkpoint.name.split("-")[1]) > step:
+            shutil.rmtree(checkpoint)
+    shutil.rmtree(run / "train" / "adapter")
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    manifest["stages"]["train"]["status"] = "running"
+    (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    """The rows of the log, in what a resumed run has to give again (TRL counts its tokens anew)."""
+    keep = ("step", "loss", "grad_norm", "rewards/margins", "logps/chosen", "learning_rate")
+    return [{key: row[key] for key in keep} for row in log(run)]
+
+
+def log(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "train" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def weights(run: Path) -> bytes:
+    return (run / "train" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def change_template(model: Path, project: Any) -> str:
+    path = model / "chat_template.jinja"
+    path.write_text(path.read_text(encoding="utf-8") + "{# another #}", encoding="utf-8")
+    return "model/chat_template.jinja has changed"
+
+
+def change_weights(model: Path, project: Any) -> str:
+    with open(model / "model.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x01")
+    return "model/model.safetensors has changed"
+
+
+def change_data(model: Path, project: Any) -> str:
+    project.write_rows(40, seed=1)
+    return "data/train.jsonl has changed"
+
+
+@pytest.mark.parametrize("change", [change_template, change_weights, change_data])
+def test_a_run_of_other_files_is_not_resumed(project: Any, model: Path, change: Callable[[Path, Any], str]) -> None:
+    train = trainer(project, model)
+    assert train().exit_code == 0
+    cut_short(project.run, step=2)
+    reason = change(model, project)
+    message = said(train())
+    assert "something else was cut short" in message and reason in message and "--fresh" in message
+    assert not (project.run / "train" / "adapter").exists()
+    assert "train.beta is 0.3, was 0.1" in said(train("train.beta=0.3")), "each change is named, also a key"
+
+
+UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
+# $1 an empty folder, $2 the runs to put there, $3 where to leave them, $4 KiB free at each try; then a command.
+ON_A_DISK_THAT_FILLS_UP = """
+mount -t tmpfs -o size=16m none "$1" || exit 99
+cp -a "$2/." "$1"
+disk=$1 after=$3 tries=$4
+shift 4
+for free in $tries; do
+    rm -f "$disk/filler"
+    left=$(df -k --output=avail "$disk" | tail -n 1)
+    head -c $(((left - free) * 1024)) /dev/zero > "$disk/filler"
+    "$@" --quiet
+    echo "code $?" >&2
+    rm -rf "$disk/smoke/train/checkpoints/checkpoint-4"
+done
+rm "$disk/filler"
+"$@" >&2 || exit 98
+cp -a "$disk/." "$after"
+"""
+
+
+def can_mount(folder: Path) -> bool:
+    command = [*UNSHARE, "mount", "-t", "tmpfs", "none", str(folder)]
+    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(tmp_path: Path, model: Path) -> None:
+    """Really full, while checkpoint-4 is written: in its adapter, then in its optimizer; later there is space again."""
+    whole, disk, after = (tmp_path / name for name in ("whole", "disk", "after"))
+    for folder in (disk, after):
+        folder.mkdir()
+    if not can_mount(disk):
+        pytest.skip("this machine lets an ordinary user mount nothing")
+    options = ["train.max_steps=4", "train.save_steps=2", "train.logging_steps=1", f"model.id={model}"]
+    command = ["train", str(SMOKE), *(part for option in options for part in ("--set", option)), "--runs-dir"]
+    assert CliRunner().invoke(app, [*command, str(whole), "--quiet"]).exit_code == 0
+    expected = logged(whole / "smoke"), weights(whole / "smoke")
+    cut_short(whole / "smoke", step=2)
+
+    script = [*UNSHARE, "sh", "-c", ON_A_DISK_THAT_FILLS_UP, "sh", str(disk), str(whole), str(after), "20 300"]
+    program = [sys.executable, "-m", "dpo_cli", *command, str(disk)]
+    done = subprocess.run([*script, *program], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    *full, goes_on = done.stderr.split("code 1\n")
+    assert len(full) == 2
+    for message in full:
+        assert message.startswith("error: No space left on device") and "Traceback" not in message
+        assert "where:" in message and "fix:   free some disk space" in message
+    assert "resumed from step 2" in goes_on
+    assert (logged(after / "smoke"), weights(after / "smoke")) == expected
+
+
+def test_a_run_folder_that_may_only_be_read(project: Any, model: Path) -> None:
+    """A read-only mount, which root can't write to either."""
+    train = trainer(project, model)
+    assert train().exit_code == 0
+    cut_short(project.run, step=2)
+    if not can_mount(project.folder):
+        pytest.skip("this machine lets an ordinary user mount nothing")
+    script = 'mount --bind -o ro "$1" "$1" || exit 99; shift; exec "$@"'
+    unshare = [*UNSHARE, "sh", "-c", script, "sh", str(project.run)]
+    program = [sys.executable, "-m", "dpo_cli", "train", "demo.yaml", "--set", f"model.id={model}"]
+    done = subprocess.run([*unshare, *program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Read-only file system") and "Traceback" not in done.stderr
+    assert "runs/demo" in done.stderr
+
+
+# ------------------------------------------------------------------------------------ batches that do not divide
+
+
+def test_batch_settings_that_do_not_divide_lose_no_pair(project: Any, model: Path) -> None:
+    """Ten pairs: the last step, or the only one, has what is left, and each pair weighs the same in its step."""
+    figures = {}
+    for pairs, times in ((1, 1), (3, 4), (4, 2), (5, 1), (10, 1), (16, 1)):
+        train = trainer(project, model, max_steps=-1, per_device_train_batch_size=pairs)
+        done = train("data.total=10", f"train.gradient_accumulation_steps={times}", f"name=batch-{pairs}-{times}")
+        assert done.exit_code == 0, done.output
+        figures[pairs, times] = log(project.folder / "runs" / f"batch-{pairs}-{times}")
+    assert {size: len(rows) for size, rows in figures.items()} == {
+        (1, 1): 10, (3, 4): 1, (4, 2): 2, (5, 1): 2, (10, 1): 1, (16, 1): 1,
+    }  # fmt: skip
+    tokens = {size: rows[-1]["num_tokens"] for size, rows in figures.items()}
+    assert set(tokens.values()) == {tokens[1, 1]}, "every pair was seen, and none twice"
+    for size in ((3, 4), (16, 1)):
+        assert figures[size][0]["grad_norm"] == pytest.approx(figures[10, 1][0]["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("half", ["", '{"best_glob'])
+def test_a_checkpoint_whose_last_file_is_half_written_is_none(project: Any, model: Path, half: str) -> None:
+    """A full disk or a lost power leaves `trainer_state.json` there, but not whole."""
+    train = trainer(project, model)
+    assert train().exit_code == 0
+    expected = logged(project.run), weights(project.run)
+    cut_short(project.run, step=4)
+    (project.run / "train" / "checkpoints" / "checkpoint-4" / "trainer_state.json").write_text(half, encoding="utf-8")
+    done = train()
+    assert "resumed from step 2" in done.stdout, done.output
+    assert (logged(project.run), weights(project.run)) == expected
+
+
+def test_a_run_cut_short_after_its_last_step_takes_no_step_more(project: Any, model: Path) -> None:
+    """As a full disk leaves it where only the adapter no longer fits."""
+    train = trainer(project, model)
+    assert train().exit_code == 0
+    expected = logged(project.run), weights(project.run)
+    cut_short(project.run, step=4)
+    done = train()
+    assert done.exit_code == 0, done.output
+    assert (logged(project.run), weights(project.run)) == expected

@@ -86,11 +86,17 @@ PEAKS = {
 }  # fmt: skip
 
 
+def float32_lora(size: str) -> float:
+    """GiB more than published, where weights, gradients and Adam's two moments of the LoRA are bfloat16."""
+    return 8 * QWEN3[size].lora(32, LINEARS) / GIB
+
+
 @pytest.mark.parametrize("size", QWEN3)
 def test_the_gpu_formula_gives_the_published_parts(size: str) -> None:
     assert QWEN3[size].kept(2, 32, LINEARS) / 1024 == pytest.approx(KEPT[size], rel=0.005)
     nothing_run = qlora(size, 0, checkpointing=False)
-    assert (nothing_run.total - nothing_run.margin) / GIB == pytest.approx(FIXED[size], rel=0.005)
+    published = FIXED[size] + float32_lora(size)
+    assert (nothing_run.total - nothing_run.margin) / GIB == pytest.approx(published, rel=0.005)
 
 
 @pytest.mark.parametrize(("size", "tokens"), PEAKS)
@@ -101,6 +107,7 @@ def test_the_gpu_formula_gives_the_published_peaks(size: str, tokens: int) -> No
         qlora(size, tokens, fused_head=False),
     )
     for memory, published in zip(peaks, PEAKS[size, tokens], strict=True):
+        published += 1.06 * float32_lora(size)
         assert memory.total / GIB == pytest.approx(published, rel=0.02, abs=0.06)  # printed with one decimal
 
 
@@ -118,7 +125,7 @@ def test_more_tokens_take_more(device: str, checkpointing: bool, precision: str)
 def test_what_saves_memory_saves_it_where_it_should() -> None:
     plain = qlora("4B", 2048)
     eight_bit = qlora("4B", 2048, optimizer="adamw_8bit")
-    assert eight_bit.optimizer * 2 == plain.optimizer
+    assert eight_bit.optimizer * 4 == plain.optimizer
     assert qlora("4B", 2048, optimizer="sgd").optimizer == 0
     assert qlora("4B", 2048, checkpointing=False).activations > 20 * plain.activations
     assert qlora("4B", 2048, precision="bf16").weights > 2.5 * plain.weights

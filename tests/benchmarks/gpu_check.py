@@ -1,0 +1,553 @@
+"""`make gpu-check`: what is claimed about a 16 GB card, asked of the NVIDIA GPU at hand, in ten minutes, offline.
+
+Speed, memory, resume and merge don't depend on what the weights are. So a Qwen3 of a real shape is made with random
+ones, in 16-bit and in NF4, with English and Chinese pairs of real lengths, and goes through the real commands with the
+real recipe under `engine.memory_limit: 16`. Each command is a process of its own with a time limit: one that crashes
+loses its own question. Answers go to OUT/answers.jsonl as they come, and at the end, as a table, to OUT/table.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import shlex
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+RECIPE = REPOSITORY / "recipes" / "ultrafeedback_zh_en.yaml"
+REAL_PAIRS = 7500
+BACKENDS = ("hf", "unsloth")
+LIBRARIES = ("torch", "triton", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "unsloth_zoo")
+GIB = 2**30
+# The questions, and the most seconds that one may take.
+LIMITS = {
+    "environment": 90, "load": 120, "train": 300, "agree": 10, "shared": 90, "memory": 90, "resume": 300,
+    "export": 120, "speed": 500,
+}  # fmt: skip
+# Nats of an answer's log-probability, as a mean over a step's pairs. A token has about -12 with random weights, which
+# bfloat16 rounds by up to 0.05: over 300 tokens and 24 pairs about 0.2. Answers that see a wrong context are about 4
+# apart, each logit having a deviation of 0.9. (Reckoned, not measured on a GPU.)
+SAME_LOGPS = {"cuda": 1.0, "cpu": 0.01}
+# Between a resumed run and a whole one, of the largest margin. A CPU is exact; on a GPU the backward of attention adds
+# up in any order. A resume that lost its adapter is off by 1.
+SAME_MARGINS = {"cuda": 0.05, "cpu": 0.0}
+PLAN_TOLERANCE = 0.10
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is trained on; a checkpoint at each `save`, a SIGKILL at `kill`, real lengths divided by `shorter`."""
+
+    steps: int = 20
+    pairs: int = 24  # a step's, as in the recipe
+    save: int = 5
+    kill: int = 8
+    max_length: int = 1024  # the recipe's
+    memory_at: tuple[int, ...] = (1024, 2048, 512)
+    shorter: int = 1
+
+
+TINY = Scale(steps=6, pairs=4, save=2, kill=3, max_length=128, memory_at=(128,), shorter=8)
+
+
+class Failed(Exception):
+    """A question that got no answer."""
+
+
+class TimeIsUp(Exception):
+    """The minutes of the whole check are."""
+
+
+@dataclass
+class Ran:
+    """A finished command: its exit code, and each line it printed with the time."""
+
+    code: int = 0
+    lines: list[tuple[float, str]] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(line for _, line in self.lines)
+
+    @property
+    def error(self) -> str:
+        """The last line that names an error, else the last one."""
+        lines = [line.strip() for _, line in self.lines if line.strip()]
+        named = [line for line in lines if re.match(r"error:|[\w.]*(Error|Exception|Interrupt)\b", line)]
+        return (named or lines or ["it printed nothing"])[-1][:300] + f" (exit code {self.code})"
+
+    def worked(self) -> Ran:
+        if self.code != 0:
+            raise Failed(self.error)
+        return self
+
+
+@dataclass(frozen=True)
+class Task:
+    question: str
+    shape: str = ""
+    backend: str = ""
+    length: int = 0  # max_length, where the question is asked at several
+
+
+@dataclass
+class GpuCheck:
+    """One call. A method for each question returns its figures; `holds`, where given, says whether the claim does.
+
+    Attributes:
+        settings: of each dpo-cli command, as `--set` takes them.
+        end, until: `time.monotonic()` at which the whole check, and the task at hand, are to be over.
+    """
+
+    out: Path
+    device: str
+    scale: Scale
+    settings: Sequence[str]
+    end: float
+    until: float = 0.0
+    task: Task = Task("")
+
+    # ---------------------------------------------------------------------------------------------------- questions
+
+    def environment(self) -> dict[str, Any]:
+        """What Triton's launcher and the backends need, and what `dpo-cli doctor` says."""
+        doctor = self.python("-m", "dpo_cli", "doctor")
+        header = Path(sysconfig.get_paths()["include"], "Python.h")
+        imported = "not installed"
+        if find_spec("unsloth"):
+            done = self.python("-c", "import unsloth")
+            imported = "works" if done.code == 0 else done.error
+        return {
+            "gcc": shutil.which("gcc"),
+            "python_h": header.is_file(),
+            "import_unsloth": imported,
+            "printed": doctor.text,
+            "holds": doctor.code == 0 and imported in ("works", "not installed"),
+        }
+
+    def load(self) -> dict[str, Any]:
+        """Make what is missing of data and model, and load its NF4 folder."""
+        place = ["--out", str(self.out), "--device", self.device]
+        made = self.python(__file__, "--make", self.task.shape, *place).worked()
+        self.recipe.write_text(json.dumps(self.document(), indent=1), encoding="utf-8")
+        return dict(json.loads(next(line for _, line in reversed(made.lines) if line.startswith("{"))))
+
+    def train(self) -> dict[str, Any]:
+        """The recipe's settings for some steps; minutes of the real recipe, from the median step."""
+        done = self.dpo_cli("train", "--fresh").worked()
+        rows, step = self.rows(), _seconds_per_step(done)
+        remarks = [
+            line.strip() for _, line in done.lines if re.search(r"^\s*(warning:|no (shared|token))|Warning:", line)
+        ]
+        return {
+            "steps": len(rows),
+            "first_loss": rows[0]["loss"],
+            "last_loss": rows[-1]["loss"],
+            "seconds_per_step": round(step, 3),
+            "pairs_per_second": round(self.scale.pairs / step, 2),
+            "minutes_of_7500_pairs": round(REAL_PAIRS / self.scale.pairs * step / 60, 1),
+            "peak_gib": round(self.read("train/metrics.json")["peak_memory_bytes"] / GIB, 2),
+            **self.taken(),
+            "remarks": remarks,
+            "holds": len(rows) == self.scale.steps,
+        }
+
+    def agree(self) -> dict[str, Any]:
+        """Whether both backends start alike. The first loss is ln 2 on any; log-probabilities tell more."""
+        return self.compared(*(self.rows(backend=backend) for backend in BACKENDS))
+
+    def shared(self) -> dict[str, Any]:
+        """Whether `train` took the shared prefix, which it holds against the stock path; and the first step without."""
+        two_steps = ["train.max_steps=2", "engine.shared_prefix=off"]
+        self.dpo_cli("train", "--fresh", run="apart", settings=two_steps).worked()
+        found = self.compared(self.rows(), self.rows("apart"))
+        taken = self.taken()["shared_prefix"]
+        return {"shared_prefix": taken, **found, "holds": taken and found["holds"]}
+
+    def memory(self) -> dict[str, Any]:
+        """`train --plan` against what was seen; the preflight tries the longest pairs, so that two steps will do."""
+        sys.path.append(str(REPOSITORY))
+        from dpo_cli.train.memory import CUDA_CONTEXT
+
+        length = self.task.length
+        run, settings = f"at{length}", [f"model.max_length={length}", "train.max_steps=2"]
+        if length == self.scale.max_length:
+            run, settings = "whole", []
+        plan = self.dpo_cli("train", "--plan", run=run, settings=settings)
+        total = re.search(r"\btotal\W+([\d.]+)", plan.text)
+        if total is None:
+            raise Failed(plan.error)
+        self.dpo_cli("train", run=run, settings=settings).worked()  # nothing to do where it has been done
+        seen = self.read("train/metrics.json", run)["peak_memory_bytes"]
+        seen = (seen + (CUDA_CONTEXT if self.device == "cuda" else 0)) / GIB
+        ratio = float(total[1]) / seen
+        return {
+            "predicted_gib": float(total[1]),
+            "seen_gib": round(seen, 2),
+            "predicted_over_seen": round(ratio, 3),
+            **self.taken(run),
+            "holds": abs(ratio - 1) <= PLAN_TOLERANCE,
+        }
+
+    def resume(self) -> dict[str, Any]:
+        """SIGKILL and the same command again, against the run that was left alone."""
+        killed = self.dpo_cli("train", "--fresh", run="killed", kill_at=rf"step +{self.scale.kill}/")
+        if killed.code != -signal.SIGKILL:
+            raise Failed(f"it ended before it could be killed: {killed.error}")
+        resumed = self.dpo_cli("train", run="killed").worked()
+        found = re.search(r"resumed from step (\d+)", resumed.text)
+        whole, again = self.rows(), self.rows("killed")
+        largest = max(abs(row["rewards/margins"]) for row in whole)
+        margins = _apart(whole, again, "rewards/margins") / largest
+        return {
+            "resumed_from": int(found[1]) if found else None,
+            "losses_apart": _apart(whole, again, "loss"),
+            "margins_apart_of_largest": margins,
+            "may_be": SAME_MARGINS[self.device],
+            "holds": found is not None and len(again) == len(whole) and margins <= SAME_MARGINS[self.device],
+        }
+
+    def export(self) -> dict[str, Any]:
+        """Merged into the 16-bit weights, read back and compared."""
+        done = self.dpo_cli("export", "--force")
+        if not (self.folder() / "export" / "verify.json").is_file():
+            raise Failed(done.error)
+        checks = {check["name"]: check for check in self.read("export/verify.json")}
+        return {
+            **{name: checks[f"merged.{name}"]["value"] for name in ("mean_kl", "top1_agreement", "effect")},
+            "broken": [name for name, check in checks.items() if not check["ok"]],
+            "holds": done.code == 0,
+        }
+
+    def speed(self) -> dict[str, Any]:
+        """The contenders of `bench_train.py`, whose own table is kept whole."""
+        file = str(self.out / "speed.json")
+        done = self.python(str(HERE / "bench_train.py"), "--device", self.device, "--json", file).worked()
+        return {"json": file, "printed": done.text}
+
+    # ------------------------------------------------------------------------------------------------------- pieces
+
+    def python(self, *arguments: str, kill_at: str = "") -> Ran:
+        """A process of our own; killed with its children where the task's time is up, or where it prints `kill_at`."""
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120", "PYTHONUNBUFFERED": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment["UNSLOTH_COMPILE_LOCATION"] = str(self.out / "unsloth_compiled")  # else in the working directory
+        if self.device == "cpu":
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": environment}
+        options |= {"text": True, "errors": "replace", "start_new_session": True}
+        process, ran, late = subprocess.Popen([sys.executable, *arguments], **options), Ran(), threading.Event()
+
+        def kill(is_late: bool = False) -> None:
+            if is_late:
+                late.set()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+        timer = threading.Timer(max(self.until - time.monotonic(), 0), kill, [True])
+        timer.start()
+        try:
+            with open(self.out / "log.txt", "a", encoding="utf-8") as log:
+                print("$", shlex.join(arguments), file=log)
+                for line in process.stdout or ():
+                    ran.lines.append((time.monotonic(), line.rstrip()))
+                    log.write(line)
+                    if kill_at and re.search(kill_at, line):
+                        kill()
+            ran.code = process.wait()
+        finally:
+            timer.cancel()
+            if process.poll() is None:  # Ctrl-C, which does not reach another session
+                kill()
+        if late.is_set() and time.monotonic() >= self.end:
+            raise TimeIsUp
+        if late.is_set():
+            raise Failed(f"took longer than {LIMITS[self.task.question]} s; {ran.error}")
+        return ran
+
+    def dpo_cli(
+        self, command: str, *options: str, run: str = "whole", settings: Sequence[str] = (), kill_at: str = ""
+    ) -> Ran:
+        named = [f"name={self.folder(run).name}", f"engine.backend={self.task.backend}", *settings, *self.settings]
+        parts = [part for one in named for part in ("--set", one)]
+        place = [str(self.recipe), "--runs-dir", str(self.out / "runs")]
+        return self.python("-m", "dpo_cli", command, *place, *options, *parts, kill_at=kill_at)
+
+    @property
+    def recipe(self) -> Path:
+        return self.out / f"{self.task.shape}.yaml"
+
+    def document(self) -> dict[str, Any]:
+        """The real recipe on what was made.
+
+        Its learning rate would hardly move anything in so few steps, and a resume or a merge that loses the adapter
+        could not be told from one that keeps it.
+        """
+        scale, model = self.scale, self.out / self.task.shape
+        train = {"learning_rate": 2e-4, "gradient_accumulation_steps": scale.pairs, "logging_steps": 1}
+        sources = [
+            {
+                "id": str(self.out / f"pairs_{language}_{scale.max_length}.jsonl"),
+                "layout": "pairs",
+                "language": language,
+            }
+            for language in ("en", "zh")
+        ]
+        return {
+            "extends": str(RECIPE),
+            "model": {"id": f"{model}/nf4", "merge_base": f"{model}/16bit", "max_length": scale.max_length},
+            "data": {"sources": sources, "total": scale.steps * scale.pairs},
+            "train": {**train, "max_steps": scale.steps, "save_steps": scale.save},
+            "engine": {"memory_limit": 16},
+        }
+
+    def folder(self, run: str = "whole", backend: str = "") -> Path:
+        return self.out / "runs" / f"{self.task.shape}-{backend or self.task.backend}-{run}"
+
+    def read(self, file: str, run: str = "whole") -> Any:
+        return json.loads((self.folder(run) / file).read_text(encoding="utf-8"))
+
+    def taken(self, run: str = "whole") -> dict[str, Any]:
+        """What a run took of the recipe's `engine`, as its manifest says."""
+        return dict(self.read("manifest.json", run)["stages"]["train"]["engine"])
+
+    def rows(self, run: str = "whole", backend: str = "") -> list[dict[str, Any]]:
+        """The log of a finished run, one row a step."""
+        train = self.folder(run, backend) / "train"
+        if not (train / "metrics.json").is_file():
+            raise Failed(f"there is no finished run {train.parent.name} to look at")
+        return [json.loads(line) for line in (train / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    def compared(self, one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The first steps, which both begin with the base model."""
+        loss, *logps = (_apart(one[:1], other[:1], key) for key in ("loss", "logps/chosen", "logps/rejected"))
+        limit = SAME_LOGPS[self.device]
+        return {"loss_apart": loss, "logps_apart": max(logps), "may_be": limit, "holds": max(logps) <= limit}
+
+
+def _apart(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], key: str) -> float:
+    """The largest difference of a figure between rows of the same step."""
+    return max(abs(a[key] - b[key]) for a, b in zip(one, other, strict=False))
+
+
+def _seconds_per_step(ran: Ran) -> float:
+    times = [when for when, line in ran.lines if re.match(r"\s*step +\d+/", line)]
+    return statistics.median(late - early for early, late in pairwise(times))
+
+
+# ------------------------------------------------------------------------------------------------- what is trained on
+
+
+def make(out: Path, name: str, device: str, scale: Scale) -> dict[str, Any]:
+    """Write pairs and, as `16bit` and `nf4`, the model of a shape; what is there stays. Runs in its own process."""
+    import torch
+    from contenders import SHAPES
+    from dpo_cli import smoke
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Qwen3Config, Qwen3ForCausalLM
+
+    tiny = smoke.resolve("builtin:tiny-qwen3")
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    for language in ("en", "zh"):
+        write_pairs(out / f"pairs_{language}_{scale.max_length}.jsonl", language, tokenizer, scale)
+    shape = {one.lower(): shape for one, shape in SHAPES.items()}[name]
+    shape = replace(shape, vocabulary=max(shape.vocabulary, len(tokenizer)))
+    half, quarter, whole = out / name / "16bit", out / name / "nf4", out / name / "whole"
+    on: Any = {"": 0 if device == "cuda" else "cpu"}
+    began = time.monotonic()
+    if not whole.is_file():
+        config = Qwen3Config(
+            vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
+            num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+            head_dim=shape.head_dim, max_position_embeddings=8192, tie_word_embeddings=True,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        torch.set_default_dtype(torch.bfloat16)  # 4B in float32 would not fit into 16 GB
+        with torch.device(device):
+            Qwen3ForCausalLM(config).save_pretrained(half)
+        torch.set_default_dtype(torch.float32)
+        computed = torch.bfloat16 if device == "cuda" else torch.float32
+        nf4 = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=computed,
+        )  # fmt: skip
+        model = AutoModelForCausalLM.from_pretrained(half, quantization_config=nf4, dtype=computed, device_map=on)
+        model.save_pretrained(quarter)
+        for folder in (half, quarter):
+            for file in (*tiny.glob("tokenizer*"), tiny / "chat_template.jinja"):
+                shutil.copy(file, folder)
+        whole.touch()
+    made = time.monotonic()
+    model = AutoModelForCausalLM.from_pretrained(quarter, device_map=on)
+    layers = sum(type(module).__name__ == "Linear4bit" for module in model.modules())
+    return {
+        "nf4_gb": round(sum(file.stat().st_size for file in quarter.iterdir()) / 1e9, 2),
+        "layers_in_4bit": layers,
+        "seconds_to_make": round(made - began, 1),
+        "seconds_to_load": round(time.monotonic() - made, 1),
+        "holds": layers == 7 * shape.layers,
+    }
+
+
+def write_pairs(path: Path, language: str, tokenizer: Any, scale: Scale) -> None:
+    """Pairs of real lengths and no sense: twice as many as are trained on, for `prepare` drops what is too long.
+
+    Chosen and rejected answers draw from two halves of the words, so that there is something to learn.
+    """
+    import lengths
+    from dpo_cli.smoke.data import SOURCES, texts
+
+    if path.is_file():
+        return
+    known = " ".join(text for name in SOURCES for text in texts(name))
+    words = sorted(set(re.findall(r"[一-鿿]{2}" if language == "zh" else r"[A-Za-z]{3,}", known)))
+    between, rng = "" if language == "zh" else " ", random.Random(language)
+
+    def text(some: Sequence[str], tokens: int) -> str:
+        drawn = between.join(rng.choices(some, k=tokens))  # a word is a token or more
+        offsets = tokenizer(drawn, return_offsets_mapping=True)["offset_mapping"]
+        return drawn[: offsets[tokens - 1][1]]
+
+    rows, real = [], lengths.load(language, max_length=10**6)
+    for number in range(2 * scale.steps * scale.pairs):
+        row = real[number % len(real)]
+        # The chat template's own tokens, about 14 in the prompt and 2 after an answer, are among the counted ones.
+        wanted = row.prompt - 14, row.chosen - 2, row.rejected - 2
+        prompt, chosen, rejected = (max(tokens // scale.shorter, 8) for tokens in wanted)
+        both = min(row.opening // scale.shorter, chosen - 1, rejected - 1)
+        opening = text(words, both) + between if both else ""
+        answers = [opening + text(words[0::2], chosen - both), opening + text(words[1::2], rejected - both)]
+        rows.append({"prompt": text(words, prompt), "chosen": answers[0], "rejected": answers[1]})
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------- one call
+
+
+def tasks(shapes: Sequence[str], scale: Scale) -> Iterator[Task]:
+    """In the order of their worth: everything of the first shape, then of the others what depends on the shape."""
+    yield Task("environment")
+    for shape in shapes:
+        every = BACKENDS if shape == shapes[0] else ()
+        yield Task("load", shape)
+        yield from (Task("train", shape, backend) for backend in BACKENDS)
+        yield Task("agree", shape, "both")
+        yield from (Task("shared", shape, backend) for backend in every)
+        yield from (Task("memory", shape, backend, length) for length in scale.memory_at for backend in BACKENDS)
+        yield from (Task(question, shape, backend) for question in ("resume", "export") for backend in every)
+    yield Task("speed")
+
+
+def answer(check: GpuCheck, task: Task) -> dict[str, Any]:
+    """Ask one question: `ok`, `off` (answered, but not as claimed), `failed`, `not reached` or `not installed`."""
+    began = time.monotonic()
+    check.task, check.until = task, min(began + LIMITS[task.question], check.end)
+    title = f"{task.question} at {task.length}" if task.length else task.question
+    row: dict[str, Any] = {"question": title, "shape": task.shape, "backend": task.backend, "state": ""}
+    try:
+        if began >= check.end:
+            raise TimeIsUp
+        if task.backend in ("unsloth", "both") and find_spec("unsloth") is None:
+            row["state"] = "not installed"
+        else:
+            found = getattr(check, task.question)()
+            row |= {"state": "ok" if found.pop("holds", True) else "off", **found}
+    except TimeIsUp:
+        row["state"] = "not reached"
+    except Failed as error:
+        row |= {"state": "failed", "error": str(error)}
+    except Exception as error:  # a file that is not as expected; the other questions go on
+        row |= {"state": "failed", "error": f"{type(error).__name__}: {error}"}
+    return row | {"seconds": round(time.monotonic() - began, 1)}
+
+
+def table(rows: Sequence[dict[str, Any]], device: str, command: str) -> str:
+    """The answers as tests/benchmarks/RESULTS.md has them."""
+    columns = ("question", "shape", "backend", "state", "seconds")
+    lines = [f"## {machine(device)}, {date.today()}", "", f"`{command}`", ""]
+    lines += ["| question | shape | backend | answer | s | figures |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        figures = [f"{name.replace('_', ' ')} {_shown(row[name])}" for name in row if name not in (*columns, "printed")]
+        cells = [*(str(row[name]) for name in columns), "; ".join(figures)]
+        lines.append("| " + " | ".join(re.sub(r"[|\n]", " ", cell) for cell in cells) + " |")
+    for row in rows:
+        if row.get("printed"):
+            lines += ["", f"{row['question']}:", "", "```", row["printed"].strip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def machine(device: str) -> str:
+    """Card, driver and versions, in a line."""
+    card = platform.machine()
+    if device == "cuda" and shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+        card = done.stdout.partition("\n")[0] or card
+    found = [card, f"Python {platform.python_version()}"]
+    for library in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found.append(f"{library} {version(library)}")
+    return ", ".join(found)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--shapes", default="1.7b,0.6b,4b", help="the first is asked everything; or tiny, for a CPU")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu-check"), help="models and runs are kept here")
+    parser.add_argument("--only", default=",".join(LIMITS), help="some of %(default)s; load is always asked")
+    parser.add_argument("--minutes", type=float, default=10, help="what is not reached by then is said to be so")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of each dpo-cli command")
+    parser.add_argument("--make", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    shapes, asked, out = given.shapes.lower().split(","), given.only.split(","), given.out.resolve()
+    if strange := sorted(set(asked) - LIMITS.keys()):
+        parser.error(f"no such question: {', '.join(strange)}")
+    out.mkdir(parents=True, exist_ok=True)
+    scale = TINY if "tiny" in (*shapes, given.make) else Scale()
+    if given.make:
+        print(json.dumps(make(out, given.make, given.device, scale)))
+        return 0
+    check = GpuCheck(out, given.device, scale, given.set, time.monotonic() + 60 * given.minutes)
+    rows = []
+    for task in tasks(shapes, scale):
+        if task.question in (*asked, "load"):
+            rows.append(answer(check, task))
+            with open(out / "answers.jsonl", "a", encoding="utf-8") as file:
+                print(json.dumps({"date": str(date.today()), **rows[-1]}, ensure_ascii=False), file=file)
+            print(" ".join(filter(None, list(rows[-1].values())[:4])), rows[-1].get("error", ""), flush=True)
+    text = table(rows, given.device, shlex.join(["python", *sys.argv]))
+    (out / "table.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}\n{out / 'table.md'}; what the commands printed: {out / 'log.txt'}")
+    return int(any(row["state"] in ("failed", "off") for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,559 @@
+"""A step cut by tokens against TRL's own step: the same losses, metrics, gradients and parameters, on real trainers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import dpo_cli
+import pytest
+from dpo_cli.train import token_budget
+from dpo_cli.train.preflight import use_micro_batch
+from dpo_cli.train.token_budget import budgeted, groups, padded_groups, stays_whole, whole
+from hypothesis import given
+from hypothesis import strategies as st
+
+Trainers = Callable[..., Any]
+ARGUMENTS = json.loads((Path(dpo_cli.__file__).parent / "trl_arguments.json").read_text(encoding="utf-8"))
+LOSSES: list[str] = ARGUMENTS["dpo"]["losses"]
+OVER_BATCH = {"aot", "aot_unpaired", "sft"}
+CLOSE = 1e-6
+
+
+# ----------------------------------------------------------------------------------------------------------- the groups
+
+LENGTHS = st.lists(st.integers(1, 300), max_size=40)
+
+
+@given(LENGTHS, st.integers(1, 700))
+def test_every_pair_is_in_one_group_and_no_group_goes_over_the_budget(lengths: list[int], budget: int) -> None:
+    def stream(group: Sequence[int]) -> int:
+        return sum(lengths[index] for index in group)
+
+    def padded(group: Sequence[int]) -> int:
+        return 2 * len(group) * max(lengths[index] for index in group)
+
+    for rule, cost in ((groups, stream), (padded_groups, padded)):
+        made = rule(lengths, budget)
+        assert sorted(index for group in made for index in group) == list(range(len(lengths)))
+        assert all(len(group) == 1 or cost(group) <= budget for group in made)
+        assert made == rule(tuple(lengths), budget)
+
+
+@given(LENGTHS, st.integers(300, 2000))
+def test_few_passes_and_the_longest_pair_first(lengths: list[int], budget: int) -> None:
+    """The first pass is where memory would run out; and of two half-empty passes first-fit makes one."""
+    made = groups(lengths, budget)
+    assert sum(2 * sum(lengths[index] for index in group) <= budget for group in made) <= 1
+    longest = [max(lengths[index] for index in group) for group in made]
+    assert longest == sorted(longest, reverse=True)
+
+
+def test_groups_by_hand() -> None:
+    assert groups([3, 9, 5, 5, 1], 10) == [[1, 4], [2, 3], [0]]
+    assert groups([30, 4], 10) == [[0], [1]]
+    assert groups([4, 4, 4], 4) == [[0], [1], [2]]
+    assert padded_groups([3, 9, 5, 5, 1], 20) == [[1], [2, 3], [0, 4]]
+    assert padded_groups([30, 1, 1], 10) == [[0], [1, 2]]
+    assert groups([], 10) == padded_groups([], 10) == []
+
+
+# -------------------------------------------------------------------------------------------------------- the trainers
+
+WORDS = ("the", "a", "is", "and", "of", "to", "amber", "basket", "candle", "的", "是", "我")
+
+
+# Of the tiny model's embeddings, which are its head too; for entropies that differ, and a token guessed now and then.
+SHARPER = 12.0
+
+
+def ragged(count: int, seed: int = 0) -> list[dict[str, str]]:
+    rng = random.Random(seed)
+
+    def say(most: int) -> str:
+        return " ".join(f"{word} {word}" for word in rng.choices(WORDS, k=rng.randint(1, most)))
+
+    rows = [{"prompt": say(9), "chosen": " " + say(14), "rejected": " " + say(14)} for _ in range(count)]
+    rows[1]["rejected"] = rows[1]["chosen"] + " amber"  # one opens with the other
+    return rows
+
+
+@pytest.fixture(scope="module")
+def tiny_model() -> Path:
+    from dpo_cli import smoke
+
+    return smoke.resolve("builtin:tiny-qwen3")
+
+
+@pytest.fixture
+def build(tmp_path: Path, tiny_model: Path) -> Trainers:
+    """`build(24, 1, budget=…, count=…)`: TRL's trainer, budgeted or (budget 0) not, whose policy has left its start."""
+    import datasets
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+
+    def go(micro: int, accumulation: int = 1, *, budget: int = 0, count: int = 24, **options: Any) -> Any:
+        set_seed(1)
+        base: Any = options.pop("base", None) or AutoModelForCausalLM.from_pretrained(tiny_model)
+        base.get_input_embeddings().weight.data *= SHARPER
+        model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+        shared_prefix = options.pop("shared_prefix", True)
+        chosen: dict[str, Any] = {
+            "output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True,
+            "max_length": None, "per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation,
+            "logging_steps": 1, "save_strategy": "no", "num_train_epochs": 1, "learning_rate": 1e-3, "seed": 3,
+            "precompute_ref_batch_size": 4,
+        }  # fmt: skip
+        kind: Any = budgeted(DPOTrainer) if budget else DPOTrainer
+        trainer = kind(
+            model=model,
+            args=DPOConfig(**chosen | options),
+            train_dataset=datasets.Dataset.from_list(ragged(count)),
+            processing_class=AutoTokenizer.from_pretrained(tiny_model),
+        )
+        if budget:
+            trainer.token_budget, trainer.shared_prefix = budget, shared_prefix
+        # At the start a policy is its reference, and every loss the same number.
+        noise = torch.Generator().manual_seed(2)
+        for name, parameter in trainer.model.named_parameters():
+            if ".default." in name:
+                parameter.data += 0.3 * torch.randn(parameter.shape, generator=noise)
+        trainer.current_gradient_accumulation_steps = 1
+        return trainer
+
+    return go
+
+
+def batch_of(trainer: Any) -> dict[str, Any]:
+    return trainer.data_collator([trainer.train_dataset[n] for n in range(len(trainer.train_dataset))])
+
+
+def step(trainer: Any) -> tuple[float, dict[str, Any], dict[str, list[float]]]:
+    """One training step on all pairs: its loss, its gradients, and what TRL is to log."""
+    trainer.model.zero_grad()
+    trainer._metrics["train"].clear()
+    trainer._total_train_tokens = 0
+    loss = trainer.training_step(trainer.model, batch_of(trainer))
+    grads = {name: one.grad.clone() for name, one in trainer.model.named_parameters() if one.grad is not None}
+    return loss.item(), grads, dict(trainer._metrics["train"])
+
+
+def passes(trainer: Any) -> list[Any]:
+    """The attention masks of each call of the backbone from now on; a pass makes two, the second for the reference."""
+    seen: list[Any] = []
+
+    def look(_: Any, args: Any, kwargs: Any) -> None:
+        seen.append(kwargs["attention_mask"].clone())
+
+    trainer.model.get_base_model().model.register_forward_pre_hook(look, with_kwargs=True)
+    return seen
+
+
+def difference(grads: dict[str, Any], others: dict[str, Any]) -> float:
+    """The largest over tensors of |a - b| / |b|, in Euclidean norms."""
+    assert grads.keys() == others.keys()
+    return max(float((grads[name] - others[name]).norm() / others[name].norm()) for name in grads)
+
+
+# ------------------------------------------------------------------------------------------------------------- the loss
+
+SMOOTH = {"robust": 0.1, "exo_pair": 0.1}
+OPTIONS: list[dict[str, Any]] = [
+    {"loss_type": ["sigmoid"], "use_weighting": True},
+    {"loss_type": ["apo_zero", "ipo"], "loss_weights": [0.7, 2.0], "use_weighting": True},
+    {"loss_type": ["sigmoid"], "ld_alpha": 0.4},
+    {"loss_type": ["sigmoid"], "f_divergence_type": "forward_kl"},
+    {"loss_type": ["sigmoid"], "f_divergence_type": "js_divergence"},
+    {"loss_type": ["sigmoid"], "f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.5},
+    {"loss_type": ["sigmoid"], "precompute_ref_log_probs": True},
+    {"loss_type": ["sigmoid"], "pad_to_multiple_of": 16},
+    {"loss_type": ["sigmoid"], "max_length": 32},
+    {"loss_type": ["sigmoid"], "shared_prefix": False},
+]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"loss_type": [loss], "label_smoothing": SMOOTH.get(loss, 0.0)} for loss in LOSSES if whole([loss]) is None]
+    + OPTIONS,
+    ids=lambda options: " ".join(f"{value}" for value in options.values()),
+)
+def test_a_cut_step_is_the_whole_step(build: Trainers, options: dict[str, Any]) -> None:
+    cut, plain = build(24, budget=150, **options), build(24, **{**options, "shared_prefix": True})
+    seen = passes(cut)
+    (loss, grads, metrics), (wanted, wanted_grads, wanted_metrics) = step(cut), step(plain)
+    assert len(seen) > 8, "cut in several"
+    assert loss == pytest.approx(wanted, abs=CLOSE, rel=CLOSE)
+    assert difference(grads, wanted_grads) < 2e-5
+    assert metrics.keys() == wanted_metrics.keys()
+    for name, values in wanted_metrics.items():
+        assert len(values) == 1
+        assert metrics[name] == pytest.approx(values, rel=2e-6, abs=2e-6), name
+    assert cut._total_train_tokens == plain._total_train_tokens > 0
+
+
+def test_every_loss_of_trl_is_known() -> None:
+    assert {loss for loss in LOSSES if whole([loss])} == OVER_BATCH
+    assert whole(["sigmoid", "ipo"]) is None
+    assert whole(["sigmoid", "sft"]) == "the loss sft averages over the tokens of the batch"
+    assert "not known" in str(whole(["next_years"]))
+
+
+@pytest.mark.parametrize("losses", [["aot"], ["aot_unpaired"], ["sft"], ["sigmoid", "sft"]], ids=str)
+def test_what_is_said_to_be_over_the_batch_is(
+    build: Trainers, losses: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays whole, to the last bit; and cut all the same, it would be another loss."""
+    plain = step(build(24, loss_type=losses))
+    trainer = build(24, budget=150, loss_type=losses)
+    seen = passes(trainer)
+    loss, grads, metrics = step(trainer)
+    assert len(seen) == 2
+    assert (loss, metrics) == (plain[0], plain[2])
+    assert difference(grads, plain[1]) == 0.0
+    monkeypatch.setattr(token_budget, "stays_whole", lambda trainer: None)
+    loss, grads, _ = step(trainer)
+    assert abs(loss - plain[0]) > 100 * CLOSE
+    assert difference(grads, plain[1]) > 0.01
+
+
+def test_a_mixture_of_experts_stays_whole(build: Trainers) -> None:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        vocab_size=2048, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, num_experts=4, num_experts_per_tok=2,
+        output_router_logits=True, router_aux_loss_coef=0.1,
+    )  # fmt: skip
+    trainer = build(24, budget=150, base=Qwen3MoeForCausalLM(config))
+    assert "mixture of experts" in str(stays_whole(trainer))
+    seen = passes(trainer)
+    step(trainer)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, None),
+        ({"optim": "lomo"}, "within the backward pass"),
+        ({"optim": "galore_adamw_layerwise"}, "within the backward pass"),
+        ({"dataloader_drop_last": True}, "dropped or filled up"),
+        ({"dataloader_drop_last": True, "count": 48}, None),
+    ],
+)
+def test_trainers_whose_steps_would_change_stay_whole(
+    build: Trainers, options: dict[str, Any], reason: str | None
+) -> None:
+    trainer = build(4, 6, **{"count": 60, **options})
+    assert stays_whole(trainer) is None if reason is None else reason in str(stays_whole(trainer))
+    trainer.is_deepspeed_enabled = True
+    assert stays_whole(trainer)
+
+
+# ----------------------------------------------------------------------------------------------------------- the passes
+
+
+@pytest.mark.parametrize("shared_prefix", [True, False])
+def test_no_pass_takes_more_than_the_budget(build: Trainers, shared_prefix: bool) -> None:
+    budget = 170
+    trainer = build(24, budget=budget, shared_prefix=shared_prefix)
+    inputs = batch_of(trainer)
+    seen = passes(trainer)
+    step(trainer)
+    policy, reference = seen[::2], seen[1::2]
+    assert [mask.shape for mask in policy] == [mask.shape for mask in reference]
+    assert sum(len(mask) for mask in policy) == 48
+    assert len({len(mask) for mask in policy}) > 1, "by tokens, not by count"
+    # Shared, a pair is its two rows less their common opening.
+    pairs = [trainer.train_dataset[n] for n in range(24)]
+    opening = {}
+    for one in pairs:
+        chosen, rejected = one["prompt_ids"] + one["chosen_ids"], one["prompt_ids"] + one["rejected_ids"]
+        same = [a == b for a, b in zip(chosen, rejected, strict=False)]
+        opening[len(chosen), len(rejected)] = [*same, False].index(False)
+    assert len(opening) == 24, "each pair is known by the lengths of its rows"
+    for mask in policy:
+        lengths = mask.sum(1).tolist()
+        half = len(lengths) // 2
+        both = list(zip(lengths[:half], lengths[half:], strict=True))
+        shared = sum(sum(pair) - opening[pair] for pair in both)
+        assert half == 1 or (shared if shared_prefix else mask.numel()) <= budget
+        assert mask.shape[1] == max(lengths), "cut to its longest row"
+    total = sum(mask.numel() for mask in policy)
+    assert total < inputs["input_ids"].numel()
+
+
+def test_a_pass_keeps_dtypes_and_its_own_rows(build: Trainers) -> None:
+    import torch
+
+    trainer = build(24, budget=150, precompute_ref_log_probs=True, pad_to_multiple_of=8)
+    inputs = batch_of(trainer)
+    before = {name: value.clone() for name, value in inputs.items()}
+    chunks: list[dict[str, Any]] = []
+    compute = trainer._compute_loss
+
+    def look(model: Any, chunk: Any, *rest: Any) -> Any:
+        chunks.append(chunk)
+        return compute(model, chunk, *rest)
+
+    trainer._compute_loss = look
+    trainer.training_step(trainer.model, inputs)
+    assert all(torch.equal(value, before[name]) for name, value in inputs.items()), "the batch itself is left alone"
+    assert len(chunks) > 4
+    reference = dict(zip(inputs["ref_chosen_logps"].tolist(), range(24), strict=True))
+    found = []
+    for chunk in chunks:
+        assert {name: value.dtype for name, value in chunk.items()} == {n: v.dtype for n, v in inputs.items()}
+        assert chunk["input_ids"].shape[1] % 8 == 0
+        width = chunk["input_ids"].shape[1]
+        which = [reference[value] for value in chunk["ref_chosen_logps"].tolist()]
+        rows = which + [index + 24 for index in which]
+        for name in ("input_ids", "attention_mask", "completion_mask"):
+            assert torch.equal(chunk[name], inputs[name][rows, :width])
+            assert chunk[name].sum() == inputs[name][rows].sum() or name == "input_ids"
+        assert torch.equal(chunk["ref_rejected_logps"], inputs["ref_rejected_logps"][which])
+        found += which
+    assert sorted(found) == list(range(24))
+
+
+def test_what_fits_one_pass_goes_the_untouched_way(build: Trainers) -> None:
+    plain, roomy, off = build(24), build(24, budget=10**6), build(24, budget=10**6)
+    off.token_budget = None
+    handed: list[int] = []
+    inputs, compute = batch_of(roomy), roomy._compute_loss
+
+    def look(model: Any, inputs: Any, *rest: Any) -> Any:
+        handed.append(id(inputs["input_ids"]))
+        return compute(model, inputs, *rest)
+
+    roomy._compute_loss = look
+    roomy.training_step(roomy.model, inputs)
+    assert handed == [id(inputs["input_ids"])], "the very tensors"
+    wanted, grads, metrics = step(plain)
+    for trainer in (roomy, off):
+        loss, others, logged = step(trainer)
+        assert (loss, logged) == (wanted, metrics)
+        assert difference(others, grads) == 0.0
+
+
+def test_a_batch_with_columns_of_another_shape_stays_whole(build: Trainers) -> None:
+    """Such as `token_type_ids`, or the patches of a picture, whose rows are no pairs."""
+    import torch
+
+    trainer = build(24, budget=150)
+    seen = passes(trainer)
+    ids = batch_of(trainer)
+    trainer.training_step(trainer.model, ids | {"position_ids": torch.arange(ids["input_ids"].shape[1])[None]})
+    assert len(seen) == 2
+
+
+def test_an_error_within_a_pass_leaves_evaluation_its_whole_loss(build: Trainers) -> None:
+    import torch
+
+    trainer = build(24, budget=150)
+    inputs = batch_of(trainer)
+    wanted = trainer.compute_loss(trainer.model, inputs).item()
+    compute, calls = trainer._compute_loss, []
+
+    def fail(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError
+        return compute(*args)
+
+    trainer._compute_loss = fail
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.training_step(trainer.model, inputs)
+    assert trainer.compute_loss(trainer.model, inputs).item() == wanted
+
+
+# ------------------------------------------------------------------------------------------------------- the whole run
+
+
+def run(trainer: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What was logged at each step, and the trained parameters."""
+    trainer.train()
+    assert all(parameter.grad is None for parameter in trainer.model.parameters()), "no gradient left behind"
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    return rows, {name: one.detach().clone() for name, one in trainer.model.named_parameters() if ".default." in name}
+
+
+@pytest.mark.parametrize("shared_prefix", [True, False])
+def test_a_run_is_trls_own_run(build: Trainers, shared_prefix: bool) -> None:
+    """60 pairs in steps of 24, 24 and 12; clipped, and with a learning rate that falls."""
+    options: dict[str, Any] = {"count": 60, "max_grad_norm": 0.5}
+    cut = build(24, budget=150, shared_prefix=shared_prefix, **options)
+    (rows, trained), (at_once, once), (one_by_one, single) = (
+        run(cut), run(build(24, **options)), run(build(1, 24, **options))
+    )  # fmt: skip
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert all(row["grad_norm"] > 0.5 for row in rows), "clipped"
+    for row, stock in zip(rows, at_once, strict=True):
+        assert row.keys() == stock.keys()
+        for name, value in stock.items():
+            assert row[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+        assert row["loss"] == pytest.approx(stock["loss"], abs=CLOSE)
+        assert row["learning_rate"] == stock["learning_rate"]
+    over_tokens = {"entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy"}  # TRL's means of means
+    for row, stock in zip(rows, one_by_one, strict=True):
+        assert row["loss"] == pytest.approx(stock["loss"], abs=CLOSE)
+        for name in stock.keys() - over_tokens:
+            if name not in ("num_tokens", "epoch"):  # transformers' epoch counts micro-batches, not pairs
+                assert row[name] == pytest.approx(stock[name], rel=1e-5, abs=1e-5), name
+    for others in (once, single):
+        assert max(float((trained[name] - others[name]).abs().max()) for name in trained) < 2e-5
+
+
+def test_evaluation_within_a_run_is_trls(build: Trainers) -> None:
+    import datasets
+
+    losses = []
+    for budget in (0, 150):
+        trainer = build(24, budget=budget, eval_strategy="no")
+        step(trainer)
+        metrics = trainer.evaluate(datasets.Dataset.from_list(ragged(10, seed=5)))
+        losses.append({name: value for name, value in metrics.items() if "loss" in name or "reward" in name})
+    assert losses[0] == losses[1]
+    assert "eval_loss" in losses[0]
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+def test_the_pairs_come_in_the_recipes_order(build: Trainers, micro: int) -> None:
+    stock, merged = build(micro, 24 // micro, count=60), build(micro, 24 // micro, count=60)
+    assert stays_whole(merged) is None
+    use_micro_batch(merged, 24)
+    assert merged.args.gradient_accumulation_steps == 1
+
+    def order(trainer: Any) -> list[list[list[int]]]:
+        loader = trainer.get_train_dataloader()
+        epochs = []
+        for epoch in range(2):
+            loader.set_epoch(epoch)
+            epochs.append([row[keep.bool()].tolist() for batch in loader for row, keep in zip(
+                batch["input_ids"][: len(batch["input_ids"]) // 2],
+                batch["attention_mask"][: len(batch["input_ids"]) // 2], strict=True,
+            )])  # fmt: skip
+        return epochs
+
+    first, second = order(stock)
+    assert sorted(first) == sorted(second) and first != second
+    assert order(merged) == [first, second]
+
+
+def test_the_accumulation_of_trl_still_counts(build: Trainers) -> None:
+    """Two micro-batches a step, each of them cut."""
+    options = {"count": 24, "max_steps": 2, "num_train_epochs": 2}
+    (rows, trained), (stock, wanted) = run(build(12, 2, budget=150, **options)), run(build(12, 2, **options))
+    for row, same in zip(rows, stock, strict=True):
+        for name, value in same.items():
+            assert row[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+    assert max(float((trained[name] - wanted[name]).abs().max()) for name in trained) < 2e-5
+
+
+# --------------------------------------------------------------------------------------------------- several processes
+
+PROCESS = """
+import json, os, sys
+from pathlib import Path
+import datasets, torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+from dpo_cli.train.token_budget import budgeted, groups, stays_whole, _tokens
+
+torch.set_num_threads(1)
+datasets.disable_progress_bars()
+given = json.loads(Path(sys.argv[1]).read_text())
+out, micro, budget = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+set_seed(1)
+base = AutoModelForCausalLM.from_pretrained(given["model"])
+base.get_input_embeddings().weight.data *= given["sharper"]
+model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+args = DPOConfig(output_dir=str(out), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, max_length=None,
+                 per_device_train_batch_size=micro, gradient_accumulation_steps=1, logging_steps=1, seed=3,
+                 save_strategy="no", num_train_epochs=1, learning_rate=1e-3)
+trainer = budgeted(DPOTrainer)(model=model, args=args, train_dataset=datasets.Dataset.from_list(given["rows"]),
+                               processing_class=AutoTokenizer.from_pretrained(given["model"]))
+noise = torch.Generator().manual_seed(2)
+for name, parameter in trainer.model.named_parameters():
+    if ".default." in name:
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=noise)
+args.gradient_accumulation_steps = 3
+uneven = stays_whole(trainer)
+args.gradient_accumulation_steps = 1
+assert stays_whole(trainer) is None
+trainer.token_budget = budget or None
+chunks, alone, exchanged = [], [], []
+compute, train = trainer._compute_loss, trainer.training_step
+def look(model, inputs, *rest):
+    chunks[-1].append(int(_tokens(inputs, None).sum()) if len(inputs["input_ids"]) > 2 else 0)
+    exchanged[-1].append(getattr(model, "require_backward_grad_sync", None))
+    return compute(model, inputs, *rest)
+def count(model, inputs, *rest):
+    chunks.append([])
+    exchanged.append([])
+    alone.append(len(groups(_tokens(inputs, None).tolist(), budget)))
+    return train(model, inputs, *rest)
+trainer._compute_loss, trainer.training_step = look, count
+trainer.train()
+rank = int(os.environ.get("RANK", "0"))
+torch.save({name: one.detach() for name, one in trainer.model.named_parameters() if ".default." in name},
+           out / f"{rank}.pt")
+rows = [row for row in trainer.state.log_history if "loss" in row]
+(out / f"{rank}.json").write_text(json.dumps({"rows": rows, "chunks": chunks, "alone": alone, "uneven": uneven,
+                                               "exchanged": exchanged}))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_parameters_of_one(tmp_path: Path, tiny_model: Path) -> None:
+    """Each with its own ragged pairs, and as many passes as the other: none waits for an exchange that never comes."""
+    import torch
+
+    given = {"model": str(tiny_model), "rows": ragged(48), "sharper": SHARPER}
+    (tmp_path / "given.json").write_text(json.dumps(given))
+    (tmp_path / "process.py").write_text(PROCESS)
+
+    def go(name: str, launcher: list[str], micro: int, budget: int) -> list[dict[str, Any]]:
+        out = tmp_path / name
+        out.mkdir()
+        command = [sys.executable, *launcher, str(tmp_path / "process.py"), str(tmp_path / "given.json"), str(out)]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(dpo_cli.__file__).parents[1])}
+        done = subprocess.run(
+            [*command, str(micro), str(budget)], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        made = [json.loads(path.read_text()) for path in sorted(out.glob("?.json"))]
+        return [one | {"weights": torch.load(out / f"{rank}.pt")} for rank, one in enumerate(made)]
+
+    budget = 150
+    (single,) = go("one", [], 24, 0)
+    first, second = go("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], 12, budget)
+    assert first["alone"] != second["alone"], "left to themselves they would take other numbers of passes"
+    assert [len(step) for step in first["chunks"]] == [len(step) for step in second["chunks"]]
+    assert min(len(step) for step in first["chunks"]) > 2
+    assert max(tokens for one in (first, second) for step in one["chunks"] for tokens in step) <= budget
+    for name, wanted in single["weights"].items():
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        assert float((first["weights"][name] - wanted).abs().max()) < 2e-5
+    assert all(step == [False] * (len(step) - 1) + [True] for step in first["exchanged"]), "gradients, once a step"
+    assert "filled up with repeats" in first["uneven"] and single["uneven"] is None
+    assert len(first["rows"]) == 2
+    for row, stock in zip(first["rows"], single["rows"], strict=True):
+        for name, value in stock.items():
+            assert math.isclose(row[name], value, rel_tol=1e-5, abs_tol=1e-5), name
