@@ -164,7 +164,10 @@ class Run:
             for key in dict.fromkeys([*then, *now])
             if then.get(key) != now.get(key)
         ]
-        inputs = self.input_hashes(stage, recipe)
+        try:
+            inputs = self.input_hashes(stage, recipe)
+        except DpoError:
+            return reasons  # sources that are not on this machine can't be held against what was made of them
         for name in dict.fromkeys([*record["inputs"], *inputs]):
             if name not in inputs:
                 # A whole source or model that is not on this machine can't be held against what was made of it.

@@ -93,6 +93,7 @@ class SharedPrefix:
         self._backbone = backbone
         self._untouched = backbone.forward
         self._unsloth = unsloth
+        self._scored: Callable[..., Any] | None = None  # the model's forward with TRL's head, see `score`
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -124,6 +125,22 @@ class SharedPrefix:
         self.padded_tokens += ids.numel()
         self.stream_tokens += row.numel()
         return out
+
+    def score(self, *args: Any, **kwargs: Any) -> Any:
+        """The whole model's forward. On a CPU, TRL's head then scores what has a label, as it does on a GPU.
+
+        Elsewhere TRL 1.16 scores all positions, prompts and padding too, to keep shapes that a compiler likes. The
+        switch is a name in its module (`trl/trainer/utils.py`), so it is turned for this call alone.
+        """
+        from trl.trainer import utils
+
+        switch: Any = utils
+        before = switch._use_triton
+        switch._use_triton = (lambda device: True) if self.enabled else before
+        try:
+            return self._scored(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            switch._use_triton = before
 
     def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream | None:
         """None where this call asks for what one row of mixed texts cannot give, or for anything unknown."""
@@ -208,6 +225,9 @@ def install(model: Any, unsloth: bool = False) -> SharedPrefix:
             layer.self_attn.config = config
     shared = SharedPrefix(backbone, unsloth)
     backbone.forward = shared.forward
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if _scores_padding(base):
+        shared._scored, base.forward = base.forward, shared.score
     return shared
 
 
@@ -300,6 +320,13 @@ def _backbone(model: Any) -> Any:
     layers = getattr(backbone, "layers", None)
     found = backbone is not base and layers is not None and all(hasattr(one, "self_attn") for one in layers)
     return backbone if found else None
+
+
+def _scores_padding(base: Any) -> bool:
+    """TRL's fused head is on the model, and knows the two ways of scoring but takes the long one on this device."""
+    from trl.trainer import utils
+
+    return "forward" in vars(base) and hasattr(utils, "_use_triton") and base.device.type == "cpu"
 
 
 def _unsloth_hook() -> Callable[..., Any]:
