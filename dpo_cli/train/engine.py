@@ -24,7 +24,7 @@ from dpo_cli.train.preflight import fit, use_micro_batch
 class Chosen:
     """What a run takes, as its manifest keeps it; a resumed run takes the same again."""
 
-    micro_batch: int
+    micro_batch: int  # pairs that the trainer is given at once; with a token budget, a step's
     token_budget: int | None = None
     gradient_checkpointing: bool = False
     shared_prefix: bool = False
@@ -36,7 +36,7 @@ class Chosen:
         return {name: value for name, value in asdict(self).items() if name != "notes"}
 
     def line(self) -> str:
-        """For the screen: `shared prefix, 2048 tokens at once, no checkpointing`."""
+        """For the screen: `shared prefix, 1024 tokens at once, no checkpointing`."""
         at_once = f"{self.token_budget} tokens at once" if self.token_budget else f"{self.micro_batch} pairs at once"
         parts = ["shared prefix"] if self.shared_prefix else []
         parts += [at_once, "checkpointing" if self.gradient_checkpointing else "no checkpointing"]
@@ -61,16 +61,16 @@ def choose(recipe: Recipe, trainer: Any, before: dict[str, Any] | None, say: Cal
     trainer.shared_prefix = chosen.shared_prefix
     if before is not None:
         use_micro_batch(trainer, before["micro_batch"])
-        chosen.micro_batch, trainer.token_budget = before["micro_batch"], before["token_budget"]
+        trainer.token_budget = before["token_budget"]
         _checkpoint_layers(trainer, before["gradient_checkpointing"])
     else:
         _cut_by_tokens(recipe, trainer, chosen)
-        if engine.preflight:
-            asked = args.per_device_train_batch_size
-            size = fit(trainer, parse_memory_limit(engine.memory_limit))
-            chosen.micro_batch = args.per_device_train_batch_size
-            if chosen.micro_batch != asked:
-                say(f"train: {asked} pairs at once don't fit the memory: {size} at once")
+        planned = trainer.token_budget or args.per_device_train_batch_size
+        size = fit(trainer, parse_memory_limit(engine.memory_limit)) if engine.preflight else planned
+        if size != planned:
+            what = "tokens" if trainer.token_budget else "pairs"
+            say(f"train: {planned} {what} at once don't fit the memory: {size} at once")
+    chosen.micro_batch = args.per_device_train_batch_size
     chosen.token_budget = trainer.token_budget
     chosen.gradient_checkpointing = args.gradient_checkpointing
     return chosen

@@ -45,7 +45,6 @@ BY_HAND = 1e-4  # an implementation of its own adds up log-probabilities in anot
 BARS = (
     ("TRL at micro-batch 1, same settings", "dpo_cli_without_reference_cache", "stock_1", 1.4),
     ("the same with its head as on a GPU", "dpo_cli_without_reference_cache", "compact_1", 1.2),
-    ("the same, dpo-cli's head alike", "dpo_cli_compact_without_reference_cache", "compact_1", 1.2),
     ("TRL at micro-batch 4, same settings", "dpo_cli_without_reference_cache", "stock_4", 2.2),
     ("TRL defaults, reference cache warm", "dpo_cli_warm", "trl_defaults", 2.8),
 )
@@ -295,15 +294,13 @@ class Bench:
         pairs = self.asked.pairs
         rows = lengths.sample(lengths.load(language), 2 * pairs, min(4, pairs))
         work = self.work(f"steps {shape} {language}", shape, rows, pairs)
-        one_epoch = "dpo-cli, one epoch (reference in each step)"
-        cold = dpo_cli(one_epoch, reference_cache="off")
+        cold = dpo_cli("dpo-cli, one epoch (reference in each step)", reference_cache="off")
         if self.asked.backend == "unsloth":
             own = [trl_defaults(), stock(1), cold, dpo_cli(), dpo_cli(shared_prefix="off")]
             some = [dataclasses.replace(one, label="Unsloth + " + one.label) for one in own]
         else:
             sizes = [size for size in (4, 1) if size <= pairs]
             some = [trl_defaults(), *map(stock, sizes), stock(1, compact=True), cold, dpo_cli()]
-            some += [dpo_cli(one_epoch, compact=True, reference_cache="off")]
             if language == LANGUAGES[0]:
                 some += [self._best(work), contenders.by_hand()]
                 some += [dpo_cli(**{part: "off"}) for part in ("shared_prefix", "token_budget")]

@@ -159,19 +159,13 @@ def tuned(micro_batch: int, compact: bool = False) -> Contender:
     return Contender(key, label, _Trl(micro_batch, precompute=True, compact=compact), micro_batch)
 
 
-def dpo_cli(label: str = "", micro_batch: int = 1, compact: bool = False, **engine: str) -> Contender:
+def dpo_cli(label: str = "", micro_batch: int = 1, **engine: str) -> Contender:
     """dpo-cli with the parts of `engine` set: shared_prefix, token_budget, reference_cache; all on but for those."""
     parts = {"shared_prefix": "on", "token_budget": "auto", "reference_cache": "on"} | engine
     off = [name for name, value in parts.items() if value == "off"]
-    key = (
-        "dpo_cli_"
-        + "compact_" * compact
-        + ("without_" + "_and_".join(off) if off else "warm")
-        + f"_{micro_batch}" * (micro_batch > 1)
-    )
+    key = "dpo_cli_" + ("without_" + "_and_".join(off) if off else "warm") + f"_{micro_batch}" * (micro_batch > 1)
     label = label or ("dpo-cli, all on, reference cache warm" if not off else f"dpo-cli, off: {', '.join(off)}")
-    label += ", head as on a GPU" * compact
-    return Contender(key, label, _DpoCli(micro_batch, parts, compact), micro_batch)
+    return Contender(key, label, _DpoCli(micro_batch, parts), micro_batch)
 
 
 NOTHING = {"shared_prefix": "off", "token_budget": "off", "reference_cache": "off"}
@@ -475,7 +469,6 @@ class _DpoCli:
 
     micro_batch: int
     engine: dict[str, str]
-    compact: bool = False
 
     def __call__(self, work: Work) -> Built:
         from dpo_cli import models
@@ -490,12 +483,7 @@ class _DpoCli:
         cache_reference(recipe, trainer, work.folder.parent, None, lambda line: None)
         shared = install(trainer.model, work.backend == "unsloth") if chosen.shared_prefix else None  # that it has
         _start(trainer.model)
-
-        def go(begin: Callable[[], None], end: Callable[[], None]) -> list[float]:
-            with _compact_head() if self.compact else nullcontext():
-                return _train(trainer, begin, end, work.warm_up)
-
-        return Built(go, shared, chosen.token_budget)
+        return Built(lambda begin, end: _train(trainer, begin, end, work.warm_up), shared, chosen.token_budget)
 
 
 def recipe_of(work: Work, micro_batch: int, engine: dict[str, str], **train: Any) -> Any:

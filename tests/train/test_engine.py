@@ -162,8 +162,10 @@ def test_a_sharing_that_computes_something_else_is_noticed(
     assert [row["loss"] for row in rows(tmp_path / "mixed")] == [row["loss"] for row in rows(tmp_path / "stock")]
 
 
-def test_a_resumed_run_keeps_the_choice_it_was_begun_with(train: Train, tmp_path: Path) -> None:
-    settings = ("train.save_steps=2", "data.total=20", "data.languages=null")  # pairs come twice: the cache pays
+@pytest.mark.parametrize("preflight", ["true", "false"])
+def test_a_resumed_run_keeps_the_choice_it_was_begun_with(train: Train, tmp_path: Path, preflight: str) -> None:
+    # Pairs come twice, so the cache pays.
+    settings = ("train.save_steps=2", "data.total=20", "data.languages=null", f"engine.preflight={preflight}")
     assert train("resumed", *settings).exit_code == 0
     folder = tmp_path / "resumed"
     whole, chosen = rows(folder), taken(folder)
