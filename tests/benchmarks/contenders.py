@@ -152,11 +152,9 @@ def stock(micro_batch: int, compact: bool = False) -> Contender:
     return Contender(key, label, _Trl(micro_batch, compact=compact), micro_batch)
 
 
-def tuned(micro_batch: int, compact: bool = False) -> Contender:
+def tuned(micro_batch: int) -> Contender:
     label = f"TRL by hand: no checkpointing, ref. precomputed, batch {micro_batch}"
-    label += ", head as on a GPU" if compact else ""
-    key = f"tuned_{'compact_' if compact else ''}{micro_batch}"
-    return Contender(key, label, _Trl(micro_batch, precompute=True, compact=compact), micro_batch)
+    return Contender(f"tuned_{micro_batch}", label, _Trl(micro_batch, precompute=True), micro_batch)
 
 
 def dpo_cli(label: str = "", micro_batch: int = 1, **engine: str) -> Contender:
