@@ -200,8 +200,9 @@ def unsupported(model: Any, unsloth: bool = False) -> str | None:
 
 
 def install(model: Any, unsloth: bool = False) -> SharedPrefix:
-    """Share prefixes in this model from now on. Before `DPOTrainer(...)`, so that its reference pass shares too.
+    """Share prefixes in this model from now on, in training, reference pass and evaluation alike.
 
+    Where TRL has put its head on the model already, a CPU also scores the answers only (`SharedPrefix.score`).
     The model's own config is left as it is, so that nothing of this is ever saved: its attention layers get a copy.
     Doing it twice gives the same object again.
 
