@@ -19,15 +19,10 @@ def gpu_check(
     out: Path, only: str, *options: str
 ) -> tuple[subprocess.CompletedProcess[str], dict[str, dict[str, Any]]]:
     """Run it; what it printed, and this call's answers on plain transformers (or on none) by question."""
-    # In 32 bits: a 4-bit run comes out of a resume with its adapter in another dtype (TRL's bfloat16, PEFT's float32).
-    plain = ["model.load_in_4bit=false", f"model.id={out / 'tiny' / '16bit'}"]
-    settings = [part for one in plain for part in ("--set", one)]
     command = [sys.executable, SCRIPT, "--device", "cpu", "--shapes", "tiny", "--out", out, "--only", only]
     file = out / "answers.jsonl"
     before = len(file.read_text().splitlines()) if file.is_file() else 0
-    done = subprocess.run(
-        [*map(str, command), *settings, *options], capture_output=True, text=True, env=os.environ, check=False
-    )
+    done = subprocess.run([*map(str, command), *options], capture_output=True, text=True, env=os.environ, check=False)
     rows = [json.loads(line) for line in file.read_text().splitlines()[before:]]
     return done, {row["question"]: row for row in rows if row["backend"] in ("", "hf")}
 
