@@ -84,5 +84,5 @@ def test_every_command_and_recipe_that_is_mentioned_exists() -> None:
     for path in re.findall(r"recipes/[\w/]+\.yaml", README):
         assert (REPOSITORY / path).is_file() or path == "recipes/mine.yaml", path
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"`make ([a-z]+)", README):
+    for target in re.findall(r"`make ([a-z-]+)", README):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
