@@ -80,6 +80,11 @@ def import_backend(backend: Backend) -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
+def patched_by_unsloth(trainer_class: type) -> bool:
+    """Whether a trainer is, or is made of, the one that Unsloth puts in the place of TRL's."""
+    return any(one.__name__.startswith("Unsloth") for one in trainer_class.__mro__)
+
+
 def location(model_id: str) -> str:
     """What transformers should load: the folder of a `builtin:` id (built on first use), else the id itself."""
     return str(smoke.resolve(model_id)) if model_id.startswith("builtin:") else model_id

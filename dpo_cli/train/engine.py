@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpo_cli import processes
+from dpo_cli import models, processes
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.train import reference_cache, shared_prefix, token_budget
@@ -89,19 +89,15 @@ def cache_reference(
     why_not = reference_cache.unsupported(recipe, trainer)
     if why_not:
         if asked == "on":
-            raise DpoError(
-                f"the reference can't be cached: {why_not}",
-                where=recipe.where("engine", "reference_cache"),
-                hint="set engine.reference_cache: auto",
-            )
+            raise _refused(recipe, "reference_cache", f"the reference can't be cached: {why_not}")
         return False
     cache = reference_cache.ReferenceCache.open(
         runs / ".reference_cache", reference_cache.facts(recipe, trainer.model, trainer)
     )
     data = trainer.train_dataset
-    steps = args.max_steps if args.max_steps > 0 else args.num_train_epochs * len(data) / _step_pairs(trainer)
+    seen = args.max_steps * _step_pairs(trainer) if args.max_steps > 0 else args.num_train_epochs * len(data)
     missing = processes.from_main(lambda: cache.missing(data))
-    if asked == "auto" and before is None and missing and steps * _step_pairs(trainer) <= len(data):
+    if asked == "auto" and before is None and missing and seen <= len(data):
         return False
     say(f"train: reference of {missing} of {len(data)} pairs to compute, {len(data) - missing} from {cache.folder}")
     reference_cache.use(trainer, cache, batch_tokens=trainer.token_budget or 2 * args.max_length)
@@ -111,12 +107,17 @@ def cache_reference(
 # ------------------------------------------------------------------------------------------------------------ pieces
 
 
+def _refused(recipe: Recipe, key: str, message: str) -> DpoError:
+    """For a part that the recipe insists on."""
+    return DpoError(message, where=recipe.where("engine", key), hint=f"set engine.{key}: auto")
+
+
 def _share_prefix(recipe: Recipe, trainer: Any, notes: list[str]) -> bool:
     """Install the shared prefix and hold it against the stock path on a real batch; False where it can't be had."""
     asked = recipe.engine.shared_prefix
     if asked == "off":
         return False
-    unsloth = any(one.__name__.startswith("Unsloth") for one in type(trainer).__mro__)
+    unsloth = models.patched_by_unsloth(type(trainer))
     model = trainer.accelerator.unwrap_model(trainer.model)
     why_not = shared_prefix.unsupported(model, unsloth)
     if why_not is None and asked == "auto" and recipe.lora.dropout and not recipe.train.disable_dropout:
@@ -135,11 +136,7 @@ def _share_prefix(recipe: Recipe, trainer: Any, notes: list[str]) -> bool:
     if why_not is None:
         return True
     if asked == "on":
-        raise DpoError(
-            f"the prompt can't be shared: {why_not}",
-            where=recipe.where("engine", "shared_prefix"),
-            hint="set engine.shared_prefix: auto",
-        )
+        raise _refused(recipe, "shared_prefix", f"the prompt can't be shared: {why_not}")
     notes.append(f"no shared prefix: {why_not}")
     return False
 
@@ -149,15 +146,11 @@ def _cut_by_tokens(recipe: Recipe, trainer: Any, chosen: Chosen) -> None:
     args, asked = trainer.args, recipe.engine.token_budget
     why_not = "engine.token_budget: off" if asked == "off" else token_budget.stays_whole(trainer)
     if why_not and isinstance(asked, int):
-        raise DpoError(
-            f"a step can't be cut by tokens: {why_not}",
-            where=recipe.where("engine", "token_budget"),
-            hint="set engine.token_budget: auto",
-        )
+        raise _refused(recipe, "token_budget", f"a step can't be cut by tokens: {why_not}")
     if why_not and asked == "auto":
         chosen.notes.append(f"no token budget: {why_not}")
-    on_gpu = args.device.type == "cuda"
-    device: Device = "cuda" if on_gpu else "cpu"
+    device: Device = "cuda" if args.device.type == "cuda" else "cpu"
+    available = available_memory(recipe)
     lengths = [
         (len(row["prompt_ids"]), len(row["chosen_ids"]), len(row["rejected_ids"]))
         for row in trainer.train_dataset.select_columns(list(reference_cache.TOKENS))
@@ -167,7 +160,7 @@ def _cut_by_tokens(recipe: Recipe, trainer: Any, chosen: Chosen) -> None:
             recipe,
             lengths,
             trainer.model.config,
-            available_memory(recipe),
+            available,
             device=device,
             shared=chosen.shared_prefix,
             budgeted=why_not is None,

@@ -336,13 +336,14 @@ def plan(
     precision = _precision(recipe, config, device)
     rows = [(prompt, min(chosen, limit - prompt), min(rejected, limit - prompt)) for prompt, chosen, rejected in pairs]
     top = max((prompt + max(answers) for prompt, *answers in rows), default=0)
-    alone = max(map(sum, rows), default=0) if shared else 2 * top  # the least a pass can take
+    streams = sorted(map(sum, rows), reverse=True)
+    alone = (streams[0] if streams else 0) if shared else 2 * top  # the least a pass can take
     answers = sorted((max(chosen, 0) + max(rejected, 0) for _, chosen, rejected in rows), reverse=True)
     micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
 
     def setting(pairs_at_once: int, times: int, budget: int | None, checkpointing: bool) -> Setting:
-        tokens = max(budget, alone) if budget else sum(sorted(map(sum, rows))[-pairs_at_once:])
-        tokens = tokens if shared or budget else 2 * pairs_at_once * top
+        by_pairs = sum(streams[:pairs_at_once]) if shared else 2 * pairs_at_once * top
+        tokens = max(budget, alone) if budget else by_pairs
         memory = predict(
             shape,
             precision=precision,

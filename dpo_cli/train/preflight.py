@@ -56,7 +56,11 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
         share = (limit_bytes - CUDA_CONTEXT) / whole
         torch.cuda.set_per_process_memory_fraction(min(max(share, 0.0), 1.0), args.device)
     rows = _longest_rows(data, micro)
-    tries = _passes(trainer, rows) if budget else ((*cut, rows[: cut[0]]) for cut in _cuts(args))
+    tries = (
+        _passes(trainer, rows)
+        if budget
+        else ((*cut, rows[: cut[0]]) for cut in cuts(micro, args.gradient_accumulation_steps))
+    )
     for size, times, some in tries:
         if budget:
             trainer.token_budget = size
@@ -77,22 +81,18 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
     )
 
 
-def _cuts(args: Any) -> Iterator[tuple[int, int]]:
-    return cuts(args.per_device_train_batch_size, args.gradient_accumulation_steps)
-
-
 def _passes(trainer: Any, rows: list[dict[str, Any]]) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
     """(tokens, 1, the rows of the fullest pass) from the trainer's budget down, by halving, to the longest pair."""
     shared = trainer.shared_prefix
     tokens = [row_tokens(row) if shared else _row_length(row) for row in rows]
     alone = max(tokens) if shared else 2 * max(tokens)
+
+    def cost(group: list[int]) -> int:
+        taken = [tokens[one] for one in group]
+        return sum(taken) if shared else len(taken) * max(taken)
+
     for budget in budgets(trainer.token_budget, alone):
         made = groups(tokens, budget) if shared else padded_groups(tokens, budget)
-        cost = (
-            (lambda group: sum(tokens[one] for one in group))
-            if shared
-            else (lambda group: len(group) * tokens[group[0]])
-        )
         fullest = max(made, key=cost)
         yield budget, 1, [rows[one] for one in fullest]
 

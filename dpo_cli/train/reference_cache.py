@@ -217,7 +217,7 @@ def facts(recipe: Recipe, model: Any, trainer: Any, hashes: Mapping[str, str] | 
         "truncation_mode": args.truncation_mode,
         "ld_alpha": args.ld_alpha,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "unsloth": any(one.__name__.startswith("Unsloth") for one in type(trainer).__mro__),
+        "unsloth": models.patched_by_unsloth(type(trainer)),
         "versions": {name: installed[name] for name in LIBRARIES if name in installed},
     }
 

@@ -20,7 +20,7 @@ import importlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -127,20 +127,9 @@ class SharedPrefix:
         return out
 
     def score(self, *args: Any, **kwargs: Any) -> Any:
-        """The whole model's forward. On a CPU, TRL's head then scores what has a label, as it does on a GPU.
-
-        Elsewhere TRL 1.16 scores all positions, prompts and padding too, to keep shapes that a compiler likes. The
-        switch is a name in its module (`trl/trainer/utils.py`), so it is turned for this call alone.
-        """
-        from trl.trainer import utils
-
-        switch: Any = utils
-        before = switch._use_triton
-        switch._use_triton = (lambda device: True) if self.enabled else before
-        try:
+        """The whole model's forward, see `scoring_answers_only`."""
+        with scoring_answers_only() if self.enabled else nullcontext():
             return self._scored(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            switch._use_triton = before
 
     def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream | None:
         """None where this call asks for what one row of mixed texts cannot give, or for anything unknown."""
@@ -156,6 +145,24 @@ class SharedPrefix:
         if hasattr(self._backbone.get_input_embeddings(), "neftune_noise_alpha"):
             return None  # its noise is scaled by the length of a row
         return _lay_out(kwargs["input_ids"], kwargs["attention_mask"])
+
+
+@contextmanager
+def scoring_answers_only() -> Iterator[None]:
+    """Within it, TRL's head scores what has a label on a CPU too, as it does on a GPU.
+
+    Elsewhere TRL 1.16 scores all positions, prompts and padding too, to keep shapes that a compiler likes. The switch
+    is a name in its module (`trl/trainer/utils.py`), so it is turned for one call alone.
+    """
+    from trl.trainer import utils
+
+    switch: Any = utils
+    before = switch._use_triton
+    switch._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        switch._use_triton = before
 
 
 def unsupported(model: Any, unsloth: bool = False) -> str | None:

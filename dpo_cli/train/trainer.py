@@ -122,7 +122,7 @@ def build(recipe: Recipe, run: Run, backend: models.Backend) -> Any:
     import trl  # after Unsloth, which patches its classes
 
     method = METHODS[recipe.train.method]
-    if backend.name == "unsloth" and not getattr(trl, method.trainer).__name__.startswith("Unsloth"):
+    if backend.name == "unsloth" and not models.patched_by_unsloth(getattr(trl, method.trainer)):
         raise DpoError("Unsloth did not replace TRL's trainer", hint="set engine.backend: hf, or reinstall unsloth")
     train_set = _dataset(run.train_pairs)
     eval_sets = _eval_sets(recipe, run.eval_pairs) if recipe.train.eval_strategy != "no" else None

@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from dpo_cli.train.shared_prefix import scoring_answers_only
 from lengths import Lengths, Tokens, tokens
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
@@ -422,7 +423,7 @@ class _Trl:
 
         trl: Any = import_module("trl")  # after Unsloth, which patches it
         on_gpu = work.device == "cuda"
-        with _compact_head() if self.compact else nullcontext():
+        with scoring_answers_only() if self.compact else nullcontext():
             args = trl.DPOConfig(
                 output_dir=str(work.folder / "stock"),
                 per_device_train_batch_size=self.micro_batch,
@@ -455,7 +456,7 @@ class _Trl:
         _start(trainer.model)
 
         def go(begin: Callable[[], None], end: Callable[[], None]) -> list[float]:
-            with _compact_head() if self.compact else nullcontext():
+            with scoring_answers_only() if self.compact else nullcontext():
                 return _train(trainer, begin, end, work.warm_up)
 
         return Built(go)
@@ -529,18 +530,6 @@ def _train(trainer: Any, begin: Callable[[], None], end: Callable[[], None], war
 
 
 # -------------------------------------------------------------------------------------------------------------- pieces
-
-
-@contextmanager
-def _compact_head() -> Iterator[None]:
-    """TRL scores every position on a CPU, and only the answers' on a GPU; within this it does so on a CPU too."""
-    utils: Any = import_module("trl.trainer.utils")
-    original = utils._use_triton
-    utils._use_triton = lambda device: True
-    try:
-        yield
-    finally:
-        utils._use_triton = original
 
 
 def _lora(rank: int) -> dict[str, Any]:
