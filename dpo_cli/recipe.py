@@ -271,18 +271,54 @@ class Engine(Section):
     early_stopping: EarlyStopping | None = Field(None, description="{metric, patience}; keeps the best adapter")
 
 
+class OpenAIJudge(Section):
+    """A judge behind any OpenAI-compatible server: vLLM, Ollama, llama.cpp, transformers serve, or a hosted one."""
+
+    kind: Literal["openai"]
+    base_url: str = Field(pattern=r"^https?://", description="the server's address, such as http://localhost:8000/v1")
+    model: str = Field(min_length=1, description="the model's name on that server")
+    api_key_env: str | None = Field(None, description="the environment variable that holds the key; never the key")
+    max_tokens: int = Field(1024, ge=1, description="tokens of a judgment")
+    concurrency: int = Field(8, ge=1, description="requests at a time")
+    timeout: float = Field(60.0, gt=0, description="seconds for one request")
+    retries: int = Field(5, ge=0, description="tries after 429, 5xx and timeouts, each after twice the wait")
+    calibration: int = Field(100, ge=0, description="held-out pairs that the judge itself is tried on")
+
+
+class RewardModelJudge(Section):
+    """A judge on this machine: a sequence classifier with one output, which scores an answer by itself."""
+
+    kind: Literal["reward_model"]
+    id: str = Field(min_length=1, description="hub id or local folder of a sequence classifier")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    batch_size: int = Field(8, ge=1, description="answers scored at a time")
+    max_length: int = Field(4096, ge=16, description="tokens of prompt + answer; longer ones are cut and counted")
+    calibration: int = Field(100, ge=0, description="held-out pairs that the judge itself is tried on")
+
+
+Judge = Annotated[OpenAIJudge | RewardModelJudge, Field(discriminator="kind")]
+
+
 class Eval(Section):
     prompts: int = Field(200, ge=0, description="held-out prompts that base and tuned model answer")
     max_new_tokens: int = Field(512, ge=1, description="tokens per sampled answer")
-    judge: dict[str, Any] | None = Field(None, description="a judge model for win rates")
+    temperature: float = Field(0.7, ge=0, description="of sampling; 0 takes the likeliest token")
+    top_p: float = Field(0.8, gt=0, le=1, description="nucleus that is sampled from")
+    top_k: int = Field(20, ge=0, description="likeliest tokens that are sampled from; 0: all")
+    batch_size: int = Field(16, ge=1, description="answers sampled at once; halved where memory runs out")
+    judge: Judge | None = Field(None, description="{kind: openai, …} or {kind: reward_model, id}, for win rates")
+
+
+GgufType = Literal["f32", "f16", "bf16", "q8_0", "q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"]
 
 
 class Export(Section):
     formats: list[Literal["adapter", "merged", "gguf", "ollama", "hub"]] = Field(
         ["adapter", "merged"], min_length=1, description="what export writes"
     )
-    gguf: str = Field("q8_0", description="GGUF weight type")
-    hub: str | None = Field(None, description="repository to push to")
+    gguf: GgufType = Field("q8_0", description="GGUF weight type; q2_k to q6_k need llama.cpp's llama-quantize")
+    hub: str | None = Field(None, description="repository to push to, as user/name; formats names hub too")
+    hub_private: bool = Field(True, description="whether a repository that is made by the push is private")
 
 
 # ------------------------------------------------------------------------------------------------------ the recipe

@@ -268,7 +268,7 @@ def names_a_path(key: Key) -> bool:
     match key:
         case ("model", "id" | "adapter" | "merge_base") | ("data", "sources", int(), "id"):
             return True
-        case ("data", "contamination", int()):
+        case ("data", "contamination", int()) | ("eval", "judge", "id"):
             return True
     return False
 
