@@ -250,6 +250,7 @@ def _open(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> tupl
     inputs: dict[str, Callable[[Recipe], dict[str, Path]]] = {
         "prepare": lambda one: {**source_files(one, missing_ok=True), **models.tokenizer_files(one)},
         "train": models.local_files,
+        "export": models.merge_files,
     }
     return loaded, Run(runs_dir / loaded.name, inputs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -116,9 +117,13 @@ def print_answers(prompt: str, base: Sequence[Answer], tuned: Sequence[Answer]) 
         table = Table(box=None, padding=(0, 1), expand=True, pad_edge=False)
         for name, answer in (("base", one), ("tuned", other)):
             ended = "" if answer.finished else ", cut off"
-            table.add_column(f"{name} ({len(answer.ids)} tokens{ended})", ratio=1, overflow="fold")
-        table.add_row(Text(one.text), Text(other.text))
+            table.add_column(f"{name} ({len(answer.said)} tokens{ended})", ratio=1, overflow="fold")
+        table.add_row(*(Text(re.sub(_CONTROL, "\ufffd", answer.text)) for answer in (one, other)))
         console.print(table)
+
+
+# What a terminal would obey instead of showing it; a model may say anything.
+_CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 
 
 def print_plan(loaded: Recipe, run: Run) -> None:

@@ -45,9 +45,15 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
     """
     pairs = _held_out(recipe, run)
     models.import_backend(models.Backend("hf", "evaluation"))
+    remark = None
+    if recipe.eval.judge:
+        from dpo_cli.evaluate.judges import ready
+
+        remark = ready(recipe.eval.judge)
     model, tokenizer = models.load_tuned(recipe, run.adapter)
     if not quiet:
         print(f"eval: {len(pairs)} held-out pairs, tuned and base from one set of weights", flush=True)
+        print(f"eval: {remark}\n" if remark else "", end="", flush=True)
     batch_size = 2 * recipe.train.per_device_eval_batch_size
     scored = score.score_pairs(model, tokenizer, pairs, recipe.model.max_length, batch_size)
     made_from = _made_from(recipe, run)
@@ -153,7 +159,7 @@ def _metrics(
     prepared = json.loads((run["prepare"] / "report.json").read_text(encoding="utf-8"))
     log = list(read_jsonl(run["train"] / "log.jsonl"))
     trained = run.record("train")
-    longer_by = {one.id: len(one.tuned.ids) - len(one.base.ids) for one in samples}
+    longer_by = {one.id: len(one.tuned.said) - len(one.base.said) for one in samples}
     scores = {one.id: one.score for one in judgments if one.score is not None}
     groups = score.grouped_metrics(scored, recipe.train.beta, recipe.seed)
     metrics: dict[str, Any] = {

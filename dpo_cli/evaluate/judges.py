@@ -16,7 +16,7 @@ from typing import Any
 
 from dpo_cli.errors import DpoError
 from dpo_cli.evaluate.judgments import Cache, Judgment, Match, Said, Verdict, bar, key_of
-from dpo_cli.evaluate.reward_model import by_reward_model
+from dpo_cli.evaluate.reward_model import by_reward_model, open_reward_model
 from dpo_cli.recipe import OpenAIJudge, RewardModelJudge
 from dpo_cli.records import Message
 
@@ -65,6 +65,22 @@ def judge(
         DpoError: the judge can't be reached or used at all. One match that it can't do is a failure, not an error.
     """
     return _KINDS[settings.kind](settings, matches, cache, progress)
+
+
+def ready(settings: OpenAIJudge | RewardModelJudge) -> str | None:
+    """Find out before an hour of sampling what `judge` would fail on after it: no client, no key, no model.
+
+    Returns:
+        A remark where a server is not there yet. That is no error: on one card it may have to wait for the sampling.
+
+    Raises:
+        DpoError: as `judge`, but for what only a request or the weights can tell.
+    """
+    if isinstance(settings, RewardModelJudge):
+        open_reward_model(settings)
+        return None
+    client, _ = _client(settings)
+    return None if _there(client) else f"no judge at {settings.base_url} yet; sampling first"
 
 
 def verdict_in(text: str) -> Verdict | None:
@@ -129,7 +145,9 @@ def _ask_all(settings: OpenAIJudge, questions: dict[str, str], cache: Cache, pro
     The former are not kept: at temperature 0 the same server would say them again, but what a person does about them
     is to mend it (its chat template, max_tokens), and then they are worth asking again.
     """
-    client, hide = _connect(settings)
+    client, hide = _client(settings)
+    if not _there(client):  # waiting for a server that nobody has started is of no use
+        raise _unreachable(settings)
     failed: dict[str, str] = {}
     silent = 0
 
@@ -188,11 +206,11 @@ def _in_threads(
         stop.set()
 
 
-def _connect(settings: OpenAIJudge) -> tuple[Any, Callable[[str], str]]:
-    """The official client, its server found to be there, and what takes the key out of a text.
+def _client(settings: OpenAIJudge) -> tuple[Any, Callable[[str], str]]:
+    """The official client, and what takes the key out of a text.
 
     Raises:
-        DpoError: no client, no key, or no server.
+        DpoError: no client, or no key.
     """
     try:
         import openai
@@ -217,13 +235,18 @@ def _connect(settings: OpenAIJudge) -> tuple[Any, Callable[[str], str]]:
         timeout=settings.timeout,
         max_retries=settings.retries,
     )
+    return client, lambda text: text.replace(key, "[the key]") if key else text
+
+
+def _there(client: Any) -> bool:
+    """Whether anything listens; a server that is slow, or lists no models, does."""
+    import openai
+
     try:
         client.with_options(max_retries=0).models.with_raw_response.list()
     except openai.APIError as error:
-        # Waiting for a server that nobody has started is of no use. One that is slow, or lists no models, is there.
-        if isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError):
-            raise _unreachable(settings) from None
-    return client, lambda text: text.replace(key, "[the key]") if key else text
+        return isinstance(error, openai.APITimeoutError) or not isinstance(error, openai.APIConnectionError)
+    return True
 
 
 def _ask(client: Any, settings: OpenAIJudge, hide: Callable[[str], str], text: str) -> str:

@@ -20,7 +20,7 @@ from dpo_cli.run import sha256
 def by_reward_model(settings: RewardModelJudge, matches: Sequence[Match], path: Path, progress: bool) -> list[Judgment]:
     """A judgment for every match: the answer with the higher score wins; equal scores are a tie. See `judges.judge`."""
     where, dtype = models.location(settings.id), "bfloat16" if _cuda() else "float32"
-    config, tokenizer = _open_reward_model(settings, where)
+    config, tokenizer = open_reward_model(settings)
     identity = _identity(where, config)
     tokens: dict[str, list[int]] = {}
     keys: list[tuple[str, str] | None] = []  # of both answers, a match
@@ -115,7 +115,7 @@ def _score_all(
             advance(len(batch))
 
 
-def _open_reward_model(settings: RewardModelJudge, where: str) -> tuple[Any, Any]:
+def open_reward_model(settings: RewardModelJudge) -> tuple[Any, Any]:
     """Its configuration and tokenizer.
 
     Raises:
@@ -123,6 +123,7 @@ def _open_reward_model(settings: RewardModelJudge, where: str) -> tuple[Any, Any
     """
     from transformers import AutoConfig, AutoTokenizer
 
+    where = models.location(settings.id)
     try:
         config = AutoConfig.from_pretrained(where, revision=settings.revision)
         tokenizer = AutoTokenizer.from_pretrained(where, revision=settings.revision)

@@ -109,6 +109,8 @@ def _warnings_on_judge(judge: Mapping[str, Any] | None) -> list[str]:
     found = []
     if judge["failures"]:
         found.append(f"{judge['failures']} of {judge['asked']} prompts got no verdict from the judge and are left out")
+    if judge["cut"]:
+        found.append(f"the judge saw {judge['cut']} of {judge['asked']} answers cut short: raise eval.judge.max_length")
     consistency, calibration = judge["position_consistency"], judge["calibration"]
     if consistency and consistency["value"] is not None and consistency["value"] < 0.6:
         found.append(
@@ -150,8 +152,8 @@ def examples(samples: Sequence[Sample], scores: Mapping[str, float], seed: int) 
             "base": one.base.text,
             "tuned": one.tuned.text,
             "score": scores.get(one.id),
-            "base_tokens": len(one.base.ids),
-            "tuned_tokens": len(one.tuned.ids),
+            "base_tokens": len(one.base.said),
+            "tuned_tokens": len(one.tuned.said),
             "base_finished": one.base.finished,
             "tuned_finished": one.tuned.finished,
         }

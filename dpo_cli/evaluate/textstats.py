@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dpo_cli.stats import Figure, bootstrap, bootstrap_mean, wilson
+from dpo_cli.stats import Figure, bootstrap, bootstrap_mean, share_change, wilson
 
 if TYPE_CHECKING:
     from dpo_cli.evaluate.generate import Answer, Sample
@@ -174,7 +174,11 @@ def sample_metrics(samples: Sequence[Sample], seed: int) -> dict[str, Figure]:
             known = [value for value in values if not math.isnan(value)]
             share = name in shares
             figures[f"{name}_{side}"] = wilson(sum(known), len(known)) if share else bootstrap_mean(known, seed)
-        figures[f"{name}_change"] = bootstrap([base, tuned], lambda b, t: t.mean(-1) - b.mean(-1), seed)
+        figures[f"{name}_change"] = (
+            share_change(base, tuned)
+            if name in shares
+            else bootstrap([base, tuned], lambda b, t: t.mean(-1) - b.mean(-1), seed)
+        )
     said = [[sample.base.said for sample in samples], [sample.tuned.said for sample in samples]]
     for name, statistic in (("distinct_2", distinct_2), ("compression", compression)):
         found = of_corpus(statistic, *said)
