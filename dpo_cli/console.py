@@ -14,6 +14,7 @@ from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from dpo_cli.evaluate.generate import Answer
@@ -35,25 +36,31 @@ def print_funnel(run: Run, quiet: bool, examples: bool) -> None:
 
 def print_metrics(run: Run) -> None:
     """What eval found, for a terminal of 80 columns; the verdict and where the report is come last."""
-    from rich.console import Console
-
     from dpo_cli.evaluate.tables import judged
 
     metrics: dict[str, Any] = json.loads((run["eval"] / "metrics.json").read_text(encoding="utf-8"))
-    console = Console()
+    console = _console()
     for table in _metrics_tables(metrics):
         console.print(table)
         console.print()
-    for said in (judged(metrics["judge"]), *(f"warning: {warning}" for warning in metrics["warnings"])):
-        if said:
-            console.print(said, highlight=False, markup=False)
-    console.print(f"\n{metrics['verdict']}\nreport: {run['eval'] / 'report.html'}", highlight=False, markup=False)
+    said = [judged(metrics["judge"]), *(f"warning: {warning}" for warning in metrics["warnings"])]
+    if any(said):
+        console.print(*filter(None, said), "", sep="\n")
+    console.print(f"{metrics['verdict']}\nreport: {run['eval'] / 'report.html'}")
+
+
+def _console() -> Console:
+    """One that shows names and texts as they are: no [markup] and no :emoji: in them, no colours of its own."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False)
 
 
 def _metrics_tables(metrics: dict[str, Any]) -> Iterator[Table]:
     """Pairs, samples, judge. Up to three languages stand beside the whole, more in a table of their own."""
     from rich.table import Table
 
+    from dpo_cli.evaluate.charts import shorten
     from dpo_cli.evaluate.tables import JUDGE_ROWS, NATS, ROWS, SAMPLE_ROWS, show
 
     def table(*heads: str, left: int) -> Table:
@@ -65,7 +72,7 @@ def _metrics_tables(metrics: dict[str, Any]) -> Iterator[Table]:
     pairs, samples, judge = metrics["pairs"], metrics["samples"], metrics["judge"]
     languages = {name: part["pairs"] for name, part in metrics["languages"].items()}
     beside = languages if len(languages) <= 3 else {}
-    counted = [f"{name}\nn={figures['reward_accuracy']['n']:,}" for name, figures in beside.items()]
+    counted = [f"{shorten(name, 9)}\nn={figures['reward_accuracy']['n']:,}" for name, figures in beside.items()]
     shown = table("held-out pairs", f"all, 95% interval\nn={pairs['reward_accuracy']['n']:,}", *counted, left=1)
     for row in ROWS:
         lines = [(row.key, row.title, row.unit)]
@@ -82,7 +89,7 @@ def _metrics_tables(metrics: dict[str, Any]) -> Iterator[Table]:
         for name, figures in languages.items():
             accuracy, margin = figures["reward_accuracy"], show(figures["margin"], NATS, interval=False)
             longer = show(figures["longer_wins"], interval=False)
-            shown.add_row(name, show(accuracy), longer, margin, f"{accuracy['n']:,}")
+            shown.add_row(shorten(name, 24), show(accuracy), longer, margin, f"{accuracy['n']:,}")
         yield shown
 
     if samples:
@@ -105,13 +112,12 @@ def _metrics_tables(metrics: dict[str, Any]) -> Iterator[Table]:
 
 def print_answers(prompt: str, base: Sequence[Answer], tuned: Sequence[Answer]) -> None:
     """Draws of one prompt side by side, base left and tuned right."""
-    from rich.console import Console
     from rich.rule import Rule
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    console.print(Text(prompt, style="bold"))
+    console = _console()
+    console.print(Text(re.sub(_CONTROL, "\ufffd", prompt), style="bold"))
     for number, (one, other) in enumerate(zip(base, tuned, strict=True), 1):
         console.print(Rule(f"answer {number} of {len(base)}", style="dim"))
         table = Table(box=None, padding=(0, 1), expand=True, pad_edge=False)
@@ -181,14 +187,13 @@ def print_files(loaded: Recipe, planned: Sequence[tuple[str, int]]) -> None:
 
 def print_comparison(runs: Sequence[tuple[Recipe, Run]]) -> None:
     """A row a run, what the judge says of each, what sets its recipe apart from the first one's, and remarks."""
-    from rich.console import Console
     from rich.table import Table
 
     from dpo_cli.evaluate.compare import compare
     from dpo_cli.evaluate.tables import NATS, Unit, show
 
     compared, remarks = compare(runs)
-    console = Console()
+    console = _console()
 
     def table(*heads: str) -> Table:
         made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
@@ -213,6 +218,6 @@ def print_comparison(runs: Sequence[tuple[Recipe, Run]]) -> None:
     console.print()
     for one in compared[1:]:
         differs = ", ".join(f"{key}: {value}" for key, value in one.differs.items())
-        console.print(f"{one.name} differs in {differs or 'nothing'}", highlight=False, markup=False)
+        console.print(f"{one.name} differs in {differs or 'nothing'}")
     for remark in remarks:
-        console.print(f"warning: {remark}", highlight=False, markup=False)
+        console.print(f"warning: {remark}")

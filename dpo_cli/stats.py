@@ -77,7 +77,7 @@ def bootstrap(
     drawn = drawn[numpy.isfinite(drawn)]
     if not drawn.size:
         return _figure(value, None, None, count)
-    tail = NormalDist().cdf(-math.sqrt(count / (count - 1)) * _student(count - 1))
+    tail = NormalDist().cdf(-math.sqrt(count / (count - 1)) * student(count - 1))
     low, high = numpy.quantile(drawn, (tail, 1 - tail))
     return _figure(value, float(low), float(high), count)
 
@@ -124,7 +124,7 @@ def share_change(before: Sequence[float], after: Sequence[float]) -> Figure:
     return _figure(sum(changes) / count, max(-1.0, centre - half), min(1.0, centre + half), count)
 
 
-def _student(freedom: int) -> float:
+def student(freedom: int) -> float:
     """Student's 97.5 % point, within 0.02 from 6 degrees of freedom on (Abramowitz and Stegun 26.7.5)."""
     z, v = Z95, freedom
     return z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)

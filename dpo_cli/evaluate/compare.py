@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate.winrate import Comparison, bradley_terry
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import read_jsonl
@@ -14,6 +15,7 @@ from dpo_cli.run import Run, recipe_keys
 from dpo_cli.stats import Figure
 
 BASE = "base"
+OF_BASE = ("model.id", "model.revision", "model.adapter", "model.load_in_4bit", "model.dtype", "model.thinking")
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,13 @@ def compare(runs: Sequence[tuple[Recipe, Run]]) -> tuple[list[Compared], list[st
     """The runs in their order, and remarks on what can't be compared.
 
     Strengths are Bradley-Terry's, each run's answers judged against the base's, which all runs share: so they need the
-    same judge, the same held-out prompts and the same sampling.
+    same judge, the same base, the same held-out prompts and the same sampling.
+
+    Raises:
+        DpoError: a run stands there twice.
     """
+    if len({run.folder.resolve() for _, run in runs}) < len(runs):
+        raise DpoError("a run stands twice in the comparison", hint="name each run once", exit_code=USAGE)
     names = _names(runs)
     metrics = [json.loads((run["eval"] / "metrics.json").read_text(encoding="utf-8")) for _, run in runs]
     held_out = {run.record("prepare")["outputs"]["data/eval.jsonl"] for _, run in runs}
@@ -48,9 +55,12 @@ def compare(runs: Sequence[tuple[Recipe, Run]]) -> tuple[list[Compared], list[st
     strengths: dict[str, Figure] = {}
     if all(judges):
         told = {(judge["kind"], judge["model"], judge["template_sha256"]) for judge in judges}
-        sampled = {json.dumps({**figures["sampling"], "prompts": None}) for figures in metrics}
+        sampled = {json.dumps({**(figures["sampling"] or {}), "prompts": None}) for figures in metrics}
+        bases = {json.dumps([_keys(recipe)[key] for key in OF_BASE]) for recipe, _ in runs}
         if len(told) > 1:
             remarks.append("different judges, so no strengths: let one judge see all runs")
+        elif len(bases) > 1:
+            remarks.append("different base models, so no strengths: they are points over one base")
         elif len(sampled) > 1:
             remarks.append("answers sampled differently, so no strengths: give all runs the same eval settings")
         elif len(held_out) == 1:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_cli import models
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate import generate, score, summary, textstats
 from dpo_cli.evaluate.report import write_report
 from dpo_cli.recipe import Recipe, dump
@@ -41,7 +41,7 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
     """Measure the trained adapter against its reference on `data/eval.jsonl`: one set of weights, adapter on and off.
 
     Raises:
-        DpoError: no pair was held out; the judge can't be asked.
+        DpoError: no pair was held out, or none fits; the judge can't be asked.
     """
     pairs = _held_out(recipe, run)
     models.import_backend(models.Backend("hf", "evaluation"))
@@ -56,6 +56,12 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
         print(f"eval: {remark}\n" if remark else "", end="", flush=True)
     batch_size = 2 * recipe.train.per_device_eval_batch_size
     scored = score.score_pairs(model, tokenizer, pairs, recipe.model.max_length, batch_size)
+    if not scored:
+        raise DpoError(
+            "every held-out prompt fills model.max_length, so there is no answer to score",
+            where=recipe.where("model", "max_length"),
+            hint="raise model.max_length, or leave data.filters.too_long on",
+        )
     made_from = _made_from(recipe, run)
     samples = _sample(recipe, run, model, tokenizer, pairs, made_from, quiet) if recipe.eval.prompts else []
     del model  # a judge of its own may need the room
@@ -77,7 +83,13 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
 
 
 def answer(recipe: Recipe, run: Run, prompt: str, count: int) -> tuple[list[Answer], list[Answer]]:
-    """`count` answers of the base and of the tuned model to one prompt, for a look; nothing is written."""
+    """`count` answers of the base and of the tuned model to one prompt, for a look; nothing is written.
+
+    Raises:
+        DpoError: the prompt is no text.
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise DpoError("--prompt holds bytes that are no UTF-8", exit_code=USAGE)
     models.import_backend(models.Backend("hf", "evaluation"))
     model, tokenizer = models.load_tuned(recipe, run.adapter)
     messages: list[Message] = [{"role": "user", "content": prompt}]

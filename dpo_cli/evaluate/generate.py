@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dpo_cli import models
 from dpo_cli.errors import DpoError
+from dpo_cli.evaluate.judgments import bar
 from dpo_cli.recipe import Eval
 from dpo_cli.records import Message, Pair, read_jsonl
 
@@ -130,7 +130,7 @@ def sample_pairs(
             for pair, prompt, b, t in zip(batch, ids, base, tuned, strict=True)
         ]
 
-    with _bar(len(asked), progress) as advance, open(path, "a", encoding="utf-8", newline="\n") as file:
+    with bar("answering", len(asked), progress) as advance, open(path, "a", encoding="utf-8", newline="\n") as file:
         advance(len(asked) - len(left))
         for samples in _in_batches(left, settings, work):
             file.writelines(json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in samples)
@@ -338,16 +338,3 @@ def _read(path: Path) -> dict[str, Sample]:
     if whole < len(content):
         os.truncate(path, whole)
     return {sample.id: sample for sample in map(Sample.from_json, read_jsonl(path))}
-
-
-@contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar of `total` prompts on stderr, and the function that moves it; nothing where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TextColumn("prompts"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)

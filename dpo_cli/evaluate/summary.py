@@ -25,7 +25,7 @@ EXAMPLES = 5  # best, worst and random each
 def verdict(metrics: Mapping[str, Any]) -> str:
     """One or two sentences: did training teach the preference, and does the judge like the answers better."""
     said = _verdict_on_pairs(metrics)
-    if metrics["judge"]:
+    if metrics["judge"] and metrics["judge"]["asked"]:
         from dpo_cli.evaluate.winrate import judge_verdict
 
         said += f" {judge_verdict(metrics['judge'])}"
@@ -33,19 +33,23 @@ def verdict(metrics: Mapping[str, Any]) -> str:
 
 
 def _verdict_on_pairs(metrics: Mapping[str, Any]) -> str:
-    figure: Figure = metrics["pairs"]["reward_accuracy"]
-    longer: Figure = metrics["pairs"]["longer_wins"]
-    low, high = figure["low"] or 0.0, figure["high"] or 0.0
+    figure, longer = metrics["pairs"]["reward_accuracy"], metrics["pairs"]["longer_wins"]["value"]
+    low, high = figure["low"], figure["high"]
+    bets = {
+        "always taking the longer answer": longer,
+        "always taking the shorter answer": 1 - longer,
+        "the longer or the shorter answer, as in training": metrics["baselines"]["majority"]["value"],
+    }
+    bet, length = max(bets.items(), key=lambda one: one[1])
     seen = (
         f"moved towards the chosen answer in {percent(figure['value'])} of {figure['n']} held-out pairs "
-        f"(95% interval {percent(low)} to {percent(high)}; 50% before training"
+        f"(95% interval {percent(low)} to {percent(high)}; 50% before training, {percent(length)} for {bet})"
     )
-    seen += f", {percent(longer['value'])} for always taking the longer answer)"
     if low <= 0.5 <= high:
         return f"Not distinguishable from no training: the tuned model {seen}."
     if high < 0.5:
         return f"Worse than no training: the tuned model {seen}."
-    if low <= (longer["value"] or 0.0):
+    if low <= length:
         return f"It learned something, but no more than length would explain: the tuned model {seen}."
     return f"It learned the preference: the tuned model {seen}."
 
@@ -54,6 +58,9 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
     """What a reader should know before trusting the figures."""
     found = []
     pairs = metrics["pairs"]
+    drifts = [pairs[f"{answer}_drift"][part] for answer in ("chosen", "rejected") for part in ("value", "low", "high")]
+    if not any(drifts):
+        found.append("the adapter changes nothing: both models give every held-out answer the same probability")
     if (pairs["chosen_drift"]["value"] or 0.0) < 0:
         found.append(
             f"the chosen answers became less likely ({pairs['chosen_drift']['value']:.2f} nats on average): normal up "
@@ -62,7 +69,9 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
     for language, figures in metrics["languages"].items():
         accuracy = figures["pairs"]["reward_accuracy"]
         if accuracy["n"] < 30:
-            found.append(f"only {accuracy['n']} held-out pairs in {language}: its interval is wide")
+            found.append(f"few held-out pairs in {language} ({accuracy['n']}): its interval is wide")
+        elif accuracy["high"] < 0.5:
+            found.append(f"in {language} the accuracy is below 50%: there it learned the opposite")
         elif accuracy["low"] <= 0.5:
             found.append(f"in {language} the accuracy is not distinguishable from 50%")
     shortcut, accuracy = metrics["baselines"]["shortcut"], pairs["reward_accuracy"]
@@ -110,16 +119,19 @@ def _warnings_on_judge(judge: Mapping[str, Any] | None) -> list[str]:
     if judge["failures"]:
         found.append(f"{judge['failures']} of {judge['asked']} prompts got no verdict from the judge and are left out")
     if judge["cut"]:
-        found.append(f"the judge saw {judge['cut']} of {judge['asked']} answers cut short: raise eval.judge.max_length")
+        cut = f"{judge['cut']} of {judge['asked']} prompts"
+        found.append(f"the judge saw an answer cut short in {cut}: raise eval.judge.max_length")
     consistency, calibration = judge["position_consistency"], judge["calibration"]
     if consistency and consistency["value"] is not None and consistency["value"] < 0.6:
         found.append(
-            f"the judge keeps to its verdict in only {percent(consistency['value'])} when the answers swap places"
+            f"the judge keeps to its verdict in only {percent(consistency['value'])} of the prompts when the answers "
+            "swap places"
         )
     if calibration["value"] is not None and calibration["low"] <= 0.5:
         found.append(
             f"the judge agrees with the data's own preference in {percent(calibration['value'])} of "
-            f"{calibration['n']} held-out pairs, no better than chance: its win rate says little about these data"
+            f"{calibration['n']} held-out pairs, not clearly better than chance: its win rate says little about "
+            "these data"
         )
     return found
 

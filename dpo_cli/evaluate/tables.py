@@ -162,7 +162,7 @@ def accuracies(metrics: Mapping[str, Any]) -> list[tuple[str, list[charts.Dot]]]
         "reward accuracy": metrics["pairs"]["reward_accuracy"],
         "the longer answer": baselines["longer_wins"],
         "longer/shorter, as in training": baselines["majority"],
-        f"shortcut: {shortcut['name']}" if shortcut else "": shortcut,
+        f"in training: {shortcut['name']}" if shortcut else "": shortcut,
     }
     found = [("What it has to beat", [charts.Dot(name, one, show(one)) for name, one in rivals.items() if one])]
     groups = {

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dpo_cli.stats import Figure, bootstrap, bootstrap_mean, share_change, wilson
+from dpo_cli.stats import Figure, bootstrap, bootstrap_mean, share_change, student, wilson
 
 if TYPE_CHECKING:
     from dpo_cli.evaluate.generate import Answer, Sample
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 HEAD = 200  # tokens of each answer that diversity is measured on: it falls with length, which is measured beside it
 OPENING = 200  # characters in which a refusal shows
 GROUPS = 25  # of prompts, for the jackknife
-STUDENT = 2.063899  # the 97.5 % point of Student's t with GROUPS - 1 degrees of freedom
 
 Rows = Sequence[Sequence[int]]
 
@@ -107,8 +106,9 @@ def of_corpus(statistic: Callable[[Rows], float], base: Rows, tuned: Rows) -> li
     """A statistic of all the base answers, of all the tuned ones, and tuned - base, with intervals over prompts.
 
     value ± t √V, with the variance of the jackknife that leaves out one of g groups of prompts at a time (Shao & Tu
-    1995, section 2.3): V = (g - 1) / g Σ_j (θ_j - mean θ)². Not a bootstrap: that draws prompts twice, and a corpus
-    that holds answers twice is less diverse, so that the whole interval would lie beside the value.
+    1995, section 2.3), V = (g - 1) / g Σ_j (θ_j - mean θ)², and Student's t of g - 1 degrees of freedom. Not a
+    bootstrap: that draws prompts twice, and a corpus that holds answers twice is less diverse, so that the whole
+    interval would lie beside the value.
     """
     import numpy
 
@@ -121,8 +121,8 @@ def of_corpus(statistic: Callable[[Rows], float], base: Rows, tuned: Rows) -> li
     found = [whole_and_parts(base), whole_and_parts(tuned)]
     figures = []
     for value, *parts in (*found, found[1] - found[0]):
-        error = math.sqrt((groups - 1) * numpy.var(parts)) if groups > 1 else math.nan
-        bounds = [value - STUDENT * error, value, value + STUDENT * error]
+        half = student(groups - 1) * math.sqrt((groups - 1) * numpy.var(parts)) if groups > 1 else math.nan
+        bounds = [value - half, value, value + half]
         low, middle, high = (round(float(bound), 6) if math.isfinite(bound) else None for bound in bounds)
         figures.append(Figure(value=middle, low=low, high=high, n=len(base)))
     return figures

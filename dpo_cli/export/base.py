@@ -50,7 +50,8 @@ def find(recipe: Recipe, *, weights: bool = True) -> Path:
     """
     try:
         base = name(recipe)
-        folder = Path(base) if Path(base).is_dir() else _fetch(base, revision(recipe), weights)
+        local = Path(base).is_absolute()
+        folder = Path(base) if local else _fetch(base, revision(recipe), weights)
         config = read_json(folder / "config.json")
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

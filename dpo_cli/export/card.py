@@ -158,7 +158,8 @@ def _training(recipe: Recipe, run: Run, kind: str) -> dict[str, Any]:
         "ollama": f"{base} after {method} on {pairs:,} preference pairs, with the adapter merged in: a "
         f"{recipe.export.gguf} GGUF file and its Modelfile.",
     }
-    started = f" + the adapter {_shown(recipe.model.adapter)}" if recipe.model.adapter else ""
+    given = recipe.model.adapter
+    started = f" + {'a LoRA trained before' if Path(given).is_absolute() else f'the adapter {given}'}" if given else ""
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps * record.get("processes", 1)
     rows: list[tuple[str, Any]] = [
         ("base", f"{_shown(recipe.model.id)}, {weights}" + _revision(recipe, record)),

@@ -12,11 +12,11 @@ from typing import Any
 from dpo_cli import models
 from dpo_cli.errors import UNVERIFIED, DpoError
 from dpo_cli.export import base as base16
-from dpo_cli.export import card, gguf, hub, merge, ollama, probe, verify
+from dpo_cli.export import card, gguf, gguf_check, hub, merge, ollama, probe, verify
 from dpo_cli.export.probe import Place, Probes, Said
 from dpo_cli.export.verify import LIMITS, Check
 from dpo_cli.recipe import GgufType, Recipe
-from dpo_cli.run import Run, replace, write_json
+from dpo_cli.run import Run, replace, sha256, write_json
 
 Say = Callable[[str], None]
 
@@ -71,6 +71,9 @@ def export(recipe: Recipe, run: Run, *, dry_run: bool = False, quiet: bool = Fal
         if not quiet:
             print(line, flush=True)
 
+    if not evaluated(recipe, run):
+        say("  ! eval has not seen this adapter, so the cards say nothing of how good it is")
+    gone = [kind for kind in FOLDERS if kind not in kinds and (run["export"] / kind).is_dir()]
     with run.stage("export", recipe) as draft:
         place = probe.place(tensors)
         say(f"  compared with the trained adapter on the 16-bit base, {place}")
@@ -78,6 +81,7 @@ def export(recipe: Recipe, run: Run, *, dry_run: bool = False, quiet: bool = Fal
         checks = _make(recipe, run, yardstick, kinds, draft.folder, say)
         write_json(draft.folder / "verify.json", checks)
         draft.record["device"] = str(place)
+        draft.record["evaluated"] = evaluated(recipe, run)
         draft.record["merge_base"] = {"id": base16.name(recipe), "commit": base16.commit_of(base)}
         verified = verify.passed(checks)
         if not verified and run.record("export").get("status") == "complete":
@@ -87,13 +91,42 @@ def export(recipe: Recipe, run: Run, *, dry_run: bool = False, quiet: bool = Fal
     if not verified:
         raise _unverified(checks, run["export"])
     shutil.rmtree(run.folder / FAILED, ignore_errors=True)
+    if gone:
+        say(f"  removed: {', '.join(gone)}, which export.formats does not name")
     return Exported([run["export"] / kind for kind in kinds], checks)
+
+
+def evaluated(recipe: Recipe, run: Run) -> str | None:
+    """What tells one evaluation of this very adapter from another, for the cards show its figures; None without."""
+    if not run.state("eval", recipe).fresh:
+        return None
+    digest: str = run.record("eval")["outputs"]["eval/metrics.json"]
+    return digest
+
+
+def renew_cards(recipe: Recipe, run: Run) -> bool:
+    """Write the cards of a complete export anew where an evaluation has come after it; else do nothing.
+
+    What has been pushed counts as not pushed then.
+    """
+    record, figures = run.record("export"), evaluated(recipe, run)
+    if record.get("status") != "complete" or figures in (None, record.get("evaluated")):
+        return False
+    checks = base16.read_json(run["export"] / "verify.json")
+    for kind in FOLDERS:
+        if kind in recipe.export.formats:
+            card.write_card(recipe, run, run["export"] / kind, kind, checks)
+            record["outputs"][f"export/{kind}/README.md"] = sha256(run["export"] / kind / "README.md")
+    record["evaluated"], record["hub"] = figures, None
+    run.write_record("export", recipe, record)
+    return True
 
 
 def push(recipe: Recipe, run: Run, *, quiet: bool = False) -> str | None:
     """Push a complete export where `export.formats` names hub and this one has not been pushed yet.
 
-    By itself, for a push that fails must not cost the export. The manifest keeps the address.
+    By itself, for a push that fails must not cost the export. The manifest keeps the address. The cards are brought up
+    to date first.
 
     Returns:
         The repository's address; None where there is nothing to push.
@@ -101,6 +134,8 @@ def push(recipe: Recipe, run: Run, *, quiet: bool = False) -> str | None:
     Raises:
         DpoError: as `hub.push` has it.
     """
+    if renew_cards(recipe, run) and not quiet:
+        print("export: eval's figures are in the cards now", flush=True)
     record = run.record("export")
     if "hub" not in recipe.export.formats or record.get("status") != "complete" or record.get("hub"):
         return None
@@ -145,7 +180,8 @@ def _make(recipe: Recipe, run: Run, yardstick: Yardstick, kinds: list[str], out:
         merge.write_adapter(run.adapter, name, base16.revision(recipe), out / "adapter")
         merge.write_files(files, out / "adapter")
         say(_written(out / "adapter"))
-        checks += _read_back(yardstick, out / "adapter", verify.check_adapter_files(out / "adapter", name), files)
+        own = verify.check_adapter_files(out / "adapter", run.adapter, name)
+        checks += _read_back(yardstick, out / "adapter", own, files)
     if kinds != ["adapter"]:
         merge.write_merged(yardstick.base, run.adapter, out / "merged")
         merge.write_files(files, out / "merged")
@@ -191,7 +227,8 @@ def _ggufs(recipe: Recipe, yardstick: Yardstick, kinds: list[str], out: Path, sa
     gguf.write_gguf(out / "merged", recipe.export.gguf, files[0])
     say(_written(folders[0]))
     rows, tuned = yardstick.probes.rows, yardstick.tuned.logps
-    checks = gguf.check_gguf(files[0], out / "merged", rows, tuned, yardstick.plain, probe.LAST)
+    kind, merged = recipe.export.gguf, out / "merged"
+    checks = gguf_check.check_gguf(files[0], kind, merged, rows, tuned, yardstick.plain, probe.LAST)
     for file in files[1:]:
         try:
             file.hardlink_to(files[0])
@@ -214,7 +251,8 @@ def _gap(recipe: Recipe, run: Run, yardstick: Yardstick) -> list[Check]:
             model: Any = PeftModel.from_pretrained(models.load_base(recipe), str(run.adapter)).eval()
         except DpoError as error:  # an export does without, on a machine that has not trained
             return [{"name": "gap_to_4bit", "value": f"not measured: {error.message}", "limit": None, "ok": True}]
-        return verify.check_gap("gap_to_4bit", verify.token_logps(model, rows, probe.LAST), tuned, None)
+        same = verify.check_vectors("gap_to_4bit", model.get_base_model(), yardstick.base)
+        return same + verify.check_gap("gap_to_4bit", verify.token_logps(model, rows, probe.LAST), tuned, None)
     if trained == base16.name(recipe):
         return []
     model = probe.load(trained, yardstick.place, revision=recipe.model.revision, adapter=run.adapter)
@@ -233,7 +271,9 @@ def _plan(recipe: Recipe, run: Run, base: Path, kinds: list[str]) -> list[tuple[
     small = {name: len(content) for name, content in merge.tokenizer_files(base, run.adapter).items()}
     config = (run.adapter / "adapter_config.json").stat().st_size
     adapter = {"adapter_config.json": config, merge.WEIGHTS: (run.adapter / merge.WEIGHTS).stat().st_size}
-    whole = {_gguf_name(recipe): int(parameters * GGUF_BITS[recipe.export.gguf] / 8)}
+    # A vocabulary in GGUF's words takes about half of what tokenizer.json does.
+    size = parameters * GGUF_BITS[recipe.export.gguf] / 8 + small["tokenizer.json"] / 2
+    whole = {_gguf_name(recipe): int(size)}
     contents = {
         "adapter": adapter | small,
         "merged": {"config.json": (base / "config.json").stat().st_size} | merge.planned(tensors) | small,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from dpo_cli.export import merge
-from dpo_cli.export.base import INDEX, WHOLE, read_json, stored
+from dpo_cli.export.base import INDEX, TOKENIZER_FILES, WHOLE, read_json, stored
 from dpo_cli.records import Message
 
 if TYPE_CHECKING:
@@ -78,7 +78,10 @@ def passed(checks: Sequence[Check]) -> bool:
 
 
 def check_structure(folder: Path, base: Path) -> list[Check]:
-    """The files of a merged model: whole shards and no others, the base's tensors in 16 bits, tied as the base is."""
+    """The files of a merged model: whole shards and nothing foreign, the base's tensors in 16 bits, the base's config.
+
+    The config by itself, for what a model says on short texts tells little of its norms' epsilon or its longest text.
+    """
     try:
         config, tensors = read_json(folder / "config.json"), stored(folder)
     except (OSError, ValueError) as error:
@@ -87,13 +90,14 @@ def check_structure(folder: Path, base: Path) -> list[Check]:
     named = {tensor.file.name for tensor in tensors.values()} | (
         {INDEX} if len(tensors) and _indexed(folder) else set()
     )
-    there = {path.name for path in folder.iterdir() if path.is_dir() or re.search(r"safetensors|\.bin$", path.name)}
+    there = {path.name for path in folder.iterdir()} - {"config.json", "README.md", *TOKENIZER_FILES}
     shapes, wanted_shapes = ({name: one.shape for name, one in all_.items()} for all_ in (tensors, wanted))
     dtype = config.get("dtype", config.get("torch_dtype"))
     found = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
     dtypes = {found[one.dtype] for one in tensors.values() if one.dtype in found} | {dtype}
     odd = {name for name, one in tensors.items() if one.dtype not in found and one.dtype != wanted.get(name, one).dtype}
     tied, base_tied = config.get("tie_word_embeddings"), base_config.get("tie_word_embeddings")
+    other = {key for key in config.keys() | base_config.keys() if config.get(key) != base_config.get(key)}
     return [
         _same("merged.shards", sorted(there ^ named), []),
         _same("merged.tensors", sorted({name for name, _ in shapes.items() ^ wanted_shapes.items()} | odd)[:5], []),
@@ -105,6 +109,7 @@ def check_structure(folder: Path, base: Path) -> list[Check]:
         },
         _same("merged.tied", tied, base_tied),
         _same("merged.quantised", "quantization_config" in config, False),
+        _same("merged.config_differs", sorted(other - {"dtype", "torch_dtype"}), []),
     ]
 
 
@@ -130,30 +135,42 @@ def _indexed(folder: Path) -> bool:
     return (folder / INDEX).is_file() or not (folder / WHOLE).is_file()
 
 
-def check_adapter_files(folder: Path, base_name: str) -> list[Check]:
-    """The adapter's tensors are the policy's only, with no second adapter's, and its base is the 16-bit one."""
+def check_adapter_files(folder: Path, trained: Path, base_name: str) -> list[Check]:
+    """The trained adapter's tensors, byte for byte, and its settings; no second adapter; its base the 16-bit one.
+
+    Args:
+        trained: `train/adapter`.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(folder / "adapter_model.safetensors", framework="np") as file:
+        with safe_open(folder / merge.WEIGHTS, framework="np") as file:
             foreign = [key for key in file.keys() if ".ref." in key]  # noqa: SIM118 - not a dict
-        named = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        config, own = (read_json(one / "adapter_config.json") for one in (folder, trained))
+        same = (folder / merge.WEIGHTS).read_bytes() == (trained / merge.WEIGHTS).read_bytes()
+    except (OSError, ValueError, SafetensorError) as error:
         return [_same("adapter.readable", str(error).splitlines()[0], True)]
-    foreign += [path.name for path in folder.iterdir() if path.is_dir()]
-    return [_same("adapter.foreign_tensors", len(foreign), 0), _same("adapter.base", named, base_name)]
+    known = {"adapter_config.json", merge.WEIGHTS, "README.md", *TOKENIZER_FILES}
+    foreign += [path.name for path in folder.iterdir() if path.name not in known]
+    other = {key for key in config.keys() | own.keys() if config.get(key) != own.get(key)}
+    return [
+        _same("adapter.foreign_tensors", len(foreign), 0),
+        _same("adapter.base", config.get("base_model_name_or_path"), base_name),
+        _same("adapter.weights_equal", same, True),
+        _same("adapter.config_differs", sorted(other - {"base_model_name_or_path", "revision"}), []),
+    ]
 
 
 def check_tokenizer_files(name: str, folder: Path, expected: Mapping[str, bytes]) -> list[Check]:
-    """All of the base's tokenizer files, byte for byte, and training's template.
+    """The base's tokenizer files, all of them and no other, byte for byte, and training's template.
 
     Args:
         expected: `merge.tokenizer_files`.
     """
     other = [
         file
-        for file, content in expected.items()
-        if not (folder / file).is_file() or (folder / file).read_bytes() != content
+        for file in dict.fromkeys([*TOKENIZER_FILES, *expected])
+        if ((folder / file).read_bytes() if (folder / file).is_file() else None) != expected.get(file)
     ]
     return [_same(f"{name}.tokenizer_files", other, [])]
 
@@ -282,10 +299,29 @@ def check_gap(
     name: str, trained: Sequence[torch.Tensor], tuned: Sequence[torch.Tensor], limits: Limits | None
 ) -> list[Check]:
     """How far the model that was trained is from adapter-on-base: reported, or with limits where both are 16-bit."""
+    sizes = trained[0].shape[-1], tuned[0].shape[-1]
+    if sizes[0] != sizes[1]:
+        return [_same(f"{name}.vocabulary", *sizes)]
     kl, top1 = mean_kl(trained, tuned), top1_agreement(trained, tuned)
     if limits:
         return [_at_most(f"{name}.mean_kl", kl, limits.kl), _at_least(f"{name}.top1_agreement", top1, limits.top1)]
     return [_reported(f"{name}.mean_kl", kl), _reported(f"{name}.top1_agreement", top1)]
+
+
+def check_vectors(name: str, model: Any, base: Path) -> list[Check]:
+    """What 4 bits leave whole, norms above all, is the 16-bit base's: of the rest nothing tells rounding from another
+    training of the same shapes, such as Qwen3's own base and chat models.
+
+    Args:
+        model: the 4-bit model, by the names of the base's tensors.
+    """
+    tensors, wrong = stored(base), []
+    for key, vector in model.named_parameters():
+        if vector.ndim == 1 and key in tensors:
+            there, wanted = vector.detach().float().cpu(), merge.read_tensor(tensors[key], key).float()
+            if there.shape != wanted.shape or not (there - wanted).norm() <= 1e-3 * wanted.norm():
+                wrong.append(key)
+    return [_same(f"{name}.base_differs", wrong[:5], [])]
 
 
 def _chinese(text: str) -> bool:

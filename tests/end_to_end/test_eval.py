@@ -1,4 +1,7 @@
-"""`eval` as people use it: judged, killed in the middle, asked again, asked one thing, set beside another run."""
+"""`eval` as people use it: judged, killed in the middle, asked again, asked one thing, set beside another run.
+
+All but the one that is killed run in this process: a new one takes seconds to import torch, and the smoke run has been.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dpo_cli import recipe
+from dpo_cli.cli import app
+from dpo_cli.errors import DpoError
+from dpo_cli.evaluate.evaluate import evaluate
+from dpo_cli.run import Run
+from typer.testing import CliRunner
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 KEY = "sk-nobody-may-see-this-0123456789"
@@ -32,6 +41,19 @@ def load_server() -> Any:
 
 
 JudgeServer = load_server().JudgeServer
+
+
+@pytest.fixture
+def dpo_eval(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`dpo-cli eval` in this process; with `ok`, failing fails the test with what it printed."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def invoke(*arguments: object, ok: bool = True) -> Any:
+        done = CliRunner().invoke(app, ["eval", *map(str, arguments)])
+        assert not ok or done.exit_code == 0, done.output
+        return done
+
+    return invoke
 
 
 @pytest.fixture
@@ -90,10 +112,10 @@ def lines_of(pattern: str, run: Path, least: int, process: subprocess.Popen[str]
     raise AssertionError(f"no {least} lines in {pattern}")
 
 
-def test_samples_of_a_killed_eval_are_taken_up_again(run: Path, command: Any, started: Any) -> None:
+def test_samples_of_a_killed_eval_are_taken_up_again(run: Path, dpo_eval: Any, started: Any) -> None:
     """What was answered before the kill is found again, and the result is that of an eval that nobody killed."""
     whole = shutil.copytree(run, run.parent / "whole" / "smoke")
-    command("eval", *options(whole))
+    dpo_eval(*options(whole))
     process = started(*options(run))
     kept = lines_of(".eval/samples-*.jsonl", run, 4, process)
     process.send_signal(signal.SIGKILL)
@@ -102,7 +124,7 @@ def test_samples_of_a_killed_eval_are_taken_up_again(run: Path, command: Any, st
     first = rows(kept)[0]
     text = kept.read_text(encoding="utf-8")
     kept.write_text(text.replace(json.dumps(first["tuned"]["text"], ensure_ascii=False), '"as it was"', 1))
-    command("eval", *options(run))
+    dpo_eval(*options(run))
     found, expected = rows(run / "eval" / "samples.jsonl"), rows(whole / "eval" / "samples.jsonl")
     marked = next(row for row in found if row["id"] == first["id"])
     assert marked["tuned"]["text"] == "as it was", "not sampled twice"
@@ -111,30 +133,30 @@ def test_samples_of_a_killed_eval_are_taken_up_again(run: Path, command: Any, st
     assert not (run / ".eval").exists()
 
 
-def test_a_judge_that_dies_costs_neither_answers_nor_judgments(run: Path, command: Any) -> None:
+def test_a_judge_that_dies_costs_neither_answers_nor_judgments(run: Path, dpo_eval: Any) -> None:
     with JudgeServer("alphabetical", "alphabetical", "alphabetical", "wrong_key") as server:
         asked = judge(server.url, concurrency=1, retries=0)
-        done = command("eval", *options(run, **{"eval.judge": asked}), ok=False)
-        assert done.returncode == 1
+        done = dpo_eval(*options(run, **{"eval.judge": asked}), ok=False)
+        assert done.exit_code == 1
         assert "answers HTTP 401" in done.stderr and server.url in done.stderr
         assert not (run / "eval").exists()
         assert len(server.asked) >= 4
         before = {row["id"]: row for row in rows(next(run.glob(".eval/samples-*.jsonl")))}
     with JudgeServer("alphabetical") as server:
-        command("eval", *options(run, **{"eval.judge": {**asked, "base_url": server.url}}))
+        dpo_eval(*options(run, **{"eval.judge": {**asked, "base_url": server.url}}))
         questions = 2 * (12 + 3)
         assert len(server.asked) == questions - 3, "the three verdicts are not paid for twice"
         assert {row["id"]: row for row in rows(run / "eval" / "samples.jsonl")} == before
         # Another setting that does not change the answers, nor what was asked: nothing is done again.
         asked = {**asked, "base_url": server.url, "concurrency": 2}
-        command("eval", *options(run, **{"eval.judge": asked}))
+        dpo_eval(*options(run, **{"eval.judge": asked}))
         assert len(server.asked) == questions - 3
         assert {row["id"]: row for row in rows(run / "eval" / "samples.jsonl")} == before
 
 
-def test_a_judge_is_in_metrics_report_and_terminal(run: Path, command: Any) -> None:
+def test_a_judge_is_in_metrics_report_and_terminal(run: Path, dpo_eval: Any) -> None:
     with JudgeServer("alphabetical") as server:
-        done = command("eval", *options(run, **{"eval.judge": judge(server.url)}))
+        done = dpo_eval(*options(run, **{"eval.judge": judge(server.url)}))
     found = metrics(run)
     judged = rows(run / "eval" / "judgments.jsonl")
     assert [row["id"] for row in judged[:12]] == [row["id"] for row in rows(run / "eval" / "samples.jsonl")]
@@ -151,54 +173,68 @@ def test_a_judge_is_in_metrics_report_and_terminal(run: Path, command: Any) -> N
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-def test_the_key_is_written_nowhere(run: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_written_nowhere(run: Path, dpo_eval: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even where the server says it back, in a reply and in an error."""
     monkeypatch.setenv("A_KEY", KEY)
     with JudgeServer("echo", "echo", "echo_500", "echo") as server:
         asked = judge(server.url, api_key_env="A_KEY", retries=0)
-        done = command("eval", *options(run, **{"eval.judge": asked}), "--debug")
+        done = dpo_eval(*options(run, **{"eval.judge": asked}), "--debug")
         assert f"Bearer {KEY}" in server.keys
     with JudgeServer("wrong_key") as server:
         asked = judge(server.url, api_key_env="A_KEY", retries=0, calibration=5)
-        refused = command("eval", *options(run, **{"eval.judge": asked}), "--debug", ok=False)
-    assert refused.returncode == 1
+        refused = dpo_eval(*options(run, **{"eval.judge": asked}), "--debug", ok=False)
+    assert refused.exit_code == 1
     for output in (done.stdout, done.stderr, refused.stdout, refused.stderr):
         assert KEY not in output
     for path in run.parent.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
 
 
-def test_a_missing_key_is_told_before_anything_is_loaded(run: Path, command: Any) -> None:
+def test_a_missing_key_is_told_before_anything_is_loaded(run: Path, dpo_eval: Any) -> None:
     asked = judge("http://127.0.0.1:9/v1", api_key_env="NO_SUCH_KEY")
-    done = command("eval", *options(run, **{"eval.judge": asked}), ok=False)
-    assert done.returncode == 1
+    done = dpo_eval(*options(run, **{"eval.judge": asked}), ok=False)
+    assert done.exit_code == 1
     assert "NO_SUCH_KEY" in done.stderr
     assert "held-out pairs" not in done.stdout and not (run / ".eval").exists()
 
 
-def test_one_prompt_several_times_and_nothing_written(run: Path, command: Any) -> None:
+def test_one_prompt_several_times_and_nothing_written(run: Path, dpo_eval: Any) -> None:
     before = sorted(path for path in run.rglob("*"))
-    done = command("eval", *options(run), "--prompt", "用三句话介绍如何给多肉浇水", "--samples", 2)
+    done = dpo_eval(*options(run), "--prompt", "用三句话介绍如何给多肉浇水", "--samples", 2)
     assert "用三句话介绍如何给多肉浇水" in done.stdout
     assert "answer 2 of 2" in done.stdout and "answer 3" not in done.stdout
     assert done.stdout.count("base (8 tokens, cut off)") == 2
     assert "tuned (8 tokens, cut off)" in done.stdout
     assert sorted(path for path in run.rglob("*")) == before
-    assert command("eval", *options(run), "--samples", 2, ok=False).returncode == 2
+    assert dpo_eval(*options(run), "--samples", 2, ok=False).exit_code == 2
+    bytes_of_latin_1 = dpo_eval(*options(run), "--prompt", "caf\udce9", ok=False)
+    assert bytes_of_latin_1.exit_code == 2 and "no UTF-8" in bytes_of_latin_1.stderr
 
 
-def test_runs_that_one_judge_saw_get_strengths(run: Path, command: Any) -> None:
+def test_prompts_that_leave_no_room_for_an_answer_are_an_error(run: Path) -> None:
+    pairs = rows(run / "data" / "eval.jsonl")[:2]
+    for pair in pairs:
+        pair["prompt"][-1]["content"] = "why? " * 600
+    (run / "data" / "eval.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    with pytest.raises(DpoError, match="every held-out prompt fills model.max_length"):
+        evaluate(recipe.load(SMOKE), Run(run), quiet=True)
+
+
+def test_runs_that_one_judge_saw_get_strengths(run: Path, dpo_eval: Any) -> None:
     """A run may be named by its folder too; what sets it apart is said."""
-    other = run.parent / "other"
+    other = run.parent / "other [i] :x:"
     with JudgeServer("alphabetical") as server:
         asked = {"eval.judge": judge(server.url)}
-        command("eval", *options(run, **asked))
+        dpo_eval(*options(run, **asked))
         shutil.copytree(run, other)
         settings = options(run, **asked)
-        done = command("eval", *settings, "--compare", other)
+        done = dpo_eval(*settings, "--compare", other)
     assert "Elo over the base" in done.stdout
     figure = metrics(run)["judge"]["win_rate"]["value"]
-    elo = [line.split()[-4] for line in done.stdout.splitlines() if line.startswith(("smoke  ", "other  "))][-2:]
+    names = ("smoke  ", "other [i] :x:  ")
+    elo = [line.split()[-4] for line in done.stdout.splitlines() if line.startswith(names)][-2:]
     assert elo[0] == elo[1], "the same judgments, the same strength"
     assert elo[0].startswith("+") == (figure > 0.5)
-    assert "other differs in nothing" in done.stdout
+    assert "other [i] :x: differs in nothing" in done.stdout
+    twice = dpo_eval(*settings, "--compare", run, ok=False)
+    assert twice.exit_code == 2 and "stands twice" in twice.stderr

@@ -16,7 +16,7 @@ import pytest
 from dpo_cli import recipe
 from dpo_cli import smoke as builtin
 from dpo_cli.errors import DpoError
-from dpo_cli.export.export import FAILED, Exported, export, push
+from dpo_cli.export.export import FAILED, Exported, export, push, renew_cards
 from dpo_cli.run import Run
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
@@ -118,7 +118,10 @@ def test_a_dry_run_says_what_would_be_written_and_writes_nothing(smoke: Any, run
     for name, path in there.items():
         if path.name not in ("README.md", "verify.json"):
             assert planned[name] == pytest.approx(path.stat().st_size, abs=3000), name
-    assert planned["gguf/smoke-q8_0.gguf"] == pytest.approx(planned["merged/model.safetensors"] * 8.5 / 16, rel=0.01)
+    words = planned["merged/tokenizer.json"] / 2
+    assert planned["gguf/smoke-q8_0.gguf"] == pytest.approx(
+        planned["merged/model.safetensors"] * 8.5 / 16 + words, rel=0.01
+    )
 
 
 def test_a_push_that_fails_does_not_cost_the_export(run: Run, export_again: Export) -> None:
@@ -131,6 +134,25 @@ def test_a_push_that_fails_does_not_cost_the_export(run: Run, export_again: Expo
             push(loaded, run, quiet=True)
     assert contents(run["export"]) == made
     assert push(recipe.load(SMOKE), run, quiet=True) is None, "where the recipe does not ask for it"
+
+
+def test_an_evaluation_that_comes_later_is_in_the_cards_without_exporting_again(
+    run: Run, export_again: Export, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = recipe.load(SMOKE, ["export.formats=[adapter]"])
+    manifest, cards = run.folder / "manifest.json", run["export"] / "adapter" / "README.md"
+    stages = read(manifest)["stages"]
+    edit(manifest, stages={name: record for name, record in stages.items() if name != "eval"})
+    export(loaded, run)
+    printed = capsys.readouterr().out
+    assert "eval has not seen this adapter" in printed and "removed: merged" in printed
+    assert "Not evaluated." in cards.read_text(encoding="utf-8") and not renew_cards(loaded, run)
+
+    edit(manifest, stages=read(manifest)["stages"] | {"eval": stages["eval"]})
+    push(loaded, run)
+    assert "in the cards now" in capsys.readouterr().out
+    assert read(run.folder / "eval" / "metrics.json")["verdict"] in cards.read_text(encoding="utf-8")
+    assert run.state("export", loaded).fresh and not renew_cards(loaded, run)
 
 
 # ------------------------------------------------------------------------------------------- what the base may be
@@ -154,6 +176,33 @@ def test_weights_of_another_training_as_the_base_are_caught_by_the_gap(
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DpoError, match=r"gap_to_trained\.mean_kl") as raised:
         export_again(f"model.merge_base={base}")
+    assert raised.value.exit_code == 3
+
+
+def test_another_training_is_told_from_what_4_bits_lost_by_its_norms(
+    run: Run, base: Path, export_again: Export
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"] *= 1.01
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DpoError, match=r"gap_to_4bit\.base_differs is \['model\.norm\.weight'\]") as raised:
+        export_again("export.formats=[adapter]", "model.load_in_4bit=true", f"model.merge_base={base}")
+    assert raised.value.exit_code == 3
+
+
+def test_a_base_with_another_vocabulary(run: Run, base: Path, export_again: Export) -> None:
+    """Its embedding has no adapter that would not fit."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(base / "model.safetensors")
+    table = weights["model.embed_tokens.weight"]
+    save_file(weights | {"model.embed_tokens.weight": torch.cat([table, table[:8]])}, base / "model.safetensors")
+    edit(base / "config.json", vocab_size=len(table) + 8)
+    with pytest.raises(DpoError, match=r"gap_to_trained\.vocabulary is 2048, limit 2056") as raised:
+        export_again("export.formats=[adapter]", f"model.merge_base={base}")
     assert raised.value.exit_code == 3
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from dpo_cli import recipe
+from dpo_cli.errors import DpoError
 from dpo_cli.evaluate.compare import Compared, compare
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
@@ -29,7 +30,7 @@ def evaluated(
     manifest = {"stages": {"prepare": {"outputs": {"data/eval.jsonl": held_out}}}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     judged = None if scores is None else {"kind": "openai", "model": judge, "template_sha256": "t"}
-    metrics = {"judge": judged, "sampling": {**SAMPLING, **(sampling or {})}}
+    metrics = {"judge": judged, "sampling": None if sampling == {} else {**SAMPLING, **(sampling or {})}}
     (folder / "eval" / "metrics.json").write_text(json.dumps(metrics))
     rows = [{"id": f"p{number}", "score": score} for number, score in enumerate(scores or [])]
     rows.append({"id": "calibration/p0", "score": 0.0})
@@ -54,7 +55,28 @@ def test_who_wins_more_is_stronger_and_failures_and_calibration_count_nowhere(tm
     first, second, third = strengths(compared)
     assert first > 0 and second == pytest.approx(0, abs=1e-6) and third < 0
     figure = compared[1].strength
-    assert figure and figure["n"] == 7 and figure["low"] < 0 < figure["high"]
+    assert figure and figure["n"] == 7 and figure["low"] is not None and figure["high"] is not None
+    assert figure["low"] < 0 < figure["high"]
+
+
+def test_strengths_are_over_one_base(tmp_path: Path) -> None:
+    small = evaluated(tmp_path / "small", [1, 1, 0, 1])
+    large = evaluated(tmp_path / "large", [1, 0, 0, 1], "model.id=Qwen/Qwen3-1.7B")
+    compared, remarks = compare([small, large])
+    assert strengths(compared) == [None, None]
+    assert "different base models" in remarks[0]
+
+
+def test_a_judge_without_samples_has_no_strengths(tmp_path: Path) -> None:
+    """`eval.prompts: 0` leaves a judge only its calibration."""
+    compared, remarks = compare([evaluated(tmp_path / name, [], sampling={}) for name in ("one", "two")])
+    assert strengths(compared) == [None, None] and remarks == []
+
+
+def test_a_run_beside_itself_is_a_mistake(tmp_path: Path) -> None:
+    loaded, run = evaluated(tmp_path / "one", [1, 1, 0, 1])
+    with pytest.raises(DpoError, match="stands twice"):
+        compare([(loaded, run), (loaded, Run(tmp_path / "elsewhere" / ".." / "one"))])
 
 
 @pytest.mark.parametrize(

@@ -473,7 +473,7 @@ def test_with_thinking_on_the_alignment_tax_has_only_what_the_harness_can_run() 
     assert "enable_thinking=True,think_end_token=</think>" in tax_commands(metrics)
 
 
-@pytest.mark.parametrize("languages", [("en",), ("en", "zh", "de"), ("en", "zh", "de", "fr", "ja")])
+@pytest.mark.parametrize("languages", [("en",), ("en", "[/b]", ":x:"), ("en", "zh", "de", "[/b]", ":x:")])
 def test_the_terminal_shows_it_in_80_columns(
     languages: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -491,6 +491,7 @@ def test_the_terminal_shows_it_in_80_columns(
     assert show(metrics["samples"]["truncated_change"], SHARE.change) in lines["Cut off"]
     assert show(metrics["judge"]["win_rate"]) in lines["Win rate"]
     for name in languages:
+        assert name in printed, "neither markup nor an emoji"
         assert show(metrics["languages"][name]["pairs"]["reward_accuracy"], interval=False) in printed
     flowing = " ".join(printed.split())
     assert flowing.index("warning: only 12") < flowing.index(metrics["verdict"]) < flowing.index("report: ")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy
 import pytest
+import scipy.stats
 from dpo_cli.evaluate.generate import Answer, Sample
 from dpo_cli.evaluate.textstats import (
     compression,
@@ -203,6 +204,15 @@ def test_changes_are_paired_over_prompts() -> None:
 def varied_rows(rng: numpy.random.Generator, count: int) -> list[list[int]]:
     """Answers of 20 to 100 tokens, each of a vocabulary of its own size, so that some repeat themselves a lot."""
     return [rng.integers(0, rng.integers(5, 200), rng.integers(20, 100)).tolist() for _ in range(count)]
+
+
+def test_few_prompts_widen_the_interval_of_a_corpus_as_students_t_says() -> None:
+    rows = varied_rows(numpy.random.default_rng(0), 8)
+    figure, *_ = of_corpus(distinct_2, rows, rows)
+    parts = [distinct_2(rows[:place] + rows[place + 1 :]) for place in range(8)]
+    half = scipy.stats.t.ppf(0.975, 7) * math.sqrt(7 * numpy.var(parts))
+    assert figure["value"] is not None and figure["high"] is not None
+    assert figure["high"] - figure["value"] == pytest.approx(half, rel=0.01)
 
 
 @pytest.mark.parametrize("statistic", [distinct_2, compression])

@@ -16,8 +16,9 @@ import pytest
 import torch
 from dpo_cli import smoke
 from dpo_cli.errors import DpoError
-from dpo_cli.export import gguf, probe, verify
+from dpo_cli.export import gguf, gguf_check, probe, verify
 from dpo_cli.recipe import GgufType
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 LAST = 24
@@ -39,11 +40,11 @@ class Exported:
     base: list[torch.Tensor]
     untouched: Path  # the base, stored like the merged model
 
-    def checks(self, path: Path) -> list[verify.Check]:
-        return gguf.check_gguf(path, self.merged, self.rows, self.tuned, self.base, LAST)
+    def checks(self, path: Path, kind: GgufType) -> list[verify.Check]:
+        return gguf_check.check_gguf(path, kind, self.merged, self.rows, self.tuned, self.base, LAST)
 
-    def failed(self, path: Path) -> list[str]:
-        return [check["name"] for check in self.checks(path) if not check["ok"]]
+    def failed(self, path: Path, kind: GgufType) -> list[str]:
+        return [check["name"] for check in self.checks(path, kind) if not check["ok"]]
 
 
 def export(base: PreTrainedModel, tiny: Path, folder: Path, shard: str) -> Exported:
@@ -135,8 +136,8 @@ def other_tokenizer(exported: Exported, folder: Path, **changes: Any) -> Path:
 def test_every_type_passes_its_checks(exported: Exported, kind: GgufType, tmp_path: Path) -> None:
     path = tmp_path / f"mine-{kind}.gguf"
     gguf.write_gguf(exported.merged, kind, path)
-    assert exported.failed(path) == []
-    assert gguf.metadata(path)["general.name"] == "mine"
+    assert exported.failed(path, kind) == []
+    assert gguf_check.metadata(path)["general.name"] == "mine"
 
 
 @pytest.mark.parametrize("kind", ["f32", "bf16"])
@@ -145,7 +146,7 @@ def test_types_that_hold_bfloat16_hold_every_bit(untied: Exported, kind: GgufTyp
     path = tmp_path / "mine.gguf"
     gguf.write_gguf(untied.merged, kind, path)
     merged = AutoModelForCausalLM.from_pretrained(untied.merged, dtype=torch.float32).state_dict()
-    read = gguf._reload(path, gguf.metadata(path), probe.Place("cpu", torch.float32)).state_dict()
+    read = gguf_check._reload(path, gguf_check.metadata(path), probe.Place("cpu", torch.float32)).state_dict()
     assert merged.keys() == read.keys()
     assert all(torch.equal(merged[name], read[name]) for name in merged)
 
@@ -165,7 +166,7 @@ def test_prompts_become_the_same_tokens_from_the_file_alone(tied: Exported, tmp_
 def test_metadata_that_servers_go_by(tied: Exported, tmp_path: Path) -> None:
     path = tmp_path / "mine.gguf"
     gguf.write_gguf(tied.merged, "q8_0", path)
-    fields, tokenizer = gguf.metadata(path), AutoTokenizer.from_pretrained(tied.merged)
+    fields, tokenizer = gguf_check.metadata(path), AutoTokenizer.from_pretrained(tied.merged)
     assert fields["general.architecture"] == "qwen3"
     assert fields["tokenizer.ggml.pre"] == "qwen2"
     assert fields["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
@@ -180,9 +181,8 @@ def test_the_trained_template_wins_over_the_one_in_the_bases_tokenizer_config(ti
     settings = json.loads((copy / "tokenizer_config.json").read_text())
     (copy / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ messages }}"}))
     gguf.write_gguf(copy, "f16", tmp_path / "mine.gguf")
-    assert (
-        gguf.metadata(tmp_path / "mine.gguf")["tokenizer.chat_template"] == (copy / "chat_template.jinja").read_text()
-    )
+    fields = gguf_check.metadata(tmp_path / "mine.gguf")
+    assert fields["tokenizer.chat_template"] == (copy / "chat_template.jinja").read_text()
 
 
 def test_a_config_as_transformers_4_wrote_it(untied: Exported, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_config_as_transformers_4_wrote_it(untied: Exported, tmp_path: Path) -
     (copy / "config.json").write_text(json.dumps(config))
     for folder in (untied.merged, copy):
         gguf.write_gguf(folder, "q8_0", tmp_path / f"{folder.name}.gguf")
-    ours, theirs = (gguf.metadata(tmp_path / f"{name}.gguf") for name in ("merged", "copy"))
+    ours, theirs = (gguf_check.metadata(tmp_path / f"{name}.gguf") for name in ("merged", "copy"))
     assert ours | {"general.name": "copy"} == theirs
 
 
@@ -223,7 +223,7 @@ def test_a_full_disk_is_an_error_that_says_so(tied: Exported, tmp_path: Path) ->
 def test_an_untouched_base_passed_off_as_the_tuned_model(exported: Exported, kind: GgufType, tmp_path: Path) -> None:
     path = tmp_path / "mine.gguf"
     gguf.write_gguf(exported.untouched, kind, path)
-    assert "gguf.carried" in exported.failed(path)
+    assert "gguf.carried" in exported.failed(path, kind)
 
 
 def test_a_truncated_file(tied: Exported, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_truncated_file(tied: Exported, tmp_path: Path) -> None:
     size = path.stat().st_size
     for kept in (size - 1000, size // 2, 100, 0):
         os.truncate(path, kept)
-        assert tied.failed(path) == ["gguf.readable"]
+        assert tied.failed(path, "q8_0") == ["gguf.readable"]
 
 
 def test_two_layers_exchanged(exported: Exported, tmp_path: Path) -> None:
@@ -244,7 +244,23 @@ def test_two_layers_exchanged(exported: Exported, tmp_path: Path) -> None:
     one, other = tensors["blk.0.ffn_down.weight"], tensors["blk.1.ffn_down.weight"]
     kept = one.copy()
     one[:], other[:] = other, kept
-    assert "gguf.mean_kl" in exported.failed(path)
+    assert {"gguf.mean_kl", "gguf.weight_error"} <= set(exported.failed(path, "f16"))
+
+
+def test_a_tensor_that_the_reader_makes_up(untied: Exported, tmp_path: Path) -> None:
+    """transformers takes ones for a norm that is not there, which is what an untrained one has."""
+    copy = shutil.copytree(untied.merged, tmp_path / "copy")
+    for shard in copy.glob("*.safetensors"):
+        kept = {name: tensor for name, tensor in load_file(shard).items() if "layers.1.self_attn.q_norm" not in name}
+        save_file(kept, shard, metadata={"format": "pt"})
+    gguf.write_gguf(copy, "q8_0", tmp_path / "mine.gguf")
+    checks = untied.checks(tmp_path / "mine.gguf", "q8_0")
+    assert [check["value"] for check in checks if not check["ok"]] == [["blk.1.attn_q_norm.weight"]]
+
+
+def test_coarser_weights_than_were_asked_for(untied: Exported, tmp_path: Path) -> None:
+    gguf.write_gguf(untied.merged, "q8_0", tmp_path / "mine.gguf")
+    assert untied.failed(tmp_path / "mine.gguf", "f16") == ["gguf.type", "gguf.weight_error"]
 
 
 def test_metadata_of_another_model(tied: Exported, tmp_path: Path) -> None:
@@ -254,7 +270,7 @@ def test_metadata_of_another_model(tied: Exported, tmp_path: Path) -> None:
     (copy / "config.json").write_text(json.dumps(config))
     (copy / "chat_template.jinja").write_text("{{ messages }}")
     gguf.write_gguf(copy, "f16", tmp_path / "mine.gguf")
-    assert {"gguf.config_differs", "gguf.template_equal"} <= set(tied.failed(tmp_path / "mine.gguf"))
+    assert {"gguf.config_differs", "gguf.template_equal"} <= set(tied.failed(tmp_path / "mine.gguf", "f16"))
 
 
 def test_a_vocabulary_with_two_tokens_exchanged(tied: Exported, tmp_path: Path) -> None:
@@ -262,7 +278,7 @@ def test_a_vocabulary_with_two_tokens_exchanged(tied: Exported, tmp_path: Path) 
     vocabulary = model["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     gguf.write_gguf(other_tokenizer(tied, tmp_path, model=model), "f16", tmp_path / "mine.gguf")
-    checks = {check["name"]: check for check in tied.checks(tmp_path / "mine.gguf")}
+    checks = {check["name"]: check for check in tied.checks(tmp_path / "mine.gguf", "f16")}
     assert checks["gguf.tokens_differ"]["value"] == 2
 
 
@@ -312,7 +328,7 @@ def test_a_tokenizer_that_llama_cpp_would_take_for_another(
 def test_gpt2s_word_splitting_has_a_name_too(tied: Exported, tmp_path: Path) -> None:
     copy = other_tokenizer(tied, tmp_path, pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False})
     gguf.write_gguf(copy, "f16", tmp_path / "mine.gguf")
-    assert gguf.metadata(tmp_path / "mine.gguf")["tokenizer.ggml.pre"] == "gpt-2"
+    assert gguf_check.metadata(tmp_path / "mine.gguf")["tokenizer.ggml.pre"] == "gpt-2"
 
 
 def test_without_the_gguf_package(tied: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +368,8 @@ def test_llama_quantize_in_llama_cpp_dir_gets_all_the_bits(
     gguf.write_gguf(tied.merged, "q4_k_m", tmp_path / "out" / "mine-q4_k_m.gguf")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"mine-q4_k_m.gguf", "mine-q4_k_m.gguf.kind"}
     assert (tmp_path / "out" / "mine-q4_k_m.gguf.kind").read_text() == "Q4_K_M\n"
-    fields = gguf.metadata(tmp_path / "out" / "mine-q4_k_m.gguf")  # what the program was given: bfloat16, as merged
+    # What the program was given: bfloat16, as merged.
+    fields = gguf_check.metadata(tmp_path / "out" / "mine-q4_k_m.gguf")
     assert (fields["general.file_type"], fields["general.name"]) == (32, "mine")
 
 
@@ -374,17 +391,17 @@ def test_k_quants_by_llama_cpp_python(untied: Exported, kind: GgufType, tmp_path
     path = tmp_path / f"mine-{kind}.gguf"
     gguf.write_gguf(untied.merged, kind, path)
     # The likeliest tokens of a model that never was trained are near-ties, which any rounding decides.
-    assert [name for name in untied.failed(path) if not name.endswith("top1_agreement")] == []
-    assert gguf.metadata(path)["general.name"] == "mine"
+    assert [name for name in untied.failed(path, kind) if not name.endswith("top1_agreement")] == []
+    assert gguf_check.metadata(path)["general.name"] == "mine"
     gguf.write_gguf(untied.untouched, kind, path)
-    assert {"gguf.carried", "gguf.llama_cpp.carried"} <= set(untied.failed(path))
+    assert {"gguf.carried", "gguf.llama_cpp.carried"} <= set(untied.failed(path, kind))
 
 
 def test_every_kind_has_limits_and_coarser_ones_have_wider() -> None:
-    assert set(gguf.LIMITS) == set(get_args(GgufType))
+    assert set(gguf_check.LIMITS) == set(get_args(GgufType))
     order: list[GgufType] = ["bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
-    kls, top1s, shares = zip(*(gguf.LIMITS[kind] for kind in order), strict=True)
-    assert list(kls) == sorted(kls)
+    kls, top1s, shares, weights = zip(*(gguf_check.LIMITS[kind] for kind in order), strict=True)
+    assert list(kls) == sorted(kls) and list(weights) == sorted(weights)
     assert list(top1s) == sorted(top1s, reverse=True) and list(shares) == sorted(shares, reverse=True)
 
 
@@ -395,7 +412,7 @@ def test_the_runtime_tokenises_and_computes_alike(exported: Exported, tmp_path: 
     pytest.importorskip("llama_cpp")
     path = tmp_path / "mine.gguf"
     gguf.write_gguf(exported.merged, "f16", path)
-    checks = {check["name"]: check for check in exported.checks(path)}
+    checks = {check["name"]: check for check in exported.checks(path, "f16")}
     assert checks["gguf.llama_cpp.tokens_differ"]["ok"]
     assert checks["gguf.llama_cpp.mean_kl"]["value"] < 1e-3
 
@@ -420,7 +437,7 @@ def test_a_llama_cpp_built_for_another_cpu_takes_nothing_down(
     monkeypatch.setenv("PATH", "")
     path = tmp_path / "mine.gguf"
     gguf.write_gguf(tied.merged, "f16", path)
-    failed = {check["name"]: check["value"] for check in tied.checks(path) if not check["ok"]}
+    failed = {check["name"]: check["value"] for check in tied.checks(path, "f16") if not check["ok"]}
     assert failed.keys() == {"gguf.llama_cpp.loads"} and "crashed" in failed["gguf.llama_cpp.loads"]
     with pytest.raises(DpoError, match="crashed"):
         gguf.write_gguf(tied.merged, "q4_k_m", path)

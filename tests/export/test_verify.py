@@ -228,21 +228,29 @@ def test_a_second_adapter_in_the_folder(made: Exported, spoilt: Path, tmp_path: 
     (spoilt / "ref").mkdir()
     assert failed(verify.check_structure(spoilt, made.base)) == ["merged.shards"]
     name = json.loads((made.adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
-    assert failed(verify.check_adapter_files(made.adapter, name)) == []
     adapter = shutil.copytree(made.adapter, tmp_path / "adapter")
+
+    def wrong() -> list[str]:
+        return failed(verify.check_adapter_files(adapter, made.adapter, name))
+
+    assert wrong() == []
     (adapter / "ref").mkdir()
-    assert failed(verify.check_adapter_files(adapter, name)) == ["adapter.foreign_tensors"]
+    assert wrong() == ["adapter.foreign_tensors"]
     (adapter / "ref").rmdir()
     weights = load_file(adapter / merge.WEIGHTS)
     save_file(weights | {"base_model.model.q_proj.lora_A.ref.weight": torch.ones(1)}, adapter / merge.WEIGHTS)
-    assert failed(verify.check_adapter_files(adapter, name)) == ["adapter.foreign_tensors"]
+    assert wrong() == ["adapter.foreign_tensors", "adapter.weights_equal"]
 
 
 def test_an_adapter_that_names_the_4bit_base_or_is_cut_short(made: Exported, tmp_path: Path) -> None:
-    assert failed(verify.check_adapter_files(made.adapter, "Qwen/Qwen3-1.7B")) == ["adapter.base"]
+    assert failed(verify.check_adapter_files(made.adapter, made.adapter, "Qwen/Qwen3-1.7B")) == ["adapter.base"]
     adapter = shutil.copytree(made.adapter, tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 9, "base_model_name_or_path": "x"}))
+    checks = verify.check_adapter_files(adapter, made.adapter, "x")
+    assert failed(checks) == ["adapter.config_differs"] and checks[-1]["value"] == ["lora_alpha"]
     (adapter / merge.WEIGHTS).write_bytes((adapter / merge.WEIGHTS).read_bytes()[:-1])
-    assert failed(verify.check_adapter_files(adapter, "x")) == ["adapter.readable"]
+    assert failed(verify.check_adapter_files(adapter, made.adapter, "x")) == ["adapter.readable"]
 
 
 def test_quantised_or_32_bit_weights_in_a_merged_model(made: Exported, spoilt: Path) -> None:
@@ -250,10 +258,27 @@ def test_quantised_or_32_bit_weights_in_a_merged_model(made: Exported, spoilt: P
     wrong = {"quantization_config": {"load_in_4bit": True}, "dtype": "float32", "tie_word_embeddings": False}
     (spoilt / "config.json").write_text(json.dumps(config | wrong))
     checks = verify.check_structure(spoilt, made.base)
-    assert failed(checks) == ["merged.dtype", "merged.tied", "merged.quantised"]
+    assert failed(checks) == ["merged.dtype", "merged.tied", "merged.quantised", "merged.config_differs"]
     (spoilt / "config.json").write_text(json.dumps(config))
     rewrite(spoilt, lambda weights: weights.update({"model.norm.weight": torch.ones(64)}))
     assert failed(verify.check_structure(spoilt, made.base)) == ["merged.dtype"], "which the config does not say"
+
+
+@pytest.mark.parametrize(
+    "change", [{"rms_norm_eps": 1e-5}, {"max_position_embeddings": 64}, {"eos_token_id": 5}, {"rope_parameters": None}]
+)
+def test_a_config_that_short_answers_hardly_show(made: Exported, spoilt: Path, change: dict[str, Any]) -> None:
+    config = json.loads((spoilt / "config.json").read_text())
+    (spoilt / "config.json").write_text(json.dumps(config | change))
+    checks = verify.check_structure(spoilt, made.base)
+    assert failed(checks) == ["merged.config_differs"] and checks[-1]["value"] == list(change)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "pytorch_model.bin", "chat_template.json"])
+def test_a_file_that_would_be_loaded_in_the_models_place(made: Exported, spoilt: Path, name: str) -> None:
+    (spoilt / name).write_text("{}")
+    checks = verify.check_structure(spoilt, made.base)
+    assert failed(checks) == ["merged.shards"] and checks[0]["value"] == [name]
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json", merge.TEMPLATE])
@@ -264,6 +289,9 @@ def test_a_tokenizer_file_that_is_missing_or_changed(made: Exported, spoilt: Pat
     assert verify.check_tokenizer_files("merged", spoilt, files)[0]["value"] == [name]
     (spoilt / name).unlink()
     assert verify.check_tokenizer_files("merged", spoilt, files)[0]["value"] == [name]
+    (spoilt / name).write_bytes(files[name])
+    (spoilt / "special_tokens_map.json").write_text("{}")
+    assert verify.check_tokenizer_files("merged", spoilt, files)[0]["value"] == ["special_tokens_map.json"]
 
 
 def test_another_chat_template(made: Exported, spoilt: Path) -> None:

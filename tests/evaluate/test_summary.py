@@ -1,0 +1,252 @@
+"""What the figures come to: every verdict at its boundary, every warning with and without its cause."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from dpo_cli.evaluate.generate import Answer, Sample
+from dpo_cli.evaluate.summary import curves, examples, verdict, warnings
+from dpo_cli.stats import Figure
+
+
+def figure(value: float | None, low: float | None = None, high: float | None = None, n: int = 200) -> Figure:
+    return Figure(value=value, low=low, high=high, n=n)
+
+
+EVEN, STILL = figure(0.5, 0.43, 0.57), figure(0.0, -0.02, 0.02)
+SAMPLES = {
+    "length_ratio": figure(1.0, 0.9, 1.1),
+    **{
+        f"{name}_{side}": STILL if side == "change" else figure(0.1, 0.06, 0.15)
+        for name in ("truncated", "repetitive", "language_match", "refusal")
+        for side in ("base", "tuned", "change")
+    },
+}
+JUDGE = {
+    "win_rate": figure(0.7, 0.63, 0.76),
+    "length_adjusted_win_rate": figure(0.68, 0.61, 0.75),
+    "position_consistency": figure(0.8, 0.74, 0.85),
+    "calibration": figure(0.7, 0.6, 0.78, n=100),
+    "failures": 0,
+    "cut": 0,
+    "asked": 200,
+}
+
+
+def found(**changes: Any) -> dict[str, Any]:
+    """metrics.json of a good run, as far as verdict and warnings read it; nothing to warn of."""
+    pairs = {
+        "reward_accuracy": figure(0.8, 0.74, 0.85),
+        "longer_wins": EVEN,
+        "chosen_drift": figure(2.0, 1.5, 2.5),
+        "rejected_drift": figure(-2.0, -2.5, -1.5),
+    }
+    metrics: dict[str, Any] = {
+        "pairs": {**pairs, **changes.pop("pairs", {})},
+        "languages": {"en": {"pairs": {"reward_accuracy": figure(0.8, 0.74, 0.85)}}},
+        "baselines": {"longer_wins": EVEN, "majority": EVEN, "shortcut": None},
+        "samples": None,
+        "judge": None,
+    }
+    return {**metrics, **changes}
+
+
+# ------------------------------------------------------------------------------------------------------------- verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "begins"),
+    [
+        (0.501, 0.62, "It learned the preference: "),
+        (0.5, 0.62, "Not distinguishable from no training: "),
+        (0.38, 0.5, "Not distinguishable from no training: "),
+        (0.38, 0.499, "Worse than no training: "),
+    ],
+)
+def test_an_interval_that_touches_one_half_distinguishes_nothing(low: float, high: float, begins: str) -> None:
+    said = verdict(found(pairs={"reward_accuracy": figure((low + high) / 2, low, high)}))
+    assert said.startswith(begins)
+    assert f"(95% interval {100 * low:.1f}% to {100 * high:.1f}%; 50% before training, 50.0% for " in said
+
+
+@pytest.mark.parametrize(
+    ("longer", "majority", "bet"),
+    [
+        (0.74, 0.5, "74.0% for always taking the longer answer"),
+        (0.26, 0.5, "74.0% for always taking the shorter answer"),
+        (0.55, 0.74, "74.0% for the longer or the shorter answer, as in training"),
+    ],
+)
+def test_what_length_alone_would_get_is_not_learning(longer: float, majority: float, bet: str) -> None:
+    """Also where the shorter answer is the better bet, or one in one language and the other in the other."""
+    beaten = {"longer_wins": figure(longer, longer - 0.05, longer + 0.05)}
+    baselines = {"majority": figure(majority), "shortcut": None}
+    said = verdict(found(pairs=beaten, baselines=baselines))
+    assert said.startswith("It learned something, but no more than length would explain: ") and bet in said
+    better = {**beaten, "reward_accuracy": figure(0.81, 0.7401, 0.86)}
+    assert verdict(found(pairs=better, baselines=baselines)).startswith("It learned the preference: ")
+
+
+@pytest.mark.parametrize(
+    ("rate", "adjusted", "says"),
+    [
+        ((0.5, 0.6), (0.5, 0.6), "To the judge its answers are not distinguishable from the base's: win rate"),
+        ((0.4, 0.5), (0.4, 0.5), "To the judge its answers are not distinguishable from the base's: win rate"),
+        ((0.51, 0.6), (0.51, 0.6), "The judge prefers its answers: win rate"),
+        ((0.51, 0.6), (0.5, 0.6), "with length taken out not distinguishable"),
+        ((0.51, 0.6), (0.4, 0.49), "with length taken out it is the other way round"),
+        ((0.4, 0.49), (0.4, 0.49), "The judge prefers the answers of the base: win rate"),
+    ],
+)
+def test_the_judge_has_the_second_sentence(rate: Any, adjusted: Any, says: str) -> None:
+    whole = {"win_rate": figure(sum(rate) / 2, *rate), "length_adjusted_win_rate": figure(sum(adjusted) / 2, *adjusted)}
+    said = verdict(found(judge=JUDGE | whole))
+    assert said.startswith("It learned the preference: ") and says in said
+
+
+def test_a_judge_that_said_nothing_is_told() -> None:
+    none = {"win_rate": figure(None, n=0), "length_adjusted_win_rate": figure(None, n=0)}
+    assert verdict(found(judge=JUDGE | none)).endswith("The judge gave no verdict on any of 200 prompts.")
+    assert "judge" not in verdict(found(judge=JUDGE | none | {"asked": 0})), "no samples, so it was not asked"
+
+
+# ------------------------------------------------------------------------------------------------------------ warnings
+
+
+def language(low: float, high: float, n: int = 200) -> dict[str, Any]:
+    return {"languages": {"zh": {"pairs": {"reward_accuracy": figure((low + high) / 2, low, high, n)}}}}
+
+
+def shortcut(value: float) -> dict[str, Any]:
+    return {"baselines": {"majority": EVEN, "shortcut": {**figure(value, value, value), "name": "markdown"}}}
+
+
+def sampled(name: str, low: float, high: float) -> dict[str, Any]:
+    return {"samples": {**SAMPLES, name: figure((low + high) / 2, low, high)}}
+
+
+def judged(**changes: Any) -> dict[str, Any]:
+    return {"judge": JUDGE | changes}
+
+
+NOUGHT = figure(0.0, 0.0, 0.0)
+CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [  # what is said, its cause, and what is just no cause
+    (
+        "the adapter changes nothing",
+        {"pairs": {"chosen_drift": NOUGHT, "rejected_drift": NOUGHT}},
+        {"pairs": {"chosen_drift": NOUGHT}},
+    ),
+    (
+        "the chosen answers became less likely (-0.50 nats",
+        {"pairs": {"chosen_drift": figure(-0.5, -1, 0)}},
+        {"pairs": {"chosen_drift": figure(0.0, -1, 1)}},
+    ),
+    ("few held-out pairs in zh (29)", language(0.6, 0.9, 29), language(0.6, 0.9, 30)),
+    ("in zh the accuracy is not distinguishable from 50%", language(0.5, 0.7), language(0.51, 0.7)),
+    ("in zh the accuracy is below 50%", language(0.3, 0.49), language(0.51, 0.7)),
+    ("betting on markdown alone is right in 75.0% of the training pairs", shortcut(0.75), shortcut(0.74)),
+    (
+        "10.0% of the tuned model's answers hit",
+        sampled("truncated_change", 0.01, 0.1),
+        sampled("truncated_change", 0, 1),
+    ),
+    ("answers repeat themselves", sampled("repetitive_change", 0.01, 0.1), sampled("repetitive_change", 0, 0.1)),
+    ("in another language", sampled("language_match_change", -0.1, -0.01), sampled("language_match_change", -0.1, 0)),
+    ("refusals rose to 10.0%", sampled("refusal_change", 0.01, 0.1), sampled("refusal_change", 0, 0.1)),
+    ("answers got 1.30 times as long", sampled("length_ratio", 1.26, 1.34), sampled("length_ratio", 1.25, 1.35)),
+    ("3 of 200 prompts got no verdict", judged(failures=3), judged()),
+    ("cut short in 4 of 200 prompts", judged(cut=4), judged()),
+    (
+        "keeps to its verdict in only 59.0% of the prompts",
+        judged(position_consistency=figure(0.59, 0.5, 0.7)),
+        judged(position_consistency=figure(0.6, 0.5, 0.7)),
+    ),
+    (
+        "in 55.0% of 100 held-out pairs, not clearly better than chance",
+        judged(calibration=figure(0.55, 0.5, 0.6, n=100)),
+        judged(calibration=figure(0.55, 0.51, 0.6, n=100)),
+    ),
+]
+
+
+@pytest.mark.parametrize(("says", "cause", "none"), CASES, ids=[case[0] for case in CASES])
+def test_a_warning_comes_with_its_cause_alone(says: str, cause: dict[str, Any], none: dict[str, Any]) -> None:
+    said = warnings(found(**cause))
+    assert len(said) == 1 and says in said[0]
+    assert warnings(found(**none)) == []
+
+
+def test_a_good_run_and_one_pair_of_everything_warn_of_little() -> None:
+    """Figures of one unit have no interval; a reward model's judgments have no order."""
+    assert warnings(found(samples=SAMPLES, judge=JUDGE | {"position_consistency": None})) == []
+    alone = {name: {**one, "low": None, "high": None, "n": 1} for name, one in SAMPLES.items()}
+    silent = JUDGE | {"position_consistency": figure(None, n=0), "calibration": figure(None, n=0)}
+    assert warnings(found(samples=alone, judge=silent)) == []
+
+
+def test_a_shortcut_that_an_accuracy_near_chance_can_not_owe_to_is_not_named() -> None:
+    near = {"reward_accuracy": figure(0.55, 0.49, 0.6)}
+    assert warnings(found(pairs=near, **shortcut(0.9))) == []
+
+
+# -------------------------------------------------------------------------------------------------- curves and examples
+
+
+def test_curves_are_what_training_logged_at_its_steps() -> None:
+    log = [
+        {"step": 5, "loss": 0.69, "rewards/accuracies": 0.5},
+        {"step": 5, "eval_loss": 0.7},
+        {"step": 10, "loss": 0.4, "rewards/accuracies": 0.9, "grad_norm": 3.0},
+        {"step": 10, "train_runtime": 4.0},
+    ]
+    assert curves(log) == [
+        {"key": "loss", "title": "loss", "points": [[5, 0.69], [10, 0.4]]},
+        {"key": "rewards/accuracies", "title": "reward accuracy", "points": [[5, 0.5], [10, 0.9]]},
+    ]
+    assert curves([]) == []
+
+
+@pytest.fixture
+def samples() -> list[Sample]:
+    answers = (Answer("base", [1, 2], True), Answer("tuned", [3, 4, 5], False, thought=1))
+    return [Sample(f"p{n}", "en", "s", [{"role": "user", "content": f"{n}?"}], *answers, 0.0) for n in range(30)]
+
+
+def ids(some: list[dict[str, Any]], kind: str) -> list[str]:
+    return [one["id"] for one in some if one["kind"] == kind]
+
+
+def test_the_best_the_worst_and_a_seeded_choice_of_the_rest_are_shown(samples: list[Sample]) -> None:
+    scores = {f"p{n}": n / 28 for n in range(29)}  # p29 got no verdict
+    shown = examples(samples, scores, seed=1)
+    assert ids(shown, "best") == ["p28", "p27", "p26", "p25", "p24"]
+    assert ids(shown, "worst") == ["p0", "p1", "p2", "p3", "p4"]
+    drawn = ids(shown, "random")
+    assert len(set(drawn)) == 5 and not set(drawn) & set(ids(shown, "best") + ids(shown, "worst"))
+    assert shown == examples(samples, scores, seed=1)
+    assert drawn != ids(examples(samples, scores, seed=2), "random")
+
+
+def test_who_did_not_win_is_none_of_the_best(samples: list[Sample]) -> None:
+    scores = {"p0": 0.5, "p1": 1.0, "p2": 0.25}
+    shown = examples(samples, scores, seed=0)
+    assert (ids(shown, "best"), ids(shown, "worst"), len(ids(shown, "random"))) == (["p1"], ["p2"], 5)
+
+
+def test_an_example_has_all_that_is_shown_of_it(samples: list[Sample]) -> None:
+    [one] = examples(samples[:1], {}, seed=0)
+    assert one == {
+        "kind": "random",
+        "id": "p0",
+        "language": "en",
+        "prompt": [{"role": "user", "content": "0?"}],
+        "base": "base",
+        "tuned": "tuned",
+        "score": None,
+        "base_tokens": 2,
+        "tuned_tokens": 2,  # its thought is not counted
+        "base_finished": True,
+        "tuned_finished": False,
+    }
+    assert examples([], {}, seed=0) == []
