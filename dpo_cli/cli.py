@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from dpo_cli import __version__, console, processes, recipe
-from dpo_cli.errors import FAILED, INTERRUPTED, UNVERIFIED, DpoError
+from dpo_cli.errors import FAILED, INTERRUPTED, USAGE, DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
 
@@ -122,8 +122,11 @@ def train(
 def evaluate(
     recipe_path: RecipePath,
     settings: Settings = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Show answers to this prompt, and stop.")] = None,
+    samples: Annotated[int | None, typer.Option(metavar="N", min=1, help="How many answers to --prompt.")] = None,
     compare: Annotated[
-        list[Path] | None, typer.Option("--compare", metavar="RECIPE", help="Set beside that run; may be repeated.")
+        list[Path] | None,
+        typer.Option("--compare", metavar="RECIPE", help="Set beside that recipe's run, or that run; repeatable."),
     ] = None,
     runs_dir: RunsDir = RUNS,
     force: Force = False,
@@ -132,10 +135,17 @@ def evaluate(
 ) -> None:
     """Measure the adapter on the held-out pairs and write report.html."""
     with _reported(debug):
+        if samples and prompt is None:
+            raise DpoError("--samples says how many answers to --prompt", hint="add --prompt TEXT", exit_code=USAGE)
         loaded, run = _open(recipe_path, settings, runs_dir)
         _need_pairs(loaded, "eval")
         with run.lock():
             run.require("train", loaded, _command("train", recipe_path, settings, runs_dir))
+            if prompt is not None:
+                from dpo_cli.evaluate.evaluate import answer
+
+                console.print_answers(prompt, *answer(loaded, run, prompt, samples or 3))
+                return
 
             def work() -> None:
                 from dpo_cli.evaluate.evaluate import evaluate as stage
@@ -146,42 +156,42 @@ def evaluate(
             if not quiet:
                 console.print_metrics(run)
         if compare:
-            others = [(path, *_open(path, None, runs_dir)) for path in compare]
-            console.print_comparison([(recipe_path, loaded, run), *others])
+            console.print_comparison([(loaded, run), *(_compared(path, runs_dir) for path in compare)])
 
 
 @app.command()
 def export(
     recipe_path: RecipePath,
     settings: Settings = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files it would write, and push, with their sizes; and stop.")
+    ] = False,
     runs_dir: RunsDir = RUNS,
     force: Force = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write the adapter and the merged model, and verify each."""
+    """Write the adapter, the merged model and other formats, verify each, and push."""
     with _reported(debug):
         loaded, run = _open(recipe_path, settings, runs_dir)
         with run.lock():
             run.require("train", loaded, _command("train", recipe_path, settings, runs_dir))
+            from dpo_cli.export.export import export as stage
+            from dpo_cli.export.export import push
+
+            if dry_run:
+                console.print_files(loaded, stage(loaded, run, dry_run=True).planned)
+                return
 
             def work() -> None:
-                from dpo_cli.export.export import export as stage
-
                 _say(quiet, f"export: {', '.join(loaded.export.formats)}")
                 exported = stage(loaded, run, quiet=quiet)
-                failed = [check for check in exported.checks if not check["ok"]]
-                if failed:
-                    listed = "; ".join(f"{c['name']} is {c['value']}, limit {c['limit']}" for c in failed)
-                    raise DpoError(
-                        f"the export is not the model that was trained: {listed}",
-                        where=str(run["export"] / "verify.json"),
-                        hint="check model.merge_base, then run export again",
-                        exit_code=UNVERIFIED,
-                    )
                 _say(quiet, f"export: {len(exported.checks)} checks passed -> {run['export']}")
 
             _unless_fresh("export", loaded, run, force, quiet, work)
+            address = push(loaded, run, quiet=quiet)  # of its own: a push that failed must not cost the export
+            if address:
+                _say(quiet, f"export: pushed to {address}")
 
 
 @app.command()
@@ -242,8 +252,22 @@ def _open(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> tupl
     inputs: dict[str, Callable[[Recipe], dict[str, Path]]] = {
         "prepare": lambda one: {**source_files(one, missing_ok=True), **models.tokenizer_files(one)},
         "train": models.local_files,
+        "export": models.merge_files,
     }
     return loaded, Run(runs_dir / loaded.name, inputs)
+
+
+def _compared(path: Path, runs_dir: Path) -> tuple[Recipe, Run]:
+    """Another evaluated run, by its recipe or by its folder.
+
+    Raises:
+        DpoError: it has not been evaluated, or what it was made from has changed.
+    """
+    written = path / "recipe.yaml" if path.is_dir() else path
+    loaded, run = _open(written, None, runs_dir)
+    run = Run(path, run.inputs) if path.is_dir() else run  # the folder may have been renamed
+    run.require("eval", loaded, f"dpo-cli eval {written}")
+    return loaded, run
 
 
 def _command(name: str, recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> str:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from dpo_cli.errors import UNVERIFIED
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dpo_cli.evaluate.generate import Answer
 
 
 def print_funnel(run: Run, quiet: bool, examples: bool) -> None:
@@ -28,27 +34,96 @@ def print_funnel(run: Run, quiet: bool, examples: bool) -> None:
 
 
 def print_metrics(run: Run) -> None:
-    """The verdict, a table by language, the warnings, and where the report is."""
+    """What eval found, for a terminal of 80 columns; the verdict and where the report is come last."""
     from rich.console import Console
-    from rich.table import Table
 
-    from dpo_cli.evaluate.report import ROWS, show
+    from dpo_cli.evaluate.tables import judged
 
     metrics: dict[str, Any] = json.loads((run["eval"] / "metrics.json").read_text(encoding="utf-8"))
-    languages = {name: part["pairs"] for name, part in metrics["languages"].items()}
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("held-out pairs", no_wrap=True)
-    table.add_column(f"all (n={metrics['pairs']['reward_accuracy']['n']}), 95% interval", no_wrap=True)
-    for name, figures in languages.items():
-        table.add_column(f"{name} (n={figures['reward_accuracy']['n']})", justify="right", no_wrap=True)
-    for key, title, _, share in ROWS:
-        parts = (show(figures[key], share, interval=False) for figures in languages.values())
-        table.add_row(title, show(metrics["pairs"][key], share), *parts)
     console = Console()
-    console.print(table)
-    for warning in metrics["warnings"]:
-        console.print(f"warning: {warning}", highlight=False, markup=False)
+    for table in _metrics_tables(metrics):
+        console.print(table)
+        console.print()
+    for said in (judged(metrics["judge"]), *(f"warning: {warning}" for warning in metrics["warnings"])):
+        if said:
+            console.print(said, highlight=False, markup=False)
     console.print(f"\n{metrics['verdict']}\nreport: {run['eval'] / 'report.html'}", highlight=False, markup=False)
+
+
+def _metrics_tables(metrics: dict[str, Any]) -> Iterator[Table]:
+    """Pairs, samples, judge. Up to three languages stand beside the whole, more in a table of their own."""
+    from rich.table import Table
+
+    from dpo_cli.evaluate.tables import JUDGE_ROWS, NATS, ROWS, SAMPLE_ROWS, show
+
+    def table(*heads: str, left: int) -> Table:
+        made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        for index, head in enumerate(heads):
+            made.add_column(head, no_wrap=True, justify="left" if index in (0, left) else "right")
+        return made
+
+    pairs, samples, judge = metrics["pairs"], metrics["samples"], metrics["judge"]
+    languages = {name: part["pairs"] for name, part in metrics["languages"].items()}
+    beside = languages if len(languages) <= 3 else {}
+    counted = [f"{name}\nn={figures['reward_accuracy']['n']:,}" for name, figures in beside.items()]
+    shown = table("held-out pairs", f"all, 95% interval\nn={pairs['reward_accuracy']['n']:,}", *counted, left=1)
+    for row in ROWS:
+        lines = [(row.key, row.title, row.unit)]
+        if row.compared:
+            lines = [(f"{row.key}_{one}", f"{row.title}, {one}", row.unit) for one in ("base", "tuned")]
+            lines.append((f"{row.key}_change", "… change", row.unit.change))
+        for key, title, unit in lines if row.brief else ():
+            parts = (show(figures[key], unit, interval=False) for figures in beside.values())
+            shown.add_row(title, show(pairs[key], unit), *parts)
+    yield shown
+
+    if not beside and languages:
+        shown = table("language", "reward accuracy", "longer wins", "margin", "n", left=1)
+        for name, figures in languages.items():
+            accuracy, margin = figures["reward_accuracy"], show(figures["margin"], NATS, interval=False)
+            longer = show(figures["longer_wins"], interval=False)
+            shown.add_row(name, show(accuracy), longer, margin, f"{accuracy['n']:,}")
+        yield shown
+
+    if samples:
+        shown = table("sampled answers", "base", "tuned", "change, 95% interval", left=3)
+        for row in SAMPLE_ROWS:
+            if row.compared:
+                sides = [show(samples[f"{row.key}_{one}"], row.unit, interval=False) for one in ("base", "tuned")]
+                shown.add_row(row.title, *sides, show(samples[f"{row.key}_change"], row.unit.change))
+            else:
+                shown.add_row(row.title, "", "", show(samples[row.key], row.unit))
+        yield shown
+
+    if judge:
+        shown = table("judge", "95% interval", left=1)
+        for row in JUDGE_ROWS:
+            if judge[row.key] is not None:
+                shown.add_row(row.title, show(judge[row.key], row.unit))
+        yield shown
+
+
+def print_answers(prompt: str, base: Sequence[Answer], tuned: Sequence[Answer]) -> None:
+    """Draws of one prompt side by side, base left and tuned right."""
+    from rich.console import Console
+    from rich.rule import Rule
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    console.print(Text(prompt, style="bold"))
+    for number, (one, other) in enumerate(zip(base, tuned, strict=True), 1):
+        console.print(Rule(f"answer {number} of {len(base)}", style="dim"))
+        table = Table(box=None, padding=(0, 1), expand=True, pad_edge=False)
+        for name, answer in (("base", one), ("tuned", other)):
+            ended = "" if answer.finished else ", cut off"
+            table.add_column(f"{name} ({len(answer.said)} tokens{ended})", ratio=1, overflow="fold")
+        table.add_row(*(Text(re.sub(_CONTROL, "\ufffd", answer.text)) for answer in (one, other)))
+        console.print(table)
+
+
+# What a terminal would obey instead of showing it; a model may say anything.
+_CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 
 
 def print_plan(loaded: Recipe, run: Run) -> None:
@@ -97,23 +172,54 @@ def print_plan(loaded: Recipe, run: Run) -> None:
         raise typer.Exit(UNVERIFIED)
 
 
-def print_comparison(runs: list[tuple[Path, Recipe, Run]]) -> None:
-    """One row a run that has been evaluated, and what sets its recipe apart from the first one's."""
+def print_files(loaded: Recipe, planned: Sequence[tuple[str, int]]) -> None:
+    """What `export --dry-run` found: the files in the run's `export`, and those of the repository."""
+    from dpo_cli.export import hub
+
+    formats = loaded.export.formats
+    typer.echo(f"export would write {len(planned)} files, {sum(size for _, size in planned):,} bytes; 0: not yet known")
+    for name, size in planned:
+        typer.echo(f"  {size:>15,}  {name}")
+    if "hub" in formats:
+        parts = ((name.split("/", 1), size) for name, size in planned)
+        sent = {hub.path_in_repo(kind, name, formats): size for (kind, name), size in parts}
+        typer.echo(hub.listing(loaded, sorted(sent.items())))
+
+
+def print_comparison(runs: Sequence[tuple[Recipe, Run]]) -> None:
+    """A row a run, what the judge says of each, what sets its recipe apart from the first one's, and remarks."""
     from rich.console import Console
     from rich.table import Table
 
-    from dpo_cli.evaluate.report import show
-    from dpo_cli.run import recipe_keys
+    from dpo_cli.evaluate.compare import compare
+    from dpo_cli.evaluate.tables import NATS, Unit, show
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("run", "reward accuracy", "margin", "drift of chosen", "otherwise"):
-        table.add_column(title, no_wrap=title != "otherwise")
-    first = recipe_keys(runs[0][1], "train")
-    for path, loaded, run in runs:
-        run.require("eval", loaded, f"dpo-cli eval {path}")
-        pairs = json.loads((run["eval"] / "metrics.json").read_text(encoding="utf-8"))["pairs"]
-        keys = recipe_keys(loaded, "train")
-        differs = ", ".join(f"{key} {keys[key]}" for key in keys if keys[key] != first.get(key))
-        figures = (show(pairs["reward_accuracy"], True), show(pairs["margin"], False, interval=False))
-        table.add_row(loaded.name, *figures, show(pairs["chosen_drift"], False, interval=False), differs)
-    Console().print(table)
+    compared, remarks = compare(runs)
+    console = Console()
+
+    def table(*heads: str) -> Table:
+        made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        for index, head in enumerate(heads):
+            made.add_column(head, no_wrap=index > 0, overflow="fold")
+        return made
+
+    shown = table("run", "reward accuracy", "margin", "drift of chosen")
+    for one in compared:
+        pairs = one.metrics["pairs"]
+        parts = (show(pairs[key], NATS, interval=False) for key in ("margin", "chosen_drift"))
+        shown.add_row(one.name, show(pairs["reward_accuracy"]), *parts)
+    console.print(shown)
+    if any(one.metrics["judge"] for one in compared):
+        shown = table("run", "win rate", "length-adjusted", "Elo over the base")
+        for one in compared:
+            judge = one.metrics["judge"] or {}
+            rates = (show(judge[key]) if judge else "–" for key in ("win_rate", "length_adjusted_win_rate"))
+            shown.add_row(one.name, *rates, show(one.strength, Unit(0, signed=True)) if one.strength else "–")
+        console.print()
+        console.print(shown)
+    console.print()
+    for one in compared[1:]:
+        differs = ", ".join(f"{key}: {value}" for key, value in one.differs.items())
+        console.print(f"{one.name} differs in {differs or 'nothing'}", highlight=False, markup=False)
+    for remark in remarks:
+        console.print(f"warning: {remark}", highlight=False, markup=False)

@@ -92,12 +92,19 @@ def location(model_id: str) -> str:
 
 def local_files(recipe: Recipe) -> dict[str, Path]:
     """The files of a local model and adapter, by a name without their folder; hub ids have none."""
-    files: dict[str, Path] = {}
-    for kind, model_id in (("model", recipe.model.id), ("adapter", recipe.model.adapter)):
-        folder = Path(location(model_id)) if model_id else None
-        if folder and folder.is_dir():
-            files |= {f"{kind}/{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
-    return files
+    return _files_of("model", recipe.model.id) | _files_of("adapter", recipe.model.adapter)
+
+
+def merge_files(recipe: Recipe) -> dict[str, Path]:
+    """The files of a local `model.merge_base`, where that is another model than the trained one."""
+    return {} if recipe.model.merge_base == recipe.model.id else _files_of("merge_base", recipe.model.merge_base)
+
+
+def _files_of(kind: str, model_id: str | None) -> dict[str, Path]:
+    folder = Path(location(model_id)) if model_id else None
+    if folder is None or not folder.is_dir():
+        return {}
+    return {f"{kind}/{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def tokenizer_files(recipe: Recipe) -> dict[str, Path]:

@@ -275,9 +275,15 @@ class OpenAIJudge(Section):
     """A judge behind any OpenAI-compatible server: vLLM, Ollama, llama.cpp, transformers serve, or a hosted one."""
 
     kind: Literal["openai"]
-    base_url: str = Field(pattern=r"^https?://", description="the server's address, such as http://localhost:8000/v1")
+    base_url: str = Field(
+        pattern=r"^https?://[^/@\s]+(/\S*)?$", description="the server's address, such as http://localhost:8000/v1"
+    )
     model: str = Field(min_length=1, description="the model's name on that server")
-    api_key_env: str | None = Field(None, description="the environment variable that holds the key; never the key")
+    api_key_env: str | None = Field(
+        None,
+        pattern=r"^[A-Z_][A-Z0-9_]*$",  # capitals, so that a key that is written here by mistake is told from a name
+        description="the name of the environment variable that holds the key, in capitals; never the key itself",
+    )
     max_tokens: int = Field(1024, ge=1, description="tokens of a judgment")
     concurrency: int = Field(8, ge=1, description="requests at a time")
     timeout: float = Field(60.0, gt=0, description="seconds for one request")
@@ -360,14 +366,6 @@ class Recipe(Section):
         return f"{place}  {show_key(key)}" if place else show_key(key)
 
 
-# Keys that the contract names and a later version builds. Said at once, because a setting that does nothing is the
-# worst kind of typo.
-_NOT_BUILT: tuple[tuple[str, str], ...] = (
-    ("eval.judge", "None"),
-    ("export.hub", "None"),
-)
-
-
 @cache
 def _recipe_model(method: str) -> type[Recipe]:
     """The recipe with the `train` section of one method."""
@@ -396,14 +394,14 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     except ValidationError as error:
         raise recipe_error(path, document.places, problems_of(error, document.values, json_schema())) from None
     recipe._places.update(document.places)
-    problems = [(key, "is not built yet in this version") for key in _unbuilt_keys(recipe)] + _conflicts(recipe)
+    problems = _conflicts_in_training(recipe) + _conflicts_in_export(recipe)
     if problems:
         raise recipe_error(path, document.places, problems)
     return recipe
 
 
-def _conflicts(recipe: Recipe) -> list[tuple[Key, str]]:
-    """Settings of different sections that can't both be meant."""
+def _conflicts_in_training(recipe: Recipe) -> list[tuple[Key, str]]:
+    """Settings of `engine` and `train` that can't both be meant."""
     train = recipe.train
     found = _against_the_method(recipe)
     if recipe.engine.early_stopping is None:
@@ -448,15 +446,15 @@ def _against_the_method(recipe: Recipe) -> list[tuple[Key, str]]:
     return found
 
 
-def _unbuilt_keys(recipe: Recipe) -> list[Key]:
-    found: list[Key] = []
-    for dotted, built in _NOT_BUILT:
-        section, name = dotted.split(".")
-        if str(getattr(getattr(recipe, section), name)) not in built.split():
-            found.append((section, name))
-    for index, kind in enumerate(recipe.export.formats):
-        if kind not in ("adapter", "merged"):
-            found.append(("export", "formats", index))
+def _conflicts_in_export(recipe: Recipe) -> list[tuple[Key, str]]:
+    """A push without a repository, a repository without a push, a push of nothing."""
+    wanted, found = recipe.export, list[tuple[Key, str]]()
+    if "hub" in wanted.formats and not wanted.hub:
+        found.append((("export", "formats"), "names hub: set export.hub: user/name to say where to"))
+    if wanted.hub and "hub" not in wanted.formats:
+        found.append((("export", "hub"), "does nothing unless export.formats names hub too"))
+    if wanted.formats == ["hub"]:
+        found.append((("export", "formats"), "has nothing to push; add adapter, merged, gguf or ollama"))
     return found
 
 

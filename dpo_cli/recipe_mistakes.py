@@ -30,6 +30,7 @@ _KINDS = {
     "list_type": "a list",
     "dict_type": "a map",
     "model_type": "a map",
+    "model_attributes_type": "a map",  # of a union whose branches a key tells apart
     "none_required": "null",
 }
 
@@ -43,6 +44,8 @@ def recipe_error(path: Path, places: dict[Key, str], problems: list[tuple[Key, s
     blocks = []
     for key, problem in sorted(problems, key=lambda found: position(found[0])):
         known = next((places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in places), str(path))
+        if _is_secret(key) and known.startswith("--set "):
+            known = "--set"  # the place is what was typed, and there the key may be
         blocks.append(f"{known}  {show_key(key)}\n    {problem}")
     count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
     return DpoError(f"the recipe has {count}\n  " + "\n  ".join(blocks), exit_code=USAGE)
@@ -55,6 +58,8 @@ def problems_of(error: ValidationError, values: dict[str, Any], schema: dict[str
         key = _real_key(item["loc"], item["type"], values)
         if item["type"] == "key":
             key = (*key, item["ctx"]["key"])
+        if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            key = (*key, item["ctx"]["discriminator"].strip("'"))
         by_key.setdefault(key, []).append(item)
     deepest = [key for key in by_key if not any(key == other[: len(key)] != other for other in by_key)]
     method = method_of(values.get("train"))
@@ -85,9 +90,14 @@ def _sentence(key: Key, items: list[Any], schema: dict[str, Any], method: str) -
     if key == ("train", "method"):
         values = [either(list(trl_arguments()))]
     if first["type"] == "extra_forbidden":
-        return _unknown_key(key, schema, method)
+        return _unknown_key(key, first["loc"], schema, method)
     if first["type"] == "missing":
-        return f"is missing: {_description(key, schema)}"
+        return f"is missing: {_description(first['loc'], schema)}"
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return _wrong_branch(first, schema)
+    if first["type"] == "string_pattern_mismatch":
+        shown = "" if _is_secret(key) or "@" in first["input"] else f", not {_shown(first['input'])}"
+        return f"must be {_description(first['loc'], schema)}{shown}"
     others = [item for item in items if item["type"] not in _KINDS and item["type"] != "literal_error"]
     if (kinds or values) and not others:
         options = [*kinds, *(text.replace("'", "").replace("False", "false") for text in values)]
@@ -98,6 +108,21 @@ def _sentence(key: Key, items: list[Any], schema: dict[str, Any], method: str) -
     first = others[0] if others else first
     message = str(first["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     return message if first["type"] in ("value_error", "key") else f"{message}, not {_shown(first['input'])}"
+
+
+def _wrong_branch(item: Any, schema: dict[str, Any]) -> str:
+    """Of a map that is one of several kinds: the key that says which is not there, or says none of them."""
+    kinds = list(_branches(_node_at(schema, item["loc"])))
+    if item["type"] == "union_tag_not_found":
+        return f"is missing: {' or '.join(kinds)}"
+    said = item["input"][item["ctx"]["discriminator"].strip("'")]
+    near = did_you_mean(str(said), kinds)
+    return f"must be {' or '.join(kinds)}, not {_shown(said)}" + (f"; did you mean {near}?" if near else "")
+
+
+def _is_secret(key: Key) -> bool:
+    """Whether people write the key of a service there, asked to or not; what stands there is never shown."""
+    return str(key[-1]).startswith("api_key")
 
 
 def _shown(value: Any) -> str:
@@ -124,13 +149,14 @@ def _of_another_method(key: Key, first: Any, method: str) -> str | None:
     return None
 
 
-def _unknown_key(key: Key, schema: dict[str, Any], method: str) -> str:
+def _unknown_key(key: Key, loc: Key, schema: dict[str, Any], method: str) -> str:
+    """Key as in the file, and as pydantic has it, with the branch of a union that was taken."""
     name = str(key[-1])
     if key[0] == "train" and name in OWNED_TRAIN_ARGUMENTS:
         return f"is not set here: {OWNED_TRAIN_ARGUMENTS[name]}"
     if key[0] == "train" and name in OLD_TRAIN_ARGUMENTS:
         return f"is not one of TRL's arguments: {OLD_TRAIN_ARGUMENTS[name]}"
-    siblings = list(train_model(method).model_fields) if key[:-1] == ("train",) else fields_at(key[:-1], schema)
+    siblings = list(train_model(method).model_fields) if key[:-1] == ("train",) else fields_at(loc[:-1], schema)
     near = did_you_mean(name, siblings)
     if near:
         return f"unknown key; did you mean {near}?"
@@ -152,7 +178,11 @@ def _description(key: Key, schema: dict[str, Any]) -> str:
 
 
 def _node_at(schema: dict[str, Any], key: Key) -> dict[str, Any]:
-    """The part of a JSON schema that describes `key`, its references followed."""
+    """The part of a JSON schema that describes `key`, its references followed.
+
+    `key` may be pydantic's `loc`: a branch of a union in it is followed where a key tells the branches apart, and is
+    passed over elsewhere.
+    """
 
     def followed(node: dict[str, Any]) -> dict[str, Any]:
         if "$ref" in node:
@@ -163,7 +193,13 @@ def _node_at(schema: dict[str, Any], key: Key) -> dict[str, Any]:
     node = followed(schema)
     for part in key:
         inner = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
-        if not inner:
-            return {}
-        node = followed(inner)
+        inner = inner or _branches(node).get(str(part))
+        if inner:
+            node = followed(inner)
     return node
+
+
+def _branches(node: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """The branches of a union that a key tells apart, by what the key says; none of anything else."""
+    unions = [option["discriminator"] for option in (node, *node.get("anyOf", [])) if "discriminator" in option]
+    return {kind: {"$ref": ref} for union in unions for kind, ref in union["mapping"].items()}

@@ -37,7 +37,7 @@ READS: dict[str, tuple[str, ...]] = {
         "model.max_length", "model.thinking", "lora", "train", "engine",
     ),
     "eval": ("seed", "eval"),
-    "export": ("model.merge_base", "export"),
+    "export": ("model.merge_base", "export", "eval.temperature", "eval.top_p", "eval.top_k"),  # Ollama's parameters
 }  # fmt: skip
 
 # The stage whose results each stage starts from, and the folder its own results are in.

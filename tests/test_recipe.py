@@ -135,7 +135,7 @@ def test_a_recipe_does_not_change_after_loading(loaded: Load) -> None:
         ("lora:\n  r: 8\n  aplha: 3", "r.yaml:5  lora.aplha", "did you mean alpha?"),
         ("train:\n\n  lerning_rate: 1", "r.yaml:5  train.lerning_rate", "did you mean learning_rate?"),
         ("engine: {preflite: true}", "r.yaml:3  engine.preflite", "did you mean preflight?"),
-        ("eval: {zzz: 1}", "r.yaml:3  eval.zzz", "known here: prompts, max_new_tokens, judge"),
+        ("eval: {zzz: 1}", "r.yaml:3  eval.zzz", "known here: prompts, max_new_tokens, temperature, top_p"),
         # the right name in the wrong section
         ("beta: 0.1", "r.yaml:3  beta", "did you mean train.beta?"),
         ("lora: {max_length: 3}", "r.yaml:3  lora.max_length", "did you mean model.max_length?"),
@@ -294,17 +294,74 @@ def test_infinity_is_no_setting(refused: Refused, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "key"),
+    ("more", "key", "says"),
     [
-        ("eval:\n  judge: {model: x}", "eval.judge"),
-        ("export:\n  hub: me/mine", "export.hub"),
-        ("export:\n  formats: [gguf]", "export.formats[0]"),
+        ("export:\n  hub: me/mine", "export.hub", "does nothing unless export.formats names hub"),
+        ("export:\n  formats: [merged, hub]", "export.formats", "set export.hub: user/name"),
+        ("export:\n  formats: [hub]\n  hub: me/mine", "export.formats", "nothing to push"),
     ],
 )
-def test_a_setting_that_would_do_nothing_is_refused(refused: Refused, more: str, key: str) -> None:
+def test_a_push_that_can_not_be_meant_is_refused(refused: Refused, more: str, key: str, says: str) -> None:
     message = refused(more)
     assert f"r.yaml:4  {key}\n" in message
-    assert "not built yet" in message
+    assert says in message
+
+
+SERVER = "kind: openai, base_url: http://x/v1, model: m"
+
+
+@pytest.mark.parametrize(
+    ("judge", "key", "says"),
+    [
+        ("{kind: opnai, model: m}", "kind", 'must be openai or reward_model, not "opnai"; did you mean openai?'),
+        ("{kind: null}", "kind", "must be openai or reward_model, not null"),
+        ("{kind: [openai]}", "kind", 'not ["openai"]'),
+        ("{model: m}", "kind", "is missing: openai or reward_model"),
+        ("gpt-4", "", 'must be a map, not "gpt-4"'),
+        ("[openai]", "", 'must be a map, not ["openai"]'),
+        ("{kind: openai, model: m}", "base_url", "is missing: the server's address"),
+        ("{kind: reward_model}", "id", "is missing: hub id or local folder"),
+        (f"{{{SERVER}, concurency: 3}}", "concurency", "did you mean concurrency?"),
+        (f"{{{SERVER}, concurrency: 0}}", "concurrency", "not 0"),
+        (f"{{{SERVER}, timeout: soon}}", "timeout", 'must be a number, not "soon"'),
+        ("{kind: reward_model, id: a, modl: b}", "modl", "known here: kind, id, revision, batch_size"),
+        ("{kind: openai, model: m, base_url: localhost:80}", "base_url", "such as http://localhost:8000/v1, not"),
+    ],
+)
+def test_one_mistake_in_the_judge(refused: Refused, judge: str, key: str, says: str) -> None:
+    """Those of the kind that is meant: what another kind of judge takes is not offered."""
+    message = refused(f"eval:\n  judge: {judge}\n")
+    assert message.startswith("the recipe has a mistake\n"), message
+    assert f"r.yaml:4  eval.judge{key and '.' + key}\n" in message
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    ("more", "setting"),
+    [
+        (f"eval: {{judge: {{{SERVER}, api_key: sk-secret}}}}", None),
+        (f"eval: {{judge: {{{SERVER}, api_key_env: sk-secret}}}}", None),
+        (f"eval: {{judge: {{{SERVER}, api_key_env: secret}}}}", None),
+        ("eval: {judge: {kind: openai, base_url: http://me:secret@x/v1, model: m}}", None),
+        ("eval: {judge: {api_key: sk-secret, model: m}}", None),
+        (f"eval: {{judge: {{{SERVER}}}}}", "eval.judge.api_key=sk-secret"),
+        (f"eval: {{judge: {{{SERVER}}}}}", "eval.judge.api_key_env=sk-secret"),
+    ],
+)
+def test_a_key_in_the_recipe_is_refused_and_not_shown(refused: Refused, more: str, setting: str | None) -> None:
+    message = refused(more, *([setting] if setting else []))
+    assert "secret" not in message
+    assert "eval.judge." in message
+
+
+def test_both_kinds_of_judge(loaded: Load) -> None:
+    judge = loaded(f"eval: {{judge: {{{SERVER}, api_key_env: MY_KEY}}}}").eval.judge
+    assert judge is not None
+    assert (judge.kind, judge.calibration) == ("openai", 100)
+    judge = loaded("eval: {judge: {kind: reward_model, id: a/b}}").eval.judge
+    assert judge is not None
+    assert judge.kind == "reward_model"
+    assert loaded("eval: {judge: null}").eval.judge is None
 
 
 # ------------------------------------------------------------------------------------------------------------- YAML

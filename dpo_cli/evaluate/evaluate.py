@@ -1,20 +1,32 @@
-"""The stage: score the held-out pairs, say what they show, and write metrics and report."""
+"""The stage: score the held-out pairs, let both models answer, ask the judge, and write what it all shows.
+
+Samples and judgments cost the most, so neither is lost: answers are appended to `.eval/` in the run while they are
+made and found again after a crash, judgments to `.judgments.jsonl` beside the runs, for every run that asks again.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpo_cli import models
 from dpo_cli.errors import DpoError
+from dpo_cli.evaluate import generate, score, summary, textstats
 from dpo_cli.evaluate.report import write_report
-from dpo_cli.evaluate.score import pair_metrics, score_pairs
-from dpo_cli.recipe import Recipe
-from dpo_cli.records import read_pairs, write_jsonl
-from dpo_cli.run import Run, write_json
-from dpo_cli.stats import Figure
+from dpo_cli.recipe import Recipe, dump
+from dpo_cli.records import Message, Pair, read_jsonl, read_pairs, write_jsonl
+from dpo_cli.run import Run, fingerprint, versions, write_json
+
+if TYPE_CHECKING:
+    from dpo_cli.evaluate.generate import Answer, Sample
+    from dpo_cli.evaluate.judgments import Judgment
+
+# What of `eval` changes the answers; how many prompts there are, the batch and the judge do not.
+SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k")
 
 
 @dataclass(frozen=True)
@@ -26,11 +38,57 @@ class Evaluated:
 
 
 def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
-    """Score `data/eval.jsonl` with the trained adapter on and off.
+    """Measure the trained adapter against its reference on `data/eval.jsonl`: one set of weights, adapter on and off.
 
     Raises:
-        DpoError: no pair was held out.
+        DpoError: no pair was held out; the judge can't be asked.
     """
+    pairs = _held_out(recipe, run)
+    models.import_backend(models.Backend("hf", "evaluation"))
+    remark = None
+    if recipe.eval.judge:
+        from dpo_cli.evaluate.judges import ready
+
+        remark = ready(recipe.eval.judge)
+    model, tokenizer = models.load_tuned(recipe, run.adapter)
+    if not quiet:
+        print(f"eval: {len(pairs)} held-out pairs, tuned and base from one set of weights", flush=True)
+        print(f"eval: {remark}\n" if remark else "", end="", flush=True)
+    batch_size = 2 * recipe.train.per_device_eval_batch_size
+    scored = score.score_pairs(model, tokenizer, pairs, recipe.model.max_length, batch_size)
+    made_from = _made_from(recipe, run)
+    samples = _sample(recipe, run, model, tokenizer, pairs, made_from, quiet) if recipe.eval.prompts else []
+    del model  # a judge of its own may need the room
+    _free_memory()
+    judgments, calibration = _judge(recipe, run, samples, pairs, quiet) if recipe.eval.judge else ([], [])
+
+    metrics = _metrics(recipe, run, pairs, scored, samples, judgments, calibration)
+    with run.stage("eval", recipe) as draft:
+        draft.record["samples"] = made_from
+        write_jsonl(draft.folder / "pairs.jsonl", (asdict(one) for one in scored))
+        if samples:
+            write_jsonl(draft.folder / "samples.jsonl", (one.to_json() for one in samples))
+        if judgments or calibration:
+            write_jsonl(draft.folder / "judgments.jsonl", (one.to_json() for one in [*judgments, *calibration]))
+        write_json(draft.folder / "metrics.json", metrics)
+        write_report(metrics, draft.folder)
+    shutil.rmtree(_work(run), ignore_errors=True)
+    return Evaluated(metrics, run["eval"] / "report.html")
+
+
+def answer(recipe: Recipe, run: Run, prompt: str, count: int) -> tuple[list[Answer], list[Answer]]:
+    """`count` answers of the base and of the tuned model to one prompt, for a look; nothing is written."""
+    models.import_backend(models.Backend("hf", "evaluation"))
+    model, tokenizer = models.load_tuned(recipe, run.adapter)
+    messages: list[Message] = [{"role": "user", "content": prompt}]
+    options = models.chat_template_kwargs(recipe)
+    return generate.draws(model, tokenizer, messages, recipe.eval, recipe.seed, count, options)
+
+
+# -------------------------------------------------------------------------------------------------------------- steps
+
+
+def _held_out(recipe: Recipe, run: Run) -> list[Pair]:
     pairs = read_pairs(run.eval_pairs)
     if not pairs:
         raise DpoError(
@@ -38,69 +96,122 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
             where=recipe.where("data", "eval_fraction"),
             hint="raise data.eval_fraction, or add data",
         )
-    models.import_backend(models.Backend("hf", "evaluation"))
-    model, tokenizer = models.load_tuned(recipe, run.adapter)
-    if not quiet:
-        print(f"eval: {len(pairs)} held-out pairs, tuned and base from one set of weights", flush=True)
-    batch_size = 2 * recipe.train.per_device_eval_batch_size
-    scored = score_pairs(model, tokenizer, pairs, recipe.model.max_length, batch_size)
+    return pairs
 
-    beta = recipe.train.beta
-    languages = sorted({pair.language for pair in scored})
-    metrics: dict[str, Any] = {
-        "pairs": pair_metrics(scored, beta, recipe.seed),
-        "languages": {
-            language: {"pairs": pair_metrics([s for s in scored if s.language == language], beta, recipe.seed)}
-            for language in languages
-        },
+
+def _made_from(recipe: Recipe, run: Run) -> str:
+    """One sha256 over all that decides the answers: model, adapter, held-out pairs, sampling and seed."""
+    inputs = {
+        **{f"train: {key}": str(value) for key, value in run.record("train")["recipe"].items() if "model." in key},
+        **run.input_hashes("eval", recipe),
+        "pairs": run.record("prepare")["outputs"]["data/eval.jsonl"],
     }
-    metrics["verdict"] = verdict(metrics)
+    settings = recipe.eval.model_dump(mode="json")
+    return fingerprint({"seed": recipe.seed, **{name: settings[name] for name in SAMPLING}}, inputs)
+
+
+def _work(run: Run) -> Path:
+    """Where answers are kept while they are made; gone when `eval` is done."""
+    return run.folder / ".eval"
+
+
+def _sample(
+    recipe: Recipe, run: Run, model: Any, tokenizer: Any, pairs: Sequence[Pair], made_from: str, quiet: bool
+) -> list[Sample]:
+    """The answers to the first `eval.prompts` held-out prompts; those of an earlier `eval` are taken as they are."""
+    kept = _work(run) / f"samples-{made_from[:16]}.jsonl"
+    if not kept.is_file():
+        shutil.rmtree(_work(run), ignore_errors=True)  # answers of another adapter, or to other settings
+        kept.parent.mkdir(parents=True)
+        earlier = run["eval"] / "samples.jsonl"
+        if run.record("eval").get("samples") == made_from and earlier.is_file():
+            shutil.copyfile(earlier, kept)
+    return generate.sample_pairs(model, tokenizer, pairs, recipe.eval, recipe.seed, kept, progress=not quiet)
+
+
+def _judge(
+    recipe: Recipe, run: Run, samples: Sequence[Sample], pairs: Sequence[Pair], quiet: bool
+) -> tuple[list[Judgment], list[Judgment]]:
+    """Judgments of tuned against base, and of the data's own chosen against rejected."""
+    from dpo_cli.evaluate.judges import judge
+    from dpo_cli.evaluate.judgments import Match
+
+    settings = recipe.eval.judge
+    assert settings is not None
+    matches = [Match(one.id, one.prompt, one.tuned.text, one.base.text) for one in samples]
+    for pair in pairs[: settings.calibration]:
+        answers = (answer[-1]["content"] for answer in (pair.chosen, pair.rejected))
+        matches.append(Match(f"calibration/{pair.id}", pair.prompt, *answers))
+    judged = judge(settings, matches, run.folder.parent / ".judgments.jsonl", progress=not quiet)
+    return judged[: len(samples)], judged[len(samples) :]
+
+
+def _metrics(
+    recipe: Recipe,
+    run: Run,
+    pairs: Sequence[Pair],
+    scored: Sequence[score.Scored],
+    samples: Sequence[Sample],
+    judgments: Sequence[Judgment],
+    calibration: Sequence[Judgment],
+) -> dict[str, Any]:
+    """`eval/metrics.json`: every figure, and all that the report shows."""
     prepared = json.loads((run["prepare"] / "report.json").read_text(encoding="utf-8"))
-    metrics["warnings"] = [*warnings(metrics), *(f"data: {warning}" for warning in prepared["warnings"])]
-    with run.stage("eval", recipe) as draft:
-        write_jsonl(draft.folder / "pairs.jsonl", (asdict(one) for one in scored))
-        write_json(draft.folder / "metrics.json", metrics)
-        margins = [beta * (one.chosen_drift - one.rejected_drift) for one in scored]
-        write_report(recipe, run, metrics, margins, draft.folder)
-    return Evaluated(metrics, run["eval"] / "report.html")
-
-
-def verdict(metrics: dict[str, Any]) -> str:
-    """One sentence: did training teach the preference, as far as these pairs can tell."""
-    figure: Figure = metrics["pairs"]["reward_accuracy"]
-    longer: Figure = metrics["pairs"]["longer_wins"]
-    low, high = figure["low"] or 0.0, figure["high"] or 0.0
-    seen = (
-        f"moved towards the chosen answer in {percent(figure['value'])} of {figure['n']} held-out pairs "
-        f"(95% interval {percent(low)} to {percent(high)}; 50% before training"
-    )
-    seen += f", {percent(longer['value'])} for always taking the longer answer)"
-    if low <= 0.5 <= high:
-        return f"Not distinguishable from no training: the tuned model {seen}."
-    if high < 0.5:
-        return f"Worse than no training: the tuned model {seen}."
-    if low <= (longer["value"] or 0.0):
-        return f"It learned something, but no more than length would explain: the tuned model {seen}."
-    return f"It learned the preference: the tuned model {seen}."
-
-
-def warnings(metrics: dict[str, Any]) -> list[str]:
-    """What a reader should know before trusting the figures."""
-    found = []
-    pairs = metrics["pairs"]
-    if (pairs["chosen_drift"]["value"] or 0.0) < 0:
-        found.append(
-            f"the chosen answers became less likely ({pairs['chosen_drift']['value']:.2f} nats on average): normal up "
-            "to a point with DPO; where text gets worse add an sft term to train.loss_type or lower train.learning_rate"
-        )
+    log = list(read_jsonl(run["train"] / "log.jsonl"))
+    trained = run.record("train")
+    longer_by = {one.id: len(one.tuned.said) - len(one.base.said) for one in samples}
+    scores = {one.id: one.score for one in judgments if one.score is not None}
+    groups = score.grouped_metrics(scored, recipe.train.beta, recipe.seed)
+    metrics: dict[str, Any] = {
+        "name": recipe.name,
+        **groups,
+        "samples": textstats.sample_metrics(samples, recipe.seed) if samples else None,
+        "judge": None,
+        "baselines": score.baselines(scored, prepared),
+    }
     for language, figures in metrics["languages"].items():
-        accuracy = figures["pairs"]["reward_accuracy"]
-        if accuracy["n"] < 30:
-            found.append(f"only {accuracy['n']} held-out pairs in {language}: its interval is wide")
-        elif accuracy["low"] <= 0.5:
-            found.append(f"in {language} the accuracy is not distinguishable from 50%")
-    return found
+        some = [one for one in samples if one.language == language]
+        figures["samples"] = textstats.sample_metrics(some, recipe.seed) if some else None
+        figures["judge"] = None
+    if recipe.eval.judge:
+        from dpo_cli.evaluate import winrate
+
+        metrics["judge"] = winrate.judge_metrics(recipe.eval.judge, judgments, calibration, longer_by, recipe.seed)
+        language_of = {one.id: one.language for one in samples}
+        for language, figures in metrics["languages"].items():
+            some_scores = [scores[one.id] for one in samples if one.id in scores and language_of[one.id] == language]
+            differences = [longer_by[one.id] for one in samples if one.id in scores and one.language == language]
+            figures["judge"] = {
+                "win_rate": winrate.win_rate(some_scores, recipe.seed),
+                "length_adjusted_win_rate": winrate.length_adjusted(some_scores, differences, recipe.seed),
+            }
+    metrics |= {
+        "curves": summary.curves(log),
+        "examples": summary.examples(samples, scores, recipe.seed),
+        "scatter": [[longer_by[name], value] for name, value in scores.items()],
+        "data": {"pairs": prepared["pairs"], "languages": prepared["languages"]},
+        "environment": {**versions(), "device": trained.get("device"), "backend": trained.get("backend")},
+        "base_model": models.location(recipe.model.merge_base or recipe.model.id),
+        "exported": str(run["export"] / "merged"),
+        "recipe": dump(recipe),
+        "sampling": _sampling(recipe, samples),
+    }
+    metrics["warnings"] = [*summary.warnings(metrics), *(f"data: {warning}" for warning in prepared["warnings"])]
+    return {"name": recipe.name, "verdict": summary.verdict(metrics), **metrics}
 
 
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}%"
+def _sampling(recipe: Recipe, samples: Sequence[Sample]) -> dict[str, Any] | None:
+    if not samples:
+        return None
+    settings = recipe.eval.model_dump(mode="json")
+    return {"prompts": len(samples), **{name: settings[name] for name in SAMPLING}, "seed": recipe.seed}
+
+
+def _free_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

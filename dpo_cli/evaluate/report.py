@@ -1,148 +1,174 @@
 """`eval/report.md` and one self-contained `eval/report.html`: no network, no scripts, light and dark.
 
-Figures come from the metrics, curves from `train/log.jsonl`; nothing is computed here. The page is the Jinja template
-beside this file (text is escaped by it); the two charts are drawn as plain SVG, coloured by the page's style sheet.
+Both come from `metrics.json` alone. The page is the Jinja template beside this file (text is escaped by it), with the
+tables of tables.py and the charts of charts.py; the Markdown has the same tables.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from dpo_cli.recipe import Recipe, dump
-from dpo_cli.records import read_jsonl
-from dpo_cli.run import Run, versions, write_text
-from dpo_cli.stats import Figure
+import yaml
 
-# metric, what it is called, what it says, and whether it is a share
-ROWS = (
-    ("reward_accuracy", "Reward accuracy", "chosen gained more than rejected; 50% before training", True),
-    ("reward_accuracy_per_token", "… per token", "the same, gains divided by length", True),
-    ("longer_wins", "Longer answer wins", "what always taking the longer answer would get", True),
-    ("ranking_accuracy_base", "Ranking, base", "the base model finds chosen likelier per token", True),
-    ("ranking_accuracy_tuned", "Ranking, tuned", "the tuned model does", True),
-    ("margin", "Reward margin", "beta × (gain of chosen − gain of rejected), nats", False),
-    ("chosen_drift", "Drift of chosen", "change of its log-probability, nats", False),
-    ("rejected_drift", "Drift of rejected", "change of its log-probability, nats", False),
-)
-
-CURVES = (("rewards/accuracies", "reward accuracy"), ("loss", "loss"), ("rewards/margins", "reward margin"))
+from dpo_cli.evaluate import charts
+from dpo_cli.evaluate.tables import SHARE, accuracies, examples, judged, opening, sampled, tables, win_rates
+from dpo_cli.run import write_text
 
 
-def write_report(recipe: Recipe, run: Run, metrics: dict[str, Any], margins: Sequence[float], folder: Path) -> None:
-    """Write report.md and report.html into `folder`.
-
-    Args:
-        metrics: what stands in `eval/metrics.json`.
-        margins: one reward margin a held-out pair, in nats.
-    """
+def write_report(metrics: dict[str, Any], folder: Path) -> None:
+    """Write report.md and report.html into `folder`, from what stands in `eval/metrics.json`."""
     from jinja2 import Environment, FileSystemLoader
 
-    log = [row for row in read_jsonl(run["train"] / "log.jsonl") if "loss" in row]
-    prepared = json.loads((run["prepare"] / "report.json").read_text(encoding="utf-8"))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    groups = {"all": metrics["pairs"], **{name: part["pairs"] for name, part in metrics["languages"].items()}}
-    record = run.record("train")
+    judge, margins, groups = metrics["judge"], metrics["histogram"], accuracies(metrics)
+    heard = judge and judge["judged"]  # else no verdict came from it, and there are no shares
+    ends = charts.scale(dot for _, dots in groups for dot in dots)
     page = environment.get_template("report.html.jinja").render(
-        name=recipe.name,
-        metrics=metrics,
-        groups=groups,
-        rows=ROWS,
-        show=show,
-        curves=[(title, curve([(row["step"], row[key]) for row in log if key in row], title)) for key, title in CURVES],
-        histogram=histogram(margins),
-        data={"pairs": prepared["pairs"], "languages": prepared["languages"]},
-        environment={**versions(), "device": record.get("device"), "backend": record.get("backend")},
-        recipe=dump(recipe),
+        metrics,
+        tables=tables(metrics),
+        accuracies=[(title, charts.dots(dots, *ends, f"Reward accuracy. {title}")) for title, dots in groups],
+        win_rates=charts.dots(win_rates(metrics), 0, 1, "Win rate of the tuned model over the base"),
+        verdicts=charts.verdicts(*(judge[key]["value"] for key in ("wins", "ties", "losses"))) if heard else "",
+        margins=charts.histogram(margins["edges"], margins["counts"], margins["right"]),
+        lengths=charts.scatter(metrics["scatter"], "length difference against score"),
+        lines=[(one["title"], charts.curve(one["points"], one["title"])) for one in metrics["curves"]],
+        sampled=sampled(metrics["sampling"]),
+        judged=judged(judge),
+        shown=examples(metrics),
+        opening=opening,
+        tax_says=TAX_SAYS,
+        tasks=tax_tasks(metrics),
+        commands=tax_commands(metrics),
     )
     write_text(folder / "report.html", page)
-    write_text(folder / "report.md", markdown(recipe.name, metrics, groups))
+    write_text(folder / "report.md", markdown(metrics))
 
 
-def markdown(name: str, metrics: dict[str, Any], groups: dict[str, dict[str, Figure]]) -> str:
-    """The verdict, the table and the warnings, as Markdown."""
-    lines = [f"# {name}", "", metrics["verdict"], ""]
-    lines += [f"- Warning: {warning}" for warning in metrics["warnings"]]
-    lines += ["", "| | " + " | ".join(groups) + " |", "|---|" + "---|" * len(groups)]
-    for key, title, _, share in ROWS:
-        lines.append(f"| {title} | " + " | ".join(show(figures[key], share) for figures in groups.values()) + " |")
-    return "\n".join(lines) + "\n"
+# -------------------------------------------------------------------------------------------------- alignment tax
 
 
-def show(figure: Figure, share: bool, interval: bool = True) -> str:
-    """A figure, with its interval or without: `98.4% (94.2–99.6)` or `+1.66 (+1.58 to +1.73)`."""
-    value, low, high = figure["value"], figure["low"], figure["high"]
-    if value is None or low is None or high is None:
-        return "–"
-    text = f"{100 * value:.1f}%" if share else f"{value:+.2f}"
-    if interval:
-        text += f" ({100 * low:.1f}–{100 * high:.1f})" if share else f" ({low:+.2f} to {high:+.2f})"
-    return text.replace("-", "−")
+class Task(NamedTuple):
+    """A task of the lm-evaluation-harness, by its name in 0.4.13; `written`: the model writes its answer out."""
+
+    name: str
+    language: str
+    written: bool
+    why: str
 
 
-# ------------------------------------------------------------------------------------------------------------ charts
+TAX_SAYS = (
+    "What the preference cost elsewhere is for lm-evaluation-harness to say; dpo-cli neither wraps nor needs it. "
+    "Once dpo-cli export has run, base and exported model take the same tasks, each score with its standard error:"
+)
 
-Label = tuple[float, float, str, str]  # x, y, text, text-anchor
-
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 360, 170, 44, 22, 10
-
-
-def curve(points: Sequence[tuple[float, float]], title: str) -> str:
-    """A line chart as SVG; empty where there are fewer than two points."""
-    if len(points) < 2:
-        return ""
-    steps, values = [x for x, _ in points], [y for _, y in points]
-    low, high = min(values), max(values)
-    if high - low < 1e-12:
-        low, high = low - 0.5, high + 0.5
-    dots = [(_x((x - steps[0]) / (steps[-1] - steps[0])), _y((y - low) / (high - low))) for x, y in points]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in dots)
-    body = f'<polyline class="line" points="{line}"/>'
-    labels: list[Label] = [(LEFT - 6, _y(1) + 4, f"{high:.3g}", "end"), (LEFT - 6, _y(0), f"{low:.3g}", "end")]
-    labels += [(_x(0), HEIGHT - 6, f"step {steps[0]:g}", "start"), (_x(1), HEIGHT - 6, f"{steps[-1]:g}", "end")]
-    return _svg(body, labels, f"{title} over training steps: from {values[0]:.3g} to {values[-1]:.3g}")
+TAX = (
+    Task("ifeval", "en", True, "does it still do as told: instructions that a program can check"),
+    Task("gsm8k", "en", True, "does it still reason, in steps, to a right number"),
+    Task("mmlu", "en", False, "does it still know what it knew, multiple choice"),
+    Task("cmmlu", "zh", False, "the same in Chinese, with subjects of China"),
+    Task("mmlu_prox_lite_zh", "zh", True, "does it still reason in Chinese"),
+)
 
 
-def histogram(values: Sequence[float], bins: int = 24) -> str:
-    """Reward margins as SVG bars, those below 0 in another colour, with a line at 0."""
-    if not values:
-        return ""
-    low, high = min(*values, 0.0), max(*values, 0.0)
-    width = (high - low) / bins or 1.0
-    counts = [0] * bins
-    for value in values:
-        counts[min(int((value - low) / width), bins - 1)] += 1
-    bars = []
-    for index, count in enumerate(counts):
-        x, y = _x(index / bins), _y(count / max(counts))
-        wrong = "bar wrong" if low + (index + 0.5) * width < 0 else "bar"
-        bars.append(
-            f'<rect class="{wrong}" x="{x:.1f}" y="{y:.1f}" width="{_x(1 / bins) - _x(0) - 1:.1f}" '
-            f'height="{_y(0) - y:.1f}"/>'
-        )
-    zero = _x((0 - low) / (high - low or 1.0))
-    bars.append(f'<line class="zero" x1="{zero:.1f}" x2="{zero:.1f}" y1="{_y(1)}" y2="{_y(0)}"/>')
-    labels: list[Label] = [(_x(0), HEIGHT - 6, f"{low:.2g}", "start"), (_x(1), HEIGHT - 6, f"{high:.2g}", "end")]
-    labels += [(LEFT - 6, _y(1) + 4, str(max(counts)), "end"), (LEFT - 6, _y(0), "0", "end")]
-    right = sum(value > 0 for value in values)
-    return _svg("".join(bars), labels, f"reward margins of {len(values)} held-out pairs, {right} above 0")
+def _thinking(metrics: Mapping[str, Any]) -> bool:
+    return bool(yaml.safe_load(metrics["recipe"])["model"]["thinking"])
 
 
-def _x(share: float) -> float:
-    return LEFT + share * (WIDTH - LEFT - 8)
+def tax_tasks(metrics: Mapping[str, Any]) -> list[Task]:
+    """English always, because losses show there even where it was not trained; Chinese where it was.
+
+    The harness refuses to score likelihoods, as mmlu and cmmlu do, with thinking on.
+    """
+    spoken, thinking = {"en", *metrics["languages"]}, _thinking(metrics)
+    return [task for task in TAX if task.language in spoken and (task.written or not thinking)]
 
 
-def _y(share: float) -> float:
-    return HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP)
+def tax_commands(metrics: Mapping[str, Any]) -> str:
+    """The shell commands that put base and exported model through the same tasks."""
+    think = "enable_thinking=True,think_end_token=</think>" if _thinking(metrics) else "enable_thinking=False"
+    names = ",".join(task.name for task in tax_tasks(metrics))
+    lines = ["pip install 'lm_eval[hf,ifeval]'"]
+    for name, model in (("base", metrics["base_model"]), ("tuned", metrics["exported"])):
+        arguments = shlex.quote(f"pretrained={model},dtype=bfloat16,{think}")
+        lines += [
+            f"lm_eval --model hf --model_args {arguments} \\",
+            f"  --tasks {names} \\",
+            f"  --apply_chat_template --batch_size auto --output_path lm_eval/{name}",
+        ]
+    return "\n".join(lines)
 
 
-def _svg(body: str, labels: Sequence[Label], title: str) -> str:
-    texts = "".join(
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>' for x, y, text, anchor in labels
-    )
-    axis = f'<line class="axis" x1="{LEFT}" x2="{WIDTH - 8}" y1="{_y(0)}" y2="{_y(0)}"/>'
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{axis}{body}{texts}</svg>'
+# ------------------------------------------------------------------------------------------------------- Markdown
+
+
+def markdown(metrics: Mapping[str, Any]) -> str:
+    """report.md: the same tables; accuracies as tables instead of charts, samples cut short."""
+    return "\n\n".join(_markdown(metrics)) + "\n"
+
+
+def _markdown(metrics: Mapping[str, Any]) -> Iterator[str]:
+    yield f"# {_plain(metrics['name'])}"
+    yield _plain(metrics["verdict"])
+    if metrics["warnings"]:
+        yield "\n".join(f"- Warning: {_plain(warning)}" for warning in metrics["warnings"])
+    found = tables(metrics)
+    said = {"pairs": "", "samples": sampled(metrics["sampling"]), "judge": judged(metrics["judge"])}
+    for part, title in (("pairs", "Held-out pairs"), ("samples", "Sampled answers"), ("judge", "Judge")):
+        if part in found:
+            yield f"## {title}"
+            yield from filter(None, [_plain(said[part])])
+            lines = [[row.title, *map(str, cells)] for row, cells in found[part].rows]
+            yield _table(["", *found[part].heads], lines)
+    yield "## Reward accuracy"
+    for title, dots in accuracies(metrics):
+        rows = [[dot.label, dot.text, "–" if dot.rival is None else f"{SHARE.write(dot.rival)}%"] for dot in dots]
+        yield _table([title, "reward accuracy", "longer answer wins"], rows)
+    for title, some in examples(metrics):
+        yield f"## {title}"
+        for one in some:
+            score = "" if one["score"] is None else f", score {one['score']:.2f}"
+            yield f"**{_plain(one['id'])}** ({_plain(one['language'])}{score})"
+            for message in one["prompt"]:
+                yield f"{_plain(message['role'])}:\n\n{_fenced(message['content'])}"
+            for model in ("base", "tuned"):
+                cut = "" if one[f"{model}_finished"] else ", cut off"
+                yield f"{model}, {one[f'{model}_tokens']:,} tokens{cut}:\n\n{_fenced(one[model])}"
+    yield "## Data"
+    data = metrics["data"]
+    counts = [[name, f"{one['got']:,}", _count(one["wanted"])] for name, one in data["languages"].items()]
+    yield _table(["language", "training pairs", "wanted"], [*counts, ["all", f"{data['pairs']['train']:,}", ""]])
+    yield f"{data['pairs']['eval']:,} pairs are held out."
+    yield "## How it was made"
+    yield "\n".join(f"- {what}: {_plain(str(value))}" for what, value in metrics["environment"].items() if value)
+    yield f"## Recipe\n\n{_fenced(metrics['recipe'], most=None)}"
+    yield f"## Alignment tax\n\n{TAX_SAYS}"
+    yield "\n".join(f"- `{task.name}`: {task.why}" for task in tax_tasks(metrics))
+    yield _fenced(tax_commands(metrics), most=None)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it stands, on one line; an underscore inside a word is plain already."""
+    return re.sub(r"([\\`*\[\]<|&~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", " ".join(text.split()))
+
+
+def _fenced(text: str, most: int | None = 600) -> str:
+    """A block of code, with a fence longer than any run of backticks inside, cut after so many characters."""
+    if most and len(text) > most:
+        text = f"{text[:most].rstrip()}… ({len(text):,} characters, whole in report.html)"
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _count(count: int | None) -> str:
+    return "–" if count is None else f"{count:,}"

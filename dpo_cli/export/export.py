@@ -2,123 +2,251 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dpo_cli import models
-from dpo_cli.errors import DpoError
-from dpo_cli.export import merge, verify
-from dpo_cli.export.verify import Check
-from dpo_cli.recipe import Recipe
-from dpo_cli.records import read_pairs
-from dpo_cli.run import Run, write_json
+from dpo_cli.errors import UNVERIFIED, DpoError
+from dpo_cli.export import base as base16
+from dpo_cli.export import card, gguf, hub, merge, ollama, probe, verify
+from dpo_cli.export.probe import Place, Probes, Said
+from dpo_cli.export.verify import LIMITS, Check
+from dpo_cli.recipe import GgufType, Recipe
+from dpo_cli.run import Run, replace, write_json
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
+Say = Callable[[str], None]
 
-PROBES = 8  # held-out answers that the models are compared on
-PROBE_TOKENS = 64  # the last tokens of each; 8 x 64 rows of 151,936 floats are 311 MB
+FOLDERS: tuple[str, ...] = ("adapter", "merged", "gguf", "ollama")  # formats that are written, in this order
+FAILED = "export.failed"  # where an export that fails its checks goes, while `export` holds one that passed
+
+# Bits that llama.cpp's types take a weight on average, for a dry run (its quantize README; the mixed ones are near).
+GGUF_BITS: dict[GgufType, float] = {
+    "f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q5_k_s": 5.5, "q4_k_m": 4.9,
+    "q4_k_s": 4.6, "q3_k_m": 3.9, "q2_k": 3.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` prints: the folders it wrote, and every check."""
+    """What `export` prints: the folders it wrote and every check; or, of a dry run, the files it would write."""
 
-    folders: list[Path]
-    checks: list[Check]
-
-    @property
-    def verified(self) -> bool:
-        return all(check["ok"] for check in self.checks)
+    folders: list[Path] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    planned: list[tuple[str, int]] = field(default_factory=list)
 
 
-def export(recipe: Recipe, run: Run, *, quiet: bool = False) -> Exported:
-    """Write `export.formats` under `runs/<name>/export` with `verify.json`.
+def export(recipe: Recipe, run: Run, *, dry_run: bool = False, quiet: bool = False) -> Exported:
+    """Write `export.formats` under `runs/<name>/export` with `verify.json`; `push` does the rest of hub.
 
-    Where a check fails the files stay for a look, but the stage does not count as done.
+    Args:
+        dry_run: write nothing, fetch no weights, and list the files instead.
+
+    Raises:
+        DpoError: a format can't be made here, or the 16-bit base can't be had or is not the adapter's; nothing has been
+            written then. (exit code 3) a check failed: the files stay for a look, in `export` with status unverified,
+            or in `export.failed` where `export` holds what has passed.
     """
     models.import_backend(models.Backend("hf", "export"))
-    base = merge.base_folder(recipe)
-    tokenizer = models.load_tokenizer(recipe)
-    rows = _probes(recipe, run, tokenizer)
-    formats = recipe.export.formats
-    checks: list[Check] = []
-    with run.stage("export", recipe) as draft:
-        model = _adapter_on_base(recipe, run.adapter)
-        tuned = verify.token_logps(model, rows, PROBE_TOKENS)
-        with model.disable_adapter():
-            plain = verify.token_logps(model, rows, PROBE_TOKENS)
-
-        adapter, merged = draft.folder / "adapter", draft.folder / "merged"
-        if "adapter" in formats:
-            merge.write_adapter(recipe, run.adapter, base, adapter)
-            _say(quiet, adapter)
-        if "merged" in formats:
-            merge.write_merged(model, _stored_dtype(base), base, run.adapter, merged)
-            _say(quiet, merged)
-        del model  # what was written is read back now, one model in memory at a time
-
-        if "adapter" in formats:
-            checks += verify.check_adapter_files(adapter)
-            checks += verify.check_template("adapter", _tokenizer(adapter), tokenizer)
-            reloaded = verify.token_logps(_adapter_on_base(recipe, adapter), rows, PROBE_TOKENS)
-            checks += verify.check_parity("adapter", reloaded, tuned, plain)
-        if "merged" in formats:
-            checks += verify.check_structure(merged, base)
-            checks += verify.check_template("merged", _tokenizer(merged), tokenizer)
-            reloaded = verify.token_logps(_load(merged), rows, PROBE_TOKENS)
-            checks += verify.check_parity("merged", reloaded, tuned, plain)
-        write_json(draft.folder / "verify.json", checks)
-        result = Exported([run["export"] / kind for kind in formats], checks)
-        draft.status = "complete" if result.verified else "unverified"
-    return result
-
-
-def _probes(recipe: Recipe, run: Run, tokenizer: Any) -> list[list[int]]:
-    """Token ids of the first held-out prompts with their chosen answers."""
-    pairs = read_pairs(run.eval_pairs)[:PROBES] or read_pairs(run.train_pairs)[:PROBES]
-    rows = []
-    for pair in pairs:
-        ids = tokenizer.apply_chat_template(
-            [*pair.prompt, *pair.chosen], tokenize=True, return_dict=False, **pair.chat_template_kwargs
-        )
-        rows.append(ids[: recipe.model.max_length])
-    return rows
-
-
-def _load(folder: Path | str) -> PreTrainedModel:
-    """A 16-bit model in float32: what is compared is the weights, not the arithmetic of a dtype."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.to(device).eval()
-
-
-def _adapter_on_base(recipe: Recipe, adapter: Path) -> Any:
-    from peft import PeftModel
-
-    base = models.location(models.merge_base(recipe))
+    kinds: list[str] = [kind for kind in FOLDERS if kind in recipe.export.formats]
+    base = base16.find(recipe, weights=not dry_run)
+    if {"gguf", "ollama"} & set(kinds):
+        gguf.require(base, recipe.export.gguf)
+    if "hub" in recipe.export.formats:
+        hub.repository(recipe)
+    if dry_run:
+        return Exported(planned=_plan(recipe, run, base, kinds))
     try:
-        model = _load(base)
-    except (OSError, ValueError) as error:
+        tensors = base16.stored(base)
+    except ValueError as error:
         raise DpoError(
-            f"can't load the 16-bit base {base}: {str(error).strip().splitlines()[0]}",
-            where=recipe.where("model", "merge_base"),
-            hint="check the id; where the Hub is out of reach set HF_ENDPOINT to a mirror, or name a local folder",
+            f"the 16-bit base can't be read: {error}", where=str(base), hint="fetch or write it anew"
         ) from error
-    return PeftModel.from_pretrained(model, str(adapter)).eval()
+    merge.read_adapter(run.adapter, base, tensors)
+
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, flush=True)
+
+    with run.stage("export", recipe) as draft:
+        place = probe.place(tensors)
+        say(f"  compared with the trained adapter on the 16-bit base, {place}")
+        yardstick = _yardstick(recipe, run, base, place)
+        checks = _make(recipe, run, yardstick, kinds, draft.folder, say)
+        write_json(draft.folder / "verify.json", checks)
+        draft.record["device"] = str(place)
+        draft.record["merge_base"] = {"id": base16.name(recipe), "commit": base16.commit_of(base)}
+        verified = verify.passed(checks)
+        if not verified and run.record("export").get("status") == "complete":
+            replace(draft.folder, run.folder / FAILED)
+            raise _unverified(checks, run.folder / FAILED, f"; {run['export']} is still the one that passed before")
+        draft.status = "complete" if verified else "unverified"
+    if not verified:
+        raise _unverified(checks, run["export"])
+    shutil.rmtree(run.folder / FAILED, ignore_errors=True)
+    return Exported([run["export"] / kind for kind in kinds], checks)
 
 
-def _stored_dtype(base: Path) -> torch.dtype:
-    """float16 where the base has it, else bfloat16."""
-    import torch
-    from transformers import AutoConfig
+def push(recipe: Recipe, run: Run, *, quiet: bool = False) -> str | None:
+    """Push a complete export where `export.formats` names hub and this one has not been pushed yet.
 
-    return torch.float16 if AutoConfig.from_pretrained(base).dtype == torch.float16 else torch.bfloat16
+    By itself, for a push that fails must not cost the export. The manifest keeps the address.
+
+    Returns:
+        The repository's address; None where there is nothing to push.
+
+    Raises:
+        DpoError: as `hub.push` has it.
+    """
+    record = run.record("export")
+    if "hub" not in recipe.export.formats or record.get("status") != "complete" or record.get("hub"):
+        return None
+    record["hub"] = hub.push(recipe, run["export"], recipe.export.formats, quiet)
+    run.write_record("export", recipe, record)
+    return str(record["hub"])
+
+
+# ------------------------------------------------------------------------------------------------------------ pieces
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What every export is held against, computed once: the base by itself, and the trained adapter on it."""
+
+    base: Path
+    place: Place
+    tokenizer: Any
+    probes: Probes
+    plain: list[Any]
+    tuned: Said
+
+    def ask(self, folder: Path, adapter: Path | None = None) -> Said:
+        return probe.said(probe.load(folder, self.place, adapter=adapter), self.probes, self.tokenizer)
+
+
+def _yardstick(recipe: Recipe, run: Run, base: Path, place: Place) -> Yardstick:
+    tokenizer = _tokenizer(run.adapter)
+    asked = probe.probes(recipe, run, tokenizer)
+    # Not the adapter switched off: PEFT leaves trained biases in.
+    plain = verify.token_logps(probe.load(base, place), asked.rows, probe.LAST)
+    tuned = probe.said(probe.load(base, place, adapter=run.adapter), asked, tokenizer)
+    return Yardstick(base, place, tokenizer, asked, plain, tuned)
+
+
+def _make(recipe: Recipe, run: Run, yardstick: Yardstick, kinds: list[str], out: Path, say: Say) -> list[Check]:
+    """Write the formats, each read back before the next; then the cards, which tell of the checks."""
+    checks = _gap(recipe, run, yardstick)
+    files = merge.tokenizer_files(yardstick.base, run.adapter)
+    if "adapter" in kinds:
+        name = base16.name(recipe)
+        merge.write_adapter(run.adapter, name, base16.revision(recipe), out / "adapter")
+        merge.write_files(files, out / "adapter")
+        say(_written(out / "adapter"))
+        checks += _read_back(yardstick, out / "adapter", verify.check_adapter_files(out / "adapter", name), files)
+    if kinds != ["adapter"]:
+        merge.write_merged(yardstick.base, run.adapter, out / "merged")
+        merge.write_files(files, out / "merged")
+        own = verify.check_structure(out / "merged", yardstick.base)
+        if verify.passed(own):
+            own += verify.check_weights(out / "merged", yardstick.base, run.adapter)
+        if "merged" in kinds:
+            say(_written(out / "merged"))
+            checks += _read_back(yardstick, out / "merged", own, files)
+        else:  # made aside, for the GGUF, whose own checks read the weights back
+            checks += own
+    if {"gguf", "ollama"} & set(kinds) and verify.passed(checks):
+        checks += _ggufs(recipe, yardstick, kinds, out, say)
+    if "merged" not in kinds:
+        shutil.rmtree(out / "merged", ignore_errors=True)
+    for kind in kinds:
+        if (out / kind).is_dir():
+            card.write_card(recipe, run, out / kind, kind, checks)
+    return checks
+
+
+def _read_back(yardstick: Yardstick, folder: Path, checks: list[Check], files: dict[str, bytes]) -> list[Check]:
+    """Load what was written as a user would, and compare; not where its files are broken already."""
+    kind = folder.name
+    checks = checks + verify.check_tokenizer_files(kind, folder, files)
+    if not verify.passed(checks):
+        return checks
+    checks += verify.check_template(kind, _tokenizer(folder), yardstick.tokenizer)
+    if kind == "adapter":
+        said, limits = yardstick.ask(yardstick.base, folder), LIMITS["float32"]  # the very same weights
+    else:
+        said, limits = yardstick.ask(folder), LIMITS[base16.dtype_16bit(base16.stored(folder))]
+    checks += verify.check_parity(kind, said.logps, yardstick.tuned.logps, yardstick.plain, limits)
+    return checks + verify.check_answers(kind, said, yardstick.tuned, yardstick.probes.texts, limits)
+
+
+def _ggufs(recipe: Recipe, yardstick: Yardstick, kinds: list[str], out: Path, say: Say) -> list[Check]:
+    """One GGUF, in every folder that wants it."""
+    folders = [out / kind for kind in ("gguf", "ollama") if kind in kinds]
+    files = [folder / _gguf_name(recipe) for folder in folders]
+    for folder in folders:
+        folder.mkdir()
+    gguf.write_gguf(out / "merged", recipe.export.gguf, files[0])
+    say(_written(folders[0]))
+    rows, tuned = yardstick.probes.rows, yardstick.tuned.logps
+    checks = gguf.check_gguf(files[0], out / "merged", rows, tuned, yardstick.plain, probe.LAST)
+    for file in files[1:]:
+        try:
+            file.hardlink_to(files[0])
+        except OSError:  # a file system without hard links
+            shutil.copyfile(files[0], file)
+    if "ollama" in kinds:
+        ollama.write_modelfile(files[-1], yardstick.tokenizer, recipe, folders[-1])
+        checks += ollama.check_modelfile(folders[-1], yardstick.tokenizer, recipe)
+    return checks
+
+
+def _gap(recipe: Recipe, run: Run, yardstick: Yardstick) -> list[Check]:
+    """From the model that was trained to the adapter on the 16-bit base, where these are two."""
+    rows, tuned = yardstick.probes.rows, yardstick.tuned.logps
+    trained = models.location(recipe.model.id)
+    if recipe.model.load_in_4bit:
+        from peft import PeftModel
+
+        try:
+            model: Any = PeftModel.from_pretrained(models.load_base(recipe), str(run.adapter)).eval()
+        except DpoError as error:  # an export does without, on a machine that has not trained
+            return [{"name": "gap_to_4bit", "value": f"not measured: {error.message}", "limit": None, "ok": True}]
+        return verify.check_gap("gap_to_4bit", verify.token_logps(model, rows, probe.LAST), tuned, None)
+    if trained == base16.name(recipe):
+        return []
+    model = probe.load(trained, yardstick.place, revision=recipe.model.revision, adapter=run.adapter)
+    said = verify.token_logps(model, rows, probe.LAST)
+    return verify.check_gap("gap_to_trained", said, tuned, LIMITS["bfloat16"])
+
+
+def _plan(recipe: Recipe, run: Run, base: Path, kinds: list[str]) -> list[tuple[str, int]]:
+    """The files of an export that is not made yet, with their bytes: (`merged/model.safetensors`, 3441150000), …
+
+    Bytes of weights are exact for adapter and merged and near for a GGUF; small files that are not there yet count 0.
+    """
+    tensors = base16.expected(base)
+    merge.read_adapter(run.adapter, base, tensors)
+    parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    small = {name: len(content) for name, content in merge.tokenizer_files(base, run.adapter).items()}
+    config = (run.adapter / "adapter_config.json").stat().st_size
+    adapter = {"adapter_config.json": config, merge.WEIGHTS: (run.adapter / merge.WEIGHTS).stat().st_size}
+    whole = {_gguf_name(recipe): int(parameters * GGUF_BITS[recipe.export.gguf] / 8)}
+    contents = {
+        "adapter": adapter | small,
+        "merged": {"config.json": (base / "config.json").stat().st_size} | merge.planned(tensors) | small,
+        "gguf": whole,
+        "ollama": whole | {"Modelfile": 0},
+    }
+    return [
+        (f"{kind}/{name}", size) for kind in kinds for name, size in sorted({"README.md": 0, **contents[kind]}.items())
+    ]
+
+
+def _gguf_name(recipe: Recipe) -> str:
+    return f"{recipe.name}-{recipe.export.gguf}.gguf"
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -127,7 +255,18 @@ def _tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def _say(quiet: bool, folder: Path) -> None:
-    if not quiet:
-        size = sum(path.stat().st_size for path in folder.iterdir())
-        print(f"  {folder.name:<8} {size / 1e6:,.1f} MB written, reading it back", flush=True)
+def _written(folder: Path) -> str:
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    return f"  {folder.name:<8} {size / 1e6:,.1f} MB written, reading it back"
+
+
+def _unverified(checks: list[Check], folder: Path, more: str = "") -> DpoError:
+    failed = [check for check in checks if not check["ok"]]
+    listed = "; ".join(f"{check['name']} is {check['value']}, limit {check['limit']}" for check in failed[:4])
+    listed += f"; and {len(failed) - 4} more" if len(failed) > 4 else ""
+    return DpoError(
+        f"the export is not the model that was trained: {listed}{more}",
+        where=str(folder / "verify.json"),
+        hint="check model.merge_base, then run export again",
+        exit_code=UNVERIFIED,
+    )

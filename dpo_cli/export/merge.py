@@ -3,82 +3,213 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpo_cli import models
 from dpo_cli.errors import DpoError
-from dpo_cli.recipe import Recipe
+from dpo_cli.export import base as base16
+from dpo_cli.export.base import INDEX, WHOLE, Stored, read_json
 from dpo_cli.run import write_json
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftModel
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "generation_config.json", "chat_template.jinja",
-)  # fmt: skip
 TEMPLATE = "chat_template.jinja"
+WEIGHTS = "adapter_model.safetensors"
+SHARD_BYTES = 5 * 10**9  # transformers' old default, which every loader and the Hub's viewer are used to
+
+# Settings of PEFT that make a delta something else than (alpha / r) B A; training sets none of them.
+NOT_PLAIN = (
+    "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern",
+    "layer_replication", "trainable_token_indices", "target_parameters",
+)  # fmt: skip
 
 
-def write_adapter(recipe: Recipe, adapter: Path, base: Path, folder: Path) -> None:
+@dataclass(frozen=True)
+class Adapter:
+    """What a LoRA does to a base, by the names of the base's tensors.
+
+    `factors`: A [r, in] and B [out, r], float32. `whole`: tensors in the place of the base's: trained biases, and the
+    head where it has a LoRA, for PEFT then keeps a copy.
+    """
+
+    scale: float
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    whole: dict[str, torch.Tensor]
+
+    def apply(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """W + (alpha / r) B A in float32 (Hu et al., 2021, section 4.1), or the tensor itself where none trained."""
+        weight = self.whole.get(name, weight)
+        if name not in self.factors:
+            return weight
+        down, up = self.factors[name]
+        return weight.float() + (up @ down) * self.scale
+
+
+def read_adapter(folder: Path, base: Path, tensors: Mapping[str, Stored]) -> Adapter:
+    """An adapter, held against the tensors of the base that it is to change.
+
+    Args:
+        folder: with `adapter_config.json` and `adapter_model.safetensors`.
+        base: for the error's words.
+        tensors: the base's, as `base.stored` has them.
+
+    Raises:
+        DpoError: it is no plain LoRA, or one of another model.
+    """
+    from safetensors.torch import load_file
+
+    config = read_json(folder / "adapter_config.json")
+    special = [key for key in NOT_PLAIN if config.get(key)]
+    if config.get("peft_type") != "LORA" or special:
+        raise DpoError(
+            f"only a plain LoRA can be merged, and this adapter has {', '.join(special) or config.get('peft_type')}",
+            where=str(folder),
+            hint="train it with dpo-cli, or merge it by peft's merge_and_unload",
+        )
+    weights = {key.removeprefix("base_model.model."): weight for key, weight in load_file(folder / WEIGHTS).items()}
+    factors, whole, strange = {}, {}, []
+    for key, weight in weights.items():
+        name, part, _ = key.partition(".lora_A.weight")
+        if part:
+            factors[f"{name}.weight"] = (weight.float(), weights[f"{name}.lora_B.weight"].float())
+        elif key.endswith((".bias", ".base_layer.weight")):
+            whole[key.replace(".base_layer.", ".")] = weight
+        elif not key.endswith(".lora_B.weight"):
+            strange.append(f"{key}, which is no part of a LoRA on linear layers")
+    shapes: dict[str, tuple[int, ...]] = {name: (up.shape[0], down.shape[1]) for name, (down, up) in factors.items()}
+    shapes |= {name: tuple(weight.shape) for name, weight in whole.items()}
+    for name, shape in shapes.items():
+        if name not in tensors:
+            strange.append(f"{name}, which the base does not have")
+        elif tensors[name].shape != shape:
+            strange.append(f"{name} as {list(shape)}, which is {list(tensors[name].shape)} in the base")
+    if strange:
+        raise DpoError(
+            f"the adapter is one of another model than the 16-bit base: {len(strange)} tensors don't match, "
+            f"such as {strange[0]}",
+            where=str(base),
+            hint="set model.merge_base to the 16-bit weights of the model that was trained",
+        )
+    return Adapter(config["lora_alpha"] / config["r"], factors, whole)
+
+
+def write_adapter(adapter: Path, base_name: str, revision: str | None, folder: Path) -> None:
     """The policy adapter alone, naming the 16-bit base that people will load it on.
 
     Args:
         adapter: `train/adapter`.
-        base: the base's folder, for its tokenizer files.
+        base_name: a hub id or absolute folder; training's own may be a 4-bit repository.
         folder: to write into; made.
     """
     folder.mkdir(parents=True)
-    shutil.copyfile(adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors")
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    # A built-in's cache folder or a relative path would mean nothing elsewhere; ids and absolute folders do.
-    config["base_model_name_or_path"] = models.location(models.merge_base(recipe))
-    config["revision"] = None
+    shutil.copyfile(adapter / WEIGHTS, folder / WEIGHTS)
+    config = read_json(adapter / "adapter_config.json")
+    config["base_model_name_or_path"], config["revision"] = base_name, revision
     write_json(folder / "adapter_config.json", config)
-    copy_tokenizer(base, adapter, folder)
 
 
-def write_merged(model: PeftModel, dtype: torch.dtype, base: Path, adapter: Path, folder: Path) -> None:
-    """Merge W + (alpha / r) B A in the precision the model is in, then store as `dtype` in shards of at most 5 GB.
+def write_merged(base: Path, adapter: Path, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Merge into the 16-bit base, shard by shard: W + (alpha / r) B A in float32, stored as float16 or bfloat16.
 
-    Uses the model up: afterwards it is merged and has no adapter.
-    """
-    merged = model.merge_and_unload(safe_merge=True).to(dtype)
-    merged.save_pretrained(str(folder), max_shard_size="5GB")
-    copy_tokenizer(base, adapter, folder)
+    In memory are one shard to write and one tensor in float32; what no adapter changes is read when it is written. No
+    model is built, so what architecture it is matters little. No GPU either: with r of 32 a weight takes 64 products,
+    which a CPU does about as fast as a disk takes the result.
 
-
-def copy_tokenizer(base: Path, adapter: Path, folder: Path) -> None:
-    """The base's tokenizer files byte for byte, and the chat template that training used.
-
-    Saved anew by transformers 5 they name a tokenizer class that transformers 4, and with it many a server, can't read.
-    """
-    for name in TOKENIZER_FILES:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
-    shutil.copyfile(adapter / TEMPLATE, folder / TEMPLATE)
-
-
-def base_folder(recipe: Recipe) -> Path:
-    """The folder of the 16-bit base's small files, fetched from the hub where it is a hub id.
+    Args:
+        base: a folder that `base.find` found.
+        adapter: `train/adapter`.
+        folder: to write into; made.
+        shard_bytes: of a file at most; a larger tensor has a file to itself.
 
     Raises:
-        DpoError: it can't be had.
+        DpoError: the adapter does not fit the base, or makes weights that are no numbers.
     """
-    base = models.location(models.merge_base(recipe))
-    if Path(base).is_dir():
-        return Path(base)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    import torch
+    from safetensors.torch import save_file
 
-    try:
-        return Path(snapshot_download(base, allow_patterns=[*TOKENIZER_FILES, "config.json"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise DpoError(
-            f"can't fetch the 16-bit base {base}: {str(error).strip().splitlines()[0]}",
-            where=recipe.where("model", "merge_base"),
-            hint="check the id; where the Hub is out of reach set HF_ENDPOINT to a mirror, or name a local folder",
-        ) from error
+    tensors = base16.stored(base)
+    change = read_adapter(adapter, base, tensors)
+    dtype: torch.dtype = getattr(torch, base16.dtype_16bit(tensors))
+    folder.mkdir(parents=True)
+    config = read_json(base / "config.json")
+    config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")  # the latter for transformers 4
+    write_json(folder / "config.json", config)
+
+    places: dict[str, str] = {}
+    for file, names in _shards(tensors, shard_bytes).items():
+        shard = {}
+        for name in names:
+            weight = change.apply(name, read_tensor(tensors[name], name))
+            shard[name] = weight.to(dtype) if weight.is_floating_point() else weight
+            if name in change.factors and not torch.isfinite(shard[name]).all():
+                raise DpoError(
+                    f"merging makes {name} infinite or not a number",
+                    where=str(adapter),
+                    hint="the training went wrong: see train/log.jsonl, and train again with a lower learning rate",
+                )
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(names, file)
+    if WHOLE not in places.values():
+        size = sum(map(_bytes, tensors.values()))
+        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+
+
+def planned(tensors: Mapping[str, Stored], shard_bytes: int = SHARD_BYTES) -> dict[str, int]:
+    """The weight files that `write_merged` would write, with their bytes to within a header."""
+    shards = _shards(tensors, shard_bytes).items()
+    sizes = {file: sum(_bytes(tensors[name]) for name in names) for file, names in shards}
+    return sizes if WHOLE in sizes else sizes | {INDEX: 0}
+
+
+def _shards(tensors: Mapping[str, Stored], most: int) -> dict[str, list[str]]:
+    """File -> the names of its tensors, in the base's order, at most so many bytes of them."""
+    groups: list[list[str]] = [[]]
+    left = most
+    for name, tensor in tensors.items():
+        if groups[-1] and _bytes(tensor) > left:
+            groups.append([])
+            left = most
+        groups[-1].append(name)
+        left -= _bytes(tensor)
+    if len(groups) == 1:
+        return {WHOLE: groups[0]}
+    return {f"model-{number:05}-of-{len(groups):05}.safetensors": names for number, names in enumerate(groups, 1)}
+
+
+def _bytes(tensor: Stored) -> int:
+    return 2 * math.prod(tensor.shape)
+
+
+def read_tensor(tensor: Stored, name: str) -> torch.Tensor:
+    """Mapped: its pages are read when used, and the system may drop them again."""
+    from safetensors import safe_open
+
+    with safe_open(tensor.file, framework="pt") as opened:
+        return opened.get_tensor(name)
+
+
+def tokenizer_files(base: Path, adapter: Path) -> dict[str, bytes]:
+    """What an export holds beside weights: the base's files byte for byte, and the chat template training used.
+
+    Saved anew by transformers 5 they name a tokenizer class that transformers 4, and with it many a server, can't
+    read. Old readers take the template from `tokenizer_config.json`: where the base's holds another one than
+    training's (Unsloth's repositories have templates of their own), it is replaced there too.
+    """
+    files = {name: (base / name).read_bytes() for name in base16.TOKENIZER_FILES if (base / name).is_file()}
+    files[TEMPLATE] = (adapter / TEMPLATE).read_bytes()
+    template = files[TEMPLATE].decode("utf-8")
+    settings = json.loads(files.get("tokenizer_config.json", b"{}"))
+    if settings.get("chat_template", template) != template:
+        settings["chat_template"] = template
+        files["tokenizer_config.json"] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
+    return files
+
+
+def write_files(files: Mapping[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)

@@ -1,93 +1,348 @@
-"""The verification can fail: each way an export goes wrong in practice, made on purpose and caught."""
+"""The stage as a whole: any set of formats, each verified; what fails leaves what was there before."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dpo_cli import models, recipe
+from dpo_cli import recipe
 from dpo_cli import smoke as builtin
-from dpo_cli.export import verify
+from dpo_cli.errors import DpoError
+from dpo_cli.export.export import FAILED, Exported, export, push
+from dpo_cli.run import Run
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 
-
-def failed(checks: list[verify.Check]) -> list[str]:
-    return [check["name"] for check in checks if not check["ok"]]
+Export = Callable[..., Exported]
 
 
 @pytest.fixture
-def merged(smoke: Any, tmp_path: Path) -> Path:
-    """A copy of the merged model, to be spoilt."""
-    return shutil.copytree(smoke.folder / "export" / "merged", tmp_path / "merged")
+def run(smoke: Any, tmp_path: Path) -> Run:
+    """A copy of the finished smoke run, its verified export included."""
+    return Run(shutil.copytree(smoke.folder, tmp_path / "runs" / "smoke"))
 
 
-@pytest.fixture(scope="module")
-def base() -> Path:
-    return builtin.resolve("builtin:tiny-qwen3")
+@pytest.fixture
+def export_again(run: Run) -> Export:
+    def go(*settings: str, **options: Any) -> Exported:
+        return export(recipe.load(SMOKE, list(settings)), run, quiet=True, **options)
+
+    return go
 
 
-def test_an_untouched_base_passed_off_as_merged(smoke: Any, base: Path) -> None:
-    from dpo_cli.export.export import PROBE_TOKENS, _adapter_on_base, _load, _probes
-    from dpo_cli.run import Run
-
-    loaded = recipe.load(SMOKE)
-    rows = _probes(loaded, Run(smoke.folder), models.load_tokenizer(loaded))
-    model = _adapter_on_base(loaded, smoke.folder / "train" / "adapter")
-    tuned = verify.token_logps(model, rows, PROBE_TOKENS)
-    with model.disable_adapter():
-        plain = verify.token_logps(model, rows, PROBE_TOKENS)
-    unmerged = verify.token_logps(_load(base), rows, PROBE_TOKENS)
-    assert "merged.effect" in failed(verify.check_parity("merged", unmerged, tuned, plain))
-    merged = verify.token_logps(_load(smoke.folder / "export" / "merged"), rows, PROBE_TOKENS)
-    assert failed(verify.check_parity("merged", merged, tuned, plain)) == []
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A copy of the 16-bit base, to be broken."""
+    return shutil.copytree(builtin.resolve("builtin:tiny-qwen3"), tmp_path / "base16")
 
 
-def test_a_shard_that_is_missing_and_one_too_many(merged: Path, base: Path) -> None:
-    (merged / "model-00002-of-00002.safetensors").write_bytes(b"")
-    assert failed(verify.check_structure(merged, base)) == ["merged.shards"]
-    (merged / "model-00002-of-00002.safetensors").unlink()
-    (merged / "model.safetensors").unlink()
-    assert failed(verify.check_structure(merged, base)) == ["merged.shards"]
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files if path.name != ".lock"}
 
 
-def test_quantised_or_32_bit_weights_in_a_merged_model(merged: Path, base: Path) -> None:
-    config = json.loads((merged / "config.json").read_text())
-    spoilt = {**config, "quantization_config": {"load_in_4bit": True}, "dtype": "float32", "tie_word_embeddings": False}
-    (merged / "config.json").write_text(json.dumps(spoilt))
-    assert failed(verify.check_structure(merged, base)) == ["merged.dtype", "merged.tied", "merged.quantised"]
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_another_chat_template(merged: Path) -> None:
-    from transformers import AutoTokenizer
-
-    trained = models.load_tokenizer(recipe.load(SMOKE))
-    template = (merged / "chat_template.jinja").read_text(encoding="utf-8")
-    (merged / "chat_template.jinja").write_text(template.replace("<|im_start|>", "<|im_start|> "), encoding="utf-8")
-    checks = verify.check_template("merged", AutoTokenizer.from_pretrained(merged), trained)
-    assert failed(checks) == ["merged.template", "merged.template_tokens_differ"]
+def failed(folder: Path) -> list[str]:
+    return [check["name"] for check in read(folder / "verify.json") if not check["ok"]]
 
 
-def test_a_base_with_another_tokenizer_fails_the_export_with_exit_code_3(
-    smoke: Any, base: Path, tmp_path: Path, command: Any
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(read(path) | values), encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------------------ formats
+
+
+def test_adapter_and_merged_are_each_verified_in_every_way(smoke: Any) -> None:
+    checks = read(smoke.folder / "export" / "verify.json")
+    assert all(check.keys() == {"name", "value", "limit", "ok"} and check["ok"] is True for check in checks)
+    for kind in ("adapter", "merged"):
+        own = {check["name"].partition(".")[2] for check in checks if check["name"].startswith(f"{kind}.")}
+        assert {
+            "tokenizer_files", "template", "template_tokens_differ", "mean_kl", "top1_agreement", "effect", "carried",
+            "greedy_tokens", "answers_not_empty", "answers_ended", "answers_in_language",
+        } <= own  # fmt: skip
+    own_weights, trained = (
+        smoke.folder / name / "adapter_model.safetensors" for name in ("export/adapter", "train/adapter")
+    )
+    assert own_weights.read_bytes() == trained.read_bytes(), "the trained adapter alone, whatever it started from"
+    for kind in ("adapter", "merged"):
+        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
+            source = builtin.resolve("builtin:tiny-qwen3") / name
+            assert (smoke.folder / "export" / kind / name).read_bytes() == source.read_bytes()
+        assert (smoke.folder / "export" / kind / "README.md").is_file()
+
+
+def test_gguf_and_ollama_need_no_merged_model_in_the_list(run: Run, export_again: Export) -> None:
+    pytest.importorskip("gguf")
+    done = export_again("export.formats=[gguf,ollama]")
+    assert sorted(path.name for path in run["export"].iterdir()) == ["gguf", "ollama", "verify.json"]
+    assert [folder.name for folder in done.folders] == ["gguf", "ollama"]
+    assert sorted(path.name for path in (run["export"] / "ollama").iterdir()) == [
+        "Modelfile", "README.md", "smoke-q8_0.gguf",
+    ]  # fmt: skip
+    assert "FROM ./smoke-q8_0.gguf" in (run["export"] / "ollama" / "Modelfile").read_text(encoding="utf-8")
+    one, other = (run["export"] / kind / "smoke-q8_0.gguf" for kind in ("gguf", "ollama"))
+    assert one.samefile(other), "gigabytes are not written twice"
+    names = {check["name"] for check in read(run["export"] / "verify.json")}
+    assert {"gguf.mean_kl", "ollama.prompts_differ"} <= names
+    assert run.state("export", recipe.load(SMOKE, ["export.formats=[gguf,ollama]"])).fresh
+
+
+def test_ollama_alone_has_its_weights(run: Run, export_again: Export) -> None:
+    pytest.importorskip("gguf")
+    export_again("export.formats=[ollama]", "export.gguf=f16")
+    assert sorted(path.name for path in run["export"].iterdir()) == ["ollama", "verify.json"]
+    assert (run["export"] / "ollama" / "smoke-f16.gguf").stat().st_size > 300_000
+
+
+def test_a_dry_run_says_what_would_be_written_and_writes_nothing(smoke: Any, run: Run, export_again: Export) -> None:
+    before = contents(run.folder)
+    formats = "export.formats=[adapter,merged,gguf,ollama,hub]"
+    planned = dict(export_again(formats, "export.hub=me/smoke", dry_run=True).planned)
+    assert contents(run.folder) == before
+    there = {path.relative_to(run["export"]).as_posix(): path for path in run["export"].rglob("*") if path.is_file()}
+    gguf = {"gguf/README.md", "gguf/smoke-q8_0.gguf", "ollama/README.md", "ollama/Modelfile", "ollama/smoke-q8_0.gguf"}
+    assert planned.keys() == there.keys() - {"verify.json"} | gguf
+    for name, path in there.items():
+        if path.name not in ("README.md", "verify.json"):
+            assert planned[name] == pytest.approx(path.stat().st_size, abs=3000), name
+    assert planned["gguf/smoke-q8_0.gguf"] == pytest.approx(planned["merged/model.safetensors"] * 8.5 / 16, rel=0.01)
+
+
+def test_a_push_that_fails_does_not_cost_the_export(run: Run, export_again: Export) -> None:
+    loaded = recipe.load(SMOKE, ["export.formats=[adapter,hub]", "export.hub=me/smoke"])
+    export(loaded, run, quiet=True)
+    made = contents(run["export"])
+    for _ in range(2):  # and is tried again, without exporting again
+        assert run.state("export", loaded).fresh
+        with pytest.raises(DpoError, match="not logged in"):
+            push(loaded, run, quiet=True)
+    assert contents(run["export"]) == made
+    assert push(recipe.load(SMOKE), run, quiet=True) is None, "where the recipe does not ask for it"
+
+
+# ------------------------------------------------------------------------------------------- what the base may be
+
+
+def test_the_gap_to_the_4bit_model_is_reported_and_fails_nothing(run: Run, export_again: Export) -> None:
+    done = export_again("export.formats=[adapter]", "model.load_in_4bit=true")
+    gap = {check["name"]: check for check in done.checks if check["name"].startswith("gap_to_4bit")}
+    assert gap.keys() == {"gap_to_4bit.mean_kl", "gap_to_4bit.top1_agreement"}
+    assert gap["gap_to_4bit.mean_kl"]["value"] > 1e-6 and gap["gap_to_4bit.mean_kl"]["limit"] is None
+
+
+def test_weights_of_another_training_as_the_base_are_caught_by_the_gap(
+    run: Run, base: Path, export_again: Export
 ) -> None:
-    """The files stay for a look and verify.json says what is wrong, but the stage does not count as done."""
-    other = shutil.copytree(base, tmp_path / "other")
-    tokenizer = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    """Names and shapes fit, as those of Qwen3 base and instruct do."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(base / "model.safetensors")
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"].roll(1, 0)
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DpoError, match=r"gap_to_trained\.mean_kl") as raised:
+        export_again(f"model.merge_base={base}")
+    assert raised.value.exit_code == 3
+
+
+def test_a_16bit_copy_of_the_base_will_do(run: Run, base: Path, export_again: Export) -> None:
+    from safetensors.torch import load_file, save_file
+
+    halves = {name: weight.half() for name, weight in load_file(base / "model.safetensors").items()}
+    save_file(halves, base / "model.safetensors", metadata={"format": "pt"})
+    edit(base / "config.json", dtype="float16")
+    done = export_again(f"model.merge_base={base}")
+    assert {"gap_to_trained.mean_kl", "merged.dtype"} <= {check["name"] for check in done.checks}
+    assert read(run["export"] / "merged" / "config.json")["dtype"] == "float16"
+    assert read(run["export"] / "adapter" / "adapter_config.json")["base_model_name_or_path"] == str(base)
+
+
+def missing(base: Path) -> str:
+    shutil.rmtree(base)
+    return "can't get the 16-bit base"
+
+
+def quantised(base: Path) -> str:
+    edit(base / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    return "quantised weights"
+
+
+def pickled(base: Path) -> str:
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    return "has no safetensors"
+
+
+def cut_short(base: Path) -> str:
+    with open(base / "model.safetensors", "r+b") as file:
+        file.truncate(100_000)
+    return "can't be read: model.safetensors"
+
+
+def of_other_sizes(base: Path) -> str:
+    from safetensors.torch import load_file, save_file
+
+    weights = {name: weight for name, weight in load_file(base / "model.safetensors").items() if ".1." not in name}
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    return "another model than the 16-bit base"
+
+
+@pytest.mark.parametrize("spoil", [missing, quantised, pickled, cut_short, of_other_sizes])
+def test_a_base_that_will_not_do_is_refused_and_nothing_is_touched(
+    run: Run, base: Path, export_again: Export, spoil: Callable[[Path], str]
+) -> None:
+    said, before = spoil(base), contents(run.folder)
+    with pytest.raises(DpoError, match=said) as raised:
+        export_again(f"model.merge_base={base}")
+    assert raised.value.exit_code == 1 and raised.value.where and raised.value.hint
+    assert contents(run.folder) == before
+
+
+def test_a_base_that_is_not_here_and_no_network(run: Run, command: Any) -> None:
+    before = contents(run.folder)
+    options = ["--runs-dir", run.folder.parent, "--set", "model.merge_base=nobody/none"]
+    done = command("export", SMOKE, *options, ok=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "can't get the 16-bit base nobody/none" in done.stderr and "HF_ENDPOINT" in done.stderr
+    assert contents(run.folder) == before
+
+
+# ---------------------------------------------------------------------------------------------- a check that fails
+
+
+def with_another_tokenizer(base: Path) -> Path:
+    tokenizer = read(base / "tokenizer.json")
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["user"], vocabulary["a"] = vocabulary.get("user", vocabulary["u"]), vocabulary["e"]
     vocabulary["e"] = next(number for number in range(len(vocabulary) + 9) if number not in vocabulary.values())
-    (other / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    shutil.copytree(smoke.folder, tmp_path / "runs" / "smoke")
-    arguments = [SMOKE, "--runs-dir", tmp_path / "runs", "--set", f"model.merge_base={other}"]
+    edit(base / "tokenizer.json", **tokenizer)
+    return base
+
+
+def test_an_export_that_fails_lies_beside_the_one_that_passed(run: Run, base: Path, command: Any) -> None:
+    """Exit code 3, every failed check named; and once the base is right again there is nothing left to do."""
+    before = contents(run.folder)
+    arguments = [SMOKE, "--runs-dir", run.folder.parent, "--set", f"model.merge_base={with_another_tokenizer(base)}"]
     done = command("export", *arguments, ok=False)
     assert done.returncode == 3, done.stderr
-    assert "merged.template_tokens_differ" in done.stderr and "verify.json" in done.stderr
-    checks = json.loads((tmp_path / "runs" / "smoke" / "export" / "verify.json").read_text())
-    assert "merged.template_tokens_differ" in failed(checks)
-    stages = json.loads((tmp_path / "runs" / "smoke" / "manifest.json").read_text())["stages"]
-    assert stages["export"]["status"] == "unverified"
+    assert "merged.template_tokens_differ" in done.stderr and f"{FAILED}/verify.json" in done.stderr
+    assert "still the one that passed" in done.stderr
+    assert "merged.template_tokens_differ" in failed(run.folder / FAILED)
+    assert (run.folder / FAILED / "merged" / "model.safetensors").is_file(), "for a look"
+    after = contents(run.folder)
+    assert {name: after[name] for name in before} == before
     assert command("export", *arguments, ok=False).returncode == 3, "it is not skipped as done"
+    assert "nothing to do" in command("export", *arguments[:3]).stdout
+
+
+def test_a_first_export_that_fails_stays_for_a_look_but_is_not_done(run: Run, base: Path, export_again: Export) -> None:
+    shutil.rmtree(run["export"])
+    manifest = read(run.folder / "manifest.json")
+    del manifest["stages"]["export"]
+    (run.folder / "manifest.json").write_text(json.dumps(manifest))
+    setting = f"model.merge_base={with_another_tokenizer(base)}"
+    with pytest.raises(DpoError) as raised:
+        export_again(setting)
+    assert raised.value.exit_code == 3 and "export/verify.json" in str(raised.value.where)
+    assert "merged.template_tokens_differ" in failed(run["export"])
+    assert (
+        run.record("export")["status"] == "unverified" and not run.state("export", recipe.load(SMOKE, [setting])).fresh
+    )
+
+    export_again()  # from the right base
+    assert failed(run["export"]) == [] and run.state("export", recipe.load(SMOKE)).fresh
+
+
+# --------------------------------------------------------------------------------------- interrupted, or out of space
+
+
+def going(run: Run, spawn: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[str]:
+    """An export in the middle of its work: the adapter is written, the merged model is next."""
+    options = ["--force", "--runs-dir", str(run.folder.parent)]
+    process = spawn("-m", "dpo_cli", "export", str(SMOKE), *options, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("  adapter"):
+            return process
+    raise AssertionError(process.communicate()[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_export_that_is_stopped_leaves_the_previous_one(
+    run: Run, spawn: Callable[..., subprocess.Popen[str]], export_again: Export, number: signal.Signals
+) -> None:
+    before = contents(run.folder)
+    process = going(run, spawn)
+    process.send_signal(number)
+    said = process.communicate()[1]
+    if number == signal.SIGTERM:
+        assert process.returncode == 130 and said.startswith("error: interrupted"), said
+        assert contents(run.folder) == before, "and nothing is left over"
+    after = contents(run.folder)
+    assert {name: after[name] for name in before} == before
+    done = export_again()
+    assert all(check["ok"] for check in done.checks)
+    assert not [path for path in run.folder.iterdir() if path.name.startswith(".") and path.name != ".lock"]
+
+
+UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
+# $1 an empty folder, $2 the runs to put there, $3 where to leave them, $4 KiB that stay free; then the command.
+ON_A_FULL_DISK = """
+mount -t tmpfs -o size=16m none "$1" && cp -a "$2/." "$1" || exit 99
+left=$(df -k --output=avail "$1" | tail -n 1)
+head -c $(((left - $4) * 1024)) /dev/zero > "$1/filler"
+disk=$1 after=$3
+shift 4
+"$@"
+code=$?
+rm "$disk/filler"
+cp -a "$disk/." "$after" || exit 98
+exit $code
+"""
+
+
+def can_mount(folder: Path) -> bool:
+    command = [*UNSHARE, "mount", "-t", "tmpfs", "none", str(folder)]
+    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("free", [100, 500], ids=["in the adapter's files", "in the merged weights"])
+def test_a_disk_that_fills_up(run: Run, tmp_path: Path, free: int) -> None:
+    disk, after = tmp_path / "disk", tmp_path / "after"
+    disk.mkdir()
+    after.mkdir()
+    if not can_mount(disk):
+        pytest.skip("this machine lets an ordinary user mount nothing")
+    before = contents(run.folder)
+    script = [*UNSHARE, "sh", "-c", ON_A_FULL_DISK, "sh", str(disk), str(run.folder.parent), str(after), str(free)]
+    program = [sys.executable, "-m", "dpo_cli", "export", str(SMOKE), "--force", "--runs-dir", str(disk)]
+    done = subprocess.run([*script, *program], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: No space left on device") and "Traceback" not in done.stderr
+    assert "where:" in done.stderr and "fix:   free some disk space" in done.stderr
+    assert contents(after / "smoke") == before
+
+
+def test_a_run_folder_that_may_only_be_read(run: Run) -> None:
+    """A read-only mount, which root can't write to either."""
+    if not can_mount(run.folder):
+        pytest.skip("this machine lets an ordinary user mount nothing")
+    before = contents(run.folder)
+    script = 'mount --bind -o ro "$1" "$1" || exit 99; shift; exec "$@"'
+    program = [sys.executable, "-m", "dpo_cli", "export", str(SMOKE), "--force", "--runs-dir", str(run.folder.parent)]
+    command = [*UNSHARE, "sh", "-c", script, "sh", str(run.folder), *program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Read-only file system") and "Traceback" not in done.stderr
+    assert contents(run.folder) == before

@@ -1,0 +1,202 @@
+"""The report's charts as plain SVG: no library, no script, coloured by the page's style sheet, read out by their label.
+
+All are 360 units wide, so that text of 13 units is legible on a phone, where they are shown at nine tenths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from math import ceil, floor, isfinite
+from typing import NamedTuple
+
+from dpo_cli.stats import Figure
+
+WIDTH, LEFT, RIGHT = 360, 50, 352  # of the drawing, and between which x the data lie
+TOP, BASE, HEIGHT = 10, 148, 170  # the y of the highest value, of the lowest, and of the drawing's end
+
+
+class Dot(NamedTuple):
+    """A row of `dots`: a name, a share with its interval, the same in words, and what it is held against, 0..1."""
+
+    label: str
+    figure: Figure
+    text: str
+    rival: float | None = None
+
+
+def curve(points: Sequence[tuple[float, float | None]], title: str) -> str:
+    """A line over training steps; empty where fewer than two of the values are finite numbers."""
+    known = [(step, value) for step, value in points if value is not None and isfinite(value)]
+    if len(known) < 2:
+        return ""
+    (first, begin), (last, end) = known[0], known[-1]
+    low, high = min(value for _, value in known), max(value for _, value in known)
+    if high - low < 1e-12:
+        low, high = low - 0.5, high + 0.5
+    dots = ((_across((step - first) / ((last - first) or 1)), _up((v - low) / (high - low))) for step, v in known)
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in dots)
+    labels = [
+        _text(LEFT - 6, TOP + 4, _number(high), "end"),
+        _text(LEFT - 6, BASE, _number(low), "end"),
+        _text(LEFT, HEIGHT - 6, f"step {first:g}"),
+        _text(RIGHT, HEIGHT - 6, f"{last:g}", "end"),
+    ]
+    said = f"{title} over training steps: from {_number(begin)} to {_number(end)}"
+    return _svg([_line(LEFT, BASE, RIGHT, BASE, "axis"), f'<polyline class="line" points="{line}"/>', *labels], said)
+
+
+def histogram(edges: Sequence[float], counts: Sequence[int], right: int) -> str:
+    """Reward margins as bars, those below 0 in another colour, with a line at 0.
+
+    Args:
+        edges: of the bins, ascending, in nats; 0 lies within.
+        counts: one a bin, so one fewer than the edges.
+        right: how many margins are above 0.
+    """
+    if not any(counts):
+        return ""
+    low, high, most = edges[0], edges[-1], max(counts)
+    span = (high - low) or 1.0
+    bars = []
+    for left, end, count in zip(edges, edges[1:], counts, strict=False):
+        x, width = _across((left - low) / span), (end - left) / span * (RIGHT - LEFT)
+        kind = "bar wrong" if left + end < 0 else "bar"
+        bars.append(_rect(x, _up(count / most), max(width - 1, 0.5), BASE - _up(count / most), kind))
+    zero = _across(-low / span)
+    labels = [
+        _text(LEFT - 6, TOP + 4, f"{most:,}", "end"),
+        _text(LEFT - 6, BASE, "0", "end"),
+        _text(LEFT, HEIGHT - 6, _number(low)),
+        _text(RIGHT, HEIGHT - 6, _number(high), "end"),
+    ]
+    if LEFT + 40 < zero < RIGHT - 40:  # else it would run into the ends' own numbers
+        labels.append(_text(zero, HEIGHT - 6, "0", "middle"))
+    lines = [_line(LEFT, BASE, RIGHT, BASE, "axis"), _line(zero, TOP, zero, BASE, "mark")]
+    return _svg(
+        [*bars, *lines, *labels], f"reward margins of {sum(counts):,} held-out pairs, {right:,} of them above 0"
+    )
+
+
+def scale(rows: Iterable[Dot]) -> tuple[float, float]:
+    """The tenths between which these rows lie with their intervals, and 50 % as well."""
+    known = [0.45, 0.55]
+    for row in rows:
+        bounds = (row.figure["value"], row.figure["low"], row.figure["high"], row.rival)
+        known += [bound for bound in bounds if bound is not None]
+    return floor(10 * min(known) + 1e-9) / 10, ceil(10 * max(known) - 1e-9) / 10
+
+
+def dots(rows: Sequence[Dot], low: float, high: float, title: str) -> str:
+    """Shares as dots with their intervals, a row each under its name, with a line at 50 %.
+
+    Names stand above their rows and not beside them: there is room for long ones, on a phone as well.
+
+    Args:
+        low, high: the axis' ends, shares: see `scale`.
+    """
+    if not rows:
+        return ""
+    left, step = 8, 38
+    bottom = step * len(rows) + 4
+
+    def x(share: float) -> float:
+        return left + (min(max(share, low), high) - low) / (high - low) * (RIGHT - left)
+
+    tenths = range(round(10 * low), round(10 * high) + 1)
+    parts = []
+    for tenth in (tenths[0], 5, tenths[-1]):
+        at = x(tenth / 10)
+        anchor = "start" if at == left else "end" if at == RIGHT else "middle"
+        parts.append(_text(at, bottom + 16, f"{10 * tenth}%", anchor))
+    for index, row in enumerate(rows):
+        y = step * index + 28
+        room = 50 - len(row.text)  # columns that the name may take beside the figure
+        parts += [_text(left, y - 12, shorten(row.label, room)), _text(RIGHT, y - 12, row.text, "end", "said")]
+        parts += [_line(x(t / 10), y - 7, x(t / 10), y + 7, "mark" if t == 5 else "grid") for t in tenths]
+        value, lowest, highest = row.figure["value"], row.figure["low"], row.figure["high"]
+        if lowest is not None and highest is not None:
+            parts.append(_line(x(lowest), y, x(highest), y, "whisker"))
+        if row.rival is not None:
+            at = x(row.rival)
+            parts.append(f'<path class="rival" d="M{at:.1f} {y - 5}l5 5l-5 5l-5 -5z"/>')
+        if value is not None:
+            parts.append(f'<circle class="dot" cx="{x(value):.1f}" cy="{y}" r="4.5"/>')
+    said = "; ".join(f"{row.label}: {row.text}" for row in rows)
+    return _svg(parts, f"{title}. {said}", bottom + 22)
+
+
+def verdicts(wins: float, ties: float, losses: float) -> str:
+    """One bar of three parts, the shares of prompts that the tuned model won, tied and lost, with a line at 50 %."""
+    total = (wins + ties + losses) or 1.0
+    parts, x, room = [], 8.0, RIGHT - 8
+    for share, kind in ((wins, "bar"), (ties, "bar tie"), (losses, "bar wrong")):
+        width = share / total * room
+        parts.append(_rect(x, 24, max(width - 1, 0), 20, kind))
+        x += width
+    parts += [_line(8 + room / 2, 20, 8 + room / 2, 48, "mark"), _text(8 + room / 2, 62, "50%", "middle")]
+    names = [f"{name} {100 * share:.0f}%" for name, share in (("won", wins), ("tied", ties), ("lost", losses))]
+    places = ((8, "start"), (8 + room / 2, "middle"), (RIGHT, "end"))
+    parts += [_text(at, 15, name, anchor, "said") for name, (at, anchor) in zip(names, places, strict=True)]
+    return _svg(parts, f"prompts the tuned model {', '.join(names)}", 68)
+
+
+def scatter(points: Sequence[tuple[float, float]], title: str) -> str:
+    """How much longer the tuned answer is, in tokens, against its score, 0..1; lines at equal length and at a tie."""
+    if not points:
+        return ""
+    reach = max(abs(x) for x, _ in points) or 1.0
+    parts = [_line(LEFT, BASE, RIGHT, BASE, "axis"), _line(_across(0.5), TOP, _across(0.5), BASE, "mark")]
+    parts.append(_line(LEFT, _up(0.5), RIGHT, _up(0.5), "mark"))
+    for index, (x, y) in enumerate(points):
+        aside = (index * 7 % 11 - 5) * 0.8  # equal scores lie in one line: spread them, alike at every run
+        parts.append(
+            f'<circle class="point" cx="{_across((x / reach + 1) / 2):.1f}" cy="{_up(y) - aside:.1f}" r="2.6"/>'
+        )
+    parts += [_text(LEFT - 10, _up(y) + 4, name, "end") for y, name in ((0.0, "0"), (0.5, "½"), (1.0, "1"))]
+    parts += [
+        _text(LEFT, HEIGHT - 4, f"−{reach:,.0f} tokens"),
+        _text(_across(0.5), HEIGHT - 4, "0", "middle"),
+        _text(RIGHT, HEIGHT - 4, f"+{reach:,.0f} tokens", "end"),
+    ]
+    return _svg(parts, f"{title}, {len(points):,} prompts")
+
+
+def shorten(text: str, columns: int) -> str:
+    """The text, cut with an ellipsis where it takes more columns than that; a Chinese character takes two."""
+    widths = [2 if ord(letter) > 0x2E7F else 1 for letter in text]
+    if sum(widths) <= columns:
+        return text
+    while text and sum(widths[: len(text)]) >= columns:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def _across(share: float) -> float:
+    return LEFT + share * (RIGHT - LEFT)
+
+
+def _up(share: float) -> float:
+    return BASE - share * (BASE - TOP)
+
+
+def _number(value: float) -> str:
+    return (f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}").replace("-", "−")
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _rect(x: float, y: float, width: float, height: float, kind: str) -> str:
+    return f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "") -> str:
+    extra = f' class="{kind}"' if kind else ""
+    return f'<text{extra} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(parts: Sequence[str], title: str, height: float = HEIGHT) -> str:
+    body = "".join(parts)
+    return f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">{body}</svg>'

@@ -1,0 +1,255 @@
+"""What judgments come to: win rates with intervals, a p-value, length taken out, Bradley-Terry over several runs.
+
+All pure. The unit of every interval is the prompt: the two orders of one prompt mostly say the same, and counted as two
+observations they would make intervals that promise 95 % and hold 83 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dpo_cli.evaluate.judges import TEMPLATE_SHA256
+from dpo_cli.evaluate.judgments import Judgment
+from dpo_cli.recipe import OpenAIJudge, RewardModelJudge
+from dpo_cli.stats import Figure, bootstrap, bootstrap_mean, wilson
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+DRAWS = 10_000
+ELO = 173.71779276130073  # 400 / ln 10: points of one nat of log-odds
+
+Comparison = tuple[str, str, str, float]  # prompt, player, opponent, share that goes to the player, in 0..1
+
+
+def win_rate(scores: Sequence[float], seed: int) -> Figure:
+    """The mean share of a prompt, W = Σ s_i / n, with its 95 % interval.
+
+    That is a percentile bootstrap over prompts; where all shares are 0 or 1, or all the same, it is Wilson's, which
+    stays honest at the ends (all won is not 100 % to 100 %) and which such shares fulfil the terms of, or err on its
+    wide side.
+
+    Args:
+        scores: one a prompt, in 0..1.
+        seed: of the bootstrap.
+    """
+    if len(set(scores)) < 2 or set(scores) <= {0.0, 1.0}:
+        return wilson(sum(scores), len(scores))
+    return bootstrap_mean(scores, seed, DRAWS)
+
+
+def sign_flip_p_value(scores: Sequence[float]) -> float | None:
+    """How often chance alone would take the mean as far from ½: two-sided sign-flip permutation test of s_i - ½.
+
+    If neither side is better, each s_i - ½ is as likely with the other sign (Fisher 1935). All 2^n choices of signs are
+    counted, whatever n, by folding one prompt after the other into the distribution of the sum, in units of ¼.
+
+    Args:
+        scores: one a prompt: 0, ¼, ½, ¾ or 1.
+
+    Returns:
+        In (0, 1]; None without scores.
+
+    Raises:
+        ValueError: a score is no multiple of ¼.
+    """
+    import numpy
+
+    units = [round(4 * score) - 2 for score in scores]
+    if any((unit + 2) / 4 != score for unit, score in zip(units, scores, strict=True)):
+        raise ValueError("scores are multiples of 1/4")
+    if not units:
+        return None
+    chances = numpy.ones(1)  # of the sums -total, -total + 2, …, total
+    total = 0
+    for step in map(abs, units):
+        wider = numpy.zeros(len(chances) + step)
+        wider[: len(chances)] += chances / 2
+        wider[step:] += chances / 2
+        chances, total = wider, total + step
+    sums = numpy.arange(-total, total + 1, 2)
+    return min(1.0, float(chances[abs(sums) >= abs(sum(units))].sum()))
+
+
+def length_adjusted(scores: Sequence[float], length_differences: Sequence[float], seed: int) -> Figure:
+    """The win rate that would be left were both answers equally long.
+
+    σ(θ) of the logistic model s_i ~ σ(θ + φ tanh(Δ_i / sd Δ)), AlpacaEval's length control (Dubois et al. 2024) without
+    its term for a prompt's difficulty, which needs many models on the same prompts. Shares between 0 and 1 are soft
+    labels. A ridge of 0.1 φ²/2 holds φ where the longer answer always wins. Interval: bootstrap over prompts.
+
+    Args:
+        scores: one a prompt, in 0..1.
+        length_differences: Δ, tokens of the judged answer less those of its opponent, in the same order.
+        seed: of the bootstrap.
+
+    Returns:
+        The plain win rate where all scores are the same, or all differences: there is nothing to adjust by.
+    """
+    import numpy
+
+    differences = numpy.asarray(length_differences, dtype=numpy.float64)
+    if len(set(scores)) < 2 or not differences.std():
+        return win_rate(scores, seed)
+    return bootstrap([scores, numpy.tanh(differences / differences.std())], _logistic_at_zero, seed)
+
+
+def _logistic_at_zero(shares: Array, lengths: Array) -> Array:
+    """σ(θ) of s ~ σ(θ + φ z) by Newton's method; the last axis of both is the prompts, and goes."""
+    import numpy
+
+    weak, ridge = 1e-4, 0.1  # θ has a trace of one too, for draws in which all is won
+    theta = numpy.zeros((*shares.shape[:-1], 1))
+    phi = numpy.zeros_like(theta)
+    for _ in range(60):
+        chance = 1 / (1 + numpy.exp(-(theta + phi * lengths)))
+        weight = chance * (1 - chance)
+        gradient = (shares - chance).sum(-1, keepdims=True) - weak * theta
+        slope = ((shares - chance) * lengths).sum(-1, keepdims=True) - ridge * phi
+        a = weight.sum(-1, keepdims=True) + weak
+        b = (weight * lengths).sum(-1, keepdims=True)
+        c = (weight * lengths**2).sum(-1, keepdims=True) + ridge
+        # Newton's step overshoots where the sides are nearly parted, so it is held to 1 either way.
+        steps = (c * gradient - b * slope) / (a * c - b * b), (a * slope - b * gradient) / (a * c - b * b)
+        theta, phi = theta + steps[0].clip(-1, 1), phi + steps[1].clip(-1, 1)
+        if max(abs(step).max() for step in steps) < 1e-9:
+            break
+    return 1 / (1 + numpy.exp(-theta[..., 0]))
+
+
+def position_consistency(judgments: Sequence[Judgment]) -> Figure:
+    """Share of the prompts judged in both orders where both name the same answer, or both a tie; Wilson's interval."""
+    swapped = {"A": "B", "B": "A", "tie": "tie"}
+    verdicts = [[order["verdict"] for order in one.orders] for one in judgments if one.orders and one.score is not None]
+    return wilson(sum(swapped[str(first)] == second for first, second in verdicts), len(verdicts))
+
+
+def bradley_terry(comparisons: Sequence[Comparison], base: str, seed: int, draws: int = 2000) -> dict[str, Figure]:
+    """Strengths in Elo points above `base`: +100 beats it on 64 % of prompts, +200 on 76 %; base itself is 0.
+
+    P(i beats j) = p_i / (p_i + p_j), fitted by Hunter's MM update (2004), p_i ← W_i / Σ_j n_ij / (p_i + p_j). A pair of
+    players that met gets one drawn game on top, so that who won all has a strength. Interval: bootstrap over prompts;
+    all comparisons on one prompt are drawn together, for a hard prompt is one for all.
+
+    Args:
+        comparisons: (prompt, player, opponent, share of the player); `base` may stand on either side.
+        base: whom the others are measured by.
+        seed: of the bootstrap.
+        draws: how many resamples.
+
+    Returns:
+        A figure for each player but base; n is the prompts that the player was judged on. The value is None for one
+        that no chain of comparisons ties to base.
+    """
+    import numpy
+
+    prompts = {prompt: row for row, prompt in enumerate(dict.fromkeys(one[0] for one in comparisons))}
+    names = list(dict.fromkeys([base, *(name for one in comparisons for name in one[1:3])]))
+    index = {name: row for row, name in enumerate(names)}
+    wins = numpy.zeros((len(prompts), len(names), len(names)))  # [prompt, i, j]: share that went to i against j
+    for prompt, player, opponent, share in comparisons:
+        wins[prompts[prompt], index[player], index[opponent]] += share
+        wins[prompts[prompt], index[opponent], index[player]] += 1 - share
+    met = (wins + wins.swapaxes(1, 2)).sum(0) > 0
+    tied = {0}
+    while more := {int(j) for i in tied for j in numpy.flatnonzero(met[i])} - tied:
+        tied |= more
+    kept = sorted(tied)
+    figures = {name: Figure(value=None, low=None, high=None, n=_prompts_of(name, comparisons)) for name in names[1:]}
+    if len(kept) == 1:
+        return figures
+    wins, met = wins[:, kept][:, :, kept], met[kept][:, kept]
+    counts = numpy.random.default_rng(seed).multinomial(len(prompts), [1 / len(prompts)] * len(prompts), draws)
+    drawn = numpy.tensordot(numpy.concatenate([numpy.ones((1, len(prompts))), counts]), wins, 1)
+    points = ELO * numpy.log(_strengths(drawn + met / 2))
+    for place, row in enumerate(kept[1:], 1):
+        low, high = numpy.quantile(points[1:, place], (0.025, 0.975))
+        value, low, high = (round(float(bound), 6) for bound in (points[0, place], low, high))
+        figures[names[row]] = Figure(value=value, low=low, high=high, n=figures[names[row]]["n"])
+    return figures
+
+
+def _prompts_of(name: str, comparisons: Sequence[Comparison]) -> int:
+    return len({one[0] for one in comparisons if name in one[1:3]})
+
+
+def _strengths(wins: Array) -> Array:
+    """p [draws, players] of wins [draws, players, players], the first player's held at 1."""
+    import numpy
+
+    games = wins + wins.swapaxes(-1, -2)
+    p = numpy.ones(wins.shape[:-1])
+    for _ in range(10_000):
+        new = wins.sum(-1) / (games / (p[..., :, None] + p[..., None, :])).sum(-1)
+        new /= new[..., :1]
+        moved = float(abs(numpy.log(new / p)).max())
+        p = new
+        if moved < 1e-9:
+            break
+    return p
+
+
+def judge_metrics(
+    settings: OpenAIJudge | RewardModelJudge,
+    judgments: Sequence[Judgment],
+    calibration: Sequence[Judgment],
+    length_differences: Mapping[str, int],
+    seed: int,
+) -> dict[str, Any]:
+    """The `judge` part of `eval/metrics.json`; failures are counted and in no figure.
+
+    Args:
+        judgments: tuned (first) against base, one a prompt.
+        calibration: chosen (first) against rejected, one a held-out pair: whether the judge sees the data's preference.
+        length_differences: tokens of the tuned answer less those of the base's, by the judgment's id.
+        seed: of the bootstraps.
+    """
+    judged = [one for one in judgments if one.score is not None]
+    scores = [one.score for one in judged if one.score is not None]
+    tried = [one.score for one in calibration if one.score is not None]
+    server = isinstance(settings, OpenAIJudge)
+    gaps = [one.difference for one in judged if one.difference is not None]
+    return {
+        "kind": settings.kind,
+        "model": settings.model if isinstance(settings, OpenAIJudge) else settings.id,
+        "template_sha256": TEMPLATE_SHA256 if server else None,
+        "win_rate": win_rate(scores, seed),
+        "length_adjusted_win_rate": length_adjusted(scores, [length_differences[one.id] for one in judged], seed),
+        "p_value": sign_flip_p_value(scores),
+        "wins": wilson(sum(score > 0.5 for score in scores), len(scores)),
+        "ties": wilson(sum(score == 0.5 for score in scores), len(scores)),
+        "losses": wilson(sum(score < 0.5 for score in scores), len(scores)),
+        "position_consistency": position_consistency(judged) if server else None,
+        "score_difference": None if server else bootstrap_mean(gaps, seed),
+        "calibration": win_rate(tried, seed),
+        "failures": len(judgments) - len(judged),
+        "calibration_failures": len(calibration) - len(tried),
+        "cut": sum(one.cut for one in judgments),
+        "judged": len(judged),
+        "asked": len(judgments),
+    }
+
+
+def judge_verdict(metrics: Mapping[str, Any]) -> str:
+    """One sentence of the `judge` part: whether its judge likes the tuned model's answers better."""
+    rate, adjusted = metrics["win_rate"], metrics["length_adjusted_win_rate"]
+    if rate["value"] is None:
+        return f"The judge gave no verdict on any of {metrics['asked']} prompts."
+    share = f"win rate {_percent(rate)} over {rate['n']} prompts"
+    if rate["low"] <= 0.5 <= rate["high"]:
+        return f"To the judge its answers are not distinguishable from the base's: {share}."
+    better = rate["low"] > 0.5
+    said = f"The judge prefers {'its answers' if better else 'the answers of the base'}: {share}"
+    if adjusted["low"] <= 0.5 <= adjusted["high"]:
+        return f"{said}, but with length taken out not distinguishable: {_percent(adjusted)}."
+    if better != (adjusted["low"] > 0.5):
+        return f"{said}, but with length taken out it is the other way round: {_percent(adjusted)}."
+    return f"{said}; {_percent(adjusted)} with length taken out."
+
+
+def _percent(figure: Figure) -> str:
+    low, high = figure["low"] or 0.0, figure["high"] or 0.0
+    return f"{100 * (figure['value'] or 0.0):.1f}% ({100 * low:.1f}% to {100 * high:.1f}%)"

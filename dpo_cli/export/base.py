@@ -1,0 +1,144 @@
+"""The 16-bit weights that an adapter is merged into: found, fetched, and refused where they are no such thing."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dpo_cli import models
+from dpo_cli.errors import DpoError
+from dpo_cli.recipe import Recipe
+
+INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
+
+# What goes into an export as it is: how text becomes tokens, and how generation ends.
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "generation_config.json", "chat_template.jinja",
+)  # fmt: skip
+
+
+class Stored(NamedTuple):
+    """A tensor as a safetensors file holds it; `dtype` in that format's words: BF16, F16, F32."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def name(recipe: Recipe) -> str:
+    """What people will load the base by: its hub id or absolute folder (a built-in's is in the user's cache)."""
+    return models.location(models.merge_base(recipe))
+
+
+def revision(recipe: Recipe) -> str | None:
+    """`model.revision` where the base is the model that was trained, for that key is about no other repository."""
+    return recipe.model.revision if recipe.model.merge_base in (None, recipe.model.id) else None
+
+
+def find(recipe: Recipe, *, weights: bool = True) -> Path:
+    """The folder of the 16-bit base, fetched from the Hub where it is a hub id.
+
+    Args:
+        weights: without them only the small files are fetched, for a look ahead.
+
+    Raises:
+        DpoError: it can't be had, is quantised, or has no safetensors.
+    """
+    try:
+        base = name(recipe)
+        folder = Path(base) if Path(base).is_dir() else _fetch(base, revision(recipe), weights)
+        config = read_json(folder / "config.json")
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DpoError(
+            f"can't get the 16-bit base {recipe.model.merge_base or recipe.model.id}: {first_line(error)}",
+            where=recipe.where("model", "merge_base"),
+            hint="check the id; where the Hub is out of reach set HF_ENDPOINT to a mirror, or name a local folder",
+        ) from error
+    if "quantization_config" in config:
+        raise DpoError(
+            f"{base} holds quantised weights; merging needs the 16-bit ones",
+            where=recipe.where("model", "merge_base"),
+            hint="set model.merge_base to the 16-bit repository, such as Qwen/Qwen3-1.7B",
+        )
+    if weights and not any((folder / file).is_file() for file in (INDEX, WHOLE)):
+        raise DpoError(
+            f"{base} has no safetensors, which export reads tensor by tensor",
+            where=recipe.where("model", "merge_base"),
+            hint="write them: python -c 'from transformers import AutoModelForCausalLM as M; "
+            f'M.from_pretrained("{base}", dtype="auto").save_pretrained("base16")\', add the tokenizer files, and '
+            "set model.merge_base: base16",
+        )
+    return folder
+
+
+def _fetch(base: str, commit: str | None, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = [*TOKENIZER_FILES, "config.json", "README.md"]  # README.md: the model card repeats its licence
+    wanted += ["*.safetensors", INDEX] if weights else []
+    return Path(snapshot_download(base, revision=commit, allow_patterns=wanted, ignore_patterns=["*/*"]))
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of a base that came from the Hub, which huggingface_hub keeps as `snapshots/<commit>`."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def stored(folder: Path) -> dict[str, Stored]:
+    """Every tensor that a folder's `model.safetensors`, or the shards in its index, hold; by name, in files' order.
+
+    Reads the files' headers only.
+
+    Raises:
+        ValueError: a file is missing, cut short or not safetensors, or the index does not list what is in them.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / INDEX
+    listed: dict[str, str] = read_json(index)["weight_map"] if index.is_file() else {}
+    found: dict[str, Stored] = {}
+    for file in sorted(set(listed.values())) or [WHOLE]:
+        try:
+            with safe_open(folder / file, framework="pt") as opened:
+                for key in opened.keys():  # noqa: SIM118 - not a dict
+                    part = opened.get_slice(key)
+                    found[key] = Stored(folder / file, tuple(part.get_shape()), part.get_dtype())
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{file}: {first_line(error)}") from error
+    strange = listed.items() ^ {(key, tensor.file.name) for key, tensor in found.items()} if listed else ()
+    if strange:
+        raise ValueError(f"{INDEX} and the shards differ in {len(strange)} tensors, such as {min(strange)[0]}")
+    return found
+
+
+def expected(folder: Path) -> dict[str, Stored]:
+    """What `stored` would find, told from `config.json` alone, for a base that is not fetched yet."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    tensors: dict[str, Stored] = {}
+    for key, tensor in model.named_parameters():  # a tied head is the embedding's parameter, and named once
+        tensors[key] = Stored(folder / WHOLE, tuple(tensor.shape), "F16" if config.dtype == torch.float16 else "BF16")
+    return tensors
+
+
+def dtype_16bit(tensors: dict[str, Stored]) -> str:
+    """What a merge is stored as: `float16` where the base is, else `bfloat16`, which keeps float32's range."""
+    return "float16" if any(tensor.dtype == "F16" for tensor in tensors.values()) else "bfloat16"
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,315 @@
+"""The model card (README.md) of an exported folder, in the form that the Hugging Face Hub reads.
+
+It says what the weights are, how they were made and checked, what held-out pairs show, and how to run them. Figures
+come from the run's files; nothing is computed here. The page is the Jinja template beside this file. A card is made
+to be published: local paths appear by their last part only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpo_cli import models
+from dpo_cli.export import base as base16
+from dpo_cli.export import hub
+from dpo_cli.export.verify import Check
+from dpo_cli.recipe import Recipe
+from dpo_cli.recipe_yaml import Dumper
+from dpo_cli.run import Run, write_text
+
+# The figures of eval/metrics.json that a card shows: part, metric, what it is called, how it is written.
+FIGURES = (
+    ("pairs", "reward_accuracy", "reward accuracy (50% before training)", "share"),
+    ("pairs", "longer_wins", "always taking the longer answer", "share"),
+    ("pairs", "ranking_accuracy_base", "ranking accuracy, base", "share"),
+    ("pairs", "ranking_accuracy_tuned", "ranking accuracy, tuned", "share"),
+    ("pairs", "margin", "reward margin, nats", "signed"),
+    ("pairs", "chosen_drift", "change of chosen's log-probability, nats", "signed"),
+    ("pairs", "rejected_drift", "change of rejected's log-probability, nats", "signed"),
+    ("samples", "kl", "KL to the base, nats per token", "plain"),
+    ("samples", "length_ratio", "length of answers, tuned / base", "plain"),
+    ("samples", "truncated_tuned", "answers that find no end, tuned", "share"),
+    ("samples", "repetitive_tuned", "answers that repeat themselves, tuned", "share"),
+    ("samples", "language_match_tuned", "answers in the prompt's language, tuned", "share"),
+    ("samples", "refusal_tuned", "refusals, tuned", "share"),
+    ("judge", "win_rate", "win rate against the base", "share"),
+    ("judge", "length_adjusted_win_rate", "win rate, length-adjusted", "share"),
+)
+
+LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf", "ollama": "gguf"}
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
+
+
+def write_card(recipe: Recipe, run: Run, folder: Path, kind: str, checks: Sequence[Check]) -> None:
+    """Write `README.md` into an exported folder.
+
+    Args:
+        folder: what was exported, its files all there.
+        kind: adapter, merged, gguf or ollama.
+        checks: of the whole export; the card shows those of its kind (`merged.effect`, …).
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"shell": lambda text: shlex.quote(str(text)), "cell": _cell, "plain": _plain}
+    kinds = ("gguf.", "ollama.") if kind == "ollama" else (f"{kind}.",)  # its weights are the GGUF
+    own = [check for check in checks if check["name"].startswith((*kinds, "gap_"))]
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    page = environment.get_template("card.jinja").render(
+        front_matter=front_matter(recipe, run, kind).to_yaml(),
+        name=recipe.name,
+        kind=kind,
+        merged=kind != "adapter",
+        checks=own,
+        effect=next((check for check in own if check["name"].endswith((".effect", ".carried"))), None),
+        **_use(recipe, run, folder, kind),
+        **_training(recipe, run, kind),
+        **_evaluation(recipe, run),
+        **_data(run),
+        **_reproduction(recipe, run),
+    )
+    write_text(folder / "README.md", page)
+
+
+def front_matter(recipe: Recipe, run: Run, kind: str) -> Any:
+    """The card's metadata as huggingface_hub's `ModelCardData`; only ids that the Hub knows, and no guessed licence."""
+    from huggingface_hub import ModelCardData
+
+    base = models.merge_base(recipe)
+    prepared = _prepared(run)
+    licence = _licence(base, base16.revision(recipe))
+    return ModelCardData(
+        base_model=base if _on_hub(base) else None,
+        # merge is the Hub's word for several models made one; an adapter merged into its base is a fine-tune.
+        base_model_relation=None if not _on_hub(base) else "adapter" if kind == "adapter" else "finetune",
+        library_name=LIBRARIES[kind],
+        pipeline_tag="text-generation",
+        language=[one for one in prepared["languages"] if re.fullmatch("[a-z]{2,3}", one)] or None,
+        datasets=[source.id for source in recipe.data.sources if _on_hub(source.id)] or None,
+        license=licence.get("license"),
+        license_name=licence.get("license_name"),
+        license_link=licence.get("license_link"),
+        tags=[recipe.train.method, "trl", "dpo-cli", *(["lora"] if kind == "adapter" else [])],
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- the sections
+
+
+def _use(recipe: Recipe, run: Run, folder: Path, kind: str) -> dict[str, Any]:
+    """What stands where, and what the commands need."""
+    repository = recipe.export.hub if "hub" in recipe.export.formats else None
+    formats = recipe.export.formats
+    at_root = kind != "adapter" or "merged" not in formats
+    # In quotes transformers, PEFT and vLLM take a repository's name as they take a folder.
+    here = repository if repository and at_root and kind in ("adapter", "merged") else "."
+    first = next((one for one in hub.ROOT_FIRST if one in formats), kind)
+    beside = {
+        "adapter": "the adapter by itself, in `adapter/`",
+        "gguf": f"a {recipe.export.gguf} GGUF for llama.cpp",
+        "ollama": "a Modelfile for Ollama",
+    }
+    slug = re.sub(r"[^a-z0-9._-]+", "-", recipe.name.lower()).strip("-.") or "model"
+    return {
+        "repository": repository,
+        "here": here,
+        "fetch": f"hf download {repository} --local-dir {slug}" if repository and here == "." else None,
+        "others": [said for one, said in beside.items() if one in formats and one != kind]
+        if repository and kind == first
+        else [],
+        "base": _shown(models.merge_base(recipe)),
+        "revision": base16.revision(recipe),
+        "slug": slug,
+        "gguf": next((path.name for path in sorted(folder.glob("*.gguf"))), None),
+        "lora_rank": next((rank for rank in VLLM_RANKS if rank >= _lora(run)["r"]), _lora(run)["r"]),
+        "thinking": recipe.model.thinking,
+        "template_kwargs": json.dumps(models.chat_template_kwargs(recipe)),
+    }
+
+
+def _training(recipe: Recipe, run: Run, kind: str) -> dict[str, Any]:
+    train, record = recipe.train, run.record("train")
+    lora = _lora(run)  # not the recipe's, which model.adapter overrules
+    metrics = _read(run["train"] / "metrics.json") or {}
+    pairs = _prepared(run)["pairs"]["train"]
+    method, base = train.method.upper(), _shown(models.merge_base(recipe))
+    weights = "4-bit NF4" if recipe.model.load_in_4bit else f"dtype {recipe.model.dtype}"
+    losses = train.loss_type if isinstance(train.loss_type, list) else [train.loss_type]
+    shown = {
+        "adapter": f"A LoRA adapter for {base}, trained with {method} on {pairs:,} preference pairs. It holds the "
+        f"trained difference alone and is loaded on the base in 16-bit.",
+        "merged": f"{base} after {method} on {pairs:,} preference pairs: 16-bit weights with the adapter merged in, "
+        "which load by themselves.",
+        "gguf": f"{base} after {method} on {pairs:,} preference pairs, with the adapter merged in: one "
+        f"{recipe.export.gguf} GGUF file.",
+        "ollama": f"{base} after {method} on {pairs:,} preference pairs, with the adapter merged in: a "
+        f"{recipe.export.gguf} GGUF file and its Modelfile.",
+    }
+    started = f" + the adapter {_shown(recipe.model.adapter)}" if recipe.model.adapter else ""
+    batch = train.per_device_train_batch_size * train.gradient_accumulation_steps * record.get("processes", 1)
+    rows: list[tuple[str, Any]] = [
+        ("base", f"{_shown(recipe.model.id)}, {weights}" + _revision(recipe, record)),
+        ("merged onto" if kind != "adapter" else "made for", base),
+        ("reference", f"{_shown(recipe.model.id)}{started}, frozen"),
+        ("method", f"{method}, loss {' + '.join(map(str, losses))}, beta {train.beta:g}"),
+        ("LoRA", f"r {lora['r']}, alpha {lora['lora_alpha']:g}, on {', '.join(sorted(lora['target_modules']))}"),
+        ("optimisation", f"learning rate {train.learning_rate:g} ({train.lr_scheduler_type}), {batch} pairs a step"),
+        ("steps", f"{metrics['steps']:,}" if "steps" in metrics else "–"),
+        ("tokens of prompt + answer", f"at most {recipe.model.max_length:,}"),
+        ("seed", recipe.seed),
+        ("trained on", f"{record.get('device', '–')}, backend {record.get('backend', '–')}"),
+    ]
+    return {"what": shown[kind], "training": rows}
+
+
+def _evaluation(recipe: Recipe, run: Run) -> dict[str, Any]:
+    """Figures for all held-out pairs and per language; none where eval has not seen this very adapter."""
+    metrics = _read(run["eval"] / "metrics.json")
+    if metrics is None or not run.state("eval", recipe).fresh:
+        return {"metrics": None, "groups": [], "figures": [], "judge": None}
+    groups = {"all": metrics, **(metrics.get("languages") or {})}
+    figures = []
+    for part, key, label, form in FIGURES:
+        cells = [_figure(((group.get(part) or {}).get(key)), form) for group in groups.values()]
+        if any(cell != "–" for cell in cells):
+            figures.append([label, *cells])
+    judge = metrics.get("judge") or {}
+    name = f"{_shown(str(judge.get('model')))} ({judge.get('kind')})" if judge else None
+    if judge.get("template_sha256"):
+        name = f"{name}, prompt template {judge['template_sha256'][:12]}"
+    return {"metrics": metrics, "groups": list(groups), "figures": figures, "judge": name}
+
+
+def _data(run: Run) -> dict[str, Any]:
+    prepared = _prepared(run)
+    known = prepared.get("provenance", {}).get("sources", {})
+    rows = []
+    for label, source in prepared["sources"].items():
+        about = known.get(label, {})
+        dropped = ", ".join(f"{reason} {count:,}" for reason, count in source["dropped"].items()) or "–"
+        name = _shown(about.get("id") or label) + (f" @ {about['revision'][:12]}" if about.get("revision") else "")
+        rows.append([name, about.get("layout") or "–", f"{source['in']:,}", f"{source['kept']:,}", dropped])
+    pairs = prepared["pairs"]
+    spoken = ", ".join(f"{one} {counts['got']:,}" for one, counts in prepared["languages"].items())
+    said = f"{pairs['train']:,} pairs were trained on ({spoken}); {pairs['eval']:,} are held out."
+    return {"sources": rows, "pairs_said": said}
+
+
+def _reproduction(recipe: Recipe, run: Run) -> dict[str, Any]:
+    record = run.record("train")
+    versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
+    commit = f"; the recipe's repository was at commit {record['git_commit']}" if record.get("git_commit") else ""
+    return {
+        "recipe": published(recipe),
+        "recipe_file": f"{recipe.name}.yaml",
+        "local_data": any(Path(source.id).is_absolute() for source in recipe.data.sources),
+        "versions": f"Trained with {versions}{commit}.",
+    }
+
+
+def published(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, with local paths by their last part."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [clean(inner) for inner in value]
+        return _shown(value) if isinstance(value, str) else value
+
+    values = clean(recipe.model_dump(mode="json"))
+    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+# ----------------------------------------------------------------------------------------------------------- helpers
+
+
+def _on_hub(name: str) -> bool:
+    """Whether a model or data set is named by a hub id; a recipe's local paths are absolute."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _shown(name: str) -> str:
+    """A hub id or any other text as it is, a local path by its last part."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def _licence(base: str, revision: str | None) -> dict[str, Any]:
+    """What the base's own card says of its licence, where that card is on this machine; else nothing."""
+    from huggingface_hub import ModelCard, try_to_load_from_cache
+
+    card = Path(models.location(base)) / "README.md"
+    if _on_hub(base):
+        cached = try_to_load_from_cache(base, "README.md", revision=revision)
+        card = Path(cached) if isinstance(cached, str) else card
+    if not card.is_file():
+        return {}
+    return dict(ModelCard.load(card, ignore_metadata_errors=True).data.to_dict())
+
+
+def _revision(recipe: Recipe, record: Mapping[str, Any]) -> str:
+    revision = (record.get("revisions") or {}).get(recipe.model.id) or recipe.model.revision
+    return f", revision {revision}" if revision else ""
+
+
+def _lora(run: Run) -> dict[str, Any]:
+    return dict(_read(run.adapter / "adapter_config.json"))
+
+
+def _prepared(run: Run) -> dict[str, Any]:
+    return dict(_read(run["prepare"] / "report.json") or {})
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _figure(figure: Mapping[str, Any] | None, form: str) -> str:
+    """`98.4% (94.2–99.6)`, `+1.66 (+1.58 to +1.73)`; – where there is none."""
+    if not figure or figure["value"] is None:
+        return "–"
+    numbers = [figure["value"], figure["low"], figure["high"]]
+    scale, pattern = (100, "{:.1f}") if form == "share" else (1, "{:+.2f}" if form == "signed" else "{:.3g}")
+    value, *ends = [pattern.format(scale * one).replace("-", "−") for one in numbers if one is not None]
+    value += "%" if form == "share" else ""
+    return f"{value} ({ends[0]}{' to ' if form == 'signed' else '–'}{ends[1]})" if len(ends) == 2 else value
+
+
+def _plain(value: Any) -> str:
+    """A check's value or limit, short enough for a table."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        between = " to " if all(isinstance(one, float) for one in value) else ", "
+        return between.join(map(_plain, value)) or "none"
+    text = _shown(str(value))
+    return text[:12] + "…" if re.fullmatch("[0-9a-f]{64}", text) else text
+
+
+def _cell(value: Any) -> str:
+    """Text that stays inside its cell of a Markdown table."""
+    return str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,93 @@
+"""Qwen's tokenizer in GGUF's words: what llama.cpp needs to turn the same text into the same tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+# How llama.cpp is to cut text into words before BPE, by the word-splitting rule in tokenizer.json: either the one
+# regex of a Split step, or True for ByteLevel's built-in one. A wrong name tokenises wrongly without any error.
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PRE_TOKENIZERS: dict[Any, str] = {(QWEN2_WORDS,): "qwen2", (True,): "gpt-2"}
+
+
+def add_tokenizer(writer: Any, merged: Path, size: int) -> None:
+    """Add vocabulary, merges, special tokens and chat template to a GGUFWriter.
+
+    Args:
+        merged: folder with `tokenizer.json`, `tokenizer_config.json`, `config.json` and the template.
+        size: rows of the embedding, which has more than the tokenizer has tokens.
+    """
+    tokenizer, settings, config = (
+        json.loads((merged / name).read_text(encoding="utf-8"))
+        for name in ("tokenizer.json", "tokenizer_config.json", "config.json")
+    )
+    tokens, types = vocabulary(tokenizer, size)
+    writer.add_tokenizer_model("gpt2")  # GGUF's name for byte-level BPE
+    writer.add_tokenizer_pre(pre_tokenizer(tokenizer))
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    merges = tokenizer["model"]["merges"]
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+
+    ids = {token: number for number, token in enumerate(tokens)}
+    for kind in ("bos", "eos", "pad"):
+        entry = settings.get(f"{kind}_token")
+        number = (
+            ids[entry["content"] if isinstance(entry, dict) else entry] if entry else config.get(f"{kind}_token_id")
+        )
+        if isinstance(number, int):
+            writer.add_uint32(f"tokenizer.ggml.{'padding' if kind == 'pad' else kind}_token_id", number)
+    writer.add_add_bos_token(False)  # Qwen3 has none, whatever id the config names
+    template = merged / "chat_template.jinja"  # comes before tokenizer_config.json's, as in transformers
+    text = template.read_text(encoding="utf-8") if template.is_file() else settings.get("chat_template")
+    if text:
+        writer.add_chat_template(text)
+
+
+def vocabulary(tokenizer: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
+    """Tokens and llama.cpp's types of them, by id; ids up to `size` that no token has are padding of the matrix."""
+    import gguf
+
+    added = {token["content"]: token for token in tokenizer["added_tokens"]}
+    by_id = {number: token for token, number in tokenizer["model"]["vocab"].items()}
+    by_id |= {token["id"]: content for content, token in added.items()}
+    tokens: list[str] = []
+    types: list[int] = []
+    for number in range(size):
+        token = by_id.get(number)
+        tokens.append(f"[PAD{number}]" if token is None else token)
+        if token is None:
+            types.append(gguf.TokenType.UNUSED)
+        elif token not in added:
+            types.append(gguf.TokenType.NORMAL)
+        elif added[token]["special"] or (token.startswith("<|") and token.endswith("|>")):
+            types.append(gguf.TokenType.CONTROL)  # not shown; by its looks too, as for Qwen3's <|fim_prefix|>
+        else:
+            types.append(gguf.TokenType.USER_DEFINED)  # whole, and shown, such as <think>
+    return tokens, types
+
+
+def pre_tokenizer(tokenizer: dict[str, Any]) -> str | None:
+    """llama.cpp's name for the way a tokenizer.json splits words, or None where that is not known.
+
+    NFC is let through as it is by llama.cpp's own converter: llama.cpp does not normalise, so letters typed as base
+    and combining accent become other tokens there than here.
+    """
+    model, step = tokenizer["model"], tokenizer.get("pre_tokenizer") or {}
+    if model["type"] != "BPE" or model.get("byte_fallback") or model.get("ignore_merges"):
+        return None
+    if (tokenizer.get("normalizer") or {"type": "NFC"}) != {"type": "NFC"}:
+        return None
+    rules: list[Any] = []
+    for one in step["pretokenizers"] if step.get("type") == "Sequence" else [step]:
+        if one.get("type") == "Split" and one["behavior"] == "Isolated" and not one["invert"]:
+            rules.append(one["pattern"].get("Regex"))
+        elif one.get("type") == "ByteLevel" and not one["add_prefix_space"]:
+            rules += [True] if one.get("use_regex", True) else []
+        else:
+            return None
+    return PRE_TOKENIZERS.get(tuple(rules))

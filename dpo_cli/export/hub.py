@@ -1,0 +1,191 @@
+"""An export on the Hugging Face Hub: what stands where in the repository, and the push in one commit.
+
+What `from_pretrained("user/name")` reads is the repository's root, so one model stands there: the merged one, or the
+adapter where it is alone. With both the adapter goes into `adapter/`, for transformers takes any repository with an
+adapter_config.json at its root for that adapter. GGUF files and the Modelfile keep each other company at the root.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from dpo_cli import __version__
+from dpo_cli.errors import UNVERIFIED, USAGE, DpoError
+from dpo_cli.recipe import Recipe
+
+ROOT_FIRST = ("merged", "adapter", "gguf", "ollama")  # whose card is the repository's
+
+# Files at the root that decide which model a repository loads as; left over from another push they would win.
+WEIGHTS = ("adapter_config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+
+NAMES_THE_BASE = ("adapter_config.json", "verify.json")  # by its absolute path, which is nobody else's business
+
+
+def repository(recipe: Recipe) -> str:
+    """`export.hub`, checked without a network.
+
+    Raises:
+        DpoError: (exit code 2) it is missing, or no `user/name` that the Hub would take.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    name = recipe.export.hub or ""
+    try:
+        validate_repo_id(name)
+        problem = None if "/" in name else f"'{name}' does not say whose repository it is"
+    except HFValidationError as error:
+        problem = f"no name for a repository: {error}"
+    if problem:
+        raise DpoError(
+            problem,
+            where=recipe.where("export", "hub"),
+            hint="set export.hub: user/name, with your user name or organisation",
+            exit_code=USAGE,
+        )
+    return name
+
+
+def path_in_repo(kind: str, name: str, formats: Iterable[str]) -> str:
+    """Where a file of `export/<kind>/` goes, given all formats of the push."""
+    return f"adapter/{name}" if kind == "adapter" and "merged" in formats else name
+
+
+def files(folder: Path, formats: Iterable[str]) -> list[tuple[str, int]]:
+    """What a push of this export sends: (path in the repository, bytes), by path."""
+    contents = {name: _content(path) for name, path in _layout(folder, formats).items()}
+    return sorted((name, len(one) if isinstance(one, bytes) else one.stat().st_size) for name, one in contents.items())
+
+
+def listing(recipe: Recipe, sent: Sequence[tuple[str, int]]) -> str:
+    """The file list as it is shown before a push: lines of bytes and path, and the sum."""
+    kind = "private" if recipe.export.hub_private else "public"
+    lines = [f"  {size:>15,}  {name}" for name, size in sent]
+    total = sum(size for _, size in sent)
+    return "\n".join([f"hub: {recipe.export.hub} ({kind}), {len(sent)} files, {total:,} bytes", *lines])
+
+
+def push(recipe: Recipe, folder: Path, formats: Iterable[str], quiet: bool) -> str:
+    """Send a verified export to `export.hub` in one commit: all of it arrives, or nothing.
+
+    Args:
+        folder: the finished `runs/<name>/export`, with its `verify.json`.
+        formats: those to send; `hub` among them says nothing here.
+        quiet: print neither the list of files nor progress.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        DpoError: (exit code 3) a check failed or none was made; (exit code 1) there is no login, no permission, no
+            network, the repository is public though `export.hub_private` is true, or holds another model's weights.
+            The export on disk stays as it is in any case.
+    """
+    name, formats = repository(recipe), list(formats)
+    _require_verified(folder)
+    layout = _layout(folder, formats)
+    if not quiet:
+        print(listing(recipe, files(folder, formats)), flush=True)
+
+    import httpx
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
+
+    token = get_token()
+    if token is None:
+        raise DpoError(
+            f"not logged in to the Hub, so nothing can be pushed to {name}",
+            where=recipe.where("export", "hub"),
+            hint=f"run `hf auth login` or set HF_TOKEN, then export again; the export itself is complete in {folder}",
+        )
+    (disable_progress_bars if quiet else enable_progress_bars)()
+    api = HfApi()
+    try:
+        api.create_repo(name, private=recipe.export.hub_private, exist_ok=True)
+        _refuse_what_is_there(recipe, api.model_info(name), layout)
+        operations = [CommitOperationAdd(place, _content(path)) for place, path in sorted(layout.items())]
+        api.create_commit(name, operations, commit_message=f"{recipe.name}, by dpo-cli {__version__}")
+    # hf_xet, which uploads large files, knows no errors of its own but RuntimeError.
+    except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
+        raise _failed(recipe, folder, error, token) from (None if token in str(error) else error)
+    return f"{api.endpoint}/{name}"
+
+
+def _layout(folder: Path, formats: Iterable[str]) -> dict[str, Path]:
+    """Path in the repository -> file. Of two with one path (cards; a GGUF that two formats share) the first counts."""
+    formats = list(formats)
+    found: dict[str, Path] = {}
+    for kind in ROOT_FIRST:
+        if kind in formats:
+            for path in sorted((folder / kind).rglob("*")):
+                if path.is_file():
+                    name = path.relative_to(folder / kind).as_posix()
+                    found.setdefault(path_in_repo(kind, name, formats), path)
+    if (folder / "verify.json").is_file():
+        found["verify.json"] = folder / "verify.json"
+    return found
+
+
+def _content(path: Path) -> Path | bytes:
+    """A file as it is sent: as it is, but a base that is a local folder goes by that folder's last part."""
+    if path.name not in NAMES_THE_BASE:
+        return path
+    text = path.read_text(encoding="utf-8")
+    return re.sub(r'"/(?:[^"/]+/)*([^"/]+)"', r'"\1"', text).encode()
+
+
+def _require_verified(folder: Path) -> None:
+    report = folder / "verify.json"
+    checks = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else []
+    failed = [check["name"] for check in checks if not check["ok"]]
+    if failed or not checks:
+        raise DpoError(
+            f"not pushed: {'these checks failed: ' + ', '.join(failed) if failed else 'the export is not verified'}",
+            where=str(report),
+            hint="only a verified export is pushed; mend it and run export again",
+            exit_code=UNVERIFIED,
+        )
+
+
+def _refuse_what_is_there(recipe: Recipe, info: Any, layout: dict[str, Path]) -> None:
+    """Neither publish what was to be private, nor lay this model's files among another's."""
+    if recipe.export.hub_private and not info.private:
+        raise DpoError(
+            f"{recipe.export.hub} is there already and public, but export.hub_private is true; nothing was pushed",
+            where=recipe.where("export", "hub_private"),
+            hint="name another repository, make that one private on the Hub, or set export.hub_private: false",
+        )
+    there = [file.rfilename for file in info.siblings or [] if "/" not in file.rfilename]
+    others = [one for one in there if one not in layout and any(fnmatch(one, kind) for kind in WEIGHTS)]
+    if others:
+        raise DpoError(
+            f"{recipe.export.hub} holds weights that these would be mixed with ({', '.join(others[:3])}); "
+            "nothing was pushed",
+            where=recipe.where("export", "hub"),
+            hint="name another repository in export.hub, or delete those files on the Hub",
+        )
+
+
+def _failed(recipe: Recipe, folder: Path, error: Exception, token: str) -> DpoError:
+    """What went wrong on the way to the Hub, without the token, and how to mend it."""
+    response = getattr(error, "response", None)
+    status = None if response is None else response.status_code
+    said = getattr(error, "server_message", None) or str(error).strip() or type(error).__name__
+    owner = str(recipe.export.hub).partition("/")[0]
+    mend = {
+        401: "run `hf auth login` with a token that is valid",
+        403: f"run `hf auth login` with a token that may write to {owner}'s repositories",
+        404: f"check the name: this token sees no user or organisation {owner}",
+        None: "check the network; HF_ENDPOINT names another Hub, HF_HUB_OFFLINE=1 forbids all of them",
+    }.get(status, "see what the Hub says, or try later")
+    answer = f" (HTTP {status})" if status else ""
+    return DpoError(
+        f"the push to {recipe.export.hub} failed{answer}: {said.splitlines()[0].replace(token, '***')}",
+        where=recipe.where("export", "hub"),
+        hint=f"{mend}, then export again; the export itself is complete in {folder}",
+    )

@@ -1,0 +1,102 @@
+"""An Ollama Modelfile: the prompt that training used, in Ollama's template language, and the sampling of `eval`."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from dpo_cli import models
+from dpo_cli.export.verify import FIXTURES, Check
+from dpo_cli.recipe import Recipe
+from dpo_cli.records import Message
+
+NAME = "Modelfile"
+CONTEXT = 4096  # tokens a chat may have at least, its history included; Ollama would else take its own default
+ENDS = ("<|im_end|>", "<|endoftext|>")
+# All roles alike, system prompts among them: Ollama puts one from a SYSTEM line or a request first in .Messages.
+TURNS = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}"
+# Never printed, for Qwen3 drops the thoughts of earlier turns: Ollama looks for .Thinking between two texts to learn
+# which tags to cut an answer at, and that the model thinks at all.
+TAGS = "{{ if false }}<think>{{ .Thinking }}</think>{{ end }}"
+
+
+def write_modelfile(gguf_file: Path, tokenizer: Any, recipe: Recipe, folder: Path) -> None:
+    """Write `folder/Modelfile`, for `ollama create NAME -f Modelfile`.
+
+    The sampling is that of `eval`, so that what Ollama says is what was judged; penalties, which Ollama has on by
+    default and eval has not, are off.
+
+    Args:
+        gguf_file: the weights; named relative to `folder`, so that both can be moved together.
+        tokenizer: of training, with its chat template.
+        folder: exists.
+    """
+    # What the chat template opens an answer with: without thinking that has Qwen3's empty think block in it.
+    hi: list[Message] = [{"role": "user", "content": "Hi"}]
+    opening = _prompt(tokenizer, recipe, hi).removeprefix(_prompt(tokenizer, recipe, hi, opened=False))
+    turns = TURNS.replace("{{ end }}", f"{TAGS}{{{{ end }}}}") if recipe.model.thinking else TURNS
+    template = turns + opening
+
+    sampling = recipe.eval
+    parameters: list[tuple[str, Any]] = [
+        *(("stop", f'"{end}"') for end in ENDS),
+        ("temperature", sampling.temperature),
+        ("top_p", sampling.top_p),
+        ("top_k", sampling.top_k),
+        ("repeat_penalty", 1),
+        ("num_ctx", max(CONTEXT, recipe.model.max_length)),
+    ]
+    lines = [
+        f"FROM ./{Path(os.path.relpath(gguf_file, folder)).as_posix()}",
+        f'TEMPLATE """{template}"""',
+        *(f"PARAMETER {name} {value}" for name, value in parameters),
+    ]
+    (folder / NAME).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def check_modelfile(folder: Path, tokenizer: Any, recipe: Recipe) -> list[Check]:
+    """The weights are where FROM says, the prompts are the chat template's, and its end of turn stops generation."""
+    text = (folder / NAME).read_text(encoding="utf-8")
+    source = re.search(r"^FROM (.+)$", text, re.MULTILINE)
+    template = re.search(r'^TEMPLATE """(.*?)"""$', text, re.MULTILINE | re.DOTALL)
+    stops = re.findall(r'^PARAMETER stop "(.*)"$', text, re.MULTILINE)
+    differ = sum(
+        (render(template[1], messages) if template else None) != _prompt(tokenizer, recipe, messages)
+        for messages in FIXTURES
+    )
+    missing = not source or not (folder / source[1]).is_file()
+    end = tokenizer.eos_token
+    return [
+        {"name": "ollama.weights_missing", "value": missing, "limit": False, "ok": not missing},
+        {"name": "ollama.prompts_differ", "value": differ, "limit": 0, "ok": differ == 0},
+        {"name": "ollama.stops", "value": stops, "limit": end, "ok": end in stops},
+    ]
+
+
+def render(template: str, messages: list[Message]) -> str | None:
+    """A prompt as Ollama makes it, of the one form of Go template that is written here; None of any other.
+
+    Ollama joins neighbouring messages of one role before it renders; here that is left undone.
+    """
+    parts = re.fullmatch(r"{{ range \.Messages }}(.*){{ end }}([^{}]*)", template.replace(TAGS, ""), re.DOTALL)
+    if not parts:
+        return None
+    turn, opening = parts.groups()
+    turn, fields = re.subn(r"{{ \.(Role|Content) }}", lambda found: f"\0{found[1].lower()}\0", turn)
+    if not fields or "{{" in turn:
+        return None
+    pieces = turn.split("\0")  # texts and, at every odd place, the names of fields
+    written = (
+        str(message[piece]) if place % 2 else piece  # type: ignore[literal-required]
+        for message in messages
+        for place, piece in enumerate(pieces)
+    )
+    return "".join(written) + opening
+
+
+def _prompt(tokenizer: Any, recipe: Recipe, messages: list[Message], opened: bool = True) -> str:
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=opened, **models.chat_template_kwargs(recipe)
+    )

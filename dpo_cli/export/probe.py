@@ -1,0 +1,165 @@
+"""What a model says: log-probabilities of held-out answers, and its own greedy answers to held-out prompts."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpo_cli.export import base as base16
+from dpo_cli.export.base import Stored
+from dpo_cli.export.verify import token_logps
+from dpo_cli.recipe import Recipe
+from dpo_cli.records import Pair, read_pairs
+from dpo_cli.run import Run
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+ROWS = 8  # held-out answers that the models are compared on
+LAST = 64  # the last tokens of each; 8 x 64 rows of 151,936 floats are 311 MB
+PROMPTS = 3  # held-out prompts that the models answer
+MAX_NEW_TOKENS = 256
+HEADROOM = 2 * 10**9  # bytes for log-probabilities and activations beside the weights
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Token ids of held-out prompts with chosen answers, and of prompts alone, with these prompts' text."""
+
+    rows: list[list[int]]
+    prompts: list[list[int]]
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where all models of an export are computed: in float32 where the memory is there, to compare the weights and
+    not the arithmetic of a dtype."""
+
+    device: str
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Tokens of one greedy answer without its end, its text, and whether it came to an end by itself."""
+
+    ids: list[int]
+    text: str
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Said:
+    """`logps`: per row [up to LAST, vocabulary], on the CPU; `answers`: to the prompts, in their order."""
+
+    logps: list[torch.Tensor]
+    answers: list[Answer]
+
+
+def probes(recipe: Recipe, run: Run, tokenizer: Any) -> Probes:
+    """From the held-out pairs, or the training pairs where none was held out; all languages take turns.
+
+    Prompts are those with the shortest chosen answers, for they are the likeliest to be answered in MAX_NEW_TOKENS.
+    """
+    pairs = read_pairs(run.eval_pairs) or read_pairs(run.train_pairs)
+    rows = [
+        tokenizer.apply_chat_template(
+            [*pair.prompt, *pair.chosen], tokenize=True, return_dict=False, **pair.chat_template_kwargs
+        )[: recipe.model.max_length]
+        for pair in _in_turn(pairs)[:ROWS]
+    ]
+    asked = _in_turn(sorted(pairs, key=lambda pair: len(pair.chosen[-1]["content"])))[:PROMPTS]
+    prompts = [
+        tokenizer.apply_chat_template(
+            pair.prompt, tokenize=True, return_dict=False, add_generation_prompt=True, **pair.chat_template_kwargs
+        )
+        for pair in asked
+    ]
+    return Probes(rows, prompts, [pair.prompt[-1]["content"] for pair in asked])
+
+
+def _in_turn(pairs: Iterable[Pair]) -> list[Pair]:
+    by_language: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        by_language.setdefault(pair.language, []).append(pair)
+    return [pair for turn in zip_longest(*by_language.values()) for pair in turn if pair]
+
+
+def place(tensors: dict[str, Stored]) -> Place:
+    """The GPU before the CPU, float32 before 16 bits, by the memory that is free now.
+
+    `engine.memory_limit` is about training: this holds one model at a time and no optimizer.
+    """
+    import psutil
+    import torch
+
+    parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    stored: torch.dtype = getattr(torch, base16.dtype_16bit(tensors))
+    free = {"cpu": psutil.virtual_memory().available}
+    if torch.cuda.is_available():
+        free = {"cuda": torch.cuda.mem_get_info()[0], **free}
+    for device, there in free.items():
+        for dtype in (torch.float32, stored):
+            if parameters * dtype.itemsize + HEADROOM <= there:
+                return Place(device, dtype)
+    return Place("cpu", stored)
+
+
+def load(folder: Path | str, where: Place, *, revision: str | None = None, adapter: Path | None = None) -> Any:
+    """A model to be asked, with an adapter on it where one is named; the caller drops it before the next."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    gc.collect()  # PEFT's models hold circles: the last one would stay beside this one
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=where.dtype, revision=revision)
+    model = model.to(where.device)
+    return (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).eval()
+
+
+def said(model: Any, asked: Probes, tokenizer: Any) -> Said:
+    return Said(token_logps(model, asked.rows, LAST), answers(model, asked.prompts, tokenizer))
+
+
+def answers(model: PreTrainedModel, prompts: list[list[int]], tokenizer: Any) -> list[Answer]:
+    """Greedy answers of up to MAX_NEW_TOKENS, all at once, padded on the left.
+
+    They end where the model's own `generation_config` says, or the tokenizer where that says nothing.
+    """
+    import torch
+
+    config: Any = model.generation_config
+    ends = config.eos_token_id if config and config.eos_token_id is not None else tokenizer.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    width = max(map(len, prompts))
+    device = next(model.parameters()).device
+    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    with torch.no_grad():
+        out: Any = model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=MAX_NEW_TOKENS,
+            eos_token_id=ends,
+            pad_token_id=pad,
+        )
+    results = []
+    for row in out[:, width:].tolist():
+        length = next((at for at, token in enumerate(row) if token in ends), None)
+        row = row[:length]
+        results.append(Answer(row, tokenizer.decode(row, skip_special_tokens=True), length is not None))
+    return results

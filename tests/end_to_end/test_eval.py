@@ -1,0 +1,204 @@
+"""`eval` as people use it: judged, killed in the middle, asked again, asked one thing, set beside another run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+KEY = "sk-nobody-may-see-this-0123456789"
+
+
+def load_server() -> Any:
+    """The server double of the other room's tests; tests are no package."""
+    path = Path(__file__).parents[1] / "evaluate" / "judge_server.py"
+    spec = importlib.util.spec_from_file_location("judge_server", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["judge_server"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+JudgeServer = load_server().JudgeServer
+
+
+@pytest.fixture
+def run(smoke: Any, tmp_path: Path) -> Path:
+    """A copy of the finished smoke run, without its evaluation."""
+    copy = shutil.copytree(smoke.folder, tmp_path / "runs" / "smoke", ignore=shutil.ignore_patterns("export", "eval"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["stages"].pop("eval"), manifest["stages"].pop("export")
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+def options(run: Path, **changes: object) -> list[object]:
+    settings = {"eval.prompts": 12, "eval.max_new_tokens": 8, "eval.batch_size": 2, **changes}
+    flags = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    return [SMOKE, "--runs-dir", run.parent, *flags]
+
+
+def judge(url: str, **more: object) -> dict[str, object]:
+    return {"kind": "openai", "base_url": url, "model": "m", "calibration": 3, **more}
+
+
+def metrics(run: Path) -> Any:
+    return json.loads((run / "eval" / "metrics.json").read_text(encoding="utf-8"))
+
+
+def rows(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def started() -> Iterator[Any]:
+    """`eval` in a process of its own, to be killed."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "dpo_cli", "eval", *map(str, arguments)]
+        running.append(subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def lines_of(pattern: str, run: Path, least: int, process: subprocess.Popen[str]) -> Path:
+    """Wait until a working file has so many whole lines."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for path in run.glob(pattern):
+            if path.read_bytes().count(b"\n") >= least:
+                return path
+        assert process.poll() is None, process.communicate()[0]
+        os.sched_yield()
+    raise AssertionError(f"no {least} lines in {pattern}")
+
+
+def test_samples_of_a_killed_eval_are_taken_up_again(run: Path, command: Any, started: Any) -> None:
+    """What was answered before the kill is found again, and the result is that of an eval that nobody killed."""
+    whole = shutil.copytree(run, run.parent / "whole" / "smoke")
+    command("eval", *options(whole))
+    process = started(*options(run))
+    kept = lines_of(".eval/samples-*.jsonl", run, 4, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "eval").exists(), "half an evaluation is none"
+    first = rows(kept)[0]
+    text = kept.read_text(encoding="utf-8")
+    kept.write_text(text.replace(json.dumps(first["tuned"]["text"], ensure_ascii=False), '"as it was"', 1))
+    command("eval", *options(run))
+    found, expected = rows(run / "eval" / "samples.jsonl"), rows(whole / "eval" / "samples.jsonl")
+    marked = next(row for row in found if row["id"] == first["id"])
+    assert marked["tuned"]["text"] == "as it was", "not sampled twice"
+    marked["tuned"]["text"] = first["tuned"]["text"]
+    assert found == expected
+    assert not (run / ".eval").exists()
+
+
+def test_a_judge_that_dies_costs_neither_answers_nor_judgments(run: Path, command: Any) -> None:
+    with JudgeServer("alphabetical", "alphabetical", "alphabetical", "wrong_key") as server:
+        asked = judge(server.url, concurrency=1, retries=0)
+        done = command("eval", *options(run, **{"eval.judge": asked}), ok=False)
+        assert done.returncode == 1
+        assert "answers HTTP 401" in done.stderr and server.url in done.stderr
+        assert not (run / "eval").exists()
+        assert len(server.asked) >= 4
+        before = {row["id"]: row for row in rows(next(run.glob(".eval/samples-*.jsonl")))}
+    with JudgeServer("alphabetical") as server:
+        command("eval", *options(run, **{"eval.judge": {**asked, "base_url": server.url}}))
+        questions = 2 * (12 + 3)
+        assert len(server.asked) == questions - 3, "the three verdicts are not paid for twice"
+        assert {row["id"]: row for row in rows(run / "eval" / "samples.jsonl")} == before
+        # Another setting that does not change the answers, nor what was asked: nothing is done again.
+        asked = {**asked, "base_url": server.url, "concurrency": 2}
+        command("eval", *options(run, **{"eval.judge": asked}))
+        assert len(server.asked) == questions - 3
+        assert {row["id"]: row for row in rows(run / "eval" / "samples.jsonl")} == before
+
+
+def test_a_judge_is_in_metrics_report_and_terminal(run: Path, command: Any) -> None:
+    with JudgeServer("alphabetical") as server:
+        done = command("eval", *options(run, **{"eval.judge": judge(server.url)}))
+    found = metrics(run)
+    judged = rows(run / "eval" / "judgments.jsonl")
+    assert [row["id"] for row in judged[:12]] == [row["id"] for row in rows(run / "eval" / "samples.jsonl")]
+    assert found["judge"]["judged"] == 12
+    assert found["judge"]["win_rate"]["value"] == pytest.approx(sum(row["score"] for row in judged[:12]) / 12)
+    assert found["judge"]["calibration"]["n"] == 3
+    assert found["judge"]["position_consistency"]["value"] == 1
+    assert len(found["scatter"]) == 12
+    assert {row["kind"] for row in found["examples"]} <= {"best", "worst", "random"}
+    page = (run / "eval" / "report.html").read_text(encoding="utf-8")
+    for text in (page, (run / "eval" / "report.md").read_text(encoding="utf-8"), done.stdout):
+        assert "Win rate" in text
+    assert "judge" in found["verdict"].lower()
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_the_key_is_written_nowhere(run: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where the server says it back, in a reply and in an error."""
+    monkeypatch.setenv("A_KEY", KEY)
+    with JudgeServer("echo", "echo", "echo_500", "echo") as server:
+        asked = judge(server.url, api_key_env="A_KEY", retries=0)
+        done = command("eval", *options(run, **{"eval.judge": asked}), "--debug")
+        assert f"Bearer {KEY}" in server.keys
+    with JudgeServer("wrong_key") as server:
+        asked = judge(server.url, api_key_env="A_KEY", retries=0, calibration=5)
+        refused = command("eval", *options(run, **{"eval.judge": asked}), "--debug", ok=False)
+    assert refused.returncode == 1
+    for output in (done.stdout, done.stderr, refused.stdout, refused.stderr):
+        assert KEY not in output
+    for path in run.parent.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+
+
+def test_a_missing_key_is_told_before_anything_is_loaded(run: Path, command: Any) -> None:
+    asked = judge("http://127.0.0.1:9/v1", api_key_env="NO_SUCH_KEY")
+    done = command("eval", *options(run, **{"eval.judge": asked}), ok=False)
+    assert done.returncode == 1
+    assert "NO_SUCH_KEY" in done.stderr
+    assert "held-out pairs" not in done.stdout and not (run / ".eval").exists()
+
+
+def test_one_prompt_several_times_and_nothing_written(run: Path, command: Any) -> None:
+    before = sorted(path for path in run.rglob("*"))
+    done = command("eval", *options(run), "--prompt", "用三句话介绍如何给多肉浇水", "--samples", 2)
+    assert "用三句话介绍如何给多肉浇水" in done.stdout
+    assert "answer 2 of 2" in done.stdout and "answer 3" not in done.stdout
+    assert done.stdout.count("base (8 tokens, cut off)") == 2
+    assert "tuned (8 tokens, cut off)" in done.stdout
+    assert sorted(path for path in run.rglob("*")) == before
+    assert command("eval", *options(run), "--samples", 2, ok=False).returncode == 2
+
+
+def test_runs_that_one_judge_saw_get_strengths(run: Path, command: Any) -> None:
+    """A run may be named by its folder too; what sets it apart is said."""
+    other = run.parent / "other"
+    with JudgeServer("alphabetical") as server:
+        asked = {"eval.judge": judge(server.url)}
+        command("eval", *options(run, **asked))
+        shutil.copytree(run, other)
+        settings = options(run, **asked)
+        done = command("eval", *settings, "--compare", other)
+    assert "Elo over the base" in done.stdout
+    figure = metrics(run)["judge"]["win_rate"]["value"]
+    elo = [line.split()[-4] for line in done.stdout.splitlines() if line.startswith(("smoke  ", "other  "))][-2:]
+    assert elo[0] == elo[1], "the same judgments, the same strength"
+    assert elo[0].startswith("+") == (figure > 0.5)
+    assert "other differs in nothing" in done.stdout

@@ -1,0 +1,83 @@
+"""The judge against a real OpenAI-compatible server: `transformers serve` on the tiny model, which judges badly."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dpo_cli import smoke as builtin
+from dpo_cli.errors import DpoError
+from dpo_cli.evaluate.judges import judge
+from dpo_cli.evaluate.judgments import Match
+from dpo_cli.evaluate.winrate import judge_metrics, judge_verdict
+from dpo_cli.recipe import OpenAIJudge
+
+PROMPTS = ("How do I water a cactus?", "怎样给多肉浇水？", "Name three rivers.")
+MATCHES = [Match(str(row), [{"role": "user", "content": text}], "Once.", "三条。") for row, text in enumerate(PROMPTS)]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIJudge]:
+    """`transformers serve` on the tiny model, from the moment it answers."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("openai")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder, log = builtin.resolve("builtin:tiny-qwen3"), tmp_path_factory.mktemp("serve") / "log"
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder), "--device", "cpu"]
+    with log.open("w") as file:
+        server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stdout=file, stderr=file)
+    try:
+        while not answers(f"http://127.0.0.1:{port}/health"):
+            try:
+                server.wait(0.2)
+            except subprocess.TimeoutExpired:
+                continue
+            pytest.fail(log.read_text())
+        yield OpenAIJudge(
+            kind="openai",
+            base_url=f"http://127.0.0.1:{port}/v1",
+            model=str(folder),
+            max_tokens=16,
+            concurrency=2,
+            timeout=120,
+        )
+    finally:
+        server.kill()
+        server.wait()
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def test_a_judge_that_never_gives_a_verdict_ends_well(served: OpenAIJudge, tmp_path: Path) -> None:
+    judgments = judge(served, MATCHES, tmp_path / "said.jsonl", progress=False)
+    assert [one.score for one in judgments] == [None] * 3
+    for one in judgments:
+        for order in one.orders:
+            assert order["text"].endswith("(cut: see eval.judge.max_tokens)")  # it did speak, all 16 tokens
+    metrics = judge_metrics(served, judgments, [], {}, seed=0)
+    assert (metrics["asked"], metrics["judged"], metrics["failures"]) == (3, 0, 3)
+    assert metrics["win_rate"]["value"] is None
+    assert judge_verdict(metrics) == "The judge gave no verdict on any of 3 prompts."
+
+
+def test_a_wrong_address_on_a_real_server_is_told(served: OpenAIJudge, tmp_path: Path) -> None:
+    wrong = served.model_copy(update={"base_url": served.base_url.removesuffix("/v1")})
+    with pytest.raises(DpoError) as caught:
+        judge(wrong, MATCHES, tmp_path / "said.jsonl", progress=False)
+    assert "HTTP 404" in str(caught.value)
+    assert "mostly ends in /v1" in str(caught.value)

@@ -1,0 +1,518 @@
+"""Judges against a real server that does all that servers do, and against a real sequence classifier."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from dpo_cli import smoke
+from dpo_cli.errors import DpoError
+from dpo_cli.evaluate.judges import TEMPLATE, judge, question, ready, verdict_in
+from dpo_cli.evaluate.judgments import Judgment, Match
+from dpo_cli.recipe import OpenAIJudge, RewardModelJudge
+from dpo_cli.records import Message, read_jsonl, write_jsonl
+from judge_server import BETTER, REPLIES, JudgeServer
+
+KEY = "sk-a-key-that-nobody-must-see-1234567890"
+HERE = Path(__file__).parent
+
+
+def user(text: str) -> list[Message]:
+    return [{"role": "user", "content": text}]
+
+
+def matches(count: int, better: str = "first") -> list[Match]:
+    good, bad = f"A {BETTER} answer", "An answer"
+    sides = (good, bad) if better == "first" else (bad, good)
+    return [Match(f"m{row}", user(f"问题 {row}?"), *(f"{side} to {row}." for side in sides)) for row in range(count)]
+
+
+def settings(server: JudgeServer | str, **more: Any) -> OpenAIJudge:
+    url = server if isinstance(server, str) else server.url
+    values = {"retries": 2, "timeout": 20.0, "concurrency": 4, **more}
+    return OpenAIJudge(kind="openai", base_url=url, model="judge-1", **values)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "judges" / "said.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def scores(server: JudgeServer, some: list[Match], cache: Path, **more: Any) -> list[float | None]:
+    return [one.score for one in judge(settings(server, **more), some, cache, progress=False)]
+
+
+def refused(server: JudgeServer | str, some: list[Match], cache: Path, **more: Any) -> str:
+    with pytest.raises(DpoError) as caught:
+        judge(settings(server, **more), some, cache, progress=False)
+    return str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------------------------- verdicts
+
+
+@pytest.mark.parametrize("better", ["first", "second"])
+def test_both_orders_are_asked_and_say_the_same(cache: Path, better: str) -> None:
+    with JudgeServer("honest") as server:
+        judgments = judge(settings(server), matches(3, better), cache, progress=False)
+    assert [one.score for one in judgments] == [1.0 if better == "first" else 0.0] * 3
+    assert [one.id for one in judgments] == ["m0", "m1", "m2"]
+    assert [order["verdict"] for order in judgments[0].orders] == (["A", "B"] if better == "first" else ["B", "A"])
+    assert len(server.asked) == 6
+
+
+@pytest.mark.parametrize("name", ["both", "thinks", "thinks_after", "thinks_unopened", "chinese", "half_a_character"])
+def test_the_last_verdict_counts_and_thoughts_do_not(cache: Path, name: str) -> None:
+    with JudgeServer(name) as server:
+        judgments = judge(settings(server), matches(2), cache, progress=False)
+    assert [one.score for one in judgments] == [1.0, 1.0]
+    rows = [one.to_json() for one in judgments]
+    write_jsonl(cache.with_name("judgments.jsonl"), rows)
+    assert [Judgment.from_json(row) for row in read_jsonl(cache.with_name("judgments.jsonl"))] == judgments
+
+
+def test_a_liking_for_the_first_place_cancels_out(cache: Path) -> None:
+    with JudgeServer("first_place") as server:
+        assert scores(server, matches(2), cache) == [0.5, 0.5]
+
+
+def test_a_tie_is_a_verdict(cache: Path) -> None:
+    with JudgeServer("honest") as server:
+        assert scores(server, [Match("x", user("?"), "one", "two")], cache) == [0.5]
+
+
+@pytest.mark.parametrize("name", ["garbage", "empty", "thinks_for_ever"])
+def test_no_verdict_is_a_failure_and_no_tie(cache: Path, name: str) -> None:
+    with JudgeServer(name) as server:
+        judgments = judge(settings(server), matches(20), cache, progress=False)
+    assert [one.score for one in judgments] == [None] * 20
+    one = matches(1)[0]
+    said = REPLIES[name](question(one.prompt, one.first, one.second))
+    cut = " (cut: see eval.judge.max_tokens)" if name == "thinks_for_ever" else ""
+    assert judgments[0].orders[0] == {"verdict": None, "text": said + cut}
+
+
+def test_one_order_without_verdict_fails_the_match(cache: Path) -> None:
+    with JudgeServer("garbage", "honest") as server:
+        assert scores(server, matches(2), cache, concurrency=1) == [None, 1.0]
+
+
+def test_the_same_text_twice_is_a_tie_that_nobody_is_asked_about(cache: Path) -> None:
+    with JudgeServer("honest") as server:
+        [one] = judge(settings(server), [Match("x", user("?"), "same", "same")], cache, progress=False)
+    assert (one.score, one.orders, server.asked) == (0.5, [], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("[[A]]", "A"), ("so **[[B]]**.", "B"), ("[[C]]", "tie"), ("[[A]] [[B]] [[C]] [[B]]", "B"), ("[A]", None),
+        ("[[a]]", None), ("[[A>B]]", None), ("", None), ("<think>[[A]]", None), ("[[B]]<think>[[A]]", "B"),
+        ("<think>x</think>[[A]]<think>y</think>", "A"), ("x</think>[[A]]", "A"), ("[[A]]</think>", None),
+    ],
+)  # fmt: skip
+def test_the_verdict_in_a_reply(text: str, verdict: str | None) -> None:
+    assert verdict_in(text) == verdict
+
+
+def test_the_judge_reads_the_whole_conversation_and_no_braces_are_lost() -> None:
+    prompt: list[Message] = [
+        {"role": "system", "content": "答案要短。"},
+        {"role": "user", "content": "Write {first} in JSON"},
+        {"role": "assistant", "content": '{"a": {}}'},
+        {"role": "user", "content": "再来一次"},
+    ]
+    text = question(prompt, "{conversation}", "")
+    turns = '[system]\n答案要短。\n\n[user]\nWrite {first} in JSON\n\n[assistant]\n{"a": {}}\n\n[user]\n再来一次'
+    assert f"<conversation>\n{turns}\n</conversation>" in text
+    assert "<answer_a>\n{conversation}\n</answer_a>" in text
+    assert "<answer_b>\n(no text)\n</answer_b>" in text
+    assert verdict_in(TEMPLATE.partition("Then end")[0]) is None
+
+
+# ------------------------------------------------------------------------------------------------- a server's troubles
+
+
+@pytest.mark.parametrize("fault", ["busy", "broken"])
+def test_a_busy_or_broken_server_is_asked_again(cache: Path, fault: str) -> None:
+    with JudgeServer(fault, fault, "honest", fault, "honest") as server:
+        assert scores(server, matches(2), cache, concurrency=1) == [1.0, 1.0]
+    assert len(server.asked) == 4 + 3
+
+
+def test_a_slow_request_is_given_up_and_asked_again(cache: Path) -> None:
+    with JudgeServer("hang", "honest") as server:
+        assert scores(server, matches(1), cache, concurrency=1, timeout=0.3, retries=1) == [1.0]
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("fault", ["too_long", "echo_500", "html", "no_json", "no_choices", "other_json"])
+def test_one_request_that_can_not_be_done_fails_its_match_alone(cache: Path, fault: str) -> None:
+    with JudgeServer("honest", "honest", fault, "honest") as server:
+        assert scores(server, matches(3), cache, concurrency=1) == [1.0, None, 1.0]
+
+
+def test_a_timeout_without_end_fails_its_match_alone(cache: Path) -> None:
+    with JudgeServer("hang", "honest") as server:
+        [failed, fine] = judge(
+            settings(server, concurrency=1, timeout=0.3, retries=0), matches(2), cache, progress=False
+        )
+    assert (failed.score, fine.score) == (None, 1.0)
+    assert "eval.judge.timeout" in failed.orders[0]["text"]
+
+
+@pytest.mark.parametrize("fault", ["html", "too_long", "other_json"])
+def test_a_server_that_does_nothing_right_is_left_soon(cache: Path, fault: str) -> None:
+    with JudgeServer(fault) as server:
+        message = refused(server, matches(50), cache)
+    assert "gave no answer 8 times in a row" in message
+    assert len(server.asked) < 60
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("wrong_key", "HTTP 401"),
+        ("no_model", "check eval.judge.model and eval.judge.base_url"),
+        ("no_quota", "lower eval.judge.concurrency"),
+    ],
+)
+def test_what_no_request_would_survive_stops_at_once(cache: Path, fault: str, says: str) -> None:
+    with JudgeServer(fault) as server:
+        message = refused(server, matches(50), cache)
+    assert says in message
+    assert server.url in message
+    assert "model judge-1" in message
+    assert len(server.asked) < 60
+
+
+def test_a_server_that_is_not_there_is_not_waited_for(cache: Path) -> None:
+    with JudgeServer("honest") as server:
+        pass
+    message = refused(server, matches(3), cache, retries=1000)
+    assert "can't be reached" in message
+    assert "start the server" in message
+
+
+def test_a_server_that_is_killed_in_the_middle_costs_nothing_that_was_answered(
+    cache: Path, spawn: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = spawn(HERE / "judge_server.py", *["honest"] * 5, "die")
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    message = refused(url, matches(6), cache, concurrency=1, retries=0)
+    assert process.wait() == -signal.SIGKILL
+    assert "what was answered is kept" in message
+    with JudgeServer("honest") as server:
+        assert scores(server, matches(6), cache) == [1.0] * 6
+    assert len(server.asked) == 12 - 5
+
+
+# -------------------------------------------------------------------------------------------------------------- cache
+
+
+def test_nothing_is_asked_twice_by_any_run(cache: Path) -> None:
+    with JudgeServer("honest") as server:
+        first = judge(settings(server), matches(4), cache, progress=False)
+    again = judge(settings(server), matches(4), cache, progress=False)  # nobody listens there any more
+    assert again == first
+    with JudgeServer("honest") as server:
+        scores(server, matches(6), cache)
+        assert len(server.asked) == 4
+        judge(settings(server).model_copy(update={"model": "judge-2"}), matches(1), cache, progress=False)
+        assert len(server.asked) == 4 + 2
+
+
+def test_what_had_no_verdict_is_asked_again(cache: Path) -> None:
+    with JudgeServer("garbage") as server:
+        assert scores(server, matches(2), cache) == [None, None]
+    with JudgeServer("honest") as server:
+        assert scores(server, matches(2), cache) == [1.0, 1.0]
+
+
+def test_the_same_match_twice_is_asked_once(cache: Path) -> None:
+    with JudgeServer("honest") as server:
+        assert scores(server, matches(1) * 3, cache) == [1.0] * 3
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("torn", ['{"key": "abc", "val', "甲".encode()[:2].decode("latin-1"), "[1]", "{}"])
+def test_a_line_that_a_kill_left_unfinished_harms_none(cache: Path, torn: str) -> None:
+    with JudgeServer("honest") as server:
+        scores(server, matches(2), cache)
+        whole = cache.read_bytes()
+        with open(cache, "ab") as file:
+            file.write(torn.encode("latin-1"))
+        scores(server, matches(3), cache)
+        assert len(server.asked) == 6
+        scores(server, matches(3), cache)
+        assert len(server.asked) == 6
+    assert cache.read_bytes().startswith(whole)
+
+
+JUDGE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_judges as t
+from dpo_cli.evaluate.judges import judge
+url, cache, count, concurrency = sys.argv[2:]
+judge(t.settings(url, concurrency=int(concurrency)), t.matches(int(count)), Path(cache), progress=False)
+"""
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_a_judge_that_is_stopped_goes_on_where_it_was(
+    cache: Path, spawn: Callable[..., subprocess.Popen[str]], signal_number: int
+) -> None:
+    """Ctrl-C too ends the process at once, though requests hang that would take until their timeout."""
+    with JudgeServer(*["honest"] * 7, "hang") as server:
+        process = spawn("-c", JUDGE, HERE, server.url, cache, 5, 2)
+        assert server.hanging.wait(60)
+        while len(read(cache).splitlines()) < 7:
+            assert process.poll() is None
+        process.send_signal(signal_number)
+        process.communicate(timeout=10)
+    with JudgeServer("honest") as server:
+        assert scores(server, matches(5), cache) == [1.0] * 5
+    assert len(server.asked) == 10 - 7
+
+
+def test_several_processes_share_a_file(cache: Path, spawn: Callable[..., subprocess.Popen[str]]) -> None:
+    with JudgeServer("honest") as server:
+        processes = [spawn("-c", JUDGE, HERE, server.url, cache, count, 4) for count in (12, 16)]
+        for process in processes:
+            _, errors = process.communicate(timeout=60)
+            assert process.returncode == 0, errors
+        asked = len(server.asked)
+        assert scores(server, matches(16), cache) == [1.0] * 16
+        assert len(server.asked) == asked
+    assert all(json.loads(line)["key"] for line in cache.read_text().splitlines())
+
+
+# ---------------------------------------------------------------------------------------------------------------- key
+
+
+def test_without_a_key_none_of_anybodys_is_sent(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with JudgeServer("honest") as server:
+        scores(server, matches(1), cache)
+    assert KEY not in str(server.keys)
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", "sk\nsecond line", "密钥"])
+def test_a_missing_key_is_an_error_before_anything_is_sent(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    if value is not None:
+        monkeypatch.setenv("JUDGE_KEY", value)
+    with JudgeServer("honest") as server:
+        message = refused(server, matches(1), cache, api_key_env="JUDGE_KEY")
+    assert "the environment variable JUDGE_KEY holds" in message
+    assert "second line" not in message
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("behaviour", ["echo", "wrong_key", "too_long", "echo_500", "honest", "no_model"])
+def test_the_key_is_sent_and_shown_nowhere(
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    behaviour: str,
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    caplog.set_level("DEBUG")
+    told = ""
+    with JudgeServer(behaviour) as server:
+        try:
+            judgments = judge(settings(server, api_key_env="JUDGE_KEY"), matches(6), cache, progress=True)
+            told = str([one.to_json() for one in judgments])
+        except DpoError as error:
+            told = "".join(traceback.format_exception(error)) + str(error.hint)
+    assert server.keys[0] == f"Bearer {KEY}"
+    for text in (told, *capfd.readouterr(), caplog.text, *map(read, cache.parent.parent.rglob("*"))):
+        assert KEY not in text
+    assert told
+
+
+def read(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
+
+
+def test_the_client_is_named_where_it_is_missing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    assert "pip install 'dpo-cli[judge]'" in refused("http://127.0.0.1:9/v1", matches(1), cache)
+
+
+def test_what_is_wrong_with_a_judge_is_known_before_anything_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    with JudgeServer("no_model") as server:
+        assert ready(settings(server)) is None
+        with pytest.raises(DpoError, match="JUDGE_KEY"):
+            ready(settings(server, api_key_env="JUDGE_KEY"))
+        assert server.asked == []
+    assert "no judge at http" in str(ready(settings(server))), "on one card it may have to start later"
+    with pytest.raises(DpoError, match="no reward model"):
+        ready(RewardModelJudge(kind="reward_model", id="builtin:tiny-qwen3"))
+
+
+# ------------------------------------------------------------------------------------------------------- reward model
+
+
+@pytest.fixture(scope="module")
+def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A tiny random Qwen3 with one output, and the tokenizer of the built-in model."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    source, folder = smoke.resolve("builtin:tiny-qwen3"), tmp_path_factory.mktemp("reward")
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(source, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    yield folder
+
+
+def local(folder: Path, **more: Any) -> RewardModelJudge:
+    return RewardModelJudge(kind="reward_model", id=str(folder), **{"batch_size": 3, "max_length": 512, **more})
+
+
+CHATS = [
+    Match("long", user("Tell me " + "a lot " * 30), "word " * 50, "short"),
+    Match("zh", [{"role": "system", "content": "简短"}, *user("你好吗？")], "我很好，谢谢。", "不知道"),
+    Match("tie", user("?"), "same", "same"),
+    Match("empty", user("?"), "", "x"),
+]
+
+
+def test_a_reward_model_prefers_what_it_scores_higher(reward_folder: Path, cache: Path) -> None:
+    """The differences are those of one conversation at a time, unpadded, through the model's own template."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(reward_folder, dtype="float32").eval()
+    tokenizer = AutoTokenizer.from_pretrained(reward_folder)
+
+    def score(match: Match, answer: str) -> float:
+        messages: Any = [*match.prompt, {"role": "assistant", "content": answer}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        with torch.no_grad():
+            return float(model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits[0, 0])
+
+    judgments = judge(local(reward_folder), CHATS, cache, progress=False)
+    for match, found in zip(CHATS, judgments, strict=True):
+        difference = score(match, match.first) - score(match, match.second)
+        assert found.difference == pytest.approx(difference, abs=1e-5)
+        assert found.score == (0.5 if match.id == "tie" else float(difference > 0))
+        assert found.orders == []
+        assert not found.cut
+    swapped = [Match(one.id, one.prompt, one.second, one.first) for one in CHATS]
+    assert [one.score for one in judge(local(reward_folder), swapped, cache, progress=False)] == [
+        1 - (one.score or 0.0) for one in judgments
+    ]
+
+
+def test_a_model_without_a_padding_token_scores_batches_all_the_same(reward_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "no-pad"
+    shutil.copytree(reward_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
+    together = judge(local(folder, batch_size=8), CHATS, tmp_path / "a.jsonl", progress=False)
+    alone = judge(local(folder, batch_size=1), CHATS, tmp_path / "b.jsonl", progress=False)
+    for one, other in zip(together, alone, strict=True):
+        assert one.difference == pytest.approx(other.difference, abs=1e-5)
+
+
+def test_scores_are_kept_and_other_weights_have_others(reward_folder: Path, tmp_path: Path, cache: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "reward"
+    shutil.copytree(reward_folder, folder)
+    first = judge(local(folder), CHATS, cache, progress=False)
+    size = cache.stat().st_size
+    assert judge(local(folder), CHATS, cache, progress=False) == first
+    assert cache.stat().st_size == size
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "score.weight": -weights["score.weight"]}, folder / "model.safetensors", {"format": "pt"})
+    turned = judge(local(folder), CHATS, cache, progress=False)
+    assert turned[0].difference == pytest.approx(-(first[0].difference or 0.0), abs=1e-5)
+
+
+def test_what_is_too_long_is_cut_and_told(reward_folder: Path, cache: Path) -> None:
+    judgments = judge(local(reward_folder, max_length=80), CHATS, cache, progress=False)
+    assert [one.cut for one in judgments] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("damage", ["causal", "two_outputs", "no_head", "no_template", "missing"])
+def test_what_is_no_reward_model_is_refused(reward_folder: Path, tmp_path: Path, cache: Path, damage: str) -> None:
+    """A head without weights would be drawn at random, and its verdicts with it."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "reward"
+    shutil.copytree(reward_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    if damage == "causal":
+        folder = smoke.resolve("builtin:tiny-qwen3")
+    elif damage == "two_outputs":
+        config |= {"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}
+        (folder / "config.json").write_text(json.dumps(config))
+    elif damage == "no_head":
+        weights = load_file(folder / "model.safetensors")
+        del weights["score.weight"]
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    elif damage == "no_template":
+        (folder / "chat_template.jinja").unlink()
+    else:
+        folder = Path("nobody/none")  # not on this machine, and the Hub is out of reach
+    with pytest.raises(DpoError) as caught:
+        judge(local(folder), CHATS, cache, progress=False)
+    says = {
+        "causal": "is no reward model: it is a Qwen3ForCausalLM",
+        "two_outputs": "gives 2 numbers",
+        "no_head": "has no weights for score.weight",
+        "no_template": "has no chat template",
+        "missing": "can't load the reward model nobody/none",
+    }
+    assert says[damage] in str(caught.value)
+    assert not cache.exists()
+
+
+def test_a_conversation_that_the_template_refuses_is_a_failure(
+    reward_folder: Path, tmp_path: Path, cache: Path
+) -> None:
+    import shutil
+
+    folder = tmp_path / "reward"
+    shutil.copytree(reward_folder, folder)
+    template = (folder / "chat_template.jinja").read_text()
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}" + template
+    (folder / "chat_template.jinja").write_text(refusing)
+    judgments = judge(local(folder), CHATS, cache, progress=False)
+    assert [one.score is None for one in judgments] == [False, True, False, False]
+
+
+def test_no_key_of_the_environment_is_needed_to_judge_locally(reward_folder: Path, cache: Path) -> None:
+    assert "OPENAI_API_KEY" not in os.environ
+    assert len(judge(local(reward_folder), CHATS[:1], cache, progress=True)) == 1

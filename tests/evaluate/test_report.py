@@ -1,0 +1,507 @@
+"""The report: all of metrics.json and nothing else, in one page that needs no network and breaks on no text."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shlex
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpo_cli.console import print_metrics
+from dpo_cli.evaluate import charts
+from dpo_cli.evaluate.report import tax_commands, write_report
+from dpo_cli.evaluate.tables import JUDGE_ROWS, NATS, RATIO, ROWS, SAMPLE_ROWS, SHARE, Row, Unit, show
+from dpo_cli.run import Run
+from dpo_cli.stats import Figure
+from rich.cells import cell_len
+
+NASTY = "</pre><script>alert(1)</script> & <b>bold</b> | *stars* _under_ `tick` ``` ~~~~ 🦜 ’quoted’ “too” \u202e"
+CHINESE = "请用三句话解释“偏好对齐”是什么，并举一个例子。\n```python\nprint('你好')\n```"
+RECIPE = """name: a-run
+model:
+  id: Qwen/Qwen3-1.7B
+  thinking: false
+data:
+  sources:
+    - id: 中文/数据
+"""
+
+
+def figure(value: float | None, low: float | None, high: float | None, n: int) -> Figure:
+    return Figure(value=value, low=low, high=high, n=n)
+
+
+class Maker:
+    """Figures and texts in the shape of metrics.json, seeded."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.random = random.Random(seed)
+
+    def share(self, centre: float, n: int = 300) -> Figure:
+        value, half = min(max(self.random.gauss(centre, 0.03), 0.02), 0.98), 0.96 / max(n, 1) ** 0.5
+        return figure(value, max(value - half, 0.0), min(value + half, 1.0), n)
+
+    def number(self, centre: float, n: int = 300) -> Figure:
+        value = centre + self.random.gauss(0, 0.03)
+        return figure(value, value - 0.04, value + 0.04, n)
+
+    def rows(self, rows: tuple[Row, ...], n: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for row in rows:
+            make = self.share if row.unit == SHARE else self.number
+            middle = 0.62 if row.unit == SHARE else 1.24 if row.unit.before else 240.0 if row.key == "tokens" else 0.8
+            if row.compared:
+                base, tuned = make(middle, n), make(middle + self.random.gauss(0, 0.06), n)
+                change = self.number((tuned["value"] or 0.0) - (base["value"] or 0.0), n)
+                found |= {f"{row.key}_base": base, f"{row.key}_tuned": tuned, f"{row.key}_change": change}
+            else:
+                found[row.key] = make(middle, n)
+        return found
+
+    def judge(self, n: int) -> dict[str, Any]:
+        figures = self.rows(JUDGE_ROWS, n)
+        figures |= {"wins": self.share(0.5, n), "ties": self.share(0.2, n), "losses": self.share(0.3, n)}
+        return figures | {
+            "kind": "openai",
+            "model": "judge-<1>",
+            "template_sha256": "0123456789abcdef" * 4,
+            "p_value": 0.0213,
+            "failures": 3,
+            "calibration_failures": 1,
+            "judged": n - 3,
+            "asked": n,
+            "score_difference": None,
+        }
+
+
+def example_metrics(
+    samples: bool = True, judge: bool = True, languages: tuple[str, ...] = ("en", "zh")
+) -> dict[str, Any]:
+    """A metrics.json with much in it that is awkward to show."""
+    make = Maker()
+    judge = judge and samples
+    edges = [-2.0 + 0.25 * step for step in range(25)]
+    counts = [round(40 * 2.7 ** (-(((edge - 0.9) / 1.1) ** 2))) for edge in edges[:-1]]
+    long = " ".join(f"word{number}" for number in range(3000))
+    texts = [
+        (CHINESE, "好的。" * 300),
+        (NASTY, ""),
+        (long, NASTY * 3),
+        ("plain", "x" * 5000),
+        ("# no heading", "ok\n\n- a\n- b"),
+    ]
+    shown = [
+        {
+            "kind": kind,
+            "id": f"{kind}-{index}",
+            "language": "zh" if "好" in tuned else "en",
+            "prompt": [
+                {"role": "system", "content": "Be brief. <system>"},
+                {"role": "user", "content": "Write about tea."},
+                {"role": "assistant", "content": "About **tea**?"},
+                {"role": "user", "content": CHINESE if index == 0 else f"{NASTY} {index}"},
+            ],
+            "base": base,
+            "tuned": tuned,
+            "score": {"best": 1.0, "worst": 0.25, "random": 0.5}[kind] if judge else None,
+            "base_tokens": len(base) // 4,
+            "tuned_tokens": len(tuned) // 4,
+            "base_finished": True,
+            "tuned_finished": index != 2,
+        }
+        for kind in (("best", "worst", "random") if judge else ("random",))
+        for index, (base, tuned) in enumerate(texts)
+    ]
+    sources = {"helpsteer2": 210, "ultrafeedback-zh": 140, "a source | of <many> words, 中文数据集" * 2: 40, "empty": 0}
+    found_sources = {name: {"pairs": make.rows(ROWS, n)} for name, n in sources.items()}
+    found_sources["empty"] = {"pairs": dict.fromkeys(found_sources["empty"]["pairs"], figure(None, None, None, 0))}
+    found_sources["helpsteer2"]["pairs"]["reward_accuracy"] = figure(0.7, None, None, 1)
+    rising = [0.5 + 0.01 * step for step in range(20)]
+    return {
+        "name": "a-very-long-name-of-a-recipe-that-remembers-all-its-settings-lr1e-5-beta0.1-r32-qwen3-1.7b-zh",
+        "verdict": "It learned the preference: the tuned model moved towards the chosen answer in 63.9% of 300 "
+        "held-out pairs (95% interval 58.1% to 69.1%; 50% before training, 55.0% for always taking the longer answer).",
+        "warnings": ["only 12 held-out pairs in zh: its interval is wide", f"data: {NASTY}"],
+        "pairs": make.rows(ROWS, 300),
+        "samples": make.rows(SAMPLE_ROWS, 200) if samples else None,
+        "judge": make.judge(200) if judge else None,
+        "languages": {
+            name: {
+                "pairs": make.rows(ROWS, n),
+                "samples": make.rows(SAMPLE_ROWS, n // 2) if samples else None,
+                "judge": make.rows(JUDGE_ROWS[:2], n // 2) if judge else None,
+            }
+            for name, n in zip(languages, (210, 90, 60, 30, 12), strict=False)
+        },
+        "sources": found_sources,
+        "margin_quartiles": [{"from": 0.1 * q, "to": 0.1 * q + 0.1, "pairs": make.rows(ROWS, 75)} for q in range(1, 5)],
+        "length_quartiles": [{"from": 200 * q, "to": 200 * q + 200, "pairs": make.rows(ROWS, 75)} for q in range(4)],
+        "baselines": {
+            "longer_wins": make.share(0.55),
+            "majority": make.share(0.53),
+            "shortcut": {**make.share(0.58), "name": "not markdown"},
+        },
+        "histogram": {"edges": edges, "counts": counts, "right": 192},
+        "curves": [
+            {"key": key, "title": key, "points": [[5 * s, None if s == 3 else scale * v] for s, v in enumerate(rising)]}
+            for key, scale in (
+                ("rewards/chosen", 1), ("rewards/rejected", -1), ("rewards/margins", 2), ("rewards/accuracies", 1),
+                ("logps/chosen", -400), ("loss", 0.9),
+            )
+        ],
+        "examples": shown if samples else [],
+        "scatter": [[make.random.gauss(60, 120), make.random.choice((0, 0.25, 0.5, 1))] for _ in range(200 * judge)],
+        "data": {
+            "pairs": {"train": 7123, "eval": 300},
+            "languages": {"en": {"got": 5000, "wanted": 5250}, "zh": {"got": 2123, "wanted": None}},
+        },
+        "environment": {"python": "3.11", "torch": "2.13", "device": "NVIDIA L4", "backend": "hf", "unsloth": None},
+        "base_model": "Qwen/Qwen3-1.7B",
+        "exported": "runs/a run/export/merged",
+        "recipe": RECIPE,
+        "sampling": {"prompts": 200, "max_new_tokens": 512, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "seed": 42}
+        if samples
+        else None,
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- the page
+
+
+class Page(HTMLParser):
+    """A page read strictly: every element closed in order; what it says, by element, and every attribute."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.headings: list[tuple[int, str]] = []
+        self.filled: list[bool] = []  # whether something stands under the heading
+        self.text = ""
+        self.style = ""
+        self.feed(text)
+        self.close()
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag in ("h1", "h2", "h3"):
+            self.headings.append((int(tag[1]), ""))
+            self.filled.append(False)
+        elif self.filled and tag in ("p", "table", "svg", "pre", "details", "dl", "div"):
+            self.filled[-1] = True
+        if tag not in ("meta", "link", "br", "img", "input", "hr"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open[-1:] == [tag], f"</{tag}> closes {self.open[-1:]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] == ["style"]:
+            self.style += data
+        else:
+            self.text += data
+        if self.open and self.open[-1] in ("h1", "h2", "h3"):
+            level, title = self.headings[-1]
+            self.headings[-1] = (level, title + data)
+
+
+def write(metrics: dict[str, Any], folder: Path) -> tuple[str, str]:
+    """(report.html, report.md)"""
+    folder.mkdir(exist_ok=True)
+    write_report(metrics, folder)
+    return (folder / "report.html").read_text("utf-8"), (folder / "report.md").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, str]:
+    """(metrics, report.html, report.md) of all there can be."""
+    metrics = example_metrics()
+    return metrics, *write(metrics, tmp_path_factory.mktemp("full"))
+
+
+def blocks(markdown: str) -> tuple[list[str], list[str]]:
+    """(the lines outside of fenced blocks, what each block holds), as CommonMark reads them."""
+    outside: list[str] = []
+    inside: list[str] = []
+    fence = ""
+    for line in markdown.splitlines():
+        ticks = re.match(r"`{3,}", line)
+        if fence:
+            if line.strip("`") == "" and len(line) >= len(fence):
+                fence = ""
+            else:
+                inside[-1] += line + "\n"
+        elif ticks:
+            fence = ticks[0]
+            inside.append("")
+        else:
+            outside.append(line)
+    assert not fence, "a block is never closed"
+    return outside, inside
+
+
+def said(metrics: dict[str, Any]) -> set[str]:
+    """Each figure of the three tables as a reader sees it, for all and by language."""
+    found = set()
+    groups = [metrics, *metrics["languages"].values()]
+    for part, rows in (("pairs", ROWS), ("samples", SAMPLE_ROWS), ("judge", JUDGE_ROWS)):
+        for figures in (group[part] for group in groups if group[part]):
+            for row in rows:
+                if row.compared:
+                    found |= {show(figures[f"{row.key}_{one}"], row.unit, interval=False) for one in ("base", "tuned")}
+                    found.add(show(figures[f"{row.key}_change"], row.unit.change))
+                elif figures.get(row.key):
+                    found |= set(show(figures[row.key], row.unit).split(" ", 1))
+    return found
+
+
+def test_the_page_is_one_file_that_loads_and_runs_nothing(full: Any) -> None:
+    page = Page(full[1])
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    assert not [one for one in page.attributes if one[1] in ("src", "href", "srcset", "action") or one[1][:2] == "on"]
+    assert not re.search(r"url\(|@import|https?:", page.style)
+    assert full[1].startswith("<!doctype html>")
+
+
+def test_both_reports_hold_every_figure(full: Any) -> None:
+    metrics, html, markdown = full
+    text = Page(html).text
+    for figure in said(metrics):
+        assert figure in text
+        assert figure in markdown
+    for title in (
+        "loss",
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "logps/chosen",
+    ):
+        assert title in text
+
+
+def test_what_a_model_wrote_stays_text(full: Any) -> None:
+    metrics, html, markdown = full
+    text, (outside, inside) = Page(html).text, blocks(markdown)
+    for one in metrics["examples"]:
+        for words in (one["base"], one["tuned"], *(turn["content"] for turn in one["prompt"])):
+            assert words in text
+            assert any(words[:500].rstrip() in block for block in inside)
+    assert "an empty answer" in text
+    assert all(warning in text for warning in metrics["warnings"])
+    assert not any("<script" in line and "\\<script" not in line for line in outside)
+    headings = [line for line in outside if line.startswith("#")]
+    assert headings[0].startswith("# a-very-long-name") and "# no heading" not in headings
+    assert headings[-3:] == ["## How it was made", "## Recipe", "## Alignment tax"]
+
+
+def test_a_table_in_markdown_keeps_its_columns_whatever_a_source_is_called(full: Any) -> None:
+    outside, _ = blocks(full[2])
+    width = None
+    for line in outside:
+        columns = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else None
+        assert width is None or columns is None or columns == width
+        width = columns
+    assert any("a source \\| of \\<many>" in line for line in outside)
+
+
+def test_an_answer_cut_off_says_so(full: Any) -> None:
+    assert "cut off" in Page(full[1]).text
+    assert re.search(r"^tuned, \d+ tokens, cut off:$", full[2], re.M)
+
+
+@pytest.mark.parametrize("languages", [("en",), ("en", "zh", "de", "fr", "ja")])
+def test_without_samples_and_judge_nothing_is_left_of_them(tmp_path: Path, languages: tuple[str, ...]) -> None:
+    html, markdown = write(example_metrics(samples=False, languages=languages), tmp_path)
+    page = Page(html)
+    titles = [title for _, title in page.headings]
+    assert all(page.filled), [title for title, some in zip(titles, page.filled, strict=True) if not some]
+    assert [title for level, title in page.headings if level == 2] == [
+        "Held-out pairs", "Reward accuracy", "Margins and training", "Data", "How it was made", "Alignment tax",
+    ]  # fmt: skip
+    assert ("By language" in page.text) is ("By language" in markdown) is (len(languages) > 1)
+    for word in ("Win rate", "KL to base", "None", "by the judge", "Drawn at random"):
+        assert word not in page.text
+        assert word not in markdown
+
+
+def test_everything_has_its_heading_in_the_order_a_reader_needs(full: Any) -> None:
+    page = Page(full[1])
+    assert all(page.filled)
+    assert [title for level, title in page.headings if level == 2] == [
+        "Held-out pairs", "Sampled answers", "Judge", "Reward accuracy", "Margins and training", "Best by the judge",
+        "Worst by the judge", "Drawn at random", "Data", "How it was made", "Alignment tax",
+    ]  # fmt: skip
+    at = [
+        full[1].index(f"<p class={one}" if one == '"verdict"' else one) for one in ('"verdict"', '"warnings"', "<table")
+    ]
+    assert at == sorted(at)
+
+
+def test_the_page_reads_well_to_who_cannot_see_it(full: Any) -> None:
+    page = Page(full[1])
+    charts = [value for tag, name, value in page.attributes if tag == "svg" and name == "aria-label"]
+    assert len(charts) == page.tags.count("svg") and all(charts)
+    assert any("zh, n = 90: " in label for label in charts)
+    assert page.tags.count("th") == sum(tag == "th" and name == "scope" for tag, name, _ in page.attributes)
+    levels = [level for level, _ in page.headings]
+    assert levels[0] == 1 and all(later - level <= 1 for level, later in pairwise(levels))
+
+
+def test_the_reports_come_from_the_file_alone(full: Any, tmp_path: Path) -> None:
+    again = json.loads(json.dumps(full[0]))
+    assert write(again, tmp_path) == full[1:]
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+def test_nothing_is_wider_than_the_screen(full: Any, tmp_path: Path) -> None:
+    frame = "<iframe width='{0}' height='800' srcdoc='{1}'></iframe>"
+    page = full[1].replace("&", "&amp;").replace("'", "&#39;")
+    script = (
+        "onload = () => document.body.replaceChildren('widths ' + [...document.querySelectorAll('iframe')]"
+        ".map(one => one.contentDocument.documentElement.scrollWidth).join(' '))"
+    )
+    frames = "".join(frame.format(width, page) for width in (390, 1280))
+    (tmp_path / "frames.html").write_text(f"<!doctype html><body>{frames}<script>{script}</script>", encoding="utf-8")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run(
+        [*command, "--dump-dom", (tmp_path / "frames.html").as_uri()], capture_output=True, text=True, timeout=120
+    )
+    widths = re.search(r"widths (\d+) (\d+)", done.stdout)
+    assert widths, done.stderr
+    assert int(widths[1]) <= 390 and int(widths[2]) <= 1280
+
+
+# ------------------------------------------------------------------------------------------- numbers and the rest
+
+
+@pytest.mark.parametrize(
+    ("figure", "unit", "shown"),
+    [
+        (figure(0.984, 0.942, 0.996, 120), SHARE, "98.4% (94.2–99.6)"),
+        (figure(0.042, 0.01, 0.074, 120), SHARE.change, "+4.2 pp (+1.0 to +7.4)"),
+        (figure(-0.5, -0.75, -0.25, 120), NATS, "−0.50 (−0.75 to −0.25)"),
+        (figure(-0.001, -0.75, 0.25, 120), NATS, "+0.00 (−0.75 to +0.25)"),
+        (figure(1.24, 1.1, 1.39, 120), RATIO, "×1.24 (1.10–1.39)"),
+        (figure(1234.5, None, None, 1), Unit(1), "1,234.5"),
+        (figure(None, None, None, 0), SHARE, "–"),
+    ],
+)
+def test_a_figure_is_written_with_its_unit_and_interval(figure: Any, unit: Unit, shown: str) -> None:
+    assert show(figure, unit) == shown
+
+
+def test_a_group_without_pairs_and_a_figure_without_interval_are_shown_as_such(full: Any) -> None:
+    assert "| empty, n = 0 | – | – |" in full[2]
+    assert "| helpsteer2, n = 1 | 70.0% |" in full[2]
+
+
+def test_a_quartile_of_one_value_has_one_number(full: Any, tmp_path: Path) -> None:
+    first = full[0]["margin_quartiles"][0] | {"from": 0.75, "to": 0.75}
+    _, markdown = write(full[0] | {"margin_quartiles": [first, *full[0]["margin_quartiles"][1:]]}, tmp_path)
+    assert "| 0.75, n = 75 |" in markdown and "| 0.20 to 0.30, n = 75 |" in markdown
+    _, markdown = write(full[0] | {"margin_quartiles": [first, first]}, tmp_path)
+    assert markdown.count("| 0.75, n = 75 |") == 2
+
+
+def test_a_judge_that_gave_no_verdict_has_no_shares(full: Any, tmp_path: Path) -> None:
+    nothing = dict.fromkeys((row.key for row in JUDGE_ROWS), figure(None, None, None, 0))
+    silent = full[0]["judge"] | nothing | {"judged": 0, "failures": 200, "p_value": None}
+    html, markdown = write(full[0] | {"judge": silent, "scatter": []}, tmp_path)
+    for text in (Page(html).text, markdown):
+        assert "0 of 200 prompts judged; 200 gave no verdict" in text and "won 0%" not in text
+
+
+def test_bars_left_of_zero_are_marked_wrong() -> None:
+    drawn = charts.histogram([-1.0, -0.5, 0.0, 0.5, 1.0], [1, 2, 3, 4], 7)
+    assert re.findall(r'rect class="([^"]+)"', drawn) == ["bar wrong", "bar wrong", "bar", "bar"]
+    assert "10 held-out pairs, 7 of them above 0" in drawn
+    assert charts.histogram([0.0, 0.0], [0], 0) == ""
+
+
+def test_a_chart_of_shares_puts_them_where_they_belong() -> None:
+    rows = [charts.Dot(str(value), figure(value, None, None, 9), "", 0.5) for value in (0.5, 0.2, 0.9)]
+    low, high = charts.scale(rows)
+    assert (low, high) == (0.2, 0.9)
+    drawn = charts.dots(rows, low, high, "shares")
+    half, left, right = (float(x) for x in re.findall(r'circle class="dot" cx="([\d.]+)"', drawn))
+    assert left < half < right
+    assert {float(x) for x in re.findall(r'line class="mark" x1="([\d.]+)"', drawn)} == {half}
+    assert {float(x) for x in re.findall(r'class="rival" d="M([\d.]+) ', drawn)} == {half}
+
+
+def test_a_curve_leaves_out_what_is_no_number() -> None:
+    assert charts.curve([(1, float("nan")), (2, None), (3, 0.5)], "loss") == ""
+    assert charts.curve([(1, 0.7), (2, float("nan")), (3, 0.5)], "loss").count(",") == 2
+    assert "nan" not in charts.curve([(1, 0.5), (2, 0.5)], "loss")
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "cut"), [("source", 6, "source"), ("sources", 6, "sourc…"), ("中文数据", 6, "中文…")]
+)
+def test_a_long_name_is_cut_by_the_columns_it_takes(text: str, columns: int, cut: str) -> None:
+    assert charts.shorten(text, columns) == cut
+
+
+def test_the_alignment_tax_names_both_models_and_tasks_of_both_languages(full: Any) -> None:
+    commands = [shlex.split(line) for line in tax_commands(full[0]).replace("\\\n", " ").splitlines()]
+    assert [command[0] for command in commands] == ["pip", "lm_eval", "lm_eval"]
+    models = [command[command.index("--model_args") + 1].split(",")[0] for command in commands[1:]]
+    assert models == ["pretrained=Qwen/Qwen3-1.7B", "pretrained=runs/a run/export/merged"]
+    assert commands[1][commands[1].index("--tasks") + 1] == "ifeval,gsm8k,mmlu,cmmlu,mmlu_prox_lite_zh"
+    assert "enable_thinking=False" in commands[1][commands[1].index("--model_args") + 1]
+    assert "lm_eval --model hf" in Page(full[1]).text and "lm_eval --model hf" in full[2]
+
+
+def test_with_thinking_on_the_alignment_tax_has_only_what_the_harness_can_run() -> None:
+    metrics = example_metrics(languages=("en",)) | {"recipe": RECIPE.replace("false", "true")}
+    assert "--tasks ifeval,gsm8k " in tax_commands(metrics)
+    assert "enable_thinking=True,think_end_token=</think>" in tax_commands(metrics)
+
+
+@pytest.mark.parametrize("languages", [("en",), ("en", "zh", "de"), ("en", "zh", "de", "fr", "ja")])
+def test_the_terminal_shows_it_in_80_columns(
+    languages: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    run = Run(tmp_path / "run")
+    metrics = example_metrics(languages=languages)
+    run["eval"].mkdir(parents=True)
+    (run["eval"] / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    print_metrics(run)
+    printed = capsys.readouterr().out
+    assert max(map(cell_len, printed.splitlines())) <= 80
+    assert "…" not in re.sub(r"^… ", "", printed, flags=re.M), "a cell was cut"
+    lines = {line.split("  ")[0]: line for line in printed.splitlines()}
+    assert show(metrics["pairs"]["reward_accuracy"]) in lines["Reward accuracy"]
+    assert show(metrics["samples"]["truncated_change"], SHARE.change) in lines["Cut off"]
+    assert show(metrics["judge"]["win_rate"]) in lines["Win rate"]
+    for name in languages:
+        assert show(metrics["languages"][name]["pairs"]["reward_accuracy"], interval=False) in printed
+    flowing = " ".join(printed.split())
+    assert flowing.index("warning: only 12") < flowing.index(metrics["verdict"]) < flowing.index("report: ")
+
+
+def test_the_terminal_of_a_run_without_samples_and_judge_has_only_pairs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path / "run")
+    run["eval"].mkdir(parents=True)
+    (run["eval"] / "metrics.json").write_text(json.dumps(example_metrics(samples=False)), encoding="utf-8")
+    print_metrics(run)
+    printed = capsys.readouterr().out
+    assert "held-out pairs" in printed and "sampled" not in printed and "judge" not in printed.lower()

@@ -1,0 +1,220 @@
+"""What is said of sampled answers, by hand where it can be counted, and how often the intervals hold the truth."""
+
+from __future__ import annotations
+
+import math
+import random
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy
+import pytest
+from dpo_cli.evaluate.generate import Answer, Sample
+from dpo_cli.evaluate.textstats import (
+    compression,
+    distinct_2,
+    language_match,
+    of_corpus,
+    refusal,
+    repetition,
+    sample_metrics,
+)
+
+X = ("tokens", "truncated", "repetition", "repetitive", "distinct_2", "compression", "language_match", "refusal")
+
+
+def sample(base: Answer, tuned: Answer, *, prompt: str = "What is a falcon?", kl: float = 0.0) -> Sample:
+    return Sample("a", "en", "s", [{"role": "user", "content": prompt}], base, tuned, kl)
+
+
+def answer(ids: Sequence[int], text: str = "A bird of prey.", *, finished: bool = True, thought: int = 0) -> Answer:
+    return Answer(text, list(ids), finished, thought)
+
+
+# -------------------------------------------------------------------------------------------------------- of one answer
+
+
+@pytest.mark.parametrize(
+    ("ids", "share"),
+    [
+        ([], 0.0),
+        ([1, 2, 3], 0.0),
+        ([1, 2, 3, 4], 0.0),
+        ([7] * 10, 1 - 1 / 7),  # 7 runs, all the same
+        ([1, 2, 3, 4] * 3, 1 - 4 / 9),  # 9 runs, of 4 kinds
+        (list(range(50)), 0.0),
+    ],
+)
+def test_repetition_by_hand(ids: list[int], share: float) -> None:
+    assert repetition(ids) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reply", "match"),
+    [  # the fifth: loan words are no other language
+        ("What is a falcon?", "A bird of prey.", True),
+        ("What is a falcon?", "一种猛禽。", False),
+        ("什么是隼？", "隼是一种猛禽。", True),
+        ("什么是隼？", "A bird of prey.", False),
+        (
+            "用 Python 写一个快速排序",
+            "可以使用 numpy 的 sort 函数来完成。",
+            True,
+        ),
+        (
+            "写一个函数",
+            "如下：\n```python\ndef quick_sort(values):\n  return sorted(values)\n```\n这样就行了。",
+            True,
+        ),
+        ("写一个函数", "调用 `sorted(values, key=len, reverse=True)` 就行了。", True),
+        ("Write 你好 in a sentence, please.", "He said 你好 to me at the door.", True),
+        ("1 + 1 = ?", "2", None),  # no words
+        ("解方程 x + y = 3", "x = 1, y = 2", None),  # variables are no words
+        ("什么是隼？", "", None),
+    ],
+)
+def test_an_answer_is_in_its_prompts_script(prompt: str, reply: str, match: bool | None) -> None:
+    assert language_match(prompt, reply) is match
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I’m sorry, I won’t do this.",
+        "I cannot provide instructions for this.",
+        "I am unable to assist with this request.",
+        "Unfortunately, I will not be able to help you here. I won't be able to assist.",
+        "As an AI language model, I don't have feelings.",
+        "抱歉，我无法回答这个问题。",
+        "对不起，这个请求我不能满足。",
+        "我不能提供这样的建议。",
+        "作为一个人工智能助手，我没有个人观点。",
+    ],
+)
+def test_refusals(text: str) -> None:
+    assert refusal(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Falcons are birds of prey.",
+        "I can't help but admire falcons.",
+        "As an AI researcher, you may like this book.",
+        "Say: sorry for the delay, the order is on its way.",
+        "隼是一种猛禽，能够在空中捕食。",
+        "作为一名教师，你可以这样开始。",
+        "Here is the letter. " * 20 + "I cannot help you.",  # only how it opens counts
+    ],
+)
+def test_no_refusals(text: str) -> None:
+    assert not refusal(text)
+
+
+# --------------------------------------------------------------------------------------------------- of all the answers
+
+
+def test_distinct_2_counts_pairs_over_the_corpus_but_not_over_the_ends_of_answers() -> None:
+    # 1 2, 2 3 | 1 2, 2 9: four pairs, three kinds
+    assert distinct_2([[1, 2, 3], [1, 2, 9]]) == pytest.approx(3 / 4)
+    assert math.isnan(distinct_2([[1], []]))
+
+
+def test_diversity_looks_at_the_first_200_tokens() -> None:
+    """Both fall with length, so that longer answers would look duller."""
+    for statistic in (distinct_2, compression):
+        assert statistic([[*range(200), *[5] * 300]]) == statistic([list(range(200))])
+
+
+def test_words_that_no_16_bits_hold_are_told_apart() -> None:
+    assert distinct_2([[151_000, 1, 151_001, 1]]) == 1.0
+    assert distinct_2([[65_536, 0, 65_536, 0]]) == pytest.approx(2 / 3)
+
+
+def test_compression_by_hand() -> None:
+    raw = b"\x01\x00\x00\x00\x00\x01\x00\x00" * 50
+    assert compression([[1, 256] * 50]) == len(raw) / len(zlib.compress(raw))
+    assert compression([[7] * 200]) > compression([list(range(200))]) > 1
+    assert math.isnan(compression([]))
+
+
+# -------------------------------------------------------------------------------------------------------------- figures
+
+
+def test_every_figure_is_there_even_without_samples() -> None:
+    names = {"kl", "kl_total", "length_ratio"} | {f"{x}_{side}" for x in X for side in ("base", "tuned", "change")}
+    for samples in ([], [sample(answer([1, 2]), answer([1, 2]))]):
+        figures = sample_metrics(samples, 0)
+        assert set(figures) == names
+        assert all(figure["n"] == len(samples) for figure in figures.values())
+    assert all(figure["value"] is None for figure in sample_metrics([], 0).values())
+
+
+def test_figures_by_hand() -> None:
+    samples = [
+        sample(answer(range(10)), answer(range(20)), kl=4.0),
+        sample(answer(range(10)), answer([7] * 20, "我不能提供。", finished=False), kl=2.0),
+        sample(answer(range(40)), answer(range(10), "42"), kl=0.0),
+    ]
+    figures = sample_metrics(samples, 0)
+    value = {name: figure["value"] for name, figure in figures.items()}
+    assert value["kl"] == pytest.approx(6 / 50)  # nats over tokens, all alike
+    assert value["kl_total"] == pytest.approx(2)
+    assert value["length_ratio"] == pytest.approx(1)  # 2 · 2 · ¼, the cube root
+    assert value["tokens_base"] == pytest.approx(20)
+    assert value["tokens_tuned"] == pytest.approx(50 / 3)
+    assert value["truncated_tuned"] == value["truncated_change"] == pytest.approx(1 / 3)
+    assert value["repetition_tuned"] == pytest.approx((1 - 1 / 17) / 3, abs=1e-6)
+    assert value["repetitive_change"] == pytest.approx(1 / 3)
+    assert value["refusal_tuned"] == pytest.approx(1 / 3)
+    assert value["distinct_2_base"] == pytest.approx(39 / 57)  # 0 1, 1 2, … 38 39
+    assert value["distinct_2_tuned"] == pytest.approx(20 / 47)  # 0 1, … 18 19 and 7 7
+    assert value["distinct_2_change"] == pytest.approx(20 / 47 - 39 / 57, abs=1e-6)
+    # "42" has no words: it is left out on its own side, and its prompt out of the paired change.
+    assert [figures[f"language_match_{side}"]["n"] for side in ("base", "tuned", "change")] == [3, 2, 2]
+    assert value["language_match_tuned"] == pytest.approx(1 / 2)
+    assert value["language_match_change"] == pytest.approx(-1 / 2)
+
+
+def test_thinking_counts_in_the_kl_alone() -> None:
+    figures = sample_metrics([sample(answer([1, 2, 3, 4]), answer([9] * 16 + [1, 2, 3, 4], thought=16), kl=10.0)], 0)
+    assert figures["kl"]["value"] == pytest.approx(10 / 20)
+    for name in ("length_ratio", "tokens_tuned", "repetition_tuned", "distinct_2_tuned"):
+        expected = {"length_ratio": 1.0, "tokens_tuned": 4.0, "repetition_tuned": 0.0, "distinct_2_tuned": 1.0}[name]
+        assert figures[name]["value"] == expected
+    unended = sample_metrics([sample(answer([1, 2]), answer([9] * 8, "", finished=False, thought=8))], 0)
+    assert unended["tokens_tuned"]["value"] == 0
+    assert unended["compression_tuned"]["value"] is None
+
+
+def test_changes_are_paired_over_prompts() -> None:
+    """Prompts differ a lot in length and the models by one token: unpaired, no 50 prompts would show it."""
+    rng = random.Random(0)
+    lengths = [rng.randrange(5, 400) for _ in range(50)]
+    samples = [sample(answer(range(n)), answer(range(n + 1 + n % 2))) for n in lengths]
+    figures = sample_metrics(samples, 0)
+    low, high = figures["tokens_change"]["low"], figures["tokens_change"]["high"]
+    assert low is not None and high is not None and 1 <= low < high <= 2
+    assert sample_metrics(samples, 0) == figures
+
+
+def varied_rows(rng: numpy.random.Generator, count: int) -> list[list[int]]:
+    """Answers of 20 to 100 tokens, each of a vocabulary of its own size, so that some repeat themselves a lot."""
+    return [rng.integers(0, rng.integers(5, 200), rng.integers(20, 100)).tolist() for _ in range(count)]
+
+
+@pytest.mark.parametrize("statistic", [distinct_2, compression])
+def test_intervals_of_a_corpus_hold_the_truth(statistic: Callable[..., float]) -> None:
+    rng = numpy.random.default_rng(0)
+    truth = numpy.mean([statistic(varied_rows(rng, 30)) for _ in range(300)])
+    held = {"base": 0, "change": 0}
+    for _ in range(60):
+        base, _, change = of_corpus(statistic, varied_rows(rng, 30), varied_rows(rng, 30))
+        for side, figure, target in (("base", base, truth), ("change", change, 0.0)):
+            low, high = figure["low"], figure["high"]
+            assert low is not None and high is not None
+            held[side] += int(low <= target <= high)
+    # 95 % of 60, less three standard deviations. A bootstrap of prompts holds the truth in none.
+    assert min(held.values()) >= 52, held

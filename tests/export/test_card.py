@@ -1,0 +1,274 @@
+"""The model card: metadata that the Hub takes, figures from the run's own files, nothing of this machine."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpo_cli import recipe
+from dpo_cli.export import card
+from dpo_cli.export.verify import Check
+from dpo_cli.run import Run, write_json
+
+RECIPE = """\
+model:
+  id: Qwen/Qwen3-1.7B
+  merge_base: Qwen/Qwen3-1.7B
+  thinking: false
+data:
+  sources:
+    - {id: nvidia/HelpSteer2, layout: helpsteer2, language: en, revision: 0123456789abcdef}
+    - {id: ./private/my|pairs.jsonl, layout: pairs, language: zh}
+train: {method: dpo, loss_type: [sigmoid, sft], loss_weights: [1.0, 0.1]}
+eval:
+  judge: {kind: openai, base_url: "http://10.0.0.7:8000/v1", model: judge-32b}
+"""
+
+CHECKS: list[Check] = [
+    {"name": "merged.effect", "value": 0.016488, "limit": [0.0082, 0.033], "ok": True},
+    {"name": "merged.template", "value": "a" * 64, "limit": "a" * 64, "ok": True},
+    {"name": "merged.mean_kl", "value": 0.1, "limit": 0.005, "ok": False},
+    {"name": "adapter.foreign_tensors", "value": 0, "limit": 0, "ok": True},
+    {"name": "gguf.carried", "value": 0.987, "limit": 0.5, "ok": True},
+    {"name": "gap_to_4bit.mean_kl", "value": 0.18, "limit": None, "ok": True},
+]
+
+
+def figure(value: float, low: float | None, high: float | None) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "n": 40}
+
+
+def metrics() -> dict[str, Any]:
+    pairs = {"reward_accuracy": figure(0.984, 0.942, 0.996), "margin": figure(-0.5, -0.75, -0.25)}
+    languages: dict[str, Any] = {
+        "en": {"pairs": pairs, "samples": None, "judge": None},
+        "zh": {"pairs": {"reward_accuracy": figure(0.5, None, None)}},
+    }
+    judge = {
+        "kind": "openai",
+        "model": "judge-32b",
+        "template_sha256": "c" * 64,
+        "win_rate": figure(0.61, 0.55, 0.67),
+        "length_adjusted_win_rate": figure(0.58, 0.51, 0.65),
+    }
+    samples = {"kl": figure(0.0123, 0.011, 0.0136), "length_ratio": figure(1.1, 1.05, 1.15)}
+    return {
+        "verdict": "It learned the preference.",
+        "warnings": ["only 7 held-out pairs in zh"],
+        "pairs": pairs,
+        "samples": samples,
+        "judge": judge,
+        "languages": languages,
+    }
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> tuple[recipe.Recipe, Run]:
+    """A recipe of hub ids and a local file, and a run of it with what the card reads."""
+    path = tmp_path / "demo.yaml"
+    path.write_text(RECIPE, encoding="utf-8")
+    loaded, run = recipe.load(path), Run(tmp_path / "runs" / "demo")
+    prepared = {
+        "sources": {
+            "HelpSteer2": {"in": 120, "kept": 100, "dropped": {"tie": 15, "short": 5}},
+            "my|pairs": {"in": 20, "kept": 20, "dropped": {}},
+        },
+        "pairs": {"train": 1100, "eval": 20},
+        "languages": {"en": {"got": 800}, "zh": {"got": 300}},
+        "provenance": {
+            "sources": {
+                "HelpSteer2": {"id": "nvidia/HelpSteer2", "layout": "helpsteer2", "revision": "0123456789abcdef"},
+                "my|pairs": {"id": loaded.data.sources[1].id, "layout": "pairs", "revision": None},
+            }
+        },
+    }
+    with run.stage("prepare", loaded) as draft:
+        write_json(draft.folder / "report.json", prepared)
+        (draft.folder / "train.jsonl").write_text("")
+    train(loaded, run, "one")
+    evaluate(loaded, run)
+    return loaded, run
+
+
+def train(loaded: recipe.Recipe, run: Run, weights: str) -> None:
+    with run.stage("train", loaded) as draft:
+        (draft.folder / "adapter").mkdir()
+        (draft.folder / "adapter" / "adapter_model.safetensors").write_text(weights)
+        lora = {"r": 24, "lora_alpha": 48, "target_modules": ["v_proj", "q_proj"]}
+        write_json(draft.folder / "adapter" / "adapter_config.json", lora)
+        write_json(draft.folder / "metrics.json", {"steps": 46})
+        draft.record.update(device="cuda", backend="unsloth", revisions={"Qwen/Qwen3-1.7B": "70d244cc86ccca08cf5af4"})
+
+
+def evaluate(loaded: recipe.Recipe, run: Run) -> None:
+    with run.stage("eval", loaded) as draft:
+        write_json(draft.folder / "metrics.json", metrics())
+
+
+def written(loaded: recipe.Recipe, run: Run, kind: str = "merged") -> str:
+    folder = run.folder / "made" / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind in ("gguf", "ollama"):
+        (folder / "demo q8_0.gguf").touch()
+    card.write_card(loaded, run, folder, kind, CHECKS)
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def with_export(loaded: recipe.Recipe, **export: Any) -> recipe.Recipe:
+    return loaded.model_copy(update={"export": loaded.export.model_copy(update=export)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "library", "relation"),
+    [
+        ("adapter", "peft", "adapter"),
+        ("merged", "transformers", "finetune"),
+        ("gguf", "gguf", "finetune"),
+        ("ollama", "gguf", "finetune"),
+    ],
+)
+def test_the_metadata_are_what_the_hub_reads(
+    project: tuple[recipe.Recipe, Run], kind: str, library: str, relation: str
+) -> None:
+    from huggingface_hub import ModelCard
+
+    text = written(*project, kind)
+    found = ModelCard(text).data.to_dict()
+    tags = found.pop("tags")
+    assert found == {
+        "base_model": "Qwen/Qwen3-1.7B",
+        "base_model_relation": relation,
+        "library_name": library,
+        "pipeline_tag": "text-generation",
+        "language": ["en", "zh"],
+        "datasets": ["nvidia/HelpSteer2"],
+    }
+    assert tags[0] == "dpo" and ("lora" in tags) == (kind == "adapter")
+    assert "\n\n\n" not in text
+
+
+def test_a_local_base_is_named_by_its_last_part_and_gives_its_licence(
+    project: tuple[recipe.Recipe, Run], tmp_path: Path
+) -> None:
+    from huggingface_hub import ModelCard
+
+    loaded, run = project
+    base = tmp_path / "my-base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: apache-2.0\nlicense_link: https://x.org/l\n---\n# base\n")
+    loaded = loaded.model_copy(update={"model": loaded.model.model_copy(update={"merge_base": str(base)})})
+    text = written(loaded, run, "adapter")
+    found = ModelCard(text).data.to_dict()
+    assert (found["license"], found["license_link"]) == ("apache-2.0", "https://x.org/l")
+    assert not {"base_model", "base_model_relation"} & found.keys()
+    assert 'from_pretrained("my-base"' in text
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged", "gguf", "ollama"])
+def test_nothing_of_this_machine_gets_out(project: tuple[recipe.Recipe, Run], tmp_path: Path, kind: str) -> None:
+    text = written(*project, kind)
+    for private in (
+        str(tmp_path),
+        tmp_path.name,
+        str(Path.home()) + os.sep,
+        "hunter2",
+        "admin",
+        f"/{getpass.getuser()}/",
+    ):
+        assert private not in text
+    assert "private/" not in text and "my|pairs.jsonl" in text
+
+
+def test_figures_come_with_their_intervals_and_languages(project: tuple[recipe.Recipe, Run]) -> None:
+    text = written(*project)
+    assert "It learned the preference." in text and "- only 7 held-out pairs in zh\n" in text
+    assert "| held-out pairs, 95% interval | all | en | zh |\n|---|---|---|---|\n" in text
+    accuracy = "| reward accuracy (50% before training) | 98.4% (94.2–99.6) | 98.4% (94.2–99.6) | 50.0% |"
+    assert accuracy in text
+    assert "| reward margin, nats | −0.50 (−0.75 to −0.25) | −0.50 (−0.75 to −0.25) | – |" in text
+    assert "| KL to the base, nats per token | 0.0123 (0.011–0.0136) | – | – |" in text
+    assert "| win rate against the base | 61.0% (55.0–67.0) | – | – |" in text
+    assert "judge-32b (openai), prompt template cccccccccccc" in text
+    assert "ranking" not in text, "a figure that nobody has is no row"
+
+
+def test_figures_of_an_earlier_adapter_are_not_shown(project: tuple[recipe.Recipe, Run]) -> None:
+    loaded, run = project
+    train(loaded, run, "another")
+    text = written(loaded, run)
+    assert "## Evaluation\n\nNot evaluated.\n" in text and "98.4%" not in text
+    evaluate(loaded, run)
+    assert "98.4%" in written(loaded, run)
+
+
+def test_training_data_and_checks_are_told(project: tuple[recipe.Recipe, Run]) -> None:
+    text = written(*project)
+    for row in (
+        "| base | Qwen/Qwen3-1.7B, 4-bit NF4, revision 70d244cc86ccca08cf5af4 |",
+        "| reference | Qwen/Qwen3-1.7B, frozen |",
+        "| method | DPO, loss sigmoid + sft, beta 0.1 |",
+        "| LoRA | r 24, alpha 48, on q_proj, v_proj |",
+        "| steps | 46 |",
+        "| nvidia/HelpSteer2 @ 0123456789ab | helpsteer2 | 120 | 100 | tie 15, short 5 |",
+        "| my\\|pairs.jsonl | pairs | 20 | 20 | – |",
+        "1,100 pairs were trained on (en 800, zh 300); 20 are held out.",
+        "| merged.effect | 0.01649 | 0.0082 to 0.033 | passed |",
+        "| merged.template | aaaaaaaaaaaa… | aaaaaaaaaaaa… | passed |",
+        "| merged.mean_kl | 0.1 | 0.005 | **failed** |",
+        "| gap_to_4bit.mean_kl | 0.18 | – | reported |",
+    ):
+        assert row in text, row
+    assert "adapter.foreign_tensors" not in text
+
+
+def test_it_says_whether_the_adapter_is_merged_in(project: tuple[recipe.Recipe, Run], tmp_path: Path) -> None:
+    merged = "merged in? Yes. On held-out answers the mean KL divergence from the untouched base is 0.01649 nats"
+    assert merged in written(*project)
+    carried = "merged in? Yes. The share of the adapter's change that is there on held-out answers is 0.987 "
+    assert carried in written(*project, "gguf")
+    assert "merged in?" not in written(*project, "adapter")
+    failed: Check = {"name": "merged.effect", "value": 0.0, "limit": [0.0082, 0.033], "ok": False}
+    card.write_card(*project, tmp_path, "merged", [failed])
+    assert "merged in? **The check says no.**" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_recipe_in_the_card_makes_the_same_run(project: tuple[recipe.Recipe, Run], tmp_path: Path) -> None:
+    loaded, run = project
+    text = written(loaded, run).split("```yaml\n")[1].split("```")[0]
+    again = tmp_path / "private" / "again.yaml"  # beside the file that it names
+    again.parent.mkdir()
+    again.write_text(text, encoding="utf-8")
+    (again.parent / "my|pairs.jsonl").touch()
+    assert recipe.load(again).model_dump() == loaded.model_dump()
+
+
+def test_commands_name_what_is_there(project: tuple[recipe.Recipe, Run]) -> None:
+    loaded, run = project
+    assert "vllm serve Qwen/Qwen3-1.7B --enable-lora --max-lora-rank 32 \\" in written(loaded, run, "adapter"), (
+        "vLLM takes no 24"
+    )
+    assert "llama-server -m 'demo q8_0.gguf' --jinja" in written(loaded, run, "gguf")
+    assert "ollama create demo -f Modelfile" in written(loaded, run, "ollama")
+    pinned = loaded.model_copy(update={"model": loaded.model.model_copy(update={"revision": "v1"})})
+    adapter = written(pinned, run, "adapter")
+    assert 'from_pretrained("Qwen/Qwen3-1.7B", revision="v1", dtype' in adapter and "--revision v1 " in adapter
+    merged = written(loaded, run)
+    assert "transformers serve . --reasoning off" in merged and '{"enable_thinking": false}' in merged
+    thinking = loaded.model_copy(update={"model": loaded.model.model_copy(update={"thinking": True})})
+    merged = written(thinking, run)
+    assert "--reasoning on" in merged and '{"enable_thinking": true}' in merged and "enable_thinking=True" in merged
+
+
+def test_on_the_hub_the_card_says_where_the_other_formats_are(project: tuple[recipe.Recipe, Run]) -> None:
+    loaded, run = project
+    pushed = with_export(loaded, formats=["adapter", "merged", "gguf", "hub"], hub="me/model")
+    merged, adapter = written(pushed, run), written(pushed, run, "adapter")
+    assert 'from_pretrained("me/model"' in merged
+    assert "also holds the adapter by itself, in `adapter/`; a q8_0 GGUF for llama.cpp." in merged
+    assert "`hf download me/model --local-dir demo` makes (`cd adapter` in it)" in adapter
+    alone = written(with_export(loaded, formats=["adapter", "hub"], hub="me/model"), run, "adapter")
+    assert 'PeftModel.from_pretrained(base, "me/model")' in alone and "also holds" not in alone
+    assert "me/model" not in written(loaded, run).split("<details>")[0]

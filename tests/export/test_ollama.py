@@ -1,0 +1,147 @@
+"""The Modelfile: Ollama's prompt is training's prompt, and what would make it another is noticed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpo_cli import recipe, smoke
+from dpo_cli.export import ollama
+from dpo_cli.export.verify import FIXTURES
+from dpo_cli.recipe import Recipe
+from transformers import AutoTokenizer
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+TEMPLATES = ("qwen3", "qwen3_instruct_2507")  # the second knows no thinking, so no empty think block either
+
+# Go's own template engine as Ollama calls it; argument: the template, input: chats as JSON.
+GO = """
+package main
+import ("encoding/json"; "os"; "text/template")
+type message struct{ Role, Content, Thinking string }
+func main() {
+    var chats [][]*message
+    if err := json.NewDecoder(os.Stdin).Decode(&chats); err != nil { panic(err) }
+    t := template.Must(template.New("").Option("missingkey=zero").Parse(os.Args[1]))
+    for _, chat := range chats {
+        if err := t.Execute(os.Stdout, map[string]any{"Messages": chat}); err != nil { panic(err) }
+    }
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(smoke.resolve("builtin:tiny-qwen3"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "ollama").mkdir()
+    (tmp_path / "ollama" / "mine.gguf").write_bytes(b"GGUF")
+    return tmp_path / "ollama"
+
+
+def loaded(*settings: str) -> Recipe:
+    return recipe.load(SMOKE, list(settings))
+
+
+def with_template(tokenizer: Any, name: str) -> None:
+    spec = find_spec("trl")
+    assert spec and spec.submodule_search_locations
+    path = Path(spec.submodule_search_locations[0], "chat_templates", f"{name}.jinja")
+    tokenizer.chat_template = path.read_text(encoding="utf-8")
+
+
+def failed(folder: Path, tokenizer: Any, of: Recipe) -> list[str]:
+    return [check["name"] for check in ollama.check_modelfile(folder, tokenizer, of) if not check["ok"]]
+
+
+def template_of(folder: Path) -> str:
+    return (folder / "Modelfile").read_text(encoding="utf-8").split('"""')[1]
+
+
+def edit(folder: Path, old: str, new: str) -> None:
+    text = (folder / "Modelfile").read_text(encoding="utf-8")
+    assert old in text
+    (folder / "Modelfile").write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.mark.parametrize("thinking", ["false", "true"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_prompts_are_the_chat_templates(tokenizer: Any, folder: Path, name: str, thinking: str) -> None:
+    with_template(tokenizer, name)
+    of = loaded(f"model.thinking={thinking}")
+    ollama.write_modelfile(folder / "mine.gguf", tokenizer, of, folder)
+    assert failed(folder, tokenizer, of) == []
+    empty = "<think>\n\n</think>\n\n"
+    assert template_of(folder).endswith(empty) is (name == "qwen3" and thinking == "false")
+    assert (".Thinking" in template_of(folder)) is (thinking == "true")
+
+
+@pytest.mark.skipif(not shutil.which("go"), reason="needs Go")
+@pytest.mark.parametrize("thinking", ["false", "true"])
+def test_go_renders_as_our_renderer_does(tokenizer: Any, folder: Path, thinking: str) -> None:
+    with_template(tokenizer, "qwen3")
+    ollama.write_modelfile(folder / "mine.gguf", tokenizer, loaded(f"model.thinking={thinking}"), folder)
+    template = template_of(folder)
+    chats = [[{**message, "thinking": "unseen"} for message in messages] for messages in FIXTURES]
+    (folder / "main.go").write_text(GO)
+    command = ["go", "run", str(folder / "main.go"), template]
+    done = subprocess.run(command, input=json.dumps(chats), capture_output=True, text=True, check=True)
+    assert done.stdout == "".join(str(ollama.render(template, messages)) for messages in FIXTURES)
+
+
+def test_what_the_modelfile_says(tokenizer: Any, folder: Path) -> None:
+    with_template(tokenizer, "qwen3")
+    of = loaded("eval.temperature=0", "eval.top_k=7", "model.max_length=8000")
+    ollama.write_modelfile(folder / "mine.gguf", tokenizer, of, folder)
+    lines = (folder / "Modelfile").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "FROM ./mine.gguf"
+    assert {
+        'PARAMETER stop "<|im_end|>"',
+        'PARAMETER stop "<|endoftext|>"',
+        "PARAMETER temperature 0.0",
+        "PARAMETER top_k 7",
+        "PARAMETER repeat_penalty 1",
+        "PARAMETER num_ctx 8000",
+    } <= set(lines)
+
+
+def test_weights_in_another_folder_are_found(tokenizer: Any, folder: Path) -> None:
+    (folder.parent / "gguf").mkdir()
+    shutil.move(folder / "mine.gguf", folder.parent / "gguf" / "my model.gguf")
+    of = loaded()
+    ollama.write_modelfile(folder.parent / "gguf" / "my model.gguf", tokenizer, of, folder)
+    assert failed(folder, tokenizer, of) == []
+    (folder.parent / "gguf" / "my model.gguf").unlink()
+    assert failed(folder, tokenizer, of) == ["ollama.weights_missing"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "check"),
+    [
+        ("<think>\n\n</think>\n\n", "", "ollama.prompts_differ"),
+        ("<|im_end|>\n{{ end }}", "<|im_end|>{{ end }}", "ollama.prompts_differ"),
+        ("{{ .Content }}", "{{ .Prompt }}", "ollama.prompts_differ"),
+        ("{{ range .Messages }}", "{{ .System }}{{ range .Messages }}", "ollama.prompts_differ"),
+        ('PARAMETER stop "<|im_end|>"', "", "ollama.stops"),
+    ],
+)
+def test_a_modelfile_that_says_something_else(tokenizer: Any, folder: Path, old: str, new: str, check: str) -> None:
+    with_template(tokenizer, "qwen3")
+    of = loaded()
+    ollama.write_modelfile(folder / "mine.gguf", tokenizer, of, folder)
+    edit(folder, old, new)
+    assert failed(folder, tokenizer, of) == [check]
+
+
+def test_a_chat_template_that_is_not_chatml(tokenizer: Any, folder: Path) -> None:
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    ollama.write_modelfile(folder / "mine.gguf", tokenizer, loaded(), folder)
+    assert failed(folder, tokenizer, loaded()) == ["ollama.prompts_differ"]
