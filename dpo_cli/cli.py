@@ -83,7 +83,6 @@ def train(
     """Train a LoRA on the pairs, preparing them first where needed."""
     with _reported(debug):
         loaded, run = _open(recipe_path, settings, runs_dir)
-        _need_pairs(loaded, f"train.method {loaded.train.method}")
         again, quiet = force or fresh, quiet or not processes.is_main()
         with run.lock() if processes.is_main() else nullcontext():
             if plan:
@@ -108,10 +107,12 @@ def train(
                 trained = stage(loaded, run, fresh=fresh or force, quiet=quiet)
                 best = trained.metrics.get("best")
                 kept = f", step {best['step']} was the best" if best else ""
+                each = "pairs" if "pairs_per_second" in trained.metrics else "rows"
+                rate = f"{trained.metrics[f'{each}_per_second']:.1f} {each}/s"
                 _say(
                     quiet,
                     f"train: {trained.metrics['steps']} steps in {trained.metrics['seconds']:.0f} s, "
-                    f"{trained.metrics['pairs_per_second']:.1f} pairs/s{kept} -> {trained.adapter}",
+                    f"{rate}{kept} -> {trained.adapter}",
                 )
 
             work() if again else _nothing_to_do("train", run, quiet)
@@ -132,6 +133,7 @@ def evaluate(
     """Measure the adapter on the held-out pairs and write report.html."""
     with _reported(debug):
         loaded, run = _open(recipe_path, settings, runs_dir)
+        _need_pairs(loaded, "eval")
         with run.lock():
             run.require("train", loaded, _command("train", recipe_path, settings, runs_dir))
 

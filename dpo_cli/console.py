@@ -59,31 +59,38 @@ def print_plan(loaded: Recipe, run: Run) -> None:
 
     from dpo_cli import models
     from dpo_cli.evaluate.score import encode
-    from dpo_cli.records import read_pairs
+    from dpo_cli.records import Pair, read_jsonl
     from dpo_cli.train.engine import available_memory
+    from dpo_cli.train.memory import Lengths
     from dpo_cli.train.memory import plan as predict
+    from dpo_cli.train.methods import METHODS
     from dpo_cli.train.token_budget import whole
 
     gpu = torch.cuda.is_available()
     card = torch.cuda.get_device_name() if gpu else "this machine"
     tokenizer = models.load_tokenizer(loaded)
-    longest = []
-    for pair in read_pairs(run.train_pairs):
-        chosen, rejected = encode(tokenizer, pair, loaded.model.max_length)
-        longest.append((chosen.start, len(chosen.ids) - chosen.start, len(rejected.ids) - chosen.start))
+    rows: list[Lengths] = []
+    for row in read_jsonl(run.train_pairs):
+        answers = [row[side] for side in ("chosen", "rejected", "completion") if side in row]
+        common = {name: row[name] for name in ("id", "prompt", "language", "source", "chat_template_kwargs")}
+        both = encode(tokenizer, Pair(chosen=answers[0], rejected=answers[-1], **common), loaded.model.max_length)
+        lengths = [len(one.ids) - one.start for one in both][: len(answers)]
+        singly = loaded.train.method == "kto"
+        rows += [(both[0].start, one) for one in lengths] if singly else [(both[0].start, *lengths)]
     config = AutoConfig.from_pretrained(models.location(loaded.model.id), revision=loaded.model.revision)
     backend = models.choose_backend(loaded)
+    fits = METHODS[loaded.train.method].engine
     found = predict(
         loaded,
-        longest,
+        rows,
         config,
         available_memory(loaded),
         device="cuda" if gpu else "cpu",
         card=card,
-        shared=loaded.engine.shared_prefix != "off",
-        budgeted=loaded.engine.token_budget != "off" and whole(loaded.train.loss_type) is None,
+        shared=loaded.engine.shared_prefix != "off" and "shared_prefix" in fits,
+        budgeted=loaded.engine.token_budget != "off" and "token_budget" in fits and whole(loaded.train.losses) is None,
     )
-    typer.echo(f"train: {len(longest)} pairs, {loaded.train.num_train_epochs:g} epochs, {card}")
+    typer.echo(f"train: {len(rows)} {found.rows_are}, {loaded.train.num_train_epochs:g} epochs, {card}")
     typer.echo(f"  backend {backend.name}: {backend.why}")
     Console(width=80).print(found.table())
     if not found.fits:

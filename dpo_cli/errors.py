@@ -42,3 +42,8 @@ def did_you_mean(word: str, known: list[str]) -> str | None:
 
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return near[0] if near else None
+
+
+def either(words: list[str]) -> str:
+    """`a, b or c`."""
+    return " or ".join(", ".join(words).rsplit(", ", 1))

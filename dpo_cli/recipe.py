@@ -22,9 +22,9 @@ from pydantic import (
     model_validator,
 )
 
-from dpo_cli.errors import did_you_mean
+from dpo_cli.errors import did_you_mean, either
 from dpo_cli.recipe_mistakes import problems_of, recipe_error
-from dpo_cli.recipe_train import Section, train_model
+from dpo_cli.recipe_train import Section, method_of, methods_with_data, train_model, train_schema, trl_arguments
 from dpo_cli.recipe_yaml import Dumper, Key, read_recipe, show_key
 
 METRICS = ("correctness", "helpfulness", "coherence", "complexity", "verbosity")
@@ -326,7 +326,7 @@ class Export(Section):
 if TYPE_CHECKING:
     Train = Any
 else:
-    Train = train_model("dpo")
+    Train = train_model("dpo")  # of other methods: `_recipe_model`
 
 
 # ---------------------------------------------------------------------------------------------------------- the recipe
@@ -368,6 +368,16 @@ _NOT_BUILT: tuple[tuple[str, str], ...] = (
 )
 
 
+@cache
+def _recipe_model(method: str) -> type[Recipe]:
+    """The recipe with the `train` section of one method."""
+    if method == "dpo":
+        return Recipe
+    train = train_model(method)
+    fields: dict[str, Any] = {"train": (train, Field(default_factory=train))}
+    return create_model("Recipe", __base__=Recipe, __module__=__name__, **fields)
+
+
 def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read, merge and check a recipe.
 
@@ -382,7 +392,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     if document.values.get("name") is None:
         document.values["name"] = path.stem
     try:
-        recipe = Recipe.model_validate(document.values)
+        recipe = _recipe_model(method_of(document.values.get("train"))).model_validate(document.values)
     except ValidationError as error:
         raise recipe_error(path, document.places, problems_of(error, document.values, json_schema())) from None
     recipe._places.update(document.places)
@@ -395,9 +405,9 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
 def _conflicts(recipe: Recipe) -> list[tuple[Key, str]]:
     """Settings of different sections that can't both be meant."""
     train = recipe.train
+    found = _against_the_method(recipe)
     if recipe.engine.early_stopping is None:
-        return []
-    found: list[tuple[Key, str]] = []
+        return found
     if train.eval_strategy == "no":
         found.append((("engine", "early_stopping"), "needs evaluations: set train.eval_strategy: steps, or epoch"))
     for name in ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"):
@@ -406,6 +416,35 @@ def _conflicts(recipe: Recipe) -> list[tuple[Key, str]]:
     for name in ("save_strategy", "save_steps"):
         if name in train.model_fields_set and getattr(train, name) != getattr(train, name.replace("save", "eval")):
             found.append((("train", name), "with engine.early_stopping each evaluation is saved; remove it"))
+    return found
+
+
+def _against_the_method(recipe: Recipe) -> list[tuple[Key, str]]:
+    """Settings of other sections that `train.method` can't do with."""
+    method, engine = recipe.train.method, recipe.engine
+    described = trl_arguments()[method]
+    found: list[tuple[Key, str]] = []
+    given, wanted = recipe.data.format, described["data"]
+    if given not in wanted:
+        others = methods_with_data(given)
+        instead = f", or train.method: {either(others)}" if others else ""
+        sentence = f"{method} learns from {either(wanted)}, not from {given}: set data.format: {wanted[0]}{instead}"
+        found.append((("data", "format") if ("data", "format") in recipe._places else ("train", "method"), sentence))
+    insisted = {
+        "shared_prefix": engine.shared_prefix == "on",
+        "token_budget": isinstance(engine.token_budget, int),
+        "reference_cache": engine.reference_cache == "on",
+    }
+    for part, asked in insisted.items():
+        if asked and part not in described["engine"]:
+            why = f"it is made for train.method dpo, not for {method}"
+            if part == "reference_cache" and not described["reference"]:
+                why = f"{method} has no reference"
+            found.append((("engine", part), f"{why}: set engine.{part}: auto"))
+    stopping = engine.early_stopping
+    if stopping and stopping.metric.endswith("rewards/accuracies") and method == "kto":
+        sentence = "is not logged by kto, which looks at no pairs: set eval_loss or eval_rewards/margins"
+        found.append((("engine", "early_stopping", "metric"), sentence))
     return found
 
 
@@ -430,4 +469,5 @@ def dump(recipe: Recipe) -> str:
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a recipe file, for an editor's completion and checks."""
     schema = Recipe.model_json_schema()
+    schema["$defs"]["Train"] = train_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "dpo-cli recipe"}

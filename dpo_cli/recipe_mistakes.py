@@ -8,8 +8,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dpo_cli.errors import USAGE, DpoError, did_you_mean
-from dpo_cli.recipe_train import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS
+from dpo_cli.errors import USAGE, DpoError, did_you_mean, either
+from dpo_cli.recipe_train import (
+    OF_THE_REFERENCE,
+    OLD_TRAIN_ARGUMENTS,
+    OWNED_TRAIN_ARGUMENTS,
+    method_of,
+    methods_with,
+    methods_with_loss,
+    train_model,
+    trl_arguments,
+)
 from dpo_cli.recipe_yaml import Key, show_key
 
 _KINDS = {
@@ -48,7 +57,8 @@ def problems_of(error: ValidationError, values: dict[str, Any], schema: dict[str
             key = (*key, item["ctx"]["key"])
         by_key.setdefault(key, []).append(item)
     deepest = [key for key in by_key if not any(key == other[: len(key)] != other for other in by_key)]
-    return [(key, _sentence(key, by_key[key], schema)) for key in deepest]
+    method = method_of(values.get("train"))
+    return [(key, _sentence(key, by_key[key], schema, method)) for key in deepest]
 
 
 def _real_key(loc: tuple[str | int, ...], kind: str, values: Any) -> Key:
@@ -64,12 +74,18 @@ def _real_key(loc: tuple[str | int, ...], kind: str, values: Any) -> Key:
     return tuple(key)
 
 
-def _sentence(key: Key, items: list[Any], schema: dict[str, Any]) -> str:
+def _sentence(key: Key, items: list[Any], schema: dict[str, Any], method: str) -> str:
     first = items[0]
+    if key[:1] == ("train",):
+        sentence = _of_another_method(key, first, method)
+        if sentence:
+            return sentence
     kinds = list(dict.fromkeys(_KINDS[item["type"]] for item in items if item["type"] in _KINDS))
     values = [item["ctx"]["expected"] for item in items if item["type"] == "literal_error"]
+    if key == ("train", "method"):
+        values = [either(list(trl_arguments()))]
     if first["type"] == "extra_forbidden":
-        return _unknown_key(key, schema)
+        return _unknown_key(key, schema, method)
     if first["type"] == "missing":
         return f"is missing: {_description(key, schema)}"
     others = [item for item in items if item["type"] not in _KINDS and item["type"] != "literal_error"]
@@ -89,13 +105,32 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _unknown_key(key: Key, schema: dict[str, Any]) -> str:
+def _of_another_method(key: Key, first: Any, method: str) -> str | None:
+    """What to say of an argument or a loss that TRL has, but for another method; None where it is none."""
+    name, given = str(key[1]) if len(key) > 1 else "", first["input"]
+    if first["type"] == "extra_forbidden" and name in OF_THE_REFERENCE and not trl_arguments()[method]["reference"]:
+        return f"is not for {method}, which has no reference: remove it"
+    if first["type"] == "extra_forbidden" and name not in OWNED_TRAIN_ARGUMENTS and methods_with(name):
+        null = ", or set it to null" if name == "loss_type" else ""
+        return f"belongs to train.method {either(methods_with(name))}, not to {method}: remove it{null}"
+    if first["type"] == "literal_error" and name == "loss_type" and isinstance(given, str):
+        others = methods_with_loss(given)
+        own = trl_arguments()[method]["losses"]
+        if others and given not in own:
+            return (
+                f"{given} is a loss of train.method {either(others)}, not of {method}: "
+                f"set train.loss_type: null for {method}'s own, or train.method: {others[0]}"
+            )
+    return None
+
+
+def _unknown_key(key: Key, schema: dict[str, Any], method: str) -> str:
     name = str(key[-1])
     if key[0] == "train" and name in OWNED_TRAIN_ARGUMENTS:
         return f"is not set here: {OWNED_TRAIN_ARGUMENTS[name]}"
     if key[0] == "train" and name in OLD_TRAIN_ARGUMENTS:
         return f"is not one of TRL's arguments: {OLD_TRAIN_ARGUMENTS[name]}"
-    siblings = fields_at(key[:-1], schema)
+    siblings = list(train_model(method).model_fields) if key[:-1] == ("train",) else fields_at(key[:-1], schema)
     near = did_you_mean(name, siblings)
     if near:
         return f"unknown key; did you mean {near}?"

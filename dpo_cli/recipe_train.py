@@ -59,6 +59,12 @@ OWNED_TRAIN_ARGUMENTS: dict[str, str] = {
     "precompute_ref_batch_size": "use engine.reference_cache",
 }
 
+# Arguments of the reference model, which some methods don't have.
+OF_THE_REFERENCE = (
+    "precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model", "ref_model_mixup_alpha",
+    "ref_model_sync_steps",
+)  # fmt: skip
+
 # Names that older TRL or transformers had, and what to write today.
 OLD_TRAIN_ARGUMENTS: dict[str, str] = {
     "warmup_ratio": "warmup_steps below 1 is a ratio: warmup_steps: 0.1",
@@ -114,9 +120,31 @@ TRAIN_RANGES: dict[str, dict[str, Any]] = {
 
 @cache
 def trl_arguments() -> dict[str, Any]:
-    """What `train/methods.py` read off TRL's config classes: {method: {config, losses, arguments}}."""
-    text = (Path(__file__).parent / "trl_arguments.json").read_text(encoding="utf-8")
-    return dict(json.loads(text))
+    """By method, what `train/methods.py` says of it and read off TRL: see `describe_arguments` there."""
+    described = json.loads((Path(__file__).parent / "trl_arguments.json").read_text(encoding="utf-8"))
+    shared = described.pop("shared")
+    return {method: {**one, "arguments": {**shared, **one["arguments"]}} for method, one in described.items()}
+
+
+def method_of(train: Any) -> str:
+    """The method that a `train` section as it was written asks for; dpo where it says nothing that is known."""
+    said = train.get("method") if isinstance(train, dict) else None
+    return said if isinstance(said, str) and said in trl_arguments() else "dpo"
+
+
+def methods_with(argument: str) -> list[str]:
+    """The methods whose config has that argument."""
+    return [method for method, one in trl_arguments().items() if argument in one["arguments"]]
+
+
+def methods_with_data(given: str) -> list[str]:
+    """The methods that learn from that `data.format`."""
+    return [method for method, one in trl_arguments().items() if given in one["data"]]
+
+
+def methods_with_loss(loss: Any) -> list[str]:
+    """The methods that have that `train.loss_type`."""
+    return [method for method, one in trl_arguments().items() if loss in one["losses"]]
 
 
 class _TrainBase(Section):
@@ -124,25 +152,55 @@ class _TrainBase(Section):
 
     model_config = ConfigDict(protected_namespaces=())
 
+    @property
+    def losses(self) -> list[str]:
+        """`loss_type` as a list, whatever the method; ORPO has one loss and no name for it."""
+        said = getattr(self, "loss_type", [])
+        return [said] if isinstance(said, str) else said
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_methods_own_loss(cls, train: Any) -> Any:
+        """So that `--set train.loss_type=null` takes back what the recipe says for another method."""
+        if isinstance(train, dict) and train.get("loss_type", "") is None:
+            return {name: value for name, value in train.items() if name != "loss_type"}
+        return train
+
     @model_validator(mode="after")
     def _settings_that_exclude_each_other(self) -> _TrainBase:
         train: Any = self
-        losses = train.loss_type
-        if train.loss_weights is not None and len(train.loss_weights) != len(losses):
-            problem = f"has {len(train.loss_weights)} weights for {len(losses)} losses"
-            raise PydanticCustomError("key", "{problem}", {"key": "loss_weights", "problem": problem})
+        losses = self.losses
+        if getattr(train, "loss_weights", None) is not None and len(train.loss_weights) != len(losses):
+            raise _problem("loss_weights", f"has {len(train.loss_weights)} weights for {len(losses)} losses")
         if {"exo_pair", "robust"} & set(losses) and not train.label_smoothing:
-            problem = f"must be above 0 for {' + '.join(losses)}, for instance 0.1"
-            raise PydanticCustomError("key", "{problem}", {"key": "label_smoothing", "problem": problem})
+            raise _problem("label_smoothing", f"must be above 0 for {' + '.join(losses)}, for instance 0.1")
         if train.bf16 and train.fp16:
-            raise PydanticCustomError("key", "{problem}", {"key": "fp16", "problem": "and bf16 can't both be true"})
+            raise _problem("fp16", "and bf16 can't both be true")
+        if getattr(train, "sync_ref_model", False):
+            raise _problem("sync_ref_model", "can't be: with a LoRA, TRL keeps no reference that could be moved")
+        if losses == ["kto"] and train.per_device_train_batch_size < 2:
+            raise _problem(
+                "per_device_train_batch_size",
+                "must be 2 or more for kto, whose KL term is a mean over the rows at once; 4 or more is better",
+            )
+        if losses == ["kto"] and train.train_sampling_strategy != "sequential":
+            raise _problem(
+                "train_sampling_strategy",
+                "must be sequential for kto: its KL term pairs neighbours, and dpo-cli shuffles the rows before",
+            )
         return self
+
+
+def _problem(key: str, sentence: str) -> PydanticCustomError:
+    """An error of one key of the section, which only the whole section shows."""
+    return PydanticCustomError("key", "{problem}", {"key": key, "problem": sentence})
 
 
 @cache
 def train_model(method: str) -> type[_TrainBase]:
     """The `train` section of one method: TRL's arguments with their types, our defaults, ranges and choices."""
     described = trl_arguments()[method]
+    defaults = OUR_TRAIN_DEFAULTS | described["defaults"]
 
     def as_list(value: Any) -> Any:
         return [value] if isinstance(value, str) else value
@@ -152,15 +210,16 @@ def train_model(method: str) -> type[_TrainBase]:
         if name in OWNED_TRAIN_ARGUMENTS:
             continue
         kind: Any = argument["type"]
-        if argument["choices"]:
+        if argument.get("choices"):
             none = [None] if "None" in kind.split(" | ") else []
             kind = Literal[tuple(argument["choices"] + none)]
         if name == "loss_type":
             losses: Any = Literal[tuple(described["losses"])]
+            several = kind.startswith("list")  # DPO's, which mixes losses
             word_or_list = BeforeValidator(as_list, json_schema_input_type=losses | list[losses])
-            kind = Annotated[list[losses], word_or_list, Field(min_length=1)]
-        default = OUR_TRAIN_DEFAULTS.get(name, argument["default"])
-        if default is None and name in OUR_TRAIN_DEFAULTS:
+            kind = Annotated[list[losses], word_or_list, Field(min_length=1)] if several else losses
+        default = defaults.get(name, argument["default"])
+        if default is None and name in defaults:
             kind = f"{kind} | None"
         fields[name] = (kind, Field(default, **TRAIN_RANGES.get(name, {})))
     return create_model(
@@ -170,3 +229,29 @@ def train_model(method: str) -> type[_TrainBase]:
         __doc__=f"Arguments of TRL's {described['config']}.",
         **fields,
     )
+
+
+def train_schema() -> dict[str, Any]:
+    """JSON Schema of the `train` section, whatever its method: what all share once, and what sets each apart."""
+    # Without the titles that pydantic makes of the names: there are hundreds.
+    models = {method: train_model(method).model_json_schema()["properties"] for method in trl_arguments()}
+    for properties in models.values():
+        for entry in properties.values():
+            entry.pop("title", None)
+    every = {name: entry for properties in models.values() for name, entry in properties.items() if name != "method"}
+    alike = {name for name in every if all(one.get(name, every[name]) == every[name] for one in models.values())}
+    method = {"enum": list(models), "default": "dpo", "type": "string"}
+    choice = []
+    for name, properties in models.items():
+        own = {key: properties.get(key, False) for key in every if key not in alike or key not in properties}
+        # See `_null_is_the_methods_own_loss`.
+        own["loss_type"] = {"anyOf": [own["loss_type"], {"type": "null"}]}
+        condition = {"properties": {"method": {"const": name}}} | ({} if name == "dpo" else {"required": ["method"]})
+        choice.append({"if": condition, "then": {"properties": own}})
+    return {
+        "type": "object",
+        "description": "Arguments of the method's config in TRL, by TRL's names.",
+        "properties": {"method": method} | {name: entry if name in alike else {} for name, entry in every.items()},
+        "additionalProperties": False,
+        "allOf": choice,
+    }

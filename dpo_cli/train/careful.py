@@ -54,6 +54,7 @@ def careful(trainer_class: Any) -> Any:
                 f"eval_{name}": sum(metrics[f"eval_{language}_{name}"] * count for language, count in pairs.items())
                 / sum(pairs.values())
                 for name in HELD_OUT
+                if all(f"eval_{language}_{name}" in metrics for language in pairs)  # KTO has no accuracy
             }
             self.log(overall)
             # Callbacks hear of each language by itself; those that wait for a figure over all hear it here.
@@ -62,21 +63,26 @@ def careful(trainer_class: Any) -> Any:
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             if not self.model.training:  # TRL calls the figures of every held-out set eval_rewards/… and the like
-                figures = self._metrics["eval"]
+                # CPO's and ORPO's trainers keep them under another name, with the prefix already.
+                figures = self._metrics["eval"] if hasattr(self, "_metrics") else self._stored_metrics["eval"]
                 for name in list(figures):
-                    figures[f"{self._language}_{name}"] = figures.pop(name)
+                    first = "eval_" if name.startswith("eval_") else ""
+                    figures[f"{first}{self._language}_{name.removeprefix(first)}"] = figures.pop(name)
             super().log(logs, start_time)
 
     return Trainer
 
 
 def _ids_of(inputs: Any, dataset: Any) -> list[str]:
-    """The ids of the pairs in a TRL batch, whose first half is the chosen sequences, found by their tokens."""
+    """The ids of the rows in a TRL batch: said there, or found by the tokens of chosen answers, or of labelled ones."""
+    if "id" in inputs:
+        return list(inputs["id"])
+    answer = "completion_ids" if "label" in inputs else "chosen_ids"
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     wanted = {tuple(row[keep.bool()].tolist()) for row, keep in zip(ids, mask, strict=True)}
     found = []
     for row in dataset:
-        tokens = tuple(row["prompt_ids"] + row["chosen_ids"])
+        tokens = tuple(row["prompt_ids"] + row[answer])
         if any(one and one == tokens[: len(one)] for one in wanted):
             found.append(row["id"])
     return found

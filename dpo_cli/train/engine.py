@@ -13,33 +13,37 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli import models, processes
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, either
 from dpo_cli.recipe import Recipe
 from dpo_cli.train import reference_cache, shared_prefix, token_budget
 from dpo_cli.train.memory import Device, parse_memory_limit, plan
-from dpo_cli.train.preflight import fit, use_micro_batch
+from dpo_cli.train.methods import METHODS
+from dpo_cli.train.preflight import fit, row_columns, use_micro_batch
+
+PARTS = ("shared_prefix", "token_budget", "reference_cache")
 
 
 @dataclass
 class Chosen:
     """What a run takes, as its manifest keeps it; a resumed run takes the same again."""
 
-    micro_batch: int  # pairs that the trainer is given at once; with a token budget, a step's
+    micro_batch: int  # pairs, or rows, that the trainer is given at once; with a token budget, a step's
     token_budget: int | None = None
     gradient_checkpointing: bool = False
     shared_prefix: bool = False
     reference_cache: bool = False
     # Why a part that the recipe leaves open is not taken.
     notes: list[str] = field(default_factory=list)
+    unit: str = "pairs"
 
     def record(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "notes"}
+        return {name: value for name, value in asdict(self).items() if name not in ("notes", "unit")}
 
     def line(self) -> str:
         """For the screen: `shared prefix, 1024 tokens at once, no checkpointing`."""
-        at_once = f"{self.token_budget} tokens at once" if self.token_budget else f"{self.micro_batch} pairs at once"
+        what = f"{self.token_budget} tokens" if self.token_budget else f"{self.micro_batch} {self.unit}"
         parts = ["shared prefix"] if self.shared_prefix else []
-        parts += [at_once, "checkpointing" if self.gradient_checkpointing else "no checkpointing"]
+        parts += [f"{what} at once", "checkpointing" if self.gradient_checkpointing else "no checkpointing"]
         return ", ".join(parts + (["cached reference"] if self.reference_cache else []))
 
 
@@ -55,7 +59,11 @@ def choose(recipe: Recipe, trainer: Any, before: dict[str, Any] | None, say: Cal
         DpoError: a part that the recipe insists on can't be had, or one pair does not fit the memory.
     """
     args, engine = trainer.args, recipe.engine
-    chosen = Chosen(args.per_device_train_batch_size)
+    chosen = Chosen(args.per_device_train_batch_size, unit=rows_are(trainer))
+    method = METHODS[recipe.train.method]
+    off = [part for part in PARTS if part not in method.engine and (method.reference or part != "reference_cache")]
+    if off:
+        chosen.notes.append(f"no {either(off).replace('_', ' ')}: made for train.method dpo")
     if before is None or before["shared_prefix"]:
         chosen.shared_prefix = _share_prefix(recipe, trainer, chosen.notes)
     trainer.shared_prefix = chosen.shared_prefix
@@ -68,7 +76,7 @@ def choose(recipe: Recipe, trainer: Any, before: dict[str, Any] | None, say: Cal
         planned = trainer.token_budget or args.per_device_train_batch_size
         size = fit(trainer, parse_memory_limit(engine.memory_limit)) if engine.preflight else planned
         if size != planned:
-            what = "tokens" if trainer.token_budget else "pairs"
+            what = "tokens" if trainer.token_budget else chosen.unit
             say(f"train: {planned} {what} at once don't fit the memory: {size} at once")
     chosen.micro_batch = args.per_device_train_batch_size
     chosen.token_budget = trainer.token_budget
@@ -84,6 +92,8 @@ def cache_reference(
     It pays where each pair is seen more than once, or where the rows are there already.
     """
     asked, args = recipe.engine.reference_cache, trainer.args
+    if "reference_cache" not in METHODS[recipe.train.method].engine:
+        return False
     if asked == "off" or (before is not None and not before["reference_cache"]):
         return False
     why_not = reference_cache.unsupported(recipe, trainer)
@@ -115,7 +125,7 @@ def _refused(recipe: Recipe, key: str, message: str) -> DpoError:
 def _share_prefix(recipe: Recipe, trainer: Any, notes: list[str]) -> bool:
     """Install the shared prefix and hold it against the stock path on a real batch; False where it can't be had."""
     asked = recipe.engine.shared_prefix
-    if asked == "off":
+    if asked == "off" or "shared_prefix" not in METHODS[recipe.train.method].engine:
         return False
     unsloth = models.patched_by_unsloth(type(trainer))
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -143,18 +153,18 @@ def _share_prefix(recipe: Recipe, trainer: Any, notes: list[str]) -> bool:
 
 def _cut_by_tokens(recipe: Recipe, trainer: Any, chosen: Chosen) -> None:
     """Take the token budget and the checkpointing that the memory plan says, where the recipe leaves them open."""
-    args, asked = trainer.args, recipe.engine.token_budget
-    why_not = "engine.token_budget: off" if asked == "off" else token_budget.stays_whole(trainer)
+    args, asked, fits = trainer.args, recipe.engine.token_budget, METHODS[recipe.train.method].engine
+    why_not: str | None = "engine.token_budget: off" if asked == "off" else "not by this method"
+    if asked != "off" and "token_budget" in fits:
+        why_not = token_budget.stays_whole(trainer)
     if why_not and isinstance(asked, int):
         raise _refused(recipe, "token_budget", f"a step can't be cut by tokens: {why_not}")
-    if why_not and asked == "auto":
+    if why_not and asked == "auto" and "token_budget" in fits:
         chosen.notes.append(f"no token budget: {why_not}")
     device: Device = "cuda" if args.device.type == "cuda" else "cpu"
     available = available_memory(recipe)
-    lengths = [
-        (len(row["prompt_ids"]), len(row["chosen_ids"]), len(row["rejected_ids"]))
-        for row in trainer.train_dataset.select_columns(list(reference_cache.TOKENS))
-    ]
+    columns = row_columns(trainer.train_dataset)
+    lengths = [tuple(len(row[name]) for name in columns) for row in trainer.train_dataset.select_columns(columns)]
     try:
         found = plan(
             recipe,
@@ -190,6 +200,11 @@ def available_memory(recipe: Recipe) -> int:
     else:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(there, parse_memory_limit(recipe.engine.memory_limit) or there)
+
+
+def rows_are(trainer: Any) -> str:
+    """What a row of the trainer's data is called: pairs, or rows with one answer."""
+    return "rows" if "label" in trainer.train_dataset.column_names else "pairs"
 
 
 def _step_pairs(trainer: Any) -> int:

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import Recipe
+from dpo_cli.train.methods import METHODS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 Precision = Literal["nf4", "bf16", "fp16", "fp32"]
 Device = Literal["cuda", "cpu"]
-Lengths = tuple[int, int, int]  # tokens of a pair's prompt, its chosen and its rejected answer
+Lengths = tuple[int, ...]  # tokens of a row's prompt and of its answers: chosen and rejected, or KTO's one
 
 GIB = 2**30
 # Driver, CUDA kernels and cuBLAS workspaces: a common figure for one process (a guess until a GPU run corrects it).
@@ -175,14 +176,15 @@ def predict(
     device: Device = "cuda",
     reference_copy: bool = False,
 ) -> Memory:
-    """The peak of one forward and backward of DPO with LoRA.
+    """The peak of one forward and backward of a method with LoRA.
 
     Args:
         precision: of the frozen weights; activations are 16-bit, but 32-bit for fp32 and for nf4 on a CPU.
-        tokens: positions of one micro-batch, padding included: 2 x pairs x longest row.
+        tokens: positions of one micro-batch, padding included: answers x longest row.
         scored: answer tokens among them.
         row: tokens of a row where rows are padded, 0 where none is; see `Shape.kept`.
-        fused_head: TRL >= 1.15 makes the logits tile by tile: on a GPU for `scored` positions, else for all.
+        fused_head: TRL >= 1.15 makes the logits tile by tile: on a GPU for `scored` positions, else for all. The
+            trainers of CPO and ORPO hold them all.
         reference_copy: a frozen second adapter, kept where training goes on from an SFT adapter.
     """
     on_gpu = device == "cuda"
@@ -264,6 +266,7 @@ class Plan:
     longest: int  # tokens of the longest row
     proposal: Setting | None
     notes: tuple[str, ...] = ()
+    rows_are: str = "pairs"
 
     @property
     def fits(self) -> bool:
@@ -286,7 +289,7 @@ class Plan:
         table.add_row("total", *(f"{one.memory.total / GIB:.2f}" for one in columns), style="bold")
         there_is = "not known" if self.available is None else gib(self.available)
         table.add_row(f"there is ({self.card})", *(there_is for _ in columns))
-        by = "at once" if self.recipe.token_budget else "pairs at once x accumulation"
+        by = "at once" if self.recipe.token_budget else f"{self.rows_are} at once x accumulation"
         table.add_row(by, *(one.at_once for one in columns))
         table.add_row("gradient checkpointing", *("on" if one.checkpointing else "off" for one in columns))
         table.caption = "\n".join((f"longest row: {self.longest} tokens. {self.verdict}", *self.notes))
@@ -325,7 +328,7 @@ def plan(
     stays as it is.
 
     Args:
-        pairs: token counts of the pairs; of the longest ones, at least as many as make a micro-batch.
+        pairs: token counts of the pairs, or of KTO's rows; of the longest ones, at least as many as make a micro-batch.
         config: the model's transformers config.
         available_bytes: the card's memory, or `engine.memory_limit`; None where nobody knows.
         shared: the prompt is computed once a pair, and nothing is padded.
@@ -334,15 +337,18 @@ def plan(
     train, limit = recipe.train, recipe.model.max_length
     shape = Shape.of(config)
     precision = _precision(recipe, config, device)
-    rows = [(prompt, min(chosen, limit - prompt), min(rejected, limit - prompt)) for prompt, chosen, rejected in pairs]
+    method = METHODS[train.method]
+    rows = [(prompt, *(min(answer, limit - prompt) for answer in answers)) for prompt, *answers in pairs]
+    width = max((len(row) - 1 for row in rows), default=2)  # answers of a row
+    rows_are = "rows" if width == 1 else "pairs"
     top = max((prompt + max(answers) for prompt, *answers in rows), default=0)
     streams = sorted(map(sum, rows), reverse=True)
-    alone = (streams[0] if streams else 0) if shared else 2 * top  # the least a pass can take
-    answers = sorted((max(chosen, 0) + max(rejected, 0) for _, chosen, rejected in rows), reverse=True)
+    alone = (streams[0] if streams else 0) if shared else width * top  # the least a pass can take
+    answers = sorted((sum(max(answer, 0) for answer in some) for _, *some in rows), reverse=True)
     micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
 
     def setting(pairs_at_once: int, times: int, budget: int | None, checkpointing: bool) -> Setting:
-        by_pairs = sum(streams[:pairs_at_once]) if shared else 2 * pairs_at_once * top
+        by_pairs = sum(streams[:pairs_at_once]) if shared else width * pairs_at_once * top
         tokens = max(budget, alone) if budget else by_pairs
         memory = predict(
             shape,
@@ -355,7 +361,8 @@ def plan(
             scored=min(sum(answers) if budget else sum(answers[:pairs_at_once]), tokens),
             row=0 if shared else top,
             device=device,
-            reference_copy=recipe.model.adapter is not None,
+            fused_head=not method.whole_logits,
+            reference_copy=method.reference and recipe.model.adapter is not None,
         )
         return Setting(pairs_at_once, times, checkpointing, memory, budget)
 
@@ -364,6 +371,8 @@ def plan(
 
     asked = recipe.engine.token_budget
     sizes: list[tuple[int, int, int | None]] = [(*cut, None) for cut in cuts(micro, accumulation)]
+    if train.losses == ["kto"]:
+        sizes = [size for size in sizes if size[0] > 1]  # its KL term is a mean over the rows at once
     if budgeted:
         largest = asked if isinstance(asked, int) else LARGEST_PASS[device]
         sizes = [(micro * accumulation, 1, budget) for budget in budgets(largest, alone)]
@@ -376,10 +385,12 @@ def plan(
     ]
     own = next(filter(fits, allowed), allowed[-1])
     proposal = own if available_bytes is None else next(filter(fits, every), None)
-    notes = []
+    notes = [] if method.reference else [f"No reference: {train.method} compares answers without one."]
     if proposal and not budgeted and proposal.micro_batch not in {micro / 2**times for times in range(64)}:
-        notes.append(f"{micro} pairs can't be halved evenly: {proposal.micro_batch} at once keeps the effective batch.")
-    return Plan(own, available_bytes, card or device, top, proposal, tuple(notes))
+        notes.append(
+            f"{micro} {rows_are} can't be halved evenly: {proposal.micro_batch} at once keeps the effective batch."
+        )
+    return Plan(own, available_bytes, card or device, top, proposal, tuple(notes), rows_are)
 
 
 def budgets(largest: int, alone: int) -> list[int]:

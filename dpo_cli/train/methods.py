@@ -1,64 +1,139 @@
-"""The training methods: which TRL classes each one uses, and what their arguments are called.
+"""The training methods, a row each: TRL's classes, what data they learn from, and which of our parts fit them.
 
-`python -m dpo_cli.train.methods` writes `dpo_cli/trl_arguments.json`, from which `check` knows every argument and
-loss without importing TRL; a test holds that file against the TRL that is installed.
+`python -m dpo_cli.train.methods` writes `dpo_cli/trl_arguments.json`, from which `check` knows every method, argument
+and loss without importing TRL; a test holds that file against the TRL that is installed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import importlib
 import inspect
 import json
+import os
 import re
 import types
 import typing
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from dpo_cli.train import reference_free, unpaired
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def _as_it_is(dataset: Dataset, seed: int) -> Dataset:
+    return dataset.select_columns(["id", "prompt", "chosen", "rejected", "chat_template_kwargs"])
 
 
 @dataclass(frozen=True)
 class Method:
-    """The names of a method's classes in `trl`."""
+    """What sets a method apart from the others.
+
+    Attributes:
+        config, trainer: the names of its classes in `module`.
+        data: each `data.format` that it learns from, the usual one first.
+        reference: whether it compares with the model as it was.
+        losses: of `train.loss_type`; None: all that the trainer has.
+        defaults: `train` arguments whose default is neither TRL's nor ours for all methods.
+        engine: parts of the `engine` section that fit its trainer.
+        whole_logits: its trainer holds the logits of all tokens at once, where others make them tile by tile.
+        rows: the prepared rows as its trainer takes them, given the recipe's seed.
+        mended: a subclass of its trainer that does what DPO's does by itself.
+    """
 
     config: str
     trainer: str
+    module: str = "trl"
+    data: tuple[str, ...] = ("pairs",)
+    reference: bool = True
+    losses: tuple[str, ...] | None = None
+    defaults: dict[str, Any] = field(default_factory=dict)
+    engine: tuple[str, ...] = ()
+    whole_logits: bool = False
+    rows: Callable[[Dataset, int], Dataset] = _as_it_is
+    mended: Callable[[Any], Any] = lambda trainer_class: trainer_class
 
+    def classes(self) -> tuple[Any, Any]:
+        """The config and the trainer, TRL imported."""
+        os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # that it may change: our pin and our tests know
+        module = importlib.import_module(self.module)
+        return getattr(module, self.config), getattr(module, self.trainer)
+
+
+CPO, ORPO = "trl.experimental.cpo", "trl.experimental.orpo"
+NO_REFERENCE: dict[str, Any] = {"reference": False, "whole_logits": True, "mended": reference_free.tokenised_as_dpo}
 
 METHODS = {
-    "dpo": Method("DPOConfig", "DPOTrainer"),
-}
+    "dpo": Method("DPOConfig", "DPOTrainer", engine=("shared_prefix", "token_budget", "reference_cache")),
+    # Beta and gamma of its authors' run from Llama-3-8B base (princeton-nlp/SimPO); TRL's 0.1 and 0.5 suit no SimPO.
+    "simpo": Method(
+        "CPOConfig", "CPOTrainer", CPO, losses=("simpo", "alphapo"),
+        defaults={"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.0}, **NO_REFERENCE,
+    ),
+    "cpo": Method("CPOConfig", "CPOTrainer", CPO, **NO_REFERENCE),
+    "orpo": Method("ORPOConfig", "ORPOTrainer", ORPO, **NO_REFERENCE),
+    # Its KL term is a mean over the rows at once, which TRL wants to be more than one; and 48 rows a step are 24 pairs.
+    "kto": Method(
+        "KTOConfig", "KTOTrainer", data=("unpaired", "pairs"),
+        defaults={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 12}, rows=unpaired.rows,
+    ),
+}  # fmt: skip
+
+# Arguments of TRL's experimental trainers for other models than ours, or for tables in W&B.
+_OF_OTHERS = {"is_encoder_decoder", "max_completion_length", "generate_during_eval", "padding_value"}
 
 
 def describe_arguments() -> dict[str, Any]:
-    """Every method's arguments and losses as the installed TRL declares them.
+    """Every method's arguments and losses as the installed TRL declares them, with what of its row `check` has to know.
 
     Returns:
-        {method: {"config": class name, "losses": [...], "arguments": {name: {"type", "default", "choices"}}}}, where
-        `type` is written with bool, int, float, str, list, dict and None only.
+        {method: {"config": class name, "data", "reference", "engine", "defaults", "losses": [...], "arguments": {name:
+        {"type", "default", "choices"}}}}, where `type` is written with bool, int, float, str, list, dict and None only.
     """
-    import trl
-
     described: dict[str, Any] = {}
     for name, method in METHODS.items():
-        config, trainer = getattr(trl, method.config), getattr(trl, method.trainer)
+        config, trainer = method.classes()
         hints = typing.get_type_hints(config)
         arguments = {}
-        for field in dataclasses.fields(config):
-            kind, choices = _plain_type(hints[field.name])
-            if not kind:
+        for one in dataclasses.fields(config):
+            kind, choices = _plain_type(hints[one.name])
+            if not kind or one.name in _OF_OTHERS:
                 continue  # an object that no YAML can hold
-            default = field.default
+            default = one.default
             if default is dataclasses.MISSING:
-                default = field.default_factory() if callable(field.default_factory) else None
-            choices = choices or [str(choice) for choice in field.metadata.get("choices") or []]
-            arguments[field.name] = {"type": kind, "default": default, "choices": choices}
-        # TRL keeps no list of its losses: they are the branches of `_compute_loss`, each once, in order.
-        source = inspect.getsource(trainer._compute_loss)
-        losses = list(dict.fromkeys(re.findall(r'loss_type == "(\w+)"', source)))
-        described[name] = {"config": method.config, "losses": losses, "arguments": arguments}
+                default = one.default_factory() if callable(one.default_factory) else None
+            choices = choices or [str(choice) for choice in one.metadata.get("choices") or []]
+            arguments[one.name] = {"type": kind, "default": default, "choices": choices}
+        losses: Any = arguments.get("loss_type", {}).pop("choices", [])
+        if "loss_type" in arguments and not losses:
+            # DPO's config keeps no list of them: they are the branches of `_compute_loss`, each once, in order.
+            losses = list(dict.fromkeys(re.findall(r'loss_type == "(\w+)"', inspect.getsource(trainer._compute_loss))))
+        described[name] = {
+            "config": method.config,
+            "data": list(method.data),
+            "reference": method.reference,
+            "engine": list(method.engine),
+            "defaults": method.defaults,
+            "losses": list(method.losses or losses),
+            "arguments": arguments,
+        }
     return described
+
+
+def _shared_once(described: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that are the same in every method under "shared", and out of each."""
+    first, *others = (one["arguments"] for one in described.values())
+    shared = {name: entry for name, entry in first.items() if all(one.get(name) == entry for one in others)}
+    own = {
+        method: {**one, "arguments": {name: one["arguments"][name] for name in one["arguments"] if name not in shared}}
+        for method, one in described.items()
+    }
+    return {"shared": shared, **own}
 
 
 def _plain_type(hint: Any) -> tuple[str, list[str]]:
@@ -88,7 +163,11 @@ def _plain_type(hint: Any) -> tuple[str, list[str]]:
 
 if __name__ == "__main__":
     target = Path(__file__).parents[1] / "trl_arguments.json"
-    text = json.dumps(describe_arguments(), indent=1)
-    text = re.sub(r"\n {4,}|\n {3}(?=[}\]])", " ", text)  # one argument a line, so that a diff of TRLs reads well
+    text = json.dumps(_shared_once(describe_arguments()), indent=1)
+    # One argument a line, so that a diff of TRLs reads well; "shared" holds them one level higher than a method does.
+    shared, own = text.split('\n "dpo":', 1)
+    shared = re.sub(r"\n {3,}|\n {2}(?=[}\]])", " ", shared)
+    own = re.sub(r"\n {4,}|\n {3}(?=[}\]])", " ", own)
+    text = f'{shared}\n "dpo":{own}'
     target.write_text(text + "\n", encoding="utf-8")
     print(f"wrote {target}")

@@ -19,7 +19,7 @@ from dpo_cli.train.memory import CUDA_CONTEXT, budgets, cuts, gib, state_bytes
 from dpo_cli.train.shared_prefix import row_tokens
 from dpo_cli.train.token_budget import groups, padded_groups
 
-COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+PROMPT, ANSWERS = "prompt_ids", ("chosen_ids", "rejected_ids", "completion_ids")
 # Counters that a training step of TRL (or transformers) moves on.
 COUNTERS = ("_metrics", "_stored_metrics", "_total_train_tokens", "current_gradient_accumulation_steps")
 
@@ -48,7 +48,7 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
     on_gpu = args.device.type == "cuda"
     budget, micro = getattr(trainer, "token_budget", None), args.per_device_train_batch_size
     sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled  # shards exist only once train() has begun
-    known = set(COLUMNS) <= set(getattr(data, "column_names", None) or ()) and hasattr(data, "__len__")
+    known = PROMPT in (getattr(data, "column_names", None) or ()) and hasattr(data, "__len__")
     if sharded or not known or (limit_bytes is None and not on_gpu):
         return int(budget or micro)
     if on_gpu and limit_bytes is not None:
@@ -56,11 +56,10 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
         share = (limit_bytes - CUDA_CONTEXT) / whole
         torch.cuda.set_per_process_memory_fraction(min(max(share, 0.0), 1.0), args.device)
     rows = _longest_rows(data, micro)
-    tries = (
-        _passes(trainer, rows)
-        if budget
-        else ((*cut, rows[: cut[0]]) for cut in cuts(micro, args.gradient_accumulation_steps))
-    )
+    sizes = list(cuts(micro, args.gradient_accumulation_steps))
+    # KTO's KL term is a mean over the rows at once, and TRL has made its pairs of them: fewer would be another loss.
+    fixed = getattr(trainer, "calculate_KL", False)
+    tries = _passes(trainer, rows) if budget else ((*cut, rows[: cut[0]]) for cut in (sizes[:1] if fixed else sizes))
     for size, times, some in tries:
         if budget:
             trainer.token_budget = size
@@ -74,8 +73,11 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
     took = "more memory than there is" if peak == math.inf else f"{gib(peak)} GiB"
     may = f", and it may take {gib(limit_bytes)} GiB" if limit_bytes is not None else ""
     mend = "lower model.max_length" if args.gradient_checkpointing else "set train.gradient_checkpointing: true"
+    at_once = "one pair at a time does"
+    if fixed:
+        at_once, mend = f"{micro} rows at once do", f"{mend} or a smaller train.per_device_train_batch_size"
     raise DpoError(
-        f"one pair at a time does not fit: the longest ({_row_length(rows[0])} tokens a row) takes {took}{may}",
+        f"{at_once} not fit: the longest ({_row_length(rows[0])} tokens a row) takes {took}{may}",
         where="model.max_length, train.gradient_checkpointing",
         hint=f"{mend}, or take a smaller model",
     )
@@ -105,14 +107,19 @@ def use_micro_batch(trainer: Any, pairs: int) -> None:
     trainer._train_batch_size = args.train_batch_size
 
 
+def row_columns(data: Any) -> list[str]:
+    """The columns of a row's tokens: its prompt's first, then its answers', two of a pair, one of a labelled row."""
+    return [PROMPT, *(name for name in ANSWERS if name in data.column_names)]
+
+
 def _longest_rows(data: Any, count: int) -> list[dict[str, Any]]:
-    lengths = [_row_length(row) for row in data.select_columns(list(COLUMNS))]
+    lengths = [_row_length(row) for row in data.select_columns(row_columns(data))]
     order = sorted(range(len(data)), key=lambda index: -lengths[index])
     return [data[index] for index in order[:count]]
 
 
 def _row_length(row: dict[str, Any]) -> int:
-    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+    return len(row[PROMPT]) + max(len(row[name]) for name in ANSWERS if name in row)
 
 
 def _try(trainer: Any, rows: list[dict[str, Any]], accumulation: int) -> float:

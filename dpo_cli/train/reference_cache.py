@@ -227,8 +227,6 @@ def unsupported(recipe: Recipe, trainer: Any) -> str | None:
 
     It has to be the same from the first step to the last, and the same in training as in `fill`.
     """
-    if not hasattr(trainer, "compute_ref_log_probs"):
-        return f"{recipe.train.method} has no reference"
     if getattr(trainer, "_is_vision_dataset", False):
         return "images are not part of a row's key"
     evaluated = trainer.eval_dataset

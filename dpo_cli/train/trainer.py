@@ -1,4 +1,4 @@
-"""One training run: TRL's DPOTrainer on the prepared pairs, every argument passed, resumable, and its log kept."""
+"""One training run: TRL's trainer of the method on the prepared rows, every argument passed, resumable, log kept."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 from dpo_cli import models, processes
 from dpo_cli.errors import INTERRUPTED, DpoError
 from dpo_cli.recipe import Recipe
-from dpo_cli.records import read_pairs
+from dpo_cli.records import read_jsonl
 from dpo_cli.run import Run, write_json
 from dpo_cli.train.careful import careful
 from dpo_cli.train.checkpoints import checkpoint_to_resume, is_last, start_log, step_of
-from dpo_cli.train.engine import cache_reference, choose
+from dpo_cli.train.engine import cache_reference, choose, rows_are
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.progress import StopAfterStep, peak_memory, print_remark, progress_callback
 from dpo_cli.train.token_budget import budgeted
+from dpo_cli.train.unpaired import imbalance
 from dpo_cli.train.watchdog import Watchdog
 from dpo_cli.train.watchdog import callback as watchdog_callback
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-COLUMNS = ("id", "prompt", "chosen", "rejected", "chat_template_kwargs")
 # TRL tokenises 436 rows a second on one core (its 1.16, measured); another process takes about a second to start.
 ROWS_A_TOKENISER, MOST_TOKENISERS = 1000, 8
 
@@ -74,13 +74,15 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
         return record
 
     record = processes.from_main(begin)
-    steps, pairs = trainer.get_total_train_batch_size(trainer.args), len(trainer.train_dataset)
+    steps, rows = trainer.get_total_train_batch_size(trainer.args), len(trainer.train_dataset)
+    method = "" if recipe.train.method == "dpo" else f" by {recipe.train.method}"
+    split = " (pairs split in two)" if recipe.data.format == "pairs" and rows_are(trainer) == "rows" else ""
     say(
-        f"train: {pairs} pairs, {steps} a step, on {record['device']}"
+        f"train: {rows} {rows_are(trainer)}{split}, {steps} a step{method}, on {record['device']}"
         + (f", resumed from step {resumed_from}" if resumed_from else "")
     )
     say(f"  backend {backend.name}: {backend.why}")
-    for line in (chosen.line(), *chosen.notes):
+    for line in (chosen.line(), *_notes(recipe, trainer), *chosen.notes):
         say(f"  {line}")
 
     start = time.monotonic()
@@ -116,24 +118,23 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
 
 
 def build(recipe: Recipe, run: Run, backend: models.Backend) -> Any:
-    """TRL's trainer for a recipe, with the model, its fresh or continued LoRA, and the run's pairs; nothing has run."""
+    """TRL's trainer for a recipe, with the model, its fresh or continued LoRA, and the run's rows; nothing has run."""
     model, tokenizer = models.load_for_training(recipe, backend)
 
-    import trl  # after Unsloth, which patches its classes
-
     method = METHODS[recipe.train.method]
-    if backend.name == "unsloth" and not models.patched_by_unsloth(getattr(trl, method.trainer)):
+    config_class, trainer_class = method.classes()  # after Unsloth, which patches them
+    if backend.name == "unsloth" and not models.patched_by_unsloth(trainer_class):
         raise DpoError("Unsloth did not replace TRL's trainer", hint="set engine.backend: hf, or reinstall unsloth")
-    train_set = _dataset(run.train_pairs)
+    train_set = _dataset(recipe, run.train_pairs)
     eval_sets = _eval_sets(recipe, run.eval_pairs) if recipe.train.eval_strategy != "no" else None
-    trainer = budgeted(careful(getattr(trl, method.trainer)))(
+    trainer = budgeted(careful(method.mended(trainer_class)))(
         model=model,
-        args=_config(recipe, run, getattr(trl, method.config), len(train_set)),
+        args=_config(recipe, run, config_class, len(train_set)),
         train_dataset=train_set,
         eval_dataset=eval_sets,
         processing_class=tokenizer,
     )
-    _check_nothing_dropped(train_set["id"], trainer.train_dataset["id"], recipe)
+    _check_nothing_dropped(train_set["id"], trainer.train_dataset["id"], recipe, rows_are(trainer))
     if recipe.model.adapter is None:
         _forget_reference_copy(trainer.model)
     for parameter in trainer.model.parameters():
@@ -161,6 +162,7 @@ def _config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
         key = ("train", "fp16") if recipe.train.fp16 else ("model", "dtype")
         raise DpoError("float16 training needs a GPU", where=recipe.where(*key), hint="remove it; a CPU takes float32")
     mixed = on_gpu and recipe.train.bf16 is None and not recipe.train.fp16
+    padded = getattr(recipe.train, "pad_to_multiple_of", None)
     arguments = recipe.train.model_dump(exclude={"method"}) | {
         "output_dir": str(run.checkpoints),
         "seed": recipe.seed,
@@ -171,7 +173,7 @@ def _config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
         "fp16": dtype == torch.float16 if mixed else recipe.train.fp16,
         "dataset_num_proc": recipe.train.dataset_num_proc or (tokenisers if tokenisers > 1 else None),
         # TRL 1.16's "auto" is None but on Neuron; 1.15, which Unsloth takes, does not know the word.
-        "pad_to_multiple_of": None if recipe.train.pad_to_multiple_of == "auto" else recipe.train.pad_to_multiple_of,
+        "pad_to_multiple_of": None if padded == "auto" else padded,
         # Where the recipe leaves it open, `engine.choose` decides.
         "gradient_checkpointing": bool(recipe.train.gradient_checkpointing),
         "disable_tqdm": True,
@@ -204,15 +206,25 @@ def _config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
     return config_class(**{name: value for name, value in arguments.items() if name in known})
 
 
-def _dataset(path: Path) -> Dataset:
-    """The pairs as TRL reads them; on disk, so that its tokenisation is cached."""
+def _dataset(recipe: Recipe, path: Path) -> Dataset:
+    """The rows as TRL reads them; on disk, so that its tokenisation is cached."""
     from datasets import load_dataset
 
-    return load_dataset("json", data_files=str(path), split="train").select_columns(list(COLUMNS))
+    return METHODS[recipe.train.method].rows(load_dataset("json", data_files=str(path), split="train"), recipe.seed)
+
+
+def _notes(recipe: Recipe, trainer: Any) -> list[str]:
+    """What of the method a person should know before it runs."""
+    method, train = METHODS[recipe.train.method], recipe.train
+    notes = [] if method.reference else [f"no reference: {train.method} compares answers without one"]
+    if rows_are(trainer) == "rows":
+        uneven = imbalance(trainer.train_dataset["label"], train.desirable_weight, train.undesirable_weight)
+        notes += [f"! {uneven}"] if uneven else []
+    return notes
 
 
 def _eval_sets(recipe: Recipe, path: Path) -> dict[str, Dataset]:
-    """The held-out pairs by language, so that TRL logs `eval_en_loss`, `eval_zh_loss` and so on.
+    """The held-out rows by language, so that TRL logs `eval_en_loss`, `eval_zh_loss` and so on.
 
     Raises:
         DpoError: `engine.early_stopping` waits for a language that no held-out pair has.
@@ -220,9 +232,8 @@ def _eval_sets(recipe: Recipe, path: Path) -> dict[str, Dataset]:
     from datasets import Dataset
 
     by_language: dict[str, list[dict[str, Any]]] = {}
-    for pair in read_pairs(path):
-        row = {name: getattr(pair, name) for name in COLUMNS}
-        by_language.setdefault(pair.language, []).append(row)
+    for row in read_jsonl(path):
+        by_language.setdefault(row["language"], []).append(row)
     stopping = recipe.engine.early_stopping
     if stopping and stopping.language and stopping.language not in by_language:
         raise DpoError(
@@ -230,16 +241,17 @@ def _eval_sets(recipe: Recipe, path: Path) -> dict[str, Dataset]:
             where=recipe.where("engine", "early_stopping", "metric"),
             hint="name one of these languages, or none for all of them: eval_loss",
         )
-    return {language: Dataset.from_list(rows) for language, rows in sorted(by_language.items())}
+    as_taken = METHODS[recipe.train.method].rows
+    return {language: as_taken(Dataset.from_list(rows), recipe.seed) for language, rows in sorted(by_language.items())}
 
 
-def _check_nothing_dropped(given: Sequence[str], kept: Sequence[str], recipe: Recipe) -> None:
+def _check_nothing_dropped(given: Sequence[str], kept: Sequence[str], recipe: Recipe, what: str) -> None:
     """TRL leaves out rows whose prompt alone fills `max_length`, without a word."""
     there = set(kept)
     gone = [one for one in given if one not in there]
     if gone:
         raise DpoError(
-            f"the prompts of {len(gone)} of {len(given)} pairs fill all {recipe.model.max_length} tokens: "
+            f"the prompts of {len(gone)} of {len(given)} {what} fill all {recipe.model.max_length} tokens: "
             + ", ".join(gone[:3])
             + (" …" if gone[3:] else ""),
             where=recipe.where("model", "max_length"),
@@ -261,13 +273,17 @@ def _watch(recipe: Recipe, trainer: Any, quiet: bool) -> None:
     """Add what looks at the figures as they come: the watchdog, and the early stopping that the recipe asks for."""
     from transformers import EarlyStoppingCallback
 
+    train = recipe.train
+    # Of KTO the heavier one, so that it is never called worse than no training too early.
+    weights = [max(train.desirable_weight, train.undesirable_weight)] if train.method == "kto" else None
     watchdog = Watchdog(
-        losses=recipe.train.loss_type,
-        beta=recipe.train.beta,
+        losses=train.losses,
+        beta=train.beta,
         batch=trainer.get_total_train_batch_size(trainer.args),
-        weights=recipe.train.loss_weights,
-        max_grad_norm=recipe.train.max_grad_norm,
+        weights=getattr(train, "loss_weights", weights),
+        max_grad_norm=train.max_grad_norm,
         fp16=trainer.args.fp16,
+        reference=METHODS[train.method].reference,
     )
     trainer.add_callback(watchdog_callback(watchdog, (lambda remark: None) if quiet else print_remark))
     if recipe.engine.early_stopping:
@@ -311,18 +327,18 @@ def _metrics(trainer: Any, log: Path, seconds: float, resumed_from: int | None) 
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     final = rows[-1] if rows else {}
     steps = trainer.state.global_step
-    size, step_pairs = len(trainer.train_dataset), trainer.get_total_train_batch_size(trainer.args)
-    per_epoch = math.ceil(size / step_pairs)  # an epoch's last step has what is left
+    size, step_rows = len(trainer.train_dataset), trainer.get_total_train_batch_size(trainer.args)
+    per_epoch = math.ceil(size / step_rows)  # an epoch's last step has what is left
 
-    def pairs_until(step: int) -> int:
-        return step // per_epoch * size + min(step % per_epoch * step_pairs, size)
+    def rows_until(step: int) -> int:
+        return step // per_epoch * size + min(step % per_epoch * step_rows, size)
 
-    pairs = pairs_until(steps) - pairs_until(resumed_from or 0)
+    done = rows_until(steps) - rows_until(resumed_from or 0)
     metrics = {
         "steps": steps,
         "seconds": round(seconds, 3),
         "tokens_per_second": round(float(trainer._total_train_tokens) / seconds, 1),
-        "pairs_per_second": round(pairs / seconds, 3),
+        f"{rows_are(trainer)}_per_second": round(done / seconds, 3),
         "peak_memory_bytes": peak_memory(),
         "final": final,
         "resumed_from": resumed_from,

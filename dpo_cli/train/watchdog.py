@@ -67,6 +67,7 @@ SPIKE_ROWS, SPIKE_MEMORY = 10, 50
 # float16's loss scaler finds its scale by overflowing, so one infinite norm there is normal (torch.amp's GradScaler).
 FP16_OVERFLOWS = 3
 
+UNPAIRED = {"kto", "apo_zero_unpaired"}  # KTOTrainer's: rows of one answer, so nothing is right or wrong
 # The loss of a policy that equals its reference, by beta (TRL's `_compute_loss` with all log-ratios 0). exo_pair's
 # hangs on label_smoothing and sft's on the data: not known.
 FIRST_LOSS: dict[str, Callable[[float], float]] = {
@@ -74,6 +75,7 @@ FIRST_LOSS: dict[str, Callable[[float], float]] = {
     **dict.fromkeys(("bco_pair", "nca_pair"), lambda beta: 2 * math.log(2)),
     **dict.fromkeys(("hinge", "apo_zero", "apo_down"), lambda beta: 1.0),
     "discopop": lambda beta: (math.log(2) + 1) / 2,
+    **dict.fromkeys(UNPAIRED, lambda beta: 0.5),
     "ipo": lambda beta: 1 / (2 * beta) ** 2,
     "sppo_hard": lambda beta: 2 / (2 * beta) ** 2,
 }
@@ -93,6 +95,7 @@ class Watchdog:
         weights: `train.loss_weights`.
         max_grad_norm: `train.max_grad_norm`; 0 = no clipping.
         fp16: whether a loss scaler is at work.
+        reference: whether rewards are against a reference; else they are beta x log-probability, and start anywhere.
     """
 
     losses: Sequence[str]
@@ -102,6 +105,7 @@ class Watchdog:
     weights: Sequence[float] | None = None
     max_grad_norm: float = 1.0
     fp16: bool = False
+    reference: bool = True
     _rows: list[Mapping[str, float]] = field(default_factory=list, init=False)
     _pairs: list[float] = field(default_factory=list, init=False)  # how many each row is a mean over
     _norms: list[float] = field(default_factory=list, init=False)
@@ -134,9 +138,8 @@ class Watchdog:
             yield "spike", spike
         if set(self.losses) == {"sft"} or "rewards/margins" not in row:
             return  # nothing here is about preference
-        for kind, check in (
-            ("chosen", self._chosen), ("shortcut", self._shortcut), ("flat", self._flat), ("high", self._high),
-        ):  # fmt: skip
+        checks = [("chosen", self._chosen), ("shortcut", self._shortcut), ("flat", self._flat), ("high", self._high)]
+        for kind, check in checks if self.reference else checks[1:2]:
             text = check(row)
             if text:
                 yield kind, text
@@ -191,10 +194,12 @@ class Watchdog:
         if not race and not far:
             return None
         why = "as much as the rejected ones or more" if race else "further than sound runs go"
-        sft = "the weight of sft in train.loss_weights" if "sft" in self.losses else self._with_sft()
+        mend = "the weight of sft in train.loss_weights" if "sft" in self.losses else self._with_sft()
+        if UNPAIRED & set(self.losses):
+            mend = "raise train.desirable_weight"
         return (
             f"step {row['step']}: the chosen answers have become {nats:.0f} nats less likely, {why}. Some of that is "
-            f"normal with DPO, this is not: lower train.learning_rate, or {sft}."
+            f"normal with DPO, this is not: lower train.learning_rate, or {mend}."
         )
 
     def _with_sft(self) -> str:
@@ -202,7 +207,7 @@ class Watchdog:
 
     def _shortcut(self, row: Mapping[str, float]) -> str | None:
         epoch = row.get("epoch", row["step"] / self.steps if self.steps else math.inf)
-        if epoch > EARLY_EPOCH:
+        if epoch > EARLY_EPOCH or "rewards/accuracies" not in row:
             return None
         right = pairs = 0.0
         for past, count in zip(reversed(self._rows), reversed(self._pairs), strict=True):
@@ -223,7 +228,7 @@ class Watchdog:
             return None
         since = [index for index, past in enumerate(self._rows) if past["step"] > FLAT_FROM * self.steps]
         margin, accuracy = self._mean("rewards/margins", since), self._mean("rewards/accuracies", since)
-        if margin is None or accuracy is None:
+        if margin is None or (accuracy is None and not UNPAIRED & set(self.losses)):
             return None
         self._halfway_seen = True
         limit = FLAT_NATS * self.beta if "ipo" in self.losses else FLAT_REWARD
@@ -231,7 +236,7 @@ class Watchdog:
             return None
         rows, pairs = [self._rows[index] for index in since], round(sum(self._pairs[index] for index in since))
         moved = sum(max(abs(one["rewards/chosen"]), abs(one["rewards/rejected"])) for one in rows) / len(rows)
-        if moved >= limit and (wilson(accuracy * pairs, pairs)["low"] or 0.0) <= 0.5:
+        if accuracy is not None and moved >= limit and (wilson(accuracy * pairs, pairs)["low"] or 0.0) <= 0.5:
             return (
                 f"step {row['step']}: the model has moved, and still {100 * accuracy:.0f}% of {pairs} pairs are "
                 "right: these preferences look random to it. Raise data.pairs.min_margin, or check the scores."

@@ -93,11 +93,6 @@ def test_quantised_weights_against_the_recipe(train: Callable[..., Result], mode
     assert "quantised" in message and "model.load_in_4bit: true" in message
 
 
-def test_pairs_are_needed(train: Callable[..., Result]) -> None:
-    message = said(train("data.format=ranked"))
-    assert "needs pairs" in message and "data.format: pairs" in message
-
-
 def test_a_memory_limit_that_is_no_size(train: Callable[..., Result]) -> None:
     assert "engine.memory_limit" in said(train("engine.memory_limit=lots"), code=2)
 
