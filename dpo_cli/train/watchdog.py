@@ -80,7 +80,7 @@ FIRST_LOSS: dict[str, Callable[[float], float]] = {
     "sppo_hard": lambda beta: 2 / (2 * beta) ** 2,
 }
 # These weigh nats by token (or against 1 / beta per token), so a reward of 10 is nothing special.
-PER_TOKEN = {"ipo", "sigmoid_norm"}
+PER_TOKEN = {"ipo", "sigmoid_norm", "lambda_norm", "list_mle_norm", "softmax_norm"}
 
 
 @dataclass
@@ -241,7 +241,7 @@ class Watchdog:
                 f"step {row['step']}: the model has moved, and still {100 * accuracy:.0f}% of {pairs} pairs are "
                 "right: these preferences look random to it. Raise data.pairs.min_margin, or check the scores."
             )
-        if "sigmoid_norm" in self.losses:
+        if (PER_TOKEN - {"ipo"}) & set(self.losses):
             return None  # it sees the margin per token, thousandths: 0.69 all along is what it looks like
         return (
             f"step {row['step']}: well into the run the margin is {margin:+.3f}, about where it began: the steps are "
