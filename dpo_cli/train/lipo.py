@@ -54,9 +54,9 @@ def relevance(scores: Sequence[float | None]) -> list[float]:
 class Collator:
     """Prompts with their lists as one batch: B prompts, N answers in all, the longest list of K.
 
-    Returns `relevance` (0 where there is no answer) and `present`, each [B, K]; of the N texts, prompt by prompt and best
-    first, TRL's `input_ids`, `attention_mask` and `completion_mask` [N, L], cut and padded as TRL does it; and `id`,
-    the prompts' ids.
+    Returns `relevance` (0 where there is no answer) and `present`, each [B, K]; of the N texts, prompt by prompt and
+    best first, TRL's `input_ids`, `attention_mask` and `completion_mask` [N, L], cut and padded as TRL does it; and
+    `id`, the prompts' ids.
     """
 
     of_pairs: Any  # TRL's DataCollatorForPreference
@@ -90,11 +90,13 @@ def listwise_trainer(trainer_class: Any) -> Any:
     list's pairs that the rewards order rightly, equal labels left out. Rewards are sums, for the `_norm` losses too.
     """
     import torch
-    from trl.trainer.dpo_trainer import _tokenize, common_prefix_length, global_then_local_main_first
+    from trl.trainer import dpo_trainer
+
+    trl: Any = dpo_trainer
 
     class Listwise(trainer_class):  # type: ignore[misc]
         _name = "LiPO"
-        _tag_names = ("trl", "lipo")
+        _tag_names = ["trl", "lipo"]  # noqa: RUF012
         _paper = {  # noqa: RUF012
             "title": "LiPO: Listwise Preference Optimization through Learning-to-Rank",
             "id": "2402.01878",
@@ -103,21 +105,22 @@ def listwise_trainer(trainer_class: Any) -> Any:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self.data_collator = Collator(self.data_collator)
+            self.data_collator: Any = Collator(vars(self)["data_collator"])
 
         def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+            def ids_of(messages: Any, **options: Any) -> Any:
+                return trl._tokenize(processing_class, messages, **options)["input_ids"]
+
             def tokenised(row: dict[str, Any]) -> dict[str, Any]:
                 kwargs = row["chat_template_kwargs"]
-                prompt = _tokenize(processing_class, row["prompt"], add_generation_prompt=True, **kwargs)["input_ids"]
-                texts = [
-                    _tokenize(processing_class, row["prompt"] + one, **kwargs)["input_ids"] for one in row["answers"]
-                ]
-                start = min(common_prefix_length(prompt, text) for text in texts)
+                prompt = ids_of(row["prompt"], add_generation_prompt=True, **kwargs)
+                texts = [ids_of(row["prompt"] + answer, **kwargs) for answer in row["answers"]]
+                start = min(trl.common_prefix_length(prompt, text) for text in texts)
                 return {"prompt_ids": prompt[:start], "answer_ids": [text[start:] for text in texts]}
 
             if "answer_ids" in dataset.column_names:  # TRL's `evaluate` prepares what it is given, prepared or not
                 return dataset
-            with global_then_local_main_first():
+            with trl.global_then_local_main_first():
                 options = {"num_proc": args.dataset_num_proc}
                 dataset = dataset.map(tokenised, desc=f"Tokenizing {dataset_name} dataset", **options)
                 if args.max_length is None or args.truncation_mode != "keep_start":

@@ -328,7 +328,8 @@ def plan(
     stays as it is.
 
     Args:
-        pairs: token counts of the pairs, KTO's rows or LiPO's lists; of the longest ones, at least as many as make a micro-batch.
+        pairs: token counts of the pairs, KTO's rows or LiPO's lists; of the longest ones, at least as many as make a
+            micro-batch.
         config: the model's transformers config.
         available_bytes: the card's memory, or `engine.memory_limit`; None where nobody knows.
         shared: the prompt is computed once a pair, and nothing is padded.

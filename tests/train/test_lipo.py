@@ -1,0 +1,243 @@
+"""LiPO's trainer against TRL's DPOTrainer on the same two answers, against a loop over lists, and learning."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpo_cli.records import Pair
+from dpo_cli.train import lipo, listwise
+
+Build = Callable[..., Any]
+WORDS = ("the", "a", "is", "and", "of", "to", "amber", "basket", "candle", "的", "是", "我")
+BETA = 0.3
+
+
+def ranked(counts: list[int], seed: int = 0) -> list[dict[str, Any]]:
+    """Rows as prepare writes them, with so many answers each."""
+    rng = random.Random(seed)
+
+    def say(most: int) -> str:
+        return " ".join(rng.choices(WORDS, k=rng.randint(1, most)))
+
+    return [
+        {
+            "id": f"row-{number}",
+            "prompt": [{"role": "user", "content": say(12)}],
+            "candidates": [
+                {"text": say(14), "score": round(0.9 - 0.13 * place, 2), "model": None} for place in range(count)
+            ],
+            "chat_template_kwargs": {"enable_thinking": False},
+            "language": "en",
+            "source": "made-up",
+        }
+        for number, count in enumerate(counts)
+    ]
+
+
+@pytest.fixture(scope="module")
+def tiny_model() -> Path:
+    from dpo_cli import smoke
+
+    return smoke.resolve("builtin:tiny-qwen3")
+
+
+@pytest.fixture
+def build(tmp_path: Path, tiny_model: Path) -> Build:
+    """`build(rows)`: the LiPO trainer on ranked rows, or with `pairs` TRL's on their best and worst answers."""
+    import datasets
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+
+    def go(rows: list[dict[str, Any]], *, pairs: bool = False, **options: Any) -> Any:
+        set_seed(1)
+        base: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+        base.get_input_embeddings().weight.data *= 12.0  # so that entropies differ, and a token is guessed now and then
+        given = datasets.Dataset.from_list([Pair.of_row(row).to_json() for row in rows] if pairs else rows)
+        trainer: Any = (DPOTrainer if pairs else lipo.listwise_trainer(DPOTrainer))(
+            model=get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")),
+            args=DPOConfig(
+                output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, beta=BETA,
+                per_device_train_batch_size=len(rows), gradient_accumulation_steps=1, **options,
+            ),
+            train_dataset=given if pairs else lipo.rows(given, seed=0),
+            processing_class=AutoTokenizer.from_pretrained(tiny_model),
+        )  # fmt: skip
+        # At the start a policy is its reference, and every loss the same number.
+        noise = torch.Generator().manual_seed(2)
+        for name, parameter in trainer.model.named_parameters():
+            if ".default." in name:
+                parameter.data += 0.3 * torch.randn(parameter.shape, generator=noise)
+        trainer.current_gradient_accumulation_steps = 1
+        return trainer
+
+    return go
+
+
+def batch_of(trainer: Any) -> Any:
+    return trainer.data_collator([trainer.train_dataset[n] for n in range(len(trainer.train_dataset))])
+
+
+def step(trainer: Any) -> tuple[float, dict[str, Any], dict[str, float]]:
+    """One training step on all rows: its loss, its gradients, and what is to be logged."""
+    trainer.model.zero_grad()
+    loss = trainer.training_step(trainer.model, batch_of(trainer))
+    grads = {name: one.grad.clone() for name, one in trainer.model.named_parameters() if one.grad is not None}
+    return loss.item(), grads, {name: values[-1] for name, values in trainer._metrics["train"].items()}
+
+
+# ------------------------------------------------------------------------------------------------------------- the data
+
+
+def test_scores_are_the_labels_and_an_order_becomes_even_steps() -> None:
+    assert lipo.relevance([0.9, 0.55, 0.1]) == [0.9, 0.55, 0.1]
+    assert lipo.relevance([None, None]) == [1.0, 0.0]
+    assert lipo.relevance([None] * 5) == [1.0, 0.75, 0.5, 0.25, 0.0]
+
+
+def test_tokens_are_those_of_dpo(build: Build) -> None:
+    rows = ranked([2, 4, 3])
+    lists = build(rows).train_dataset
+    for one, other in ((0, 1), (1, 0)):
+        sides = [{**row, "candidates": [row["candidates"][one], row["candidates"][other]]} for row in rows]
+        for mine, row in zip(lists, build(sides, pairs=True).train_dataset, strict=True):
+            assert mine["prompt_ids"] == row["prompt_ids"]
+            assert [mine["answer_ids"][one], mine["answer_ids"][other]] == [row["chosen_ids"], row["rejected_ids"]]
+    assert [len(row["answer_ids"]) for row in lists] == [2, 4, 3]
+
+
+def test_the_models_answer_begins_after_an_empty_thought_and_ends_with_its_turn(build: Build) -> None:
+    trainer = build(ranked([3]))
+    tokenizer, row = trainer.processing_class, trainer.train_dataset[0]
+    assert tokenizer.decode(row["prompt_ids"]).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    wanted = ranked([3])[0]["candidates"]
+    assert [tokenizer.decode(ids) for ids in row["answer_ids"]] == [f"{one['text']}<|im_end|>\n" for one in wanted]
+
+
+def test_a_batch_is_cut_and_padded_as_trl_does_it(build: Build) -> None:
+    trainer = build(ranked([3, 2]), max_length=40)
+    batch, rows = batch_of(trainer), list(trainer.train_dataset)
+    assert batch["present"].tolist() == [[True, True, True], [True, True, False]]
+    assert batch["relevance"].tolist()[1] == pytest.approx([0.9, 0.77, 0.0])
+    texts = [row["prompt_ids"] + ids for row in rows for ids in row["answer_ids"]]
+    assert max(map(len, texts)) > 40
+    for text, ids, mask in zip(texts, batch["input_ids"], batch["attention_mask"], strict=True):
+        assert ids[mask.bool()].tolist() == text[:40]
+    starts = [len(row["prompt_ids"]) for row in rows for _ in row["answer_ids"]]
+    assert batch["completion_mask"].argmax(1).tolist() == starts
+
+
+def test_a_prompt_that_fills_the_length_is_left_out_as_by_dpo(build: Build) -> None:
+    rows = ranked([2, 3])
+    rows[0]["prompt"][0]["content"] = " ".join(WORDS * 9)
+    assert build(rows, max_length=60).train_dataset["id"] == build(rows, pairs=True, max_length=60).train_dataset["id"]
+
+
+# -------------------------------------------------------------------------------------------------------------- a step
+
+
+@pytest.mark.parametrize(
+    ("loss", "dpo"), [("softmax", "sigmoid"), ("list_mle", "sigmoid"), ("list_mle_norm", "sigmoid_norm")]
+)
+def test_with_two_answers_a_step_is_trl_s_dpo(loss: str, dpo: str, build: Build) -> None:
+    """Loss, gradients and every figure that is logged."""
+    import torch
+
+    rows = ranked([2] * 6)
+    expected, grads, figures = step(build(rows, pairs=True, loss_type=[dpo]))
+    found, mine, logged = step(build(rows, loss_type=[loss]))
+    assert found == pytest.approx(expected, abs=1e-6)
+    torch.testing.assert_close(mine, grads, rtol=1e-3, atol=2e-6)  # the rows stand in another order
+    assert logged == pytest.approx(figures, rel=1e-4, abs=1e-6)
+    assert 0 < figures["rewards/accuracies"] < 1
+
+
+@pytest.mark.parametrize("loss", lipo.LOSS_TYPES)
+def test_lists_of_any_length_in_one_batch(loss: str, build: Build) -> None:
+    """Against every answer run by itself and the lists put together in a loop."""
+    import torch
+
+    counts = [4, 2, 7, 3]
+    trainer = build(ranked(counts), loss_type=[loss])
+    found, _, logged = step(trainer)
+    model, losses, right, best, worst = trainer.model.eval(), [], [], [], []
+    for row in trainer.train_dataset:
+        rewards, scores = [], []
+        for answer in row["answer_ids"]:
+            ids, start = torch.tensor([row["prompt_ids"] + answer]), len(row["prompt_ids"])
+
+            def log_prob(ids: Any = ids, start: int = start) -> float:
+                logits = model(input_ids=ids).logits.log_softmax(-1)
+                return float(logits[0, :-1].gather(1, ids[0, 1:, None])[start - 1 :].sum())
+
+            with torch.no_grad():
+                policy = log_prob()
+                with model.disable_adapter():
+                    rewards.append(BETA * (policy - log_prob()))
+            scores.append(rewards[-1] / len(answer) if loss.endswith("_norm") else rewards[-1])
+        function, everyone = listwise.LOSSES[loss.removesuffix("_norm")], torch.ones(len(scores), dtype=torch.bool)
+        losses.append(float(function(torch.tensor(scores), torch.tensor(row["relevance"]), everyone)))
+        ordered = [rewards[i] > rewards[j] for i in range(len(rewards)) for j in range(i + 1, len(rewards))]
+        right.append(sum(ordered) / len(ordered))
+        best, worst = [*best, rewards[0]], [*worst, rewards[-1]]
+    assert found == pytest.approx(sum(losses) / len(losses), rel=1e-3, abs=1e-6)
+    assert logged["rewards/accuracies"] == pytest.approx(sum(right) / len(right))
+    assert logged["rewards/chosen"] == pytest.approx(sum(best) / len(best), rel=1e-3, abs=1e-5)
+    assert logged["rewards/rejected"] == pytest.approx(sum(worst) / len(worst), rel=1e-3, abs=1e-5)
+
+
+def test_losses_mix_by_their_weights(build: Build) -> None:
+    rows = ranked([4, 3])
+    one, other = (step(build(rows, loss_type=[name]))[0] for name in ("lambda", "softmax"))
+    mixed = step(build(rows, loss_type=["lambda", "softmax"], loss_weights=[0.25, 2.0]))[0]
+    assert mixed == pytest.approx(0.25 * one + 2.0 * other, rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------ whole runs
+
+
+@pytest.fixture(scope="module")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Callable[..., Any]:
+    """`smoke_run("softmax", "train.max_steps=4")`: a run of the smoke recipe by lipo, prepared once for all."""
+    from dpo_cli import recipe
+    from dpo_cli.prepare import prepare
+    from dpo_cli.run import Run
+
+    base = ["train.method=lipo", "data.format=ranked", "data.total=160", "train.num_train_epochs=2"]
+    path, folder = repository / "recipes" / "smoke.yaml", tmp_path_factory.mktemp("lipo")
+    prepared = folder / "data"
+    prepared.mkdir()
+    prepare(recipe.load(path, base), prepared, quiet=True)
+
+    def go(loss: str, *settings: str, **options: Any) -> tuple[Any, Run]:
+        from dpo_cli.train.trainer import train
+
+        loaded = recipe.load(path, [*base, f"train.loss_type={loss}", *settings])
+        run = Run(folder / loss / str(abs(hash(settings))))
+        run["prepare"].parent.mkdir(parents=True, exist_ok=True)
+        if not run["prepare"].exists():
+            run["prepare"].symlink_to(prepared)
+        return train(loaded, run, quiet=True, **options), run
+
+    return go
+
+
+@pytest.mark.parametrize("loss", listwise.LOSSES)
+def test_it_learns(loss: str, smoke_run: Callable[..., Any]) -> None:
+    """On prompts never seen, nearly all pairs of a list come out in their order."""
+    trained, run = smoke_run(loss, "train.eval_strategy=epoch")
+    log = [json.loads(line) for line in (run["train"] / "log.jsonl").read_text().splitlines()]
+    first, last = (row for row in log if "eval_rewards/accuracies" in row)
+    assert last["eval_rewards/accuracies"] >= 0.85
+    assert last["eval_loss"] < first["eval_loss"] or last["eval_rewards/accuracies"] > 0.95
+    assert last["eval_rewards/margins"] > first["eval_rewards/margins"] > 0
