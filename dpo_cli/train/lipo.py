@@ -8,10 +8,11 @@ each also as `..._norm` with rewards per token, as TRL's sigmoid_norm has them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dpo_cli.train import listwise
+from dpo_cli.train import listwise, shared_prefix
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,7 +48,7 @@ def relevance(scores: Sequence[float | None]) -> list[float]:
     if None not in scores:
         return [float(score) for score in scores if score is not None]
     last = len(scores) - 1
-    return [(last - place) / last for place in range(last + 1)]
+    return [(last - place) / max(last, 1) for place in range(last + 1)]
 
 
 @dataclass
@@ -129,6 +130,11 @@ def listwise_trainer(trainer_class: Any) -> Any:
 
         def _set_signature_columns_if_needed(self) -> None:
             self._signature_columns = ["id", "prompt_ids", "answer_ids", "relevance"]
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            shared = shared_prefix.of(self.accelerator.unwrap_model(self.model))
+            with shared.lists(inputs["present"]) if shared else nullcontext():
+                return super().compute_loss(model, inputs, *args, **kwargs)
 
         def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
             texts = {name: inputs[name] for name in TEXTS}

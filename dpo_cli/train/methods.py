@@ -86,7 +86,7 @@ METHODS = {
     ),
     "lipo": Method(
         "DPOConfig", "DPOTrainer", data=("ranked",), losses=lipo.LOSS_TYPES, without=lipo.OVER_PAIRS,
-        defaults={"loss_type": ["lambda"]}, rows=lipo.rows, mended=lipo.listwise_trainer,
+        defaults={"loss_type": ["lambda"]}, engine=("shared_prefix",), rows=lipo.rows, mended=lipo.listwise_trainer,
     ),
 }  # fmt: skip
 
