@@ -272,15 +272,6 @@ def test_old_names_are_told_apart_from_typos(refused: Refused, name: str) -> Non
     assert OLD_TRAIN_ARGUMENTS[name] in refused(f"train: {{{name}: 1}}")
 
 
-def test_every_argument_of_trl_can_be_written_by_its_default(loaded: Load) -> None:
-    """What TRL would do anyway has to pass our types, ranges and choices."""
-    arguments = trl_arguments()["dpo"]["arguments"]
-    own = {name: entry["default"] for name, entry in arguments.items() if name not in OWNED_TRAIN_ARGUMENTS}
-    train = loaded(json.dumps({"train": own})[1:-1] + "\n").train
-    for name, value in own.items():
-        assert getattr(train, name) == ([value] if name == "loss_type" and isinstance(value, str) else value), name
-
-
 @pytest.mark.parametrize(
     ("text", "losses"),
     [("sigmoid_norm", ["sigmoid_norm"]), ("[sigmoid, sft]", ["sigmoid", "sft"]), ("[hinge]", ["hinge"])],
@@ -744,6 +735,9 @@ MINIMAL_VALUES: dict[str, Any] = yaml.safe_load(MINIMAL)
     [
         {"train": {"loss_type": "sigmoid"}},
         {"train": {"loss_type": ["sigmoid", "sft"]}},
+        {"train": {"method": "simpo", "simpo_gamma": 0.3, "loss_type": "alphapo"}},
+        {"train": {"method": "kto", "desirable_weight": 1.3, "loss_type": None}},
+        {"train": {"method": "orpo", "beta": 0.2}},
         {"data": {"sources": [{"id": "c/d"}], "filters": {"near_duplicate": 0.9}}},
         {"data": {"sources": [{"id": "c/d"}], "filters": {"tie": True, "length_ratio": True}}},
         {"data": {"sources": [{"id": "c/d"}], "filters": {"tie": False, "echo": {"min_chars": 3}}}},
@@ -767,6 +761,10 @@ def test_the_schema_accepts_what_loads(
         {"train": {"betta": 0.1}},
         {"train": {"seed": 1}},
         {"train": {"loss_type": "sigmod"}},
+        {"train": {"method": "lime"}},
+        {"train": {"simpo_gamma": 0.3}},
+        {"train": {"method": "kto", "loss_type": "sigmoid"}},
+        {"train": {"method": "orpo", "loss_weights": [1.0]}},
         {"train": {"optim": "adamw"}},
         {"seed": "x"},
         {"lora": {"r": 0}},
@@ -792,10 +790,11 @@ RECIPE_WORDS = [
     "name", "extends", "seed", "model", "lora", "data", "train", "engine", "eval", "export", "id", "sources", "r",
     "filters", "near_duplicate", "tie", "languages", "en", "beta", "loss_type", "loss_weights", "target_modules",
     "columns", "formats", "memory_limit", "token_budget", "warmup_ratio", "gradient_checkpointing_kwargs", "",
+    "method", "simpo_gamma", "desirable_weight",
 ]  # fmt: skip
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 3), st.integers(), st.floats(), st.text(max_size=8),
-    st.sampled_from([*RECIPE_WORDS, "a/b", "./a", "~", "pairs", "sigmoid", "builtin:x", "..", "on", "5e-6"]),
+    st.sampled_from([*RECIPE_WORDS, "a/b", "./a", "~", "pairs", "sigmoid", "kto", "builtin:x", "..", "on", "5e-6"]),
 )  # fmt: skip
 keys = st.sampled_from(RECIPE_WORDS) | scalars
 trees = st.recursive(
@@ -881,3 +880,104 @@ def test_early_stopping_that_could_not_work_is_refused(overrides: list[str], key
         load(next(path for path in RECIPES if path.stem == "smoke"), overrides)
     assert key in str(caught.value) and sentence in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+# ------------------------------------------------------------------------------------------------- the training methods
+
+METHODS = list(trl_arguments())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_loads_with_its_own_defaults(loaded: Load, write: Write, method: str) -> None:
+    described = trl_arguments()[method]
+    recipe = loaded(f"train: {{method: {method}}}\n")
+    train = recipe.train
+    assert train.method == method
+    assert set(train.losses) <= set(described["losses"])
+    for name, value in described["defaults"].items():
+        assert getattr(train, name) == value
+    assert train.learning_rate == 1e-5, "ours, whatever the method"
+    assert load(write(dump(recipe), "again.yaml")).model_dump() == recipe.model_dump()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_argument_of_a_method_can_be_written_by_its_default(loaded: Load, method: str) -> None:
+    """What TRL would do anyway has to pass our types, ranges and choices."""
+    described = trl_arguments()[method]
+    own = {name: entry["default"] for name, entry in described["arguments"].items()}
+    own = {name: value for name, value in own.items() if name not in OWNED_TRAIN_ARGUMENTS}
+    # TRL's own default may be of another of its losses, or one that its trainer refuses.
+    own |= {"method": method} | described["defaults"]
+    train = loaded(json.dumps({"train": own})[1:-1] + "\n").train
+    for name, value in own.items():
+        assert getattr(train, name) == value, name
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "sentence"),
+    [
+        ("method: simpo, loss_type: sigmoid_norm", "loss_type", "is a loss of train.method dpo, not of simpo"),
+        ("method: simpo, loss_type: sigmoid_norm", "loss_type", "set train.loss_type: null for simpo's own"),
+        ("loss_type: simpo", "loss_type", "train.method simpo or cpo, not of dpo"),
+        ("method: orpo, loss_type: sigmoid", "loss_type", "not to orpo: remove it, or set it to null"),
+        ("method: cpo, loss_type: sigmod", "loss_type", "did you mean sigmoid?"),
+        ("simpo_gamma: 0.5", "simpo_gamma", "belongs to train.method simpo or cpo, not to dpo"),
+        ("method: simpo, desirable_weight: 2", "desirable_weight", "belongs to train.method kto, not to simpo"),
+        ("method: kto, loss_weights: [1.0]", "loss_weights", "belongs to train.method dpo"),
+        ("method: simpo, simpo_gama: 1", "simpo_gama", "did you mean simpo_gamma?"),
+        ("method: kto, desirable_wieght: 1", "desirable_wieght", "did you mean desirable_weight?"),
+        ("method: smipo", "method", "must be dpo, simpo, cpo, orpo or kto"),
+        ("method: smipo", "method", "did you mean simpo?"),
+        ("method: [dpo]", "method", "must be dpo"),
+        ("method: orpo, sync_ref_model: true", "sync_ref_model", "is not for orpo, which has no reference"),
+        ("method: simpo, precompute_ref_log_probs: true", "precompute_ref_log_probs", "which has no reference"),
+        ("sync_ref_model: true", "sync_ref_model", "TRL keeps no reference that could be moved"),
+        ("method: kto, per_device_train_batch_size: 1", "per_device_train_batch_size", "must be 2 or more"),
+        ("method: kto, train_sampling_strategy: random", "train_sampling_strategy", "must be sequential"),
+    ],
+)
+def test_what_a_method_has_not_is_told_from_a_typo(refused: Refused, settings: str, key: str, sentence: str) -> None:
+    message = refused(f"train: {{{settings}}}")
+    assert f"r.yaml:3  train.{key}\n" in message
+    assert sentence in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "sentence"),
+    [
+        (["train.method=kto", "data.format=ranked"], "data.format", "set data.format: unpaired"),
+        (["data.format=unpaired"], "data.format", "dpo learns from pairs, not from unpaired"),
+        (["data.format=unpaired"], "data.format", "or train.method: kto"),
+        (["train.method=orpo", "data.format=ranked"], "data.format", "set data.format: pairs"),
+        (["train.method=simpo", "engine.reference_cache=on"], "engine.reference_cache", "simpo has no reference"),
+        (["train.method=kto", "engine.reference_cache=on"], "engine.reference_cache", "reference_cache: auto"),
+        (["train.method=orpo", "engine.shared_prefix=on"], "engine.shared_prefix", "not for orpo"),
+        (["train.method=kto", "engine.token_budget=500"], "engine.token_budget", "engine.token_budget: auto"),
+        (
+            [
+                "train.method=kto",
+                "train.eval_strategy=steps",
+                "engine.early_stopping={metric: eval_rewards/accuracies}",
+            ],
+            "engine.early_stopping.metric",
+            "eval_rewards/margins",
+        ),
+    ],
+)
+def test_sections_that_do_not_fit_the_method_are_refused(overrides: list[str], key: str, sentence: str) -> None:
+    with pytest.raises(DpoError) as caught:
+        load(next(path for path in RECIPES if path.stem == "smoke"), overrides)
+    assert key in str(caught.value) and sentence in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_null_loss_takes_back_what_the_recipe_says_for_another_method(loaded: Load) -> None:
+    own = "train: {loss_type: sigmoid_norm}\n"
+    assert loaded(own, "train.method=simpo", "train.loss_type=null").train.loss_type == "simpo"
+    assert loaded(own, "train.method=orpo", "train.loss_type=null").train.losses == []
+    assert loaded(own, "train.loss_type=null").train.loss_type == ["sigmoid"]
+
+
+def test_kto_takes_one_row_at_a_time_where_its_loss_has_no_kl_term(loaded: Load) -> None:
+    own = "train: {method: kto, loss_type: apo_zero_unpaired, per_device_train_batch_size: 1}\n"
+    assert loaded(own).train.per_device_train_batch_size == 1

@@ -75,7 +75,7 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
     mend = "lower model.max_length" if args.gradient_checkpointing else "set train.gradient_checkpointing: true"
     at_once = "one pair at a time does"
     if fixed:
-        at_once, mend = f"{micro} rows at once do", f"{mend} or a smaller train.per_device_train_batch_size"
+        at_once, mend = f"{micro} rows at once do", f"lower train.per_device_train_batch_size (2 or more), {mend}"
     raise DpoError(
         f"{at_once} not fit: the longest ({_row_length(rows[0])} tokens a row) takes {took}{may}",
         where="model.max_length, train.gradient_checkpointing",

@@ -1,0 +1,41 @@
+"""Each method learns the smoke data's rule, from the recipes that compare them; eval and export are as with DPO."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from dpo_cli.cli import app
+from dpo_cli.recipe import load
+from typer.testing import CliRunner
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+COMPARED = sorted((RECIPES / "compare").glob("*.yaml"))
+LEARNERS = [*((path, ()) for path in COMPARED if path.stem != "dpo"), (RECIPES / "smoke.yaml", ("train.method=cpo",))]
+
+
+@pytest.mark.parametrize(("recipe", "settings"), LEARNERS, ids=lambda value: getattr(value, "stem", None))
+def test_a_method_learns_and_its_model_is_the_exported_one(
+    recipe: Path, settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    settings = (*settings, "train.max_steps=24", "name=run")  # half of an epoch
+    options = [part for setting in settings for part in ("--set", setting)]
+    for command in ("train", "eval", "export"):
+        done = CliRunner().invoke(app, [command, str(recipe), "--runs-dir", str(tmp_path), *options])
+        assert done.exit_code == 0, done.output
+    metrics = json.loads((tmp_path / "run" / "eval" / "metrics.json").read_text(encoding="utf-8"))
+    accuracy = metrics["pairs"]["reward_accuracy"]
+    assert accuracy["value"] >= 0.85 and accuracy["low"] > metrics["pairs"]["longer_wins"]["value"]
+    assert all(check["ok"] for check in json.loads((tmp_path / "run" / "export" / "verify.json").read_text()))
+
+
+def test_they_differ_in_nothing_but_the_method() -> None:
+    recipes = {path.stem: load(path) for path in COMPARED}
+    assert {"dpo", "dpo_norm", "ipo", "simpo", "orpo", "kto"} <= recipes.keys()
+    dpo = recipes["dpo"].model_dump(exclude={"name", "extends", "train"})
+    for name, recipe in recipes.items():
+        assert recipe.model_dump(exclude={"name", "extends", "train"}) == dpo, name
+        train = recipe.train
+        pairs = train.per_device_train_batch_size * train.gradient_accumulation_steps / (2 if name == "kto" else 1)
+        assert (pairs, train.learning_rate, train.num_train_epochs) == (8, 5e-3, 1.0), name

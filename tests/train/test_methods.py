@@ -1,0 +1,337 @@
+"""Every method on the real thing: it runs, logs, evaluates, resumes to the same bytes, and learns from DPO's tokens."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpo_cli import smoke
+from dpo_cli.cli import app
+from dpo_cli.errors import DpoError
+from dpo_cli.models import Backend, import_backend
+from dpo_cli.recipe import Recipe, load
+from dpo_cli.recipe_train import trl_arguments
+from dpo_cli.run import Run
+from dpo_cli.train.memory import GIB, plan
+from dpo_cli.train.methods import METHODS
+from dpo_cli.train.trainer import build
+from dpo_cli.train.watchdog import FIRST_LOSS, Watchdog
+from typer.testing import CliRunner, Result
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+OTHERS = [method for method in METHODS if method != "dpo"]
+FEW = (
+    "data.total=40", "data.eval_size=12", "train.max_steps=4", "train.logging_steps=1", "train.save_steps=2",
+    "train.gradient_accumulation_steps=1",
+)  # fmt: skip
+Train = Callable[..., Result]
+
+
+def dpo_cli(command: str, recipe: Path, runs: Path, *settings: str) -> Result:
+    options = [part for setting in settings for part in ("--set", setting)]
+    return CliRunner().invoke(app, [command, str(recipe), "--runs-dir", str(runs), *options])
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs in which the smoke data are prepared, as pairs; what no method changes."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = dpo_cli("prepare", SMOKE, runs, *FEW)
+    assert done.exit_code == 0, done.output
+    return runs
+
+
+@pytest.fixture
+def train(prepared: Path, tmp_path: Path) -> Train:
+    """`dpo-cli train` of four steps of a method on those data."""
+    runs = shutil.copytree(prepared, tmp_path / "runs")
+
+    def go(method: str, *settings: str) -> Result:
+        return dpo_cli("train", SMOKE, runs, *FEW, f"train.method={method}", *settings)
+
+    return go
+
+
+def log(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "train" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def weights(run: Path) -> bytes:
+    return (run / "train" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------------------ a run
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_a_method_trains_evaluates_and_resumes_to_the_same_bytes(method: str, train: Train, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "smoke"
+    settings = ("train.eval_strategy=steps", "train.eval_steps=2")
+    done = train(method, *settings)
+    assert done.exit_code == 0, done.output
+    assert "prepare: nothing has changed" in done.stdout, "the data are the same for all methods"
+
+    rows = log(run)
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4]
+    assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
+    assert all({"grad_norm", "rewards/margins", "logps/chosen"} <= row.keys() for row in steps)
+    held_out = {key for row in rows for key in row}
+    assert {"eval_loss", "eval_en_loss", "eval_zh_rewards/margins", "eval_rewards/chosen"} <= held_out
+    metrics = json.loads((run / "train" / "metrics.json").read_text())
+    assert metrics["tokens_per_second"] > 0
+
+    whole, same = weights(run), ("step", "loss", "grad_norm", "rewards/margins", "logps/rejected")
+    shutil.rmtree(run / "train" / "checkpoints" / "checkpoint-4")  # as a kill after step 2 leaves it
+    shutil.rmtree(run / "train" / "adapter")
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    manifest["stages"]["train"]["status"] = "running"
+    (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    again = train(method, *settings)
+    assert again.exit_code == 0, again.output
+    assert "resumed from step 2" in again.stdout
+    assert [[row.get(key) for key in same] for row in log(run)] == [[row.get(key) for key in same] for row in rows]
+    assert weights(run) == whole
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_the_header_says_what_the_method_does_without(method: str, train: Train, tmp_path: Path) -> None:
+    said = train(method, "train.max_steps=1").stdout
+    engine = json.loads((tmp_path / "runs/smoke/manifest.json").read_text())["stages"]["train"]["engine"]
+    assert not engine["shared_prefix"] and engine["token_budget"] is None and not engine["reference_cache"]
+    assert f" by {method}, on " in said
+    assert ("no reference" in said) == (method != "kto")
+    assert "made for train.method dpo" in said
+    assert ("80 rows (pairs split in two)" in said) == (method == "kto")
+    assert ("rows/s" in said) == (method == "kto")
+
+
+def test_unpaired_rows_train_and_a_heavy_label_is_told(tmp_path: Path) -> None:
+    good, bad = (f"{word} answer that is long enough to be kept here, number {{}}." for word in ("A good", "Some bad"))
+    rows = [
+        {"prompt": f"What is to be said of the number {n}, if anything?", "completion": text.format(n), "label": label}
+        for n in range(40)
+        for text, label in [(bad, False) if n % 4 == 0 else (good, True)]
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = tmp_path / "kto.yaml"
+    recipe.write_text(
+        "model: {id: builtin:tiny-qwen3, load_in_4bit: false, max_length: 256}\n"
+        "data: {format: unpaired, sources: [{id: rows.jsonl, layout: kto, language: en}], languages: null, "
+        "total: null, eval_fraction: 0.2, filters: {near_duplicate: false}}\n"
+        "train: {method: kto, max_steps: 2, gradient_accumulation_steps: 1, eval_strategy: steps, eval_steps: 2}\n",
+        encoding="utf-8",
+    )
+    done = dpo_cli("train", recipe, tmp_path / "runs")
+    assert done.exit_code == 0, done.output
+    assert " rows, 4 a step by kto" in done.stdout and "split in two" not in done.stdout
+    assert "set train.undesirable_weight: " in done.stdout
+    assert any("eval_en_loss" in row for row in log(tmp_path / "runs" / "kto"))
+    refused = dpo_cli("eval", recipe, tmp_path / "runs")
+    assert refused.exit_code == 1 and "eval needs pairs" in refused.stderr
+
+
+# ---------------------------------------------------------------------------------------------- what it is trained on
+
+
+@pytest.fixture(scope="module")
+def built(prepared: Path) -> Callable[..., Any]:
+    """`built(method)`: its trainer on the prepared pairs, before the first step."""
+    backend = Backend("hf", "")
+    import_backend(backend)
+    made: dict[tuple[str, ...], Any] = {}
+
+    def go(method: str, *settings: str) -> Any:
+        if (method, *settings) not in made:
+            recipe = load(SMOKE, [*FEW, f"train.method={method}", *settings])
+            made[method, *settings] = build(recipe, Run(prepared / "smoke", {}), backend)
+        return made[method, *settings]
+
+    return go
+
+
+@pytest.mark.parametrize("method", [method for method in OTHERS if not METHODS[method].reference])
+def test_the_tokens_are_those_of_dpo(built: Callable[..., Any], method: str) -> None:
+    """TRL's older trainers would end an answer twice, and a template's thinking block is easily lost."""
+    trainer, dpo = built(method), built("dpo")
+    tokenizer = dpo.processing_class
+    for row, wanted in zip(trainer.train_dataset, dpo.train_dataset, strict=True):
+        assert row["id"] == wanted["id"]
+        for side in ("chosen", "rejected"):
+            prompt, answer = wanted["prompt_ids"], wanted[f"{side}_ids"]
+            assert row[f"{side}_input_ids"] == prompt + answer
+            assert row[f"{side}_labels"] == [-100] * len(prompt) + answer
+            assert answer.count(tokenizer.eos_token_id) == 1
+    prompt = tokenizer.decode(dpo.train_dataset[0]["prompt_ids"])
+    assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n"), "thinking is off"
+
+
+@pytest.mark.parametrize("method", [method for method in OTHERS if not METHODS[method].reference])
+def test_a_batch_scores_the_same_answers_as_dpo(built: Callable[..., Any], method: str) -> None:
+    """Summed by dpo, a mean over tokens by simpo and orpo: of the same tokens, so of the same log-probabilities."""
+    import torch
+
+    trainer, dpo = built(method), built("dpo")
+    trainer.model.eval()
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    with torch.no_grad():
+        chosen, rejected, *_ = trainer.concatenated_forward(trainer.model, trainer._prepare_inputs(batch))
+    pairs = dpo._prepare_inputs(dpo.data_collator([dpo.train_dataset[index] for index in range(4)]))
+    wanted = torch.cat(dpo.compute_ref_log_probs(dpo.model, pairs))  # a LoRA that has not learned is the reference
+    if method != "cpo":
+        wanted = wanted / pairs["completion_mask"].sum(1)
+    torch.testing.assert_close(torch.cat([chosen, rejected]), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_over_max_length_is_cut_at_the_end(built: Callable[..., Any]) -> None:
+    trainer = built("simpo")
+    row = {"prompt_ids": [1, 2, 3], "chosen_ids": [4] * 600, "rejected_ids": [5]}
+    cut = trainer.tokenize_row(row)
+    assert cut["chosen_input_ids"] == [1, 2, 3] + [4] * 509 and len(cut["chosen_labels"]) == 512
+    assert cut["rejected_labels"] == [-100, -100, -100, 5]
+
+
+def test_ktos_rows_are_the_pairs_and_a_kl_row_is_never_a_real_one(built: Callable[..., Any]) -> None:
+    pairs = {row["id"]: row for row in built("dpo").train_dataset}
+    rows = list(built("kto").train_dataset)
+    assert len(rows) == 2 * len(pairs)
+    for row in rows:
+        wanted = pairs[row["id"]]
+        assert row["prompt_ids"] == wanted["prompt_ids"]
+        assert row["completion_ids"] == wanted["chosen_ids" if row["label"] else "rejected_ids"]
+        assert row["KL_completion_ids"] not in (wanted["chosen_ids"], wanted["rejected_ids"])
+    assert {(row["id"], row["label"]) for row in rows} == {(name, label) for name in pairs for label in (True, False)}
+    for start in range(0, len(rows), 4):
+        assert sum(row["label"] for row in rows[start : start + 4]) == 2, "each micro-batch has both"
+
+
+@pytest.mark.parametrize("method", ["simpo", "kto"])
+def test_a_loss_that_is_no_number_names_its_rows(built: Callable[..., Any], method: str) -> None:
+    import torch
+
+    trainer = built(method, "train.beta=0.2")  # of its own, to be broken
+    batch = [trainer.train_dataset[index] for index in (1, 4)]
+    with torch.no_grad():
+        next(one for one in trainer.model.parameters() if one.requires_grad).fill_(math.nan)
+        for name, one in trainer.model.named_parameters():
+            if "lora_B" in name:
+                one.fill_(1.0)
+    trainer.current_gradient_accumulation_steps = 1
+    with pytest.raises(DpoError) as caught:
+        trainer.training_step(trainer.model, trainer.data_collator(batch))
+    assert {row["id"] for row in batch} == set(str(caught.value).split("rows ")[1].splitlines()[0].split(", "))
+
+
+# ------------------------------------------------------------------------------------------------ the losses of DPO
+
+LOSSES: list[list[str]] = [[loss] for loss in trl_arguments()["dpo"]["losses"]] + [["sigmoid", "bco_pair", "sft"]]
+
+
+@pytest.fixture(scope="module")
+def runs(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(prepared, tmp_path_factory.mktemp("losses") / "runs")
+
+
+@pytest.mark.parametrize("losses", LOSSES, ids="+".join)
+def test_every_loss_of_dpo_takes_steps(losses: list[str], runs: Path) -> None:
+    settings = [f"train.loss_type=[{', '.join(losses)}]", "train.max_steps=3", "train.save_strategy=no"]
+    settings += ["train.label_smoothing=0.1"] if {"exo_pair", "robust"} & set(losses) else []
+    settings += ["train.loss_weights=[0.8, 0.2, 1.0]"] if len(losses) > 1 else []
+    done = dpo_cli("train", SMOKE, runs, *FEW, *settings)
+    assert done.exit_code == 0, done.output
+    rows = [row for row in log(runs / "smoke") if "loss" in row]
+    assert len(rows) == 3 and all(math.isfinite(row["loss"]) and 0 < row["grad_norm"] < math.inf for row in rows)
+    from safetensors import safe_open
+
+    with safe_open(runs / "smoke" / "train" / "adapter" / "adapter_model.safetensors", "pt") as file:
+        moved = [float(file.get_tensor(name).abs().max()) for name in file.keys() if "lora_B" in name]  # noqa: SIM118
+    assert moved and min(moved) > 0, "every layer's LoRA has left its start"
+
+
+@pytest.mark.parametrize(
+    ("method", "loss"),
+    [(method, loss) for method in OTHERS for loss in trl_arguments()[method]["losses"]],
+)
+def test_every_loss_of_the_others_takes_a_step(method: str, loss: str, built: Callable[..., Any]) -> None:
+    import torch
+
+    trainer = built(method, f"train.loss_type={loss}", *(["train.alpha=0.1"] if loss == "alphapo" else []))
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    trainer.current_gradient_accumulation_steps = 1
+    value = trainer.training_step(trainer.model, batch)
+    gradients = [one.grad for one in trainer.model.parameters() if one.grad is not None]
+    assert torch.isfinite(value) and any(float(one.abs().max()) > 0 for one in gradients)
+
+
+# ----------------------------------------------------------------------------------------------- memory and remarks
+
+
+def recipe_of(method: str, **train: Any) -> Recipe:
+    settings = [f"train.{name}={json.dumps(value)}" for name, value in train.items()]
+    return load(SMOKE, [f"train.method={method}", *settings])
+
+
+def config() -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(smoke.resolve("builtin:tiny-qwen3"))
+
+
+def test_the_plan_counts_the_logits_that_a_reference_free_trainer_holds() -> None:
+    pairs = [(40, 100, 90)] * 32
+    dpo, simpo = (plan(recipe_of(method), pairs, config(), 80 * GIB) for method in ("dpo", "simpo"))
+    assert simpo.recipe.memory.head > dpo.recipe.memory.head
+    assert any("No reference" in note for note in simpo.notes) and not dpo.notes
+    both = [recipe_of(method).model_copy(update={"model": recipe_of(method).model.model_copy(update={"adapter": "x"})})
+            for method in ("dpo", "simpo")]  # fmt: skip
+    copied, alone = (plan(one, pairs, config(), 80 * GIB).recipe.memory for one in both)
+    assert copied.adapter == 2 * alone.adapter, "the reference is a second adapter, where there is a reference"
+
+
+def test_the_plan_for_kto_counts_rows_and_keeps_two_of_them() -> None:
+    kto = recipe_of("kto", per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    rows = [(40, 100)] * 32
+    whole = plan(kto, rows, config(), 80 * GIB)
+    assert whole.rows_are == "rows"
+    pairs = plan(recipe_of("dpo", per_device_train_batch_size=8), [(40, 100, 100)] * 32, config(), 80 * GIB)
+    assert whole.recipe.memory.activations * 2 == pairs.recipe.memory.activations
+    tight = plan(kto, rows, config(), 1)
+    assert tight.proposal is None
+    assert plan(recipe_of("dpo"), [(40, 100, 100)] * 8, config(), 80 * GIB).rows_are == "pairs"
+
+
+@pytest.mark.parametrize(("limit", "method"), [("0.2", "kto"), ("0.2", "simpo")])
+def test_memory_that_is_not_there_is_found_before_the_first_step(train: Train, limit: str, method: str) -> None:
+    done = train(method, f"engine.memory_limit={limit}")
+    assert done.exit_code == 1
+    assert ("rows at once do not fit" in done.stderr) == (method == "kto")
+    assert ("train.per_device_train_batch_size (2 or more)" in done.stderr) == (method == "kto")
+
+
+def test_rewards_without_a_reference_are_no_cause_for_alarm() -> None:
+    """They are beta x log-probability, far below 0 from the start; only a shortcut and spikes still mean something."""
+    row = {"loss": 2.0, "grad_norm": 1.0, "rewards/chosen": -40.0, "rewards/rejected": -41.0, "rewards/margins": 1.0,
+           "rewards/accuracies": 0.6, "logps/chosen": -400.0}  # fmt: skip
+    rows = [{**row, "step": step, "epoch": step / 50} for step in range(1, 50)]
+    free = Watchdog(["sigmoid"], 0.1, 16, steps=50, reference=False)
+    assert [text for one in rows for text in free.observe(one)] == []
+    against = Watchdog(["sigmoid"], 0.1, 16, steps=50)
+    assert [text for one in rows for text in against.observe(one)]
+    right = Watchdog(["simpo"], 0.1, 16, steps=50, reference=False)
+    said = [text for one in rows for text in right.observe({**one, "rewards/accuracies": 1.0})]
+    assert len(said) == 1 and "easier" in said[0]
+
+
+def test_ktos_first_loss_is_what_the_watchdog_takes_it_for(train: Train, tmp_path: Path) -> None:
+    train("kto", "train.max_steps=1", "train.learning_rate=1e-9")
+    assert log(tmp_path / "runs" / "smoke")[0]["loss"] == pytest.approx(FIRST_LOSS["kto"](0.1), abs=1e-6)
+    row = {"loss": 0.8, "grad_norm": 1.0, "rewards/chosen": 0.0, "rewards/rejected": 0.0, "rewards/margins": 0.001}
+    watchdog = Watchdog(["kto"], 0.1, 16, steps=50, weights=[1.0])
+    said = [text for step in range(1, 51) for text in watchdog.observe({**row, "step": step})]
+    assert any("worse than no training (0.50)" in text for text in said)
+    assert any("about where it began" in text for text in said)
