@@ -738,6 +738,10 @@ MINIMAL_VALUES: dict[str, Any] = yaml.safe_load(MINIMAL)
         {"train": {"method": "simpo", "simpo_gamma": 0.3, "loss_type": "alphapo"}},
         {"train": {"method": "kto", "desirable_weight": 1.3, "loss_type": None}},
         {"train": {"method": "orpo", "beta": 0.2}},
+        {
+            "train": {"method": "lipo", "loss_type": "softmax_norm"},
+            "data": {"sources": [{"id": "c/d"}], "format": "ranked"},
+        },
         {"data": {"sources": [{"id": "c/d"}], "filters": {"near_duplicate": 0.9}}},
         {"data": {"sources": [{"id": "c/d"}], "filters": {"tie": True, "length_ratio": True}}},
         {"data": {"sources": [{"id": "c/d"}], "filters": {"tie": False, "echo": {"min_chars": 3}}}},

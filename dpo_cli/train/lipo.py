@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
-LOSS_TYPES = (*listwise.LOSSES, *(f"{name}_norm" for name in listwise.LOSSES))
 # Arguments of TRL's DPOConfig that belong to losses over pairs.
 OVER_PAIRS = (
     "discopop_tau", "f_alpha_divergence_coef", "f_divergence_type", "label_smoothing", "ld_alpha", "use_weighting",

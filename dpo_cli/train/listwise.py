@@ -72,6 +72,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "list_mle": list_mle,
     "softmax": softmax,
 }
+PER_TOKEN = tuple(f"{name}_norm" for name in LOSSES)  # the same, of scores that are divided by the answer's tokens
+LOSS_TYPES = (*LOSSES, *PER_TOKEN)
 
 
 def _first_among_worse(scores: Tensor, above: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_cli.train import lipo, reference_free, unpaired
+from dpo_cli.train import lipo, listwise, reference_free, unpaired
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -85,7 +85,7 @@ METHODS = {
         defaults={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 12}, rows=unpaired.rows,
     ),
     "lipo": Method(
-        "DPOConfig", "DPOTrainer", data=("ranked",), losses=lipo.LOSS_TYPES, without=lipo.OVER_PAIRS,
+        "DPOConfig", "DPOTrainer", data=("ranked",), losses=listwise.LOSS_TYPES, without=lipo.OVER_PAIRS,
         defaults={"loss_type": ["lambda"]}, engine=("shared_prefix",), rows=lipo.rows, mended=lipo.listwise_trainer,
     ),
 }  # fmt: skip

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_cli.errors import DpoError
 from dpo_cli.stats import wilson
+from dpo_cli.train import listwise
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -80,7 +81,7 @@ FIRST_LOSS: dict[str, Callable[[float], float]] = {
     "sppo_hard": lambda beta: 2 / (2 * beta) ** 2,
 }
 # These weigh nats by token (or against 1 / beta per token), so a reward of 10 is nothing special.
-PER_TOKEN = {"ipo", "sigmoid_norm", "lambda_norm", "list_mle_norm", "softmax_norm"}
+PER_TOKEN = {"ipo", "sigmoid_norm", *listwise.PER_TOKEN}
 
 
 @dataclass
@@ -197,6 +198,8 @@ class Watchdog:
         mend = "the weight of sft in train.loss_weights" if "sft" in self.losses else self._with_sft()
         if UNPAIRED & set(self.losses):
             mend = "raise train.desirable_weight"
+        if set(listwise.LOSS_TYPES) & set(self.losses):
+            mend = "raise train.beta"
         return (
             f"step {row['step']}: the chosen answers have become {nats:.0f} nats less likely, {why}. Some of that is "
             f"normal with DPO, this is not: lower train.learning_rate, or {mend}."

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dpo_cli.errors import DpoError
 from dpo_cli.records import Pair
+from dpo_cli.run import Run
 from dpo_cli.train import lipo, listwise, shared_prefix
 
 Build = Callable[..., Any]
+SmokeRun = Callable[..., Run]
+LISTS = ["train.method=lipo", "data.format=ranked"]
 WORDS = ("the", "a", "is", "and", "of", "to", "amber", "basket", "candle", "的", "是", "我")
 BETA = 0.3
 
@@ -59,12 +65,12 @@ def build(tmp_path: Path, tiny_model: Path) -> Build:
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
 
-    def go(rows: list[dict[str, Any]], *, pairs: bool = False, **options: Any) -> Any:
+    def go(rows: list[dict[str, Any]], *, pairs: bool = False, wrapped: Any = lambda it: it, **options: Any) -> Any:
         set_seed(1)
         base: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
         base.get_input_embeddings().weight.data *= 12.0  # so that entropies differ, and a token is guessed now and then
         given = datasets.Dataset.from_list([Pair.of_row(row).to_json() for row in rows] if pairs else rows)
-        trainer: Any = (DPOTrainer if pairs else lipo.listwise_trainer(DPOTrainer))(
+        trainer: Any = wrapped(DPOTrainer if pairs else lipo.listwise_trainer(DPOTrainer))(
             model=get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")),
             args=DPOConfig(
                 output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, beta=BETA,
@@ -163,7 +169,7 @@ def test_with_two_answers_a_step_is_trl_s_dpo(loss: str, dpo: str, build: Build)
     assert 0 < figures["rewards/accuracies"] < 1
 
 
-@pytest.mark.parametrize("loss", lipo.LOSS_TYPES)
+@pytest.mark.parametrize("loss", listwise.LOSS_TYPES)
 def test_lists_of_any_length_in_one_batch(loss: str, build: Build) -> None:
     """Against every answer run by itself and the lists put together in a loop."""
     import torch
@@ -228,35 +234,120 @@ def test_the_prompt_of_a_list_is_computed_once_and_the_numbers_stay(counts: list
 
 
 @pytest.fixture(scope="module")
-def smoke_run(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Callable[..., Any]:
-    """`smoke_run("softmax", "train.max_steps=4")`: the log of the smoke recipe by lipo, prepared once for all."""
+def smoke_run(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> SmokeRun:
+    """`smoke_run("softmax", "train.max_steps=4")`: the smoke recipe by lipo, prepared once for all."""
     from dpo_cli import recipe
     from dpo_cli.prepare import prepare
-    from dpo_cli.run import Run
 
-    base = ["train.method=lipo", "data.format=ranked", "data.total=160", "data.eval_size=60"]
+    base = [*LISTS, "data.total=160", "data.eval_size=60"]
     path, folder = repository / "recipes" / "smoke.yaml", tmp_path_factory.mktemp("lipo")
     prepared = folder / "data"
     prepared.mkdir()
     prepare(recipe.load(path, base), prepared, quiet=True)
 
-    def go(loss: str, *settings: str) -> list[dict[str, Any]]:
+    def go(loss: str, *settings: str, again: Run | None = None) -> Run:
         from dpo_cli.train.trainer import train
 
         loaded = recipe.load(path, [*base, f"train.loss_type={loss}", *settings])
-        run = Run(folder / f"{loss}-{len(list(folder.iterdir()))}")
-        run.folder.mkdir()
-        run["prepare"].symlink_to(prepared)
+        run = again or Run(folder / f"{loss}-{len(list(folder.iterdir()))}")
+        if not again:
+            run.folder.mkdir()
+            run["prepare"].symlink_to(prepared)
         train(loaded, run, quiet=True)
-        return [json.loads(line) for line in (run["train"] / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        return run
 
     return go
 
 
+def log_of(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run["train"] / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 @pytest.mark.parametrize("loss", listwise.LOSSES)
-def test_it_learns(loss: str, smoke_run: Callable[..., Any]) -> None:
+def test_it_learns(loss: str, smoke_run: SmokeRun) -> None:
     """On prompts never seen, nearly all pairs of a list come out in their order."""
-    log = smoke_run(loss, "train.max_steps=16", "train.eval_strategy=steps", "train.eval_steps=16")
-    held_out = next(row for row in log if "eval_rewards/accuracies" in row)
+    run = smoke_run(loss, "train.max_steps=16", "train.eval_strategy=steps", "train.eval_steps=16")
+    held_out = next(row for row in log_of(run) if "eval_rewards/accuracies" in row)
     assert held_out["eval_rewards/accuracies"] >= 0.85
     assert held_out["eval_rewards/margins"] > 0.3
+
+
+FEW = ("train.max_steps=4", "train.logging_steps=1", "train.save_steps=2", "train.eval_strategy=steps")
+
+
+def test_a_run_that_was_cut_short_goes_on_to_the_same_bytes(smoke_run: SmokeRun) -> None:
+    settings = (*FEW, "train.eval_steps=2", "train.gradient_accumulation_steps=1")
+    run = smoke_run("lambda", *settings)
+    rows, whole = log_of(run), (run.adapter / "adapter_model.safetensors").read_bytes()
+    assert {"eval_en_loss", "eval_zh_rewards/margins", "eval_logps/chosen"} <= {key for row in rows for key in row}
+
+    shutil.rmtree(run.checkpoints / "checkpoint-4")  # as a kill after step 2 leaves it
+    shutil.rmtree(run.adapter)
+    manifest = run.folder / "manifest.json"
+    record = json.loads(manifest.read_text(encoding="utf-8"))
+    record["stages"]["train"]["status"] = "running"
+    manifest.write_text(json.dumps(record), encoding="utf-8")
+    smoke_run("lambda", *settings, again=run)
+    assert json.loads((run["train"] / "metrics.json").read_text(encoding="utf-8"))["resumed_from"] == 2
+    same = ("step", "loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/rejected", "eval_loss")
+    assert [[row.get(key) for key in same] for row in log_of(run)] == [[row.get(key) for key in same] for row in rows]
+    assert (run.adapter / "adapter_model.safetensors").read_bytes() == whole
+
+
+def test_the_shared_prompt_changes_the_cost_of_a_run_and_not_its_losses(smoke_run: SmokeRun) -> None:
+    settings = ("train.max_steps=2", "train.logging_steps=1")
+    runs = [smoke_run("list_mle", *settings, f"engine.shared_prefix={word}") for word in ("on", "off")]
+    taken = [json.loads((run.folder / "manifest.json").read_text())["stages"]["train"]["engine"] for run in runs]
+    assert [one["shared_prefix"] for one in taken] == [True, False]
+    ours, stock = map(log_of, runs)
+    for one, other in zip(ours, stock, strict=True):
+        names = [name for name in other if name.startswith(("loss", "rewards", "logps"))]
+        assert {name: one[name] for name in names} == pytest.approx({name: other[name] for name in names}, abs=2e-3)
+
+
+def test_a_loss_that_is_no_number_names_its_prompts(build: Build) -> None:
+    import torch
+    from dpo_cli.train.careful import careful
+
+    trainer = build(ranked([2, 3, 2]), wrapped=careful)
+    with torch.no_grad():
+        next(one for one in trainer.model.parameters() if one.requires_grad).fill_(float("nan"))
+    with pytest.raises(DpoError, match="row-0, row-2"):
+        trainer.training_step(trainer.model, trainer.data_collator([trainer.train_dataset[n] for n in (0, 2)]))
+
+
+def test_the_plan_counts_all_answers_of_a_prompt(repository: Path) -> None:
+    from dpo_cli import recipe
+    from dpo_cli.train.memory import GIB, plan
+    from transformers import Qwen3Config
+
+    loaded = recipe.load(repository / "recipes/smoke.yaml", [*LISTS, "train.per_device_train_batch_size=2"])
+    few, many = (plan(loaded, [(100, *[80] * count)] * 4, Qwen3Config(), 80 * GIB) for count in (2, 4))
+    assert many.recipe.memory.activations == pytest.approx(2 * few.recipe.memory.activations)
+    assert many.rows_are == "prompts" and many.longest == 180
+
+
+def test_a_ranked_row_is_evaluated_by_its_best_and_worst_answers() -> None:
+    row = ranked([4])[0]
+    pair = Pair.of_row(row)
+    assert pair.chosen == [{"role": "assistant", "content": row["candidates"][0]["text"]}]
+    assert pair.rejected == [{"role": "assistant", "content": row["candidates"][3]["text"]}]
+    assert (pair.score_chosen, pair.score_rejected, pair.margin) == (0.9, 0.51, 0.39)
+    assert Pair.of_row(pair.to_json()) == pair
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["train.method=lipo"], "not from pairs: set data.format: ranked, or train.method: dpo"),
+        (["data.format=ranked"], "not from ranked: set data.format: pairs, or train.method: lipo"),
+        ([*LISTS, "train.loss_type=sigmoid"], "sigmoid is a loss of train.method dpo"),
+        ([*LISTS, "train.label_smoothing=0.1"], "belongs to train.method dpo"),
+        ([*LISTS, "engine.reference_cache=on"], "set engine.reference_cache: auto"),
+    ],
+)  # fmt: skip
+def test_check_says_which_to_use(settings: list[str], said: str, repository: Path) -> None:
+    from dpo_cli import recipe
+
+    with pytest.raises(DpoError, match=re.escape(said)):
+        recipe.load(repository / "recipes" / "smoke.yaml", settings)
