@@ -154,7 +154,7 @@ def _share_prefix(recipe: Recipe, trainer: Any, notes: list[str]) -> bool:
 def _cut_by_tokens(recipe: Recipe, trainer: Any, chosen: Chosen) -> None:
     """Take the token budget and the checkpointing that the memory plan says, where the recipe leaves them open."""
     args, asked, fits = trainer.args, recipe.engine.token_budget, METHODS[recipe.train.method].engine
-    why_not: str | None = "engine.token_budget: off" if asked == "off" else "not by this method"
+    why_not: str | None = "engine.token_budget: off" if asked == "off" else "made for train.method dpo"
     if asked != "off" and "token_budget" in fits:
         why_not = token_budget.stays_whole(trainer)
     if why_not and isinstance(asked, int):

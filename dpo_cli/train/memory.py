@@ -200,7 +200,8 @@ def predict(
     if precision == "nf4":
         workspace += width * h * shape.intermediate
     if not fused_head:
-        head = tokens * shape.vocabulary * (width + 8)  # the logits, their float32 copy, its gradient
+        # The logits, their float32 copy, its gradient; in float32, the copies that CPO's slices and sums make of them.
+        head = tokens * shape.vocabulary * max(width + 8, 4 * width)
     elif on_gpu:
         # One tile; the hidden states gathered for it, and their float32 gradient.
         head = min(scored, HEAD_ROWS) * columns * width + (width + 4) * h * scored

@@ -111,6 +111,11 @@ def test_the_header_says_what_the_method_does_without(method: str, train: Train,
     assert ("rows/s" in said) == (method == "kto")
 
 
+def test_a_beta_of_dpos_size_is_told_with_simpo(train: Train) -> None:
+    assert "train.beta 0.1 is of DPO's size" in train("simpo", "train.max_steps=1", "train.beta=0.1").stdout
+    assert "of DPO's size" not in train("simpo", "train.max_steps=1").stdout
+
+
 def test_unpaired_rows_train_and_a_heavy_label_is_told(tmp_path: Path) -> None:
     good, bad = (f"{word} answer that is long enough to be kept here, number {{}}." for word in ("A good", "Some bad"))
     rows = [

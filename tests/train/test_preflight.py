@@ -142,8 +142,8 @@ from pathlib import Path
 import torch, datasets
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
-from trl import DPOConfig, DPOTrainer
 from dpo_cli import smoke
+from dpo_cli.train.methods import METHODS
 
 torch.set_num_threads(1)
 datasets.disable_progress_bars()
@@ -158,15 +158,23 @@ def peak(case):
     before = status("VmRSS")
     model = get_peft_model(Qwen3ForCausalLM(Qwen3Config(**case["config"])),
                            LoraConfig(r=32, target_modules=targets, task_type="CAUSAL_LM"))
-    args = DPOConfig(output_dir=sys.argv[2], use_cpu=True, bf16=False, gradient_checkpointing=case["checkpointing"],
-                     report_to="none", disable_tqdm=True, max_length=None, per_device_train_batch_size=1,
+    method = METHODS[case.get("method", "dpo")]
+    config, trainer_class = method.classes()
+    args = config(output_dir=sys.argv[2], use_cpu=True, bf16=False, gradient_checkpointing=case["checkpointing"],
+                     report_to="none", disable_tqdm=True, max_length=512, per_device_train_batch_size=1,
                      gradient_accumulation_steps=1, max_steps=2, save_strategy="no")
-    some = datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
-    trainer = DPOTrainer(model=model, args=args, train_dataset=some, processing_class=tokenizer)
-    trainer.model.delete_adapter("ref")
+    said = {"prompt": [{"role": "user", "content": "a"}]}
+    said |= {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    some = datasets.Dataset.from_list([{"id": "x", **said}])
+    trainer = method.mended(trainer_class)(
+        model=model, args=args, train_dataset=some, eval_dataset=None, processing_class=tokenizer)
+    if method.reference:
+        trainer.model.delete_adapter("ref")
     half = case["row"] // 2
     pairs = [{"prompt_ids": [5] * half, "chosen_ids": [6] * half, "rejected_ids": [7] * (half - 20)}] * 4
     trainer.train_dataset = datasets.Dataset.from_list(pairs)
+    if not method.reference:
+        trainer.train_dataset = trainer.train_dataset.map(trainer.tokenize_row)
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
     trainer.train()
     return before, status("VmHWM") - before
@@ -175,7 +183,7 @@ cases = json.loads(sys.argv[1])
 peak({**cases[0], "row": 32})  # what the libraries set up at the first step is not the model's
 print(json.dumps([peak(case) for case in cases]))
 """
-# The first two are topped by the head's tiles, the third by a layer's backward.
+# The first two are topped by the head's tiles, the third by a layer's backward, the last by all logits at once.
 WIDE = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64}
 CASES: list[dict[str, Any]] = [
     {"config": WIDE | {"vocab_size": 8192, "intermediate_size": 1536, "num_hidden_layers": 8}, "row": 384}
@@ -184,6 +192,8 @@ CASES: list[dict[str, Any]] = [
     | {"checkpointing": True},
     {"config": WIDE | {"vocab_size": 2048, "intermediate_size": 5120, "num_hidden_layers": 2}, "row": 384}
     | {"checkpointing": True},
+    {"config": WIDE | {"vocab_size": 32768, "intermediate_size": 1536, "num_hidden_layers": 2}, "row": 384}
+    | {"checkpointing": True, "method": "simpo"},
 ]
 
 
@@ -212,6 +222,7 @@ def test_the_prediction_is_within_15_percent_of_resident_memory(tmp_path: Path) 
             tokens=2 * case["row"],
             scored=case["row"] - 20,
             row=case["row"],
+            fused_head=case.get("method") is None,
             device="cpu",
         )
         predicted = memory.total - sizes.CPU_LIBRARIES

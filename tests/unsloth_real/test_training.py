@@ -22,19 +22,21 @@ SETTINGS = (
 )
 
 
-def dpo_cli(*program: str, runs: Path, backend: str, allow_cpu: bool = True) -> subprocess.CompletedProcess[str]:
+def dpo_cli(
+    *program: str, runs: Path, backend: str, allow_cpu: bool = True, more: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "UNSLOTH_ALLOW_CPU": "1" if allow_cpu else "0",
         "TRITON_INTERPRET": "1",
         "TORCHDYNAMO_DISABLE": "1",  # compiling what runs twice takes half a minute
     }
     command = [sys.executable, *program, "train", str(SMOKE), "--runs-dir", str(runs)]
-    command += [part for setting in (*SETTINGS, f"engine.backend={backend}") for part in ("--set", setting)]
+    command += [part for setting in (*SETTINGS, *more, f"engine.backend={backend}") for part in ("--set", setting)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def on_unsloth(runs: Path) -> subprocess.CompletedProcess[str]:
-    done = dpo_cli(str(HERE / "on_cpu.py"), runs=runs, backend="unsloth")
+def on_unsloth(runs: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    done = dpo_cli(str(HERE / "on_cpu.py"), runs=runs, backend="unsloth", more=more)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -65,6 +67,16 @@ def test_unsloths_trainer_gives_trls_losses_and_resumes_to_them(tmp_path: Path) 
     (runs / "smoke" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     assert "resumed from step 1" in on_unsloth(runs).stdout
     assert losses(runs) == whole
+
+
+@pytest.mark.parametrize("method", ["simpo", "orpo", "kto"])
+def test_other_methods_go_through_unsloths_trainers_to_the_same_losses(method: str, tmp_path: Path) -> None:
+    plain, runs = tmp_path / "plain", tmp_path / "unsloth"
+    more = (f"train.method={method}", "train.per_device_train_batch_size=2", "data.total=40")
+    done = dpo_cli("-m", "dpo_cli", runs=plain, backend="hf", more=more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "backend unsloth" in on_unsloth(runs, *more).stdout
+    assert losses(runs) == pytest.approx(losses(plain), abs=1e-6)
 
 
 def test_unsloth_without_a_gpu_is_refused_with_a_mend(tmp_path: Path) -> None:
