@@ -26,7 +26,7 @@ TEXTS = ("input_ids", "attention_mask", "completion_mask")
 
 
 def rows(dataset: Dataset, seed: int) -> Dataset:
-    """The rows of a ranked `data/*.jsonl` for the trainer: its `answers` as TRL's messages, and `relevance`."""
+    """The rows of a ranked `data/*.jsonl` for the trainer: `answers` as messages, best first, and `relevance`."""
 
     def listed(row: dict[str, Any]) -> dict[str, Any]:
         answers = [[{"role": "assistant", "content": one["text"]}] for one in row["candidates"]]

@@ -67,7 +67,7 @@ def build(tmp_path: Path, tiny_model: Path) -> Build:
 
     def go(rows: list[dict[str, Any]], *, pairs: bool = False, wrapped: Any = lambda it: it, **options: Any) -> Any:
         set_seed(1)
-        base: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+        base: Any = options.pop("base", None) or AutoModelForCausalLM.from_pretrained(tiny_model)
         base.get_input_embeddings().weight.data *= 12.0  # so that entropies differ, and a token is guessed now and then
         given = datasets.Dataset.from_list([Pair.of_row(row).to_json() for row in rows] if pairs else rows)
         trainer: Any = wrapped(DPOTrainer if pairs else lipo.listwise_trainer(DPOTrainer))(
@@ -167,6 +167,34 @@ def test_with_two_answers_a_step_is_trl_s_dpo(loss: str, dpo: str, build: Build)
     torch.testing.assert_close(mine, grads, rtol=1e-3, atol=2e-6)  # the rows stand in another order
     assert logged == pytest.approx(figures, rel=1e-4, abs=1e-6)
     assert 0 < figures["rewards/accuracies"] < 1
+
+
+def test_a_mixture_of_experts_keeps_its_auxiliary_loss(build: Build, tiny_model: Path) -> None:
+    from transformers import AutoConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM, set_seed
+
+    def base() -> Any:
+        set_seed(5)
+        sizes: dict[str, Any] = {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "hidden_size": 32,
+        }
+        layers: dict[str, Any] = {
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+        }
+        words = AutoConfig.from_pretrained(tiny_model).vocab_size
+        return Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=words, **sizes, **layers))
+
+    rows, options = ranked([2, 2]), {"router_aux_loss_coef": 0.5}
+    expected, _, figures = step(build(rows, pairs=True, loss_type=["sigmoid"], base=base(), **options))
+    found, _, logged = step(build(rows, loss_type=["softmax"], base=base(), **options))
+    assert figures["aux_loss"] > 0
+    assert logged == pytest.approx(figures, rel=1e-4, abs=1e-6)
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("loss", listwise.LOSS_TYPES)
