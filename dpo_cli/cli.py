@@ -107,7 +107,7 @@ def train(
                 trained = stage(loaded, run, fresh=fresh or force, quiet=quiet)
                 best = trained.metrics.get("best")
                 kept = f", step {best['step']} was the best" if best else ""
-                each = "pairs" if "pairs_per_second" in trained.metrics else "rows"
+                each = next(one for one in ("pairs", "rows", "prompts") if f"{one}_per_second" in trained.metrics)
                 rate = f"{trained.metrics[f'{each}_per_second']:.1f} {each}/s"
                 _say(
                     quiet,
@@ -305,7 +305,7 @@ def _prepare(loaded: Recipe, run: Run, force: bool, quiet: bool, examples: bool 
 
 
 def _need_pairs(loaded: Recipe, what: str) -> None:
-    if loaded.data.format != "pairs":
+    if loaded.data.format == "unpaired":  # of a ranked list, the best and the worst answer are the pair
         raise DpoError(
             f"{what} needs pairs, but data.format is {loaded.data.format}",
             where=loaded.where("data", "format"),

@@ -140,7 +140,7 @@ def print_plan(loaded: Recipe, run: Run) -> None:
 
     from dpo_cli import models
     from dpo_cli.evaluate.score import encode
-    from dpo_cli.records import Pair, read_jsonl
+    from dpo_cli.records import Message, Pair, read_jsonl
     from dpo_cli.train.engine import available_memory
     from dpo_cli.train.memory import Lengths
     from dpo_cli.train.memory import plan as predict
@@ -153,11 +153,14 @@ def print_plan(loaded: Recipe, run: Run) -> None:
     rows: list[Lengths] = []
     for row in read_jsonl(run.train_pairs):
         answers = [row[side] for side in ("chosen", "rejected", "completion") if side in row]
+        answers += [[Message(role="assistant", content=one["text"])] for one in row.get("candidates", [])]
         common = {name: row[name] for name in ("id", "prompt", "language", "source", "chat_template_kwargs")}
-        both = encode(tokenizer, Pair(chosen=answers[0], rejected=answers[-1], **common), loaded.model.max_length)
-        lengths = [len(one.ids) - one.start for one in both][: len(answers)]
-        singly = loaded.train.method == "kto"
-        rows += [(both[0].start, one) for one in lengths] if singly else [(both[0].start, *lengths)]
+        sides = zip(answers[::2], [*answers[1::2], answers[-1]], strict=False)  # two at a time, the last one twice
+        pairs = [Pair(chosen=one, rejected=other, **common) for one, other in sides]
+        encoded = [one for pair in pairs for one in encode(tokenizer, pair, loaded.model.max_length)]
+        lengths = [len(one.ids) - one.start for one in encoded[: len(answers)]]
+        singly, start = loaded.train.method == "kto", encoded[0].start
+        rows += [(start, one) for one in lengths] if singly else [(start, *lengths)]
     config = AutoConfig.from_pretrained(models.location(loaded.model.id), revision=loaded.model.revision)
     backend = models.choose_backend(loaded)
     fits = METHODS[loaded.train.method].engine

@@ -63,6 +63,23 @@ class Pair:
     score_rejected: float | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of_row(cls, row: dict[str, Any]) -> Pair:
+        """A row of pairs as it is; of a ranked list, which stands best first, its best answer and its worst."""
+        if "candidates" not in row:
+            return cls(**row)
+        common = {name: value for name, value in row.items() if name != "candidates"}
+        best, worst = row["candidates"][0], row["candidates"][-1]
+        high, low = best["score"], worst["score"]
+        return cls(
+            chosen=[Message(role="assistant", content=best["text"])],
+            rejected=[Message(role="assistant", content=worst["text"])],
+            score_chosen=high,
+            score_rejected=low,
+            margin=None if high is None or low is None else round(high - low, 6),
+            **common,
+        )
+
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))  # asdict would copy every message, at ten times the cost
 
@@ -88,5 +105,5 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """All pairs of a `data/*.jsonl` file."""
-    return [Pair(**row) for row in read_jsonl(path)]
+    """All pairs of a `data/*.jsonl` file; of ranked lists, the best and the worst answers."""
+    return [Pair.of_row(row) for row in read_jsonl(path)]

@@ -795,6 +795,10 @@ MINIMAL_VALUES: dict[str, Any] = yaml.safe_load(MINIMAL)
         {"train": {"method": "simpo", "simpo_gamma": 0.3, "loss_type": "alphapo"}},
         {"train": {"method": "kto", "desirable_weight": 1.3, "loss_type": None}},
         {"train": {"method": "orpo", "beta": 0.2}},
+        {
+            "train": {"method": "lipo", "loss_type": "softmax_norm"},
+            "data": {"sources": [{"id": "c/d"}], "format": "ranked"},
+        },
         {"data": {"sources": [{"id": "c/d"}], "filters": {"near_duplicate": 0.9}}},
         {"data": {"sources": [{"id": "c/d"}], "filters": {"tie": True, "length_ratio": True}}},
         {"data": {"sources": [{"id": "c/d"}], "filters": {"tie": False, "echo": {"min_chars": 3}}}},
@@ -947,7 +951,7 @@ METHODS = list(trl_arguments())
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_loads_with_its_own_defaults(loaded: Load, write: Write, method: str) -> None:
     described = trl_arguments()[method]
-    recipe = loaded(f"train: {{method: {method}}}\n")
+    recipe = loaded(f"train: {{method: {method}}}\n", f"data.format={described['data'][-1]}")
     train = recipe.train
     assert train.method == method
     assert set(train.losses) <= set(described["losses"])
@@ -965,7 +969,7 @@ def test_every_argument_of_a_method_can_be_written_by_its_default(loaded: Load, 
     own = {name: value for name, value in own.items() if name not in OWNED_TRAIN_ARGUMENTS}
     # TRL's own default may be of another of its losses, or one that its trainer refuses.
     own |= {"method": method} | described["defaults"]
-    train = loaded(json.dumps({"train": own})[1:-1] + "\n").train
+    train = loaded(json.dumps({"train": own})[1:-1] + "\n", f"data.format={described['data'][-1]}").train
     for name, value in own.items():
         assert getattr(train, name) == value, name
 
@@ -983,7 +987,7 @@ def test_every_argument_of_a_method_can_be_written_by_its_default(loaded: Load, 
         ("method: kto, loss_weights: [1.0]", "loss_weights", "belongs to train.method dpo"),
         ("method: simpo, simpo_gama: 1", "simpo_gama", "did you mean simpo_gamma?"),
         ("method: kto, desirable_wieght: 1", "desirable_wieght", "did you mean desirable_weight?"),
-        ("method: smipo", "method", "must be dpo, simpo, cpo, orpo or kto"),
+        ("method: smipo", "method", "must be dpo, simpo, cpo, orpo, kto or lipo"),
         ("method: smipo", "method", "did you mean simpo?"),
         ("method: [dpo]", "method", "must be dpo"),
         ("method: orpo, sync_ref_model: true", "sync_ref_model", "is not for orpo, which has no reference"),

@@ -18,7 +18,7 @@ from dpo_cli.recipe import Recipe
 from dpo_cli.train import reference_cache, shared_prefix, token_budget
 from dpo_cli.train.memory import Device, parse_memory_limit, plan
 from dpo_cli.train.methods import METHODS
-from dpo_cli.train.preflight import fit, row_columns, use_micro_batch
+from dpo_cli.train.preflight import fit, lengths_of, use_micro_batch
 
 PARTS = ("shared_prefix", "token_budget", "reference_cache")
 
@@ -163,12 +163,10 @@ def _cut_by_tokens(recipe: Recipe, trainer: Any, chosen: Chosen) -> None:
         chosen.notes.append(f"no token budget: {why_not}")
     device: Device = "cuda" if args.device.type == "cuda" else "cpu"
     available = available_memory(recipe)
-    columns = row_columns(trainer.train_dataset)
-    lengths = [tuple(len(row[name]) for name in columns) for row in trainer.train_dataset.select_columns(columns)]
     try:
         found = plan(
             recipe,
-            lengths,
+            lengths_of(trainer.train_dataset),
             trainer.model.config,
             available,
             device=device,
@@ -203,8 +201,9 @@ def available_memory(recipe: Recipe) -> int:
 
 
 def rows_are(trainer: Any) -> str:
-    """What a row of the trainer's data is called: pairs, or rows with one answer."""
-    return "rows" if "label" in trainer.train_dataset.column_names else "pairs"
+    """What a row of the trainer's data is called: pairs, rows with one answer, or prompts with all their answers."""
+    columns = trainer.train_dataset.column_names
+    return "rows" if "label" in columns else "prompts" if "relevance" in columns else "pairs"
 
 
 def _step_pairs(trainer: Any) -> int:

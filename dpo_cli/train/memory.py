@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["nf4", "bf16", "fp16", "fp32"]
 Device = Literal["cuda", "cpu"]
-Lengths = tuple[int, ...]  # tokens of a row's prompt and of its answers: chosen and rejected, or KTO's one
+Lengths = tuple[int, ...]  # tokens of a row's prompt and of its answers: chosen and rejected, KTO's one, LiPO's list
 
 GIB = 2**30
 # Driver, CUDA kernels and cuBLAS workspaces: a common figure for one process (a guess until a GPU run corrects it).
@@ -329,7 +329,8 @@ def plan(
     stays as it is.
 
     Args:
-        pairs: token counts of the pairs, or of KTO's rows; of the longest ones, at least as many as make a micro-batch.
+        pairs: token counts of the pairs, KTO's rows or LiPO's lists; of the longest ones, at least as many as make a
+            micro-batch.
         config: the model's transformers config.
         available_bytes: the card's memory, or `engine.memory_limit`; None where nobody knows.
         shared: the prompt is computed once a pair, and nothing is padded.
@@ -341,7 +342,7 @@ def plan(
     method = METHODS[train.method]
     rows = [(prompt, *(min(answer, limit - prompt) for answer in answers)) for prompt, *answers in pairs]
     width = max((len(row) - 1 for row in rows), default=2)  # answers of a row
-    rows_are = "rows" if width == 1 else "pairs"
+    rows_are = {"unpaired": "rows", "ranked": "prompts"}.get(method.data[0], "pairs")
     top = max((prompt + max(answers) for prompt, *answers in rows), default=0)
     streams = sorted(map(sum, rows), reverse=True)
     alone = (streams[0] if streams else 0) if shared else width * top  # the least a pass can take

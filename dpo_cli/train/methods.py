@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_cli.train import reference_free, unpaired
+from dpo_cli.train import lipo, listwise, reference_free, unpaired
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,6 +39,7 @@ class Method:
         data: each `data.format` that it learns from, the usual one first.
         reference: whether it compares with the model as it was.
         losses: of `train.loss_type`; None: all that the trainer has.
+        without: arguments of its config that its losses don't look at.
         defaults: `train` arguments whose default is neither TRL's nor ours for all methods.
         engine: parts of the `engine` section that fit its trainer.
         whole_logits: its trainer holds the logits of all tokens at once, where others make them tile by tile.
@@ -52,6 +53,7 @@ class Method:
     data: tuple[str, ...] = ("pairs",)
     reference: bool = True
     losses: tuple[str, ...] | None = None
+    without: tuple[str, ...] = ()
     defaults: dict[str, Any] = field(default_factory=dict)
     engine: tuple[str, ...] = ()
     whole_logits: bool = False
@@ -82,6 +84,10 @@ METHODS = {
         "KTOConfig", "KTOTrainer", data=("unpaired", "pairs"),
         defaults={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 12}, rows=unpaired.rows,
     ),
+    "lipo": Method(
+        "DPOConfig", "DPOTrainer", data=("ranked",), losses=listwise.LOSS_TYPES, without=lipo.OVER_PAIRS,
+        defaults={"loss_type": ["lambda"]}, engine=("shared_prefix",), rows=lipo.rows, mended=lipo.listwise_trainer,
+    ),
 }  # fmt: skip
 
 # Arguments of TRL's experimental trainers for other models than ours, or for tables in W&B.
@@ -102,7 +108,7 @@ def describe_arguments() -> dict[str, Any]:
         arguments = {}
         for one in dataclasses.fields(config):
             kind, choices = _plain_type(hints[one.name])
-            if not kind or one.name in _OF_OTHERS:
+            if not kind or one.name in _OF_OTHERS or one.name in method.without:
                 continue  # an object that no YAML can hold
             default = one.default
             if default is dataclasses.MISSING:

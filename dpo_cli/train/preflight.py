@@ -19,7 +19,7 @@ from dpo_cli.train.memory import CUDA_CONTEXT, budgets, cuts, gib, state_bytes
 from dpo_cli.train.shared_prefix import row_tokens
 from dpo_cli.train.token_budget import groups, padded_groups
 
-PROMPT, ANSWERS = "prompt_ids", ("chosen_ids", "rejected_ids", "completion_ids")
+PROMPT, ANSWERS, LIST = "prompt_ids", ("chosen_ids", "rejected_ids", "completion_ids"), "answer_ids"
 # Counters that a training step of TRL (or transformers) moves on.
 COUNTERS = ("_metrics", "_stored_metrics", "_total_train_tokens", "current_gradient_accumulation_steps")
 
@@ -107,19 +107,27 @@ def use_micro_batch(trainer: Any, pairs: int) -> None:
     trainer._train_batch_size = args.train_batch_size
 
 
-def row_columns(data: Any) -> list[str]:
-    """The columns of a row's tokens: its prompt's first, then its answers', two of a pair, one of a labelled row."""
-    return [PROMPT, *(name for name in ANSWERS if name in data.column_names)]
+def lengths_of(data: Any) -> list[tuple[int, ...]]:
+    """Of each row the tokens of its prompt and of its answers: a pair's two, a labelled row's one, all of a list."""
+    columns = [name for name in (PROMPT, *ANSWERS, LIST) if name in data.column_names]
+    return [_lengths(row) for row in data.select_columns(columns)]
+
+
+def _lengths(row: dict[str, Any]) -> tuple[int, ...]:
+    answers = [row[name] for name in ANSWERS if name in row] + row.get(LIST, [])
+    return len(row[PROMPT]), *map(len, answers)
 
 
 def _longest_rows(data: Any, count: int) -> list[dict[str, Any]]:
-    lengths = [_row_length(row) for row in data.select_columns(row_columns(data))]
-    order = sorted(range(len(data)), key=lambda index: -lengths[index])
+    """Those whose answers take most, padded to the longest, as they are in a batch."""
+    sizes = [(len(answers) * (prompt + max(answers))) for prompt, *answers in lengths_of(data)]
+    order = sorted(range(len(data)), key=lambda index: -sizes[index])
     return [data[index] for index in order[:count]]
 
 
 def _row_length(row: dict[str, Any]) -> int:
-    return len(row[PROMPT]) + max(len(row[name]) for name in ANSWERS if name in row)
+    prompt, *answers = _lengths(row)
+    return prompt + max(answers)
 
 
 def _try(trainer: Any, rows: list[dict[str, Any]], accumulation: int) -> float:

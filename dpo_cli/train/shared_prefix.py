@@ -1,14 +1,16 @@
-"""`engine.shared_prefix`: what the two texts of a pair have in common is computed once, and the numbers stay.
+"""`engine.shared_prefix`: what the texts of a pair or a list have in common is computed once, and the numbers stay.
 
-A causal model's state at a token depends only on the tokens up to it, so the states of a common opening serve both
+A causal model's state at a token depends only on the tokens up to it, so the states of a common opening serve all
 texts. One method is wrapped, the backbone's forward. It takes TRL's right-padded batch `[2B, L]`, rows i and B + i one
 pair, runs it as a single row
 
     [common opening | rest of chosen | rest of rejected] x B
 
-with the positions the tokens had, and puts the hidden states back into `[2B, L, H]`. Loss, metrics, reference pass and
-evaluation stay TRL's. For every right-padded batch this is the identity on real tokens: rows that are no pair cost
-speed, never the result. (What PaddleNLP's DPO does with a mask over one row, and arXiv 2410.20305 with FlexAttention.)
+with the positions the tokens had, and puts the hidden states back into `[2B, L, H]`. Lists of any number of answers
+have their rows one after the other, and a rest each (`SharedPrefix.lists`). Loss, metrics, reference pass and
+evaluation stay as they are. For every right-padded batch this is the identity on real tokens: rows that have nothing
+in common cost speed, never the result. (What PaddleNLP's DPO does with a mask over one row, and arXiv 2410.20305 with
+FlexAttention.)
 
 With dropout on, the opening gets one mask and not one per text: valid training, but not TRL's numbers.
 """
@@ -23,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpo_cli.errors import DpoError
@@ -37,23 +40,25 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 FLOAT32_FLOOR = 1e-5
 
 
-class Pair(NamedTuple):
-    """Where a pair lies in the row: [start, prefix) is of both texts, [prefix, chosen) and [chosen, end) the rests."""
+class Group(NamedTuple):
+    """Where texts of one prompt lie in the row: [start, prefix) is of all of them, then come the rests.
+
+    [prefix, ends[0]) is of the first (of a pair, chosen), [ends[0], ends[1]) of the second, and so on.
+    """
 
     start: int
     prefix: int
-    chosen: int
-    end: int
+    ends: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Stream:
-    """How a batch `[2B, L]` becomes a row of T tokens: `ids.view(-1)[source]`, and `states[gather]` back."""
+    """How a batch `[N, L]` becomes a row of T tokens: `ids.view(-1)[source]`, and `states[gather]` back."""
 
     source: Tensor  # [T]
     positions: Tensor  # [1, T]
-    gather: Tensor  # [2B, L]; 0 at padding, whose states nobody reads
-    pairs: list[Pair]
+    gather: Tensor  # [N, L]; 0 at padding, whose states nobody reads
+    groups: list[Group]
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,11 @@ class SharedPrefix:
 
     Attributes:
         enabled: False sends everything through the untouched forward.
-        padded_tokens: 2B x L of each forward that shared, added up.
+        padded_tokens: N x L of each forward that shared, added up.
         stream_tokens: what those forwards computed instead.
     """
+
+    _lists: list[int] | None = None  # rows of each list in the batch; None where rows are pairs
 
     def __init__(self, backbone: Any, unsloth: bool) -> None:
         self.enabled = True
@@ -104,6 +111,19 @@ class SharedPrefix:
         finally:
             self.enabled = before
 
+    @contextmanager
+    def lists(self, present: Tensor | None) -> Iterator[None]:
+        """While this is open, batches are of lists, their rows one after the other.
+
+        Args:
+            present: `[B, K]`, which of K answers each list has; None leaves pairs.
+        """
+        self._lists = None if present is None else present.sum(1).tolist()
+        try:
+            yield
+        finally:
+            self._lists = None
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's forward: shared for a training batch, the untouched one for all else (generation, say)."""
         stream = self._stream(args, kwargs)
@@ -113,10 +133,10 @@ class SharedPrefix:
         del kwargs["attention_mask"]
         kwargs.pop("position_ids", None)
         if self._unsloth:  # any mask is refused beside its hook, and without the hook a 4-D mask is dropped in training
-            groups = [(p - start, [chosen - p, end - chosen]) for start, p, chosen, end in stream.pairs]
+            groups = [(p - start, [b - a for a, b in pairwise((p, *ends))]) for start, p, ends in stream.groups]
             kwargs |= {"attention_mask": None, "prefix_seg_info": _unsloth_hook()(groups, ids.device)[0]}
         else:  # transformers hands a 4-D mask on as it is, and makes one of its own from positions if it gets none
-            kwargs |= {"attention_mask": ids.new_empty(1, 1, 0, 0), "shared_pairs": stream.pairs}
+            kwargs |= {"attention_mask": ids.new_empty(1, 1, 0, 0), "shared_groups": stream.groups}
         row = ids.reshape(-1)[stream.source][None]
         out = self._untouched(input_ids=row, position_ids=stream.positions, **kwargs)
         states = out.last_hidden_state[0]
@@ -144,7 +164,7 @@ class SharedPrefix:
             return None
         if hasattr(self._backbone.get_input_embeddings(), "neftune_noise_alpha"):
             return None  # its noise is scaled by the length of a row
-        return _lay_out(kwargs["input_ids"], kwargs["attention_mask"])
+        return _lay_out(kwargs["input_ids"], kwargs["attention_mask"], self._lists)
 
 
 @contextmanager
@@ -206,6 +226,12 @@ def unsupported(model: Any, unsloth: bool = False) -> str | None:
     return None if used == "sdpa" else f"its attention is {used}, and only sdpa can be replaced"
 
 
+def of(model: Any) -> SharedPrefix | None:
+    """What `install` has put on a model; None where it has not."""
+    there = getattr(getattr(_backbone(model), "forward", None), "__self__", None)
+    return there if isinstance(there, SharedPrefix) else None
+
+
 def install(model: Any, unsloth: bool = False) -> SharedPrefix:
     """Share prefixes in this model from now on, in training, reference pass and evaluation alike.
 
@@ -216,9 +242,8 @@ def install(model: Any, unsloth: bool = False) -> SharedPrefix:
     Raises:
         DpoError: `unsupported` gives a reason.
     """
-    backbone = _backbone(model)
-    there = getattr(getattr(backbone, "forward", None), "__self__", None)
-    if isinstance(there, SharedPrefix):
+    backbone, there = _backbone(model), of(model)
+    if there is not None:
         return there
     reason = unsupported(model, unsloth)
     if reason or backbone is None:
@@ -276,7 +301,8 @@ def check(trainer: Any, shared: SharedPrefix, batch: Mapping[str, Tensor]) -> Ch
     Args:
         trainer: TRL's.
         shared: what `install` returned for its model; it may be switched off at the time.
-        batch: `input_ids`, `attention_mask` and `completion_mask`, each `[2B, L]`, right-padded.
+        batch: `input_ids`, `attention_mask` and `completion_mask`, each `[2B, L]`, right-padded; or `[N, L]` of lists,
+            with the `present` of `SharedPrefix.lists`.
     """
     import torch
 
@@ -291,7 +317,10 @@ def check(trainer: Any, shared: SharedPrefix, batch: Mapping[str, Tensor]) -> Ch
 
     counts = shared.padded_tokens, shared.stream_tokens
     error, ours = "", None
-    with torch.no_grad(), trainer.accelerator.autocast(), _as_in_a_step(model), warnings.catch_warnings():
+    with (
+        torch.no_grad(), trainer.accelerator.autocast(), _as_in_a_step(model), warnings.catch_warnings(),
+        shared.lists(batch.get("present")),
+    ):  # fmt: skip
         warnings.simplefilter("ignore")  # reentrant checkpointing wants gradients
         precision = max(torch.finfo(dtype).eps for dtype in _dtypes(model, device.type))
         with shared.off():
@@ -346,38 +375,59 @@ def _unsloth_hook() -> Callable[..., Any]:
 def _openings(ids: Tensor, mask: Tensor) -> Tensor:
     """Tokens that the two texts of each pair begin with in common, `[B]`."""
     (chosen, rejected), (first, second) = ids.chunk(2), mask.bool().chunk(2)
-    return (first & second & (chosen == rejected)).long().cumprod(1).sum(1)
+    return _in_common(chosen, first, rejected, second)
 
 
-def _lay_out(ids: Tensor, mask: Tensor) -> Stream | None:
-    """The row for a batch `[2B, L]`; None if it is no even batch of right-padded texts with at least a token each."""
+def _in_common(one: Tensor, real: Tensor, other: Tensor, other_real: Tensor) -> Tensor:
+    """Tokens that rows `[N, L]` begin with in common, `[N]`."""
+    return (real & other_real & (one == other)).long().cumprod(1).sum(1)
+
+
+def _lay_out(ids: Tensor, mask: Tensor, lists: Sequence[int] | None = None) -> Stream | None:
+    """The row for a batch of pairs `[2B, L]`, or of lists with so many rows each, one after the other.
+
+    None if these are not all rows, or not right-padded texts with at least a token each.
+    """
     import torch
 
-    if getattr(mask, "shape", None) != ids.shape or len(ids) % 2 or ids.shape[1] < 2:
+    if getattr(mask, "shape", None) != ids.shape or ids.shape[1] < 2:
         return None
     rows, length = ids.shape
+    half = rows // 2
+    members = [[index, half + index] for index in range(half)]
+    if lists is not None:
+        members = [list(range(end - count, end)) for count, end in zip(lists, accumulate(lists), strict=True)]
+    if sum(map(len, members)) != rows:
+        return None
+    firsts = torch.empty(rows, dtype=torch.long)
+    for group in members:
+        firsts[group] = group[0]
+    firsts = firsts.to(ids.device)
     real, columns = mask.bool(), torch.arange(length, device=ids.device)
     lengths = real.sum(1)
     fine = (real == (columns < lengths[:, None])).all() & (lengths > 0).all()
     # One read from the device a batch: every `int(tensor)` would wait for the GPU.
-    right_padded, *numbers = torch.cat([fine[None], lengths, _openings(ids, mask)]).tolist()
+    right_padded, *numbers = torch.cat([fine[None], lengths, _in_common(ids, real, ids[firsts], real[firsts])]).tolist()
     if not right_padded:
         return None
-    half, columns = rows // 2, torch.arange(length)
-    source, positions, pairs, at = [], [], [], 0
+    columns = torch.arange(length)
+    source, positions, groups, at = [], [], [], 0
     gather = torch.zeros(rows, length, dtype=torch.long)
-    for index in range(half):
-        chosen, rejected, opening = numbers[index], numbers[half + index], numbers[rows + index]
-        source += [index * length + columns[:chosen], (half + index) * length + columns[opening:rejected]]
-        positions += [columns[:chosen], columns[opening:rejected]]
-        pair = Pair(at, at + opening, at + chosen, at + chosen + rejected - opening)
-        gather[index, :chosen] = at + columns[:chosen]
-        gather[half + index, :opening] = at + columns[:opening]
-        gather[half + index, opening:rejected] = pair.chosen + columns[: rejected - opening]
-        pairs.append(pair)
-        at = pair.end
+    for group in members:
+        opening = min(numbers[rows + index] for index in group)
+        start, ends = at, list[int]()
+        for index in group:
+            known = opening if ends else 0  # the first text brings the opening along
+            end = numbers[index]
+            source.append(index * length + columns[known:end])
+            positions.append(columns[known:end])
+            gather[index, :known] = start + columns[:known]
+            gather[index, known:end] = at + columns[: end - known]
+            at += end - known
+            ends.append(at)
+        groups.append(Group(start, start + opening, tuple(ends)))
     here = ids.device
-    return Stream(torch.cat(source).to(here), torch.cat(positions)[None].to(here), gather.to(here), pairs)
+    return Stream(torch.cat(source).to(here), torch.cat(positions)[None].to(here), gather.to(here), groups)
 
 
 def _attention(
@@ -388,19 +438,19 @@ def _attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    shared_pairs: list[Pair] | None = None,
+    shared_groups: list[Group] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of a row of pairs, `[1, heads, T, D]`: two causal calls each, so that nothing of T x T is ever made.
+    """Attention of a row of groups, `[1, heads, T, D]`: a causal call for each text, so nothing of T x T is ever made.
 
-    Of T queries those of a pair's opening and chosen text see what is before them in it, as always; those of the
-    rejected rest see the opening and what is before them in their rest. Without `shared_pairs`, transformers' own.
+    Of T queries those of a group's opening and first text see what is before them in it, as always; those of another
+    rest see the opening and what is before them in their rest. Without `shared_groups`, transformers' own.
     """
     import torch
     from torch.nn.functional import scaled_dot_product_attention
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-    if shared_pairs is None:
+    if shared_groups is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -411,13 +461,14 @@ def _attention(
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
     attend = partial(scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
     parts = []
-    for start, prefix, chosen, end in shared_pairs:
-        q, k, v = (one[:, :, start:chosen] for one in (query, key, value))
+    for start, prefix, ends in shared_groups:
+        q, k, v = (one[:, :, start : ends[0]] for one in (query, key, value))
         parts.append(attend(q, k, v, is_causal=True))
-        if end > chosen:
-            k, v = (torch.cat([one[:, :, start:prefix], one[:, :, chosen:end]], 2) for one in (key, value))
-            bias = _lower_right(end - chosen, k.shape[2], k.device)
-            parts.append(attend(query[:, :, chosen:end], k, v, attn_mask=bias))
+        for begin, end in pairwise(ends):
+            if end > begin:
+                k, v = (torch.cat([one[:, :, start:prefix], one[:, :, begin:end]], 2) for one in (key, value))
+                bias = _lower_right(end - begin, k.shape[2], k.device)
+                parts.append(attend(query[:, :, begin:end], k, v, attn_mask=bias))
     return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
 
 

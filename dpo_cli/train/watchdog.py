@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_cli.errors import DpoError
 from dpo_cli.stats import wilson
+from dpo_cli.train import listwise
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -80,7 +81,7 @@ FIRST_LOSS: dict[str, Callable[[float], float]] = {
     "sppo_hard": lambda beta: 2 / (2 * beta) ** 2,
 }
 # These weigh nats by token (or against 1 / beta per token), so a reward of 10 is nothing special.
-PER_TOKEN = {"ipo", "sigmoid_norm"}
+PER_TOKEN = {"ipo", "sigmoid_norm", *listwise.PER_TOKEN}
 
 
 @dataclass
@@ -197,6 +198,8 @@ class Watchdog:
         mend = "the weight of sft in train.loss_weights" if "sft" in self.losses else self._with_sft()
         if UNPAIRED & set(self.losses):
             mend = "raise train.desirable_weight"
+        if set(listwise.LOSS_TYPES) & set(self.losses):
+            mend = "raise train.beta"
         return (
             f"step {row['step']}: the chosen answers have become {nats:.0f} nats less likely, {why}. Some of that is "
             f"normal with DPO, this is not: lower train.learning_rate, or {mend}."
@@ -241,7 +244,7 @@ class Watchdog:
                 f"step {row['step']}: the model has moved, and still {100 * accuracy:.0f}% of {pairs} pairs are "
                 "right: these preferences look random to it. Raise data.pairs.min_margin, or check the scores."
             )
-        if "sigmoid_norm" in self.losses:
+        if (PER_TOKEN - {"ipo"}) & set(self.losses):
             return None  # it sees the margin per token, thousandths: 0.69 all along is what it looks like
         return (
             f"step {row['step']}: well into the run the margin is {margin:+.3f}, about where it began: the steps are "

@@ -32,10 +32,12 @@ def test_a_method_learns_and_its_model_is_the_exported_one(
 
 def test_they_differ_in_nothing_but_the_method() -> None:
     recipes = {path.stem: load(path) for path in COMPARED}
-    assert {"dpo", "dpo_norm", "ipo", "simpo", "orpo", "kto"} <= recipes.keys()
-    dpo = recipes["dpo"].model_dump(exclude={"name", "extends", "train"})
+    assert {"dpo", "dpo_norm", "ipo", "simpo", "orpo", "kto", "lipo"} <= recipes.keys()
+    different = {"name": True, "extends": True, "train": True, "data": {"format"}}
+    dpo = recipes["dpo"].model_dump(exclude=different)
     for name, recipe in recipes.items():
-        assert recipe.model_dump(exclude={"name", "extends", "train"}) == dpo, name
+        assert recipe.model_dump(exclude=different) == dpo, name
+        assert recipe.data.format == ("ranked" if name == "lipo" else "pairs")
         train = recipe.train
         pairs = train.per_device_train_batch_size * train.gradient_accumulation_steps / (2 if name == "kto" else 1)
         assert (pairs, train.learning_rate, train.num_train_epochs) == (8, 5e-3, 1.0), name

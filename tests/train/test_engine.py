@@ -148,8 +148,8 @@ def test_a_sharing_that_computes_something_else_is_noticed(
     def mixed(*args: Any) -> Any:
         stream = lay_out(*args)
         assert stream
-        for index, pair in enumerate(stream.pairs):
-            stream.pairs[index] = pair._replace(prefix=pair.chosen)
+        for index, group in enumerate(stream.groups):
+            stream.groups[index] = group._replace(prefix=group.ends[0])
         return stream
 
     monkeypatch.setattr(shared_prefix, "_lay_out", mixed)

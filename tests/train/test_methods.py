@@ -24,7 +24,7 @@ from dpo_cli.train.watchdog import FIRST_LOSS, Watchdog
 from typer.testing import CliRunner, Result
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
-OTHERS = [method for method in METHODS if method != "dpo"]
+OTHERS = [method for method in METHODS if method != "dpo" and "pairs" in METHODS[method].data]
 FEW = (
     "data.total=40", "data.eval_size=12", "train.max_steps=4", "train.logging_steps=1", "train.save_steps=2",
     "train.gradient_accumulation_steps=1",

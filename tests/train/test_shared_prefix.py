@@ -15,7 +15,16 @@ from typing import Any
 import pytest
 from dpo_cli.errors import DpoError
 from dpo_cli.train import shared_prefix
-from dpo_cli.train.shared_prefix import Pair, SharedPrefix, Stream, check, install, pair_tokens, row_tokens, unsupported
+from dpo_cli.train.shared_prefix import (
+    Group,
+    SharedPrefix,
+    Stream,
+    check,
+    install,
+    pair_tokens,
+    row_tokens,
+    unsupported,
+)
 
 VOCABULARY = 300
 MAX_LENGTH = 40
@@ -177,7 +186,7 @@ def rejected_sees_chosen(real: Callable[..., Stream | None]) -> Callable[..., St
     def lay_out(*batch: Any) -> Stream | None:
         made = real(*batch)
         assert made is not None
-        made.pairs[:] = [Pair(start, chosen, chosen, end) for start, _, chosen, end in made.pairs]
+        made.groups[:] = [Group(start, ends[0], ends) for start, _, ends in made.groups]
         return made
 
     return lay_out

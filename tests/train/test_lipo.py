@@ -1,0 +1,381 @@
+"""LiPO's trainer against TRL's DPOTrainer on the same two answers, against a loop over lists, and learning."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpo_cli.errors import DpoError
+from dpo_cli.records import Pair
+from dpo_cli.run import Run
+from dpo_cli.train import lipo, listwise, shared_prefix
+
+Build = Callable[..., Any]
+SmokeRun = Callable[..., Run]
+LISTS = ["train.method=lipo", "data.format=ranked"]
+WORDS = ("the", "a", "is", "and", "of", "to", "amber", "basket", "candle", "的", "是", "我")
+BETA = 0.3
+
+
+def ranked(counts: list[int], seed: int = 0) -> list[dict[str, Any]]:
+    """Rows as prepare writes them, with so many answers each."""
+    rng = random.Random(seed)
+
+    def say(most: int) -> str:
+        return " ".join(rng.choices(WORDS, k=rng.randint(1, most)))
+
+    return [
+        {
+            "id": f"row-{number}",
+            "prompt": [{"role": "user", "content": say(12)}],
+            "candidates": [
+                {"text": say(14), "score": round(0.9 - 0.13 * place, 2), "model": None} for place in range(count)
+            ],
+            "chat_template_kwargs": {"enable_thinking": False},
+            "language": "en",
+            "source": "made-up",
+        }
+        for number, count in enumerate(counts)
+    ]
+
+
+@pytest.fixture(scope="module")
+def tiny_model() -> Path:
+    from dpo_cli import smoke
+
+    return smoke.resolve("builtin:tiny-qwen3")
+
+
+@pytest.fixture
+def build(tmp_path: Path, tiny_model: Path) -> Build:
+    """`build(rows)`: the LiPO trainer on ranked rows, or with `pairs` TRL's on their best and worst answers."""
+    import datasets
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+
+    def go(rows: list[dict[str, Any]], *, pairs: bool = False, wrapped: Any = lambda it: it, **options: Any) -> Any:
+        set_seed(1)
+        base: Any = options.pop("base", None) or AutoModelForCausalLM.from_pretrained(tiny_model)
+        base.get_input_embeddings().weight.data *= 12.0  # so that entropies differ, and a token is guessed now and then
+        given = datasets.Dataset.from_list([Pair.of_row(row).to_json() for row in rows] if pairs else rows)
+        trainer: Any = wrapped(DPOTrainer if pairs else lipo.listwise_trainer(DPOTrainer))(
+            model=get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")),
+            args=DPOConfig(
+                output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, beta=BETA,
+                per_device_train_batch_size=len(rows), gradient_accumulation_steps=1,
+                **{"loss_type": ["lambda"], **options},
+            ),
+            train_dataset=given if pairs else lipo.rows(given, seed=0),
+            processing_class=AutoTokenizer.from_pretrained(tiny_model),
+        )  # fmt: skip
+        # At the start a policy is its reference, and every loss the same number.
+        noise = torch.Generator().manual_seed(2)
+        for name, parameter in trainer.model.named_parameters():
+            if ".default." in name:
+                parameter.data += 0.3 * torch.randn(parameter.shape, generator=noise)
+        trainer.current_gradient_accumulation_steps = 1
+        return trainer
+
+    return go
+
+
+def batch_of(trainer: Any) -> Any:
+    return trainer.data_collator([trainer.train_dataset[n] for n in range(len(trainer.train_dataset))])
+
+
+def step(trainer: Any) -> tuple[float, dict[str, Any], dict[str, float]]:
+    """One training step on all rows: its loss, its gradients, and what is to be logged."""
+    trainer.model.zero_grad()
+    loss = trainer.training_step(trainer.model, batch_of(trainer))
+    grads = {name: one.grad.clone() for name, one in trainer.model.named_parameters() if one.grad is not None}
+    return loss.item(), grads, {name: values[-1] for name, values in trainer._metrics["train"].items()}
+
+
+# ------------------------------------------------------------------------------------------------------------- the data
+
+
+def test_scores_are_the_labels_and_an_order_becomes_even_steps() -> None:
+    assert lipo.relevance([0.9, 0.55, 0.1]) == [0.9, 0.55, 0.1]
+    assert lipo.relevance([None, None]) == [1.0, 0.0]
+    assert lipo.relevance([None] * 5) == [1.0, 0.75, 0.5, 0.25, 0.0]
+
+
+def test_tokens_are_those_of_dpo(build: Build) -> None:
+    rows = ranked([2, 4, 3])
+    lists = build(rows).train_dataset
+    for one, other in ((0, 1), (1, 0)):
+        sides = [{**row, "candidates": [row["candidates"][one], row["candidates"][other]]} for row in rows]
+        for mine, row in zip(lists, build(sides, pairs=True).train_dataset, strict=True):
+            assert mine["prompt_ids"] == row["prompt_ids"]
+            assert [mine["answer_ids"][one], mine["answer_ids"][other]] == [row["chosen_ids"], row["rejected_ids"]]
+    assert [len(row["answer_ids"]) for row in lists] == [2, 4, 3]
+
+
+def test_the_models_answer_begins_after_an_empty_thought_and_ends_with_its_turn(build: Build) -> None:
+    trainer = build(ranked([3]))
+    tokenizer, row = trainer.processing_class, trainer.train_dataset[0]
+    assert tokenizer.decode(row["prompt_ids"]).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    wanted = ranked([3])[0]["candidates"]
+    assert [tokenizer.decode(ids) for ids in row["answer_ids"]] == [f"{one['text']}<|im_end|>\n" for one in wanted]
+
+
+def test_a_batch_is_cut_and_padded_as_trl_does_it(build: Build) -> None:
+    trainer = build(ranked([3, 2]), max_length=40)
+    batch, rows = batch_of(trainer), list(trainer.train_dataset)
+    assert batch["present"].tolist() == [[True, True, True], [True, True, False]]
+    assert batch["relevance"].tolist()[1] == pytest.approx([0.9, 0.77, 0.0])
+    texts = [row["prompt_ids"] + ids for row in rows for ids in row["answer_ids"]]
+    assert max(map(len, texts)) > 40
+    for text, ids, mask in zip(texts, batch["input_ids"], batch["attention_mask"], strict=True):
+        assert ids[mask.bool()].tolist() == text[:40]
+    starts = [len(row["prompt_ids"]) for row in rows for _ in row["answer_ids"]]
+    assert batch["completion_mask"].argmax(1).tolist() == starts
+
+
+def test_a_prompt_that_fills_the_length_is_left_out_as_by_dpo(build: Build) -> None:
+    rows = ranked([2, 3])
+    rows[0]["prompt"][0]["content"] = " ".join(WORDS * 9)
+    assert build(rows, max_length=60).train_dataset["id"] == build(rows, pairs=True, max_length=60).train_dataset["id"]
+
+
+# -------------------------------------------------------------------------------------------------------------- a step
+
+
+@pytest.mark.parametrize(
+    ("loss", "dpo"), [("softmax", "sigmoid"), ("list_mle", "sigmoid"), ("list_mle_norm", "sigmoid_norm")]
+)
+def test_with_two_answers_a_step_is_trl_s_dpo(loss: str, dpo: str, build: Build) -> None:
+    """Loss, gradients and every figure that is logged."""
+    import torch
+
+    rows = ranked([2] * 6)
+    expected, grads, figures = step(build(rows, pairs=True, loss_type=[dpo]))
+    found, mine, logged = step(build(rows, loss_type=[loss]))
+    assert found == pytest.approx(expected, abs=1e-6)
+    torch.testing.assert_close(mine, grads, rtol=1e-3, atol=2e-6)  # the rows stand in another order
+    assert logged == pytest.approx(figures, rel=1e-4, abs=1e-6)
+    assert 0 < figures["rewards/accuracies"] < 1
+
+
+def test_a_mixture_of_experts_keeps_its_auxiliary_loss(build: Build, tiny_model: Path) -> None:
+    from transformers import AutoConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM, set_seed
+
+    def base() -> Any:
+        set_seed(5)
+        sizes: dict[str, Any] = {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "hidden_size": 32,
+        }
+        layers: dict[str, Any] = {
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+        }
+        words = AutoConfig.from_pretrained(tiny_model).vocab_size
+        return Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=words, **sizes, **layers))
+
+    rows, options = ranked([2, 2]), {"router_aux_loss_coef": 0.5}
+    expected, _, figures = step(build(rows, pairs=True, loss_type=["sigmoid"], base=base(), **options))
+    found, _, logged = step(build(rows, loss_type=["softmax"], base=base(), **options))
+    assert figures["aux_loss"] > 0
+    assert logged == pytest.approx(figures, rel=1e-4, abs=1e-6)
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", listwise.LOSS_TYPES)
+def test_lists_of_any_length_in_one_batch(loss: str, build: Build) -> None:
+    """Against every answer run by itself and the lists put together in a loop."""
+    import torch
+
+    counts = [4, 2, 7, 3]
+    trainer = build(ranked(counts), loss_type=[loss])
+    found, _, logged = step(trainer)
+    model = trainer.model.eval()
+    losses, right, best, worst = list[float](), list[float](), list[float](), list[float]()
+    for row in trainer.train_dataset:
+        rewards, scores = [], []
+        for answer in row["answer_ids"]:
+            ids, start = torch.tensor([row["prompt_ids"] + answer]), len(row["prompt_ids"])
+
+            def log_prob(ids: Any = ids, start: int = start) -> float:
+                logits = model(input_ids=ids).logits.log_softmax(-1)
+                return float(logits[0, :-1].gather(1, ids[0, 1:, None])[start - 1 :].sum())
+
+            with torch.no_grad():
+                policy = log_prob()
+                with model.disable_adapter():
+                    rewards.append(BETA * (policy - log_prob()))
+            scores.append(rewards[-1] / len(answer) if loss.endswith("_norm") else rewards[-1])
+        function, everyone = listwise.LOSSES[loss.removesuffix("_norm")], torch.ones(len(scores), dtype=torch.bool)
+        losses.append(float(function(torch.tensor(scores), torch.tensor(row["relevance"]), everyone)))
+        ordered = [rewards[i] > rewards[j] for i in range(len(rewards)) for j in range(i + 1, len(rewards))]
+        right.append(sum(ordered) / len(ordered))
+        best, worst = [*best, rewards[0]], [*worst, rewards[-1]]
+    assert found == pytest.approx(sum(losses) / len(losses), rel=1e-3, abs=1e-6)
+    assert logged["rewards/accuracies"] == pytest.approx(sum(right) / len(right))
+    assert logged["rewards/chosen"] == pytest.approx(sum(best) / len(best), rel=1e-3, abs=1e-5)
+    assert logged["rewards/rejected"] == pytest.approx(sum(worst) / len(worst), rel=1e-3, abs=1e-5)
+
+
+def test_losses_mix_by_their_weights(build: Build) -> None:
+    rows = ranked([4, 3])
+    one, other = (step(build(rows, loss_type=[name]))[0] for name in ("lambda", "softmax"))
+    mixed = step(build(rows, loss_type=["lambda", "softmax"], loss_weights=[0.25, 2.0]))[0]
+    assert mixed == pytest.approx(0.25 * one + 2.0 * other, rel=1e-5)
+
+
+@pytest.mark.parametrize("counts", [[4, 2, 7, 3], [1, 3, 2], [2]])
+def test_the_prompt_of_a_list_is_computed_once_and_the_numbers_stay(counts: list[int], build: Build) -> None:
+    import torch
+
+    rows = ranked(counts)
+    if counts[0] == 4:
+        rows[0]["candidates"][2] = dict(rows[0]["candidates"][1])  # twice the same answer
+    expected, grads, figures = step(build(rows))
+    trainer = build(rows)
+    shared = shared_prefix.install(trainer.model)
+    assert shared_prefix.check(trainer, shared, batch_of(trainer)).ok
+    found, mine, logged = step(trainer)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert logged == pytest.approx(figures, rel=1e-4, abs=1e-5)
+    torch.testing.assert_close(mine, grads, rtol=1e-3, atol=2e-6)
+    least = [len(row["prompt_ids"]) + sum(map(len, row["answer_ids"])) for row in trainer.train_dataset]
+    assert 0 < shared.stream_tokens <= 2 * sum(least)  # by the policy, and by the reference
+
+
+# ------------------------------------------------------------------------------------------------------------- the runs
+
+
+@pytest.fixture(scope="module")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> SmokeRun:
+    """`smoke_run("softmax", "train.max_steps=4")`: the smoke recipe by lipo, prepared once for all."""
+    from dpo_cli import recipe
+    from dpo_cli.prepare import prepare
+
+    base = [*LISTS, "data.total=160", "data.eval_size=60"]
+    path, folder = repository / "recipes" / "smoke.yaml", tmp_path_factory.mktemp("lipo")
+    prepared = folder / "data"
+    prepared.mkdir()
+    prepare(recipe.load(path, base), prepared, quiet=True)
+
+    def go(loss: str, *settings: str, again: Run | None = None) -> Run:
+        from dpo_cli.train.trainer import train
+
+        loaded = recipe.load(path, [*base, f"train.loss_type={loss}", *settings])
+        run = again or Run(folder / f"{loss}-{len(list(folder.iterdir()))}")
+        if not again:
+            run.folder.mkdir()
+            run["prepare"].symlink_to(prepared)
+        train(loaded, run, quiet=True)
+        return run
+
+    return go
+
+
+def log_of(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run["train"] / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("loss", listwise.LOSSES)
+def test_it_learns(loss: str, smoke_run: SmokeRun) -> None:
+    """On prompts never seen, nearly all pairs of a list come out in their order."""
+    run = smoke_run(loss, "train.max_steps=16", "train.eval_strategy=steps", "train.eval_steps=16")
+    held_out = next(row for row in log_of(run) if "eval_rewards/accuracies" in row)
+    assert held_out["eval_rewards/accuracies"] >= 0.85
+    assert held_out["eval_rewards/margins"] > 0.3
+
+
+FEW = ("train.max_steps=4", "train.logging_steps=1", "train.save_steps=2", "train.eval_strategy=steps")
+
+
+def test_a_run_that_was_cut_short_goes_on_to_the_same_bytes(smoke_run: SmokeRun) -> None:
+    settings = (*FEW, "train.eval_steps=2", "train.gradient_accumulation_steps=1")
+    run = smoke_run("lambda", *settings)
+    rows, whole = log_of(run), (run.adapter / "adapter_model.safetensors").read_bytes()
+    assert {"eval_en_loss", "eval_zh_rewards/margins", "eval_logps/chosen"} <= {key for row in rows for key in row}
+
+    shutil.rmtree(run.checkpoints / "checkpoint-4")  # as a kill after step 2 leaves it
+    shutil.rmtree(run.adapter)
+    manifest = run.folder / "manifest.json"
+    record = json.loads(manifest.read_text(encoding="utf-8"))
+    record["stages"]["train"]["status"] = "running"
+    manifest.write_text(json.dumps(record), encoding="utf-8")
+    smoke_run("lambda", *settings, again=run)
+    assert json.loads((run["train"] / "metrics.json").read_text(encoding="utf-8"))["resumed_from"] == 2
+    same = ("step", "loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/rejected", "eval_loss")
+    assert [[row.get(key) for key in same] for row in log_of(run)] == [[row.get(key) for key in same] for row in rows]
+    assert (run.adapter / "adapter_model.safetensors").read_bytes() == whole
+
+
+def test_the_shared_prompt_changes_the_cost_of_a_run_and_not_its_losses(smoke_run: SmokeRun) -> None:
+    settings = ("train.max_steps=2", "train.logging_steps=1")
+    runs = [smoke_run("list_mle", *settings, f"engine.shared_prefix={word}") for word in ("on", "off")]
+    taken = [json.loads((run.folder / "manifest.json").read_text())["stages"]["train"]["engine"] for run in runs]
+    assert [one["shared_prefix"] for one in taken] == [True, False]
+    ours, stock = map(log_of, runs)
+    for one, other in zip(ours, stock, strict=True):
+        names = [name for name in other if name.startswith(("loss", "rewards", "logps"))]
+        assert {name: one[name] for name in names} == pytest.approx({name: other[name] for name in names}, abs=2e-3)
+
+
+def test_a_loss_that_is_no_number_names_its_prompts(build: Build) -> None:
+    import torch
+    from dpo_cli.train.careful import careful
+
+    trainer = build(ranked([2, 3, 2]), wrapped=careful)
+    with torch.no_grad():
+        next(one for one in trainer.model.parameters() if one.requires_grad).fill_(float("nan"))
+    with pytest.raises(DpoError, match="row-0, row-2"):
+        trainer.training_step(trainer.model, trainer.data_collator([trainer.train_dataset[n] for n in (0, 2)]))
+
+
+def test_the_plan_counts_all_answers_of_a_prompt(repository: Path) -> None:
+    from dpo_cli import recipe
+    from dpo_cli.train.memory import GIB, plan
+    from transformers import Qwen3Config
+
+    loaded = recipe.load(repository / "recipes/smoke.yaml", [*LISTS, "train.per_device_train_batch_size=2"])
+    few, many = (plan(loaded, [(100, *[80] * count)] * 4, Qwen3Config(), 80 * GIB) for count in (2, 4))
+    assert many.recipe.memory.activations == pytest.approx(2 * few.recipe.memory.activations)
+    assert many.rows_are == "prompts" and many.longest == 180
+
+
+def test_a_ranked_row_is_evaluated_by_its_best_and_worst_answers() -> None:
+    row = ranked([4])[0]
+    pair = Pair.of_row(row)
+    assert pair.chosen == [{"role": "assistant", "content": row["candidates"][0]["text"]}]
+    assert pair.rejected == [{"role": "assistant", "content": row["candidates"][3]["text"]}]
+    assert (pair.score_chosen, pair.score_rejected, pair.margin) == (0.9, 0.51, 0.39)
+    assert Pair.of_row(pair.to_json()) == pair
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["train.method=lipo"], "not from pairs: set data.format: ranked, or train.method: dpo"),
+        (["data.format=ranked"], "not from ranked: set data.format: pairs, or train.method: lipo"),
+        ([*LISTS, "train.loss_type=sigmoid"], "sigmoid is a loss of train.method dpo"),
+        ([*LISTS, "train.label_smoothing=0.1"], "belongs to train.method dpo"),
+        ([*LISTS, "engine.reference_cache=on"], "set engine.reference_cache: auto"),
+    ],
+)  # fmt: skip
+def test_check_says_which_to_use(settings: list[str], said: str, repository: Path) -> None:
+    from dpo_cli import recipe
+
+    with pytest.raises(DpoError, match=re.escape(said)):
+        recipe.load(repository / "recipes" / "smoke.yaml", settings)

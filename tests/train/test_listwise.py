@@ -1,0 +1,167 @@
+"""The listwise losses against loops that follow the paper's formulas, against DPO, and by finite differences."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from dpo_cli.train.listwise import LOSSES
+from torch.nn.functional import logsigmoid
+
+Slow = Callable[[list[float], list[float]], float]
+
+
+def slow_list_mle(scores: list[float], labels: list[float]) -> float:
+    """Draw the answers one after the other, the best first, each from those that are worse and itself."""
+    total = 0.0
+    for mine, label in zip(scores, labels, strict=True):
+        worse = [score for score, other in zip(scores, labels, strict=True) if other < label]
+        total -= math.log(math.exp(mine) / (math.exp(mine) + sum(map(math.exp, worse))))
+    return total
+
+
+def slow_softmax(scores: list[float], labels: list[float]) -> float:
+    negatives = [score for score, label in zip(scores, labels, strict=True) if label < max(labels)]
+    positives = [score for score, label in zip(scores, labels, strict=True) if label == max(labels)]
+    losses = [-math.log(math.exp(one) / (math.exp(one) + sum(map(math.exp, negatives)))) for one in positives]
+    return sum(losses) / len(losses)
+
+
+def slow_lambda(scores: list[float], labels: list[float]) -> float:
+    """Sort by score, look up the places, and go through the pairs."""
+    answers = list(zip(scores, labels, strict=True))
+    ranked = sorted(answers, key=lambda answer: (-answer[0], answer[1]))
+    total = 0.0
+    for (s_i, psi_i), (s_j, psi_j) in itertools.permutations(answers, 2):
+        if psi_i > psi_j:
+            tau_i, tau_j = ranked.index((s_i, psi_i)) + 1, ranked.index((s_j, psi_j)) + 1
+            swap = abs((2**psi_i - 1) - (2**psi_j - 1)) * abs(1 / math.log(1 + tau_i) - 1 / math.log(1 + tau_j))
+            total += swap * math.log(1 + math.exp(-(s_i - s_j)))
+    return total
+
+
+SLOW: dict[str, Slow] = {"lambda": slow_lambda, "list_mle": slow_list_mle, "softmax": slow_softmax}
+
+
+def lists(seed: int) -> list[tuple[list[float], list[float]]]:
+    """Scores and labels of lists of one to seven answers, with ties in either, and in both."""
+    rng = random.Random(seed)
+    made = []
+    for count in (1, 2, 2, 3, 4, 4, 5, 7):
+        scores = [rng.choice((0.0, round(rng.gauss(0, 2), 3))) for _ in range(count)]
+        made.append((scores, [rng.choice((0.0, 0.25, 0.5, 0.8, 1.0)) for _ in range(count)]))
+    return made
+
+
+def padded(some: list[tuple[list[float], list[float]]], rubbish: float = 0.0) -> tuple[Any, Any, Any]:
+    """Lists of any length as tensors [B, K]; `rubbish` stands where there is no answer."""
+    longest = max(len(scores) for scores, _ in some)
+
+    def column(values: list[list[float]]) -> torch.Tensor:
+        return torch.tensor([one + [rubbish] * (longest - len(one)) for one in values], dtype=torch.float64)
+
+    present = [[place < len(scores) for place in range(longest)] for scores, _ in some]
+    return column([scores for scores, _ in some]), column([labels for _, labels in some]), torch.tensor(present)
+
+
+every_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+@every_loss
+@pytest.mark.parametrize("seed", range(5))
+def test_equals_the_paper_s_formula_in_plain_loops(name: str, seed: int) -> None:
+    some = lists(seed)
+    expected = [SLOW[name](scores, labels) for scores, labels in some]
+    assert LOSSES[name](*padded(some)).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@every_loss
+def test_what_stands_where_no_answer_is_plays_no_part(name: str) -> None:
+    some = lists(0)
+    clean = LOSSES[name](*padded(some))
+    assert LOSSES[name](*padded(some, rubbish=9.0)).tolist() == clean.tolist()
+    scores, labels, present = padded(some)
+    scores = scores.masked_fill(~present, 50.0).requires_grad_()
+    LOSSES[name](scores, labels, present).sum().backward()
+    assert scores.grad is not None and not scores.grad[~present].any() and scores.grad.isfinite().all()
+
+
+@every_loss
+def test_the_order_of_a_list_plays_no_part(name: str) -> None:
+    scores, labels, present = padded(lists(1))
+    places = torch.randperm(scores.shape[1], generator=torch.Generator().manual_seed(0))
+    shuffled = LOSSES[name](scores[:, places], labels[:, places], present[:, places])
+    assert shuffled.tolist() == pytest.approx(LOSSES[name](scores, labels, present).tolist(), abs=1e-12)
+
+
+@every_loss
+def test_equal_answers_are_not_compared(name: str) -> None:
+    scores = torch.tensor([[3.0, -1.0, 0.5]], dtype=torch.float64)
+    tied, present = torch.full_like(scores, 0.7), torch.ones_like(scores, dtype=torch.bool)
+    assert LOSSES[name](scores, tied, present).tolist() == [0.0]
+    # The two that are equal may swap their scores, as far as each of them goes against the third alike.
+    last_is_worst = torch.tensor([[0.7, 0.7, 0.1]], dtype=torch.float64)
+    swapped = scores[:, [1, 0, 2]]
+    assert LOSSES[name](scores, last_is_worst, present).item() == pytest.approx(
+        LOSSES[name](swapped, last_is_worst, present).item()
+    )
+
+
+@pytest.mark.parametrize("name", ["list_mle", "softmax"])
+def test_two_answers_are_dpo(name: str) -> None:
+    scores = torch.tensor([[0.3, -0.4], [-2.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    labels = torch.tensor([[0.9, 0.2], [1.0, 0.0], [0.5, 0.4]], dtype=torch.float64)
+    expected = -logsigmoid(scores[:, 0] - scores[:, 1])
+    found = LOSSES[name](scores, labels, torch.ones_like(scores, dtype=torch.bool))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_two_answers_are_dpo_in_lambda_times_the_weight_of_the_swap() -> None:
+    scores = torch.tensor([[0.3, -0.4], [-2.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    labels = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.5, 0.4]], dtype=torch.float64)
+    places = 1 / math.log(2) - 1 / math.log(3)
+    gains = torch.tensor([1.0, 1.0, 2**0.5 - 2**0.4], dtype=torch.float64)
+    found = LOSSES["lambda"](scores, labels, torch.ones_like(scores, dtype=torch.bool))
+    torch.testing.assert_close(found, -gains * places * logsigmoid(scores[:, 0] - scores[:, 1]))
+
+
+@every_loss
+def test_an_untrained_list_has_a_gradient_that_lifts_the_best_and_lowers_the_worst(name: str) -> None:
+    scores = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([[1.0, 0.6, 0.3, 0.0]], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(
+        LOSSES[name](scores, labels, torch.ones_like(labels, dtype=torch.bool)).sum(), scores
+    )
+    assert gradient[0, 0] < 0 < gradient[0, 3]
+    assert gradient.sum().item() == pytest.approx(0.0, abs=1e-12)
+
+
+@every_loss
+def test_gradients_by_finite_differences(name: str) -> None:
+    # No two scores so near that a step of the differences changes the order, which lambda's weights depend on.
+    scores, labels, present = padded([([0.3, -1.2, 2.0, 0.9], [1.0, 0.5, 0.5, 0.0]), ([0.1, 0.7], [0.2, 0.9])])
+    scores.requires_grad_()
+    assert torch.autograd.gradcheck(lambda given: LOSSES[name](given, labels, present), (scores,))
+
+
+def test_lambda_s_weights_are_constants() -> None:
+    """Its gradient is that of the weighted pairs, weights held fast, where moving a score would move its place."""
+    scores = torch.tensor([[0.2, 0.1]], dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(LOSSES["lambda"](scores, labels, torch.ones_like(labels).bool()).sum(), scores)
+    weight = 1 / math.log(2) - 1 / math.log(3)
+    pull = weight * torch.sigmoid(torch.tensor(0.1, dtype=torch.float64)).item()
+    assert gradient.tolist()[0] == pytest.approx([pull, -pull])
+
+
+@every_loss
+def test_scores_too_large_for_exp_are_no_trouble(name: str) -> None:
+    scores = torch.tensor([[-800.0, 900.0, 0.0]], requires_grad=True)
+    loss = LOSSES[name](scores, torch.tensor([[1.0, 0.5, 0.0]]), torch.ones(1, 3, dtype=torch.bool)).sum()
+    loss.backward()
+    assert scores.grad is not None and loss.isfinite() and scores.grad.isfinite().all()
