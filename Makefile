@@ -3,9 +3,10 @@ PYTHON ?= python3
 # PyTorch's own index of CPU builds, or another one: make smoke TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 RECIPE ?= recipes/ultrafeedback_zh_en.yaml
+RECIPES ?= recipes/compare
 TORCH_FROM = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: help smoke test test-unsloth train lint bench bench-quick gpu-check clean
+.PHONY: help smoke compare test test-unsloth train lint bench bench-quick gpu-check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -16,6 +17,12 @@ smoke: .venv/installed  ## the whole job on this machine: a tiny Qwen3, two lang
 	.venv/bin/dpo-cli eval recipes/smoke.yaml
 	.venv/bin/dpo-cli export recipes/smoke.yaml
 	@echo; sed -n 3p runs/smoke/eval/report.md; echo "report: runs/smoke/eval/report.html"
+
+compare: .venv/installed  ## DPO, IPO, SimPO, ORPO, KTO and LiPO on the smoke data (RECIPES=recipes/sweeps/beta for another folder)
+	@for recipe in $(RECIPES)/*.yaml; do \
+		.venv/bin/dpo-cli train $$recipe && .venv/bin/dpo-cli eval $$recipe --quiet || exit 1; done
+	@set -- $(RECIPES)/*.yaml; first=$$1; shift; \
+		.venv/bin/dpo-cli eval $$first --quiet $$(printf -- '--compare %s ' "$$@")
 
 train: .venv-gpu/installed  ## the real job, on an NVIDIA card with 16 GB (RECIPE=… for another recipe)
 	.venv-gpu/bin/dpo-cli train $(RECIPE)

@@ -200,7 +200,7 @@ def print_comparison(runs: Sequence[tuple[Recipe, Run]]) -> None:
     from rich.table import Table
 
     from dpo_cli.evaluate.compare import compare
-    from dpo_cli.evaluate.tables import NATS, Unit, show
+    from dpo_cli.evaluate.tables import NATS, RATIO, Unit, show
 
     compared, remarks = compare(runs)
     console = _console()
@@ -211,11 +211,23 @@ def print_comparison(runs: Sequence[tuple[Recipe, Run]]) -> None:
             made.add_column(head, no_wrap=index > 0, overflow="fold")
         return made
 
-    shown = table("run", "reward accuracy", "margin", "drift of chosen")
+    languages = list(dict.fromkeys(name for one in compared for name in one.metrics["languages"]))
+    beside = languages if 1 < len(languages) <= 6 else []
+    shown = table("run", "reward accuracy", *beside)
     for one in compared:
-        pairs = one.metrics["pairs"]
-        parts = (show(pairs[key], NATS, interval=False) for key in ("margin", "chosen_drift"))
-        shown.add_row(one.name, show(pairs["reward_accuracy"]), *parts)
+        parts = (one.metrics["languages"].get(name, {}).get("pairs") for name in beside)
+        cells = (show(part["reward_accuracy"], interval=len(beside) <= 2) if part else "–" for part in parts)
+        shown.add_row(one.name, show(one.metrics["pairs"]["reward_accuracy"]), *cells)
+    console.print(shown)
+    console.print()
+    shown = table("run", "margin", "chosen drift", "length ratio", "KL a token", "train", "memory")
+    for one in compared:
+        pairs, samples = one.metrics["pairs"], one.metrics["samples"] or {}
+        cells = (show(pairs[key], NATS, interval=False) for key in ("margin", "chosen_drift"))
+        sampled = ((samples.get(key), unit) for key, unit in (("length_ratio", RATIO), ("kl", Unit(4))))
+        answers = (show(figure, unit, interval=False) if figure else "–" for figure, unit in sampled)
+        cost = (f"{one.training['seconds']:,.0f} s", f"{one.training['peak_memory_bytes'] / 1e9:.1f} GB")
+        shown.add_row(one.name, *cells, *answers, *cost)
     console.print(shown)
     if any(one.metrics["judge"] for one in compared):
         shown = table("run", "win rate", "length-adjusted", "Elo over the base")

@@ -195,7 +195,9 @@ else:
 
 
 class Data(Section):
-    format: Literal["pairs", "ranked", "unpaired"] = Field("pairs", description="what prepare writes")
+    format: Literal["pairs", "ranked", "unpaired"] = Field(
+        "pairs", description="what prepare writes; ranked by default where train.method is lipo"
+    )
     sources: list[Source] = Field(min_length=1, description="where the preference data come from")
     score_weights: ScoreWeights = ScoreWeights()
     pairs: PairPolicy = PairPolicy()
@@ -389,8 +391,12 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     document = read_recipe(path, overrides or [])
     if document.values.get("name") is None:
         document.values["name"] = path.stem
+    method, data = method_of(document.values.get("train")), document.values.get("data")
+    learns = trl_arguments()[method]["data"]
+    if isinstance(data, dict) and "format" not in data and "pairs" not in learns:
+        data["format"] = learns[0]
     try:
-        recipe = _recipe_model(method_of(document.values.get("train"))).model_validate(document.values)
+        recipe = _recipe_model(method).model_validate(document.values)
     except ValidationError as error:
         raise recipe_error(path, document.places, problems_of(error, document.values, json_schema())) from None
     recipe._places.update(document.places)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate.winrate import Comparison, bradley_terry
 from dpo_cli.recipe import Recipe
-from dpo_cli.records import read_jsonl
+from dpo_cli.records import read_jsonl, read_pairs
 from dpo_cli.run import Run, recipe_keys
 from dpo_cli.stats import Figure
 
@@ -23,13 +24,15 @@ class Compared:
     """One run of a comparison.
 
     Attributes:
-        metrics: its `eval/metrics.json`.
+        metrics, training: its `eval/metrics.json` and `train/metrics.json`.
         strength: Elo points above the base, from the judgments; None where no judge saw all runs.
-        differs: what its recipe has otherwise than the first run's, `{key: value}`.
+        differs: what its recipe has otherwise than the first run's, `{key: value}`; of two methods, whose arguments
+            are not the same, only what both have.
     """
 
     name: str
     metrics: dict[str, Any]
+    training: dict[str, Any]
     strength: Figure | None
     differs: dict[str, Any]
 
@@ -47,7 +50,7 @@ def compare(runs: Sequence[tuple[Recipe, Run]]) -> tuple[list[Compared], list[st
         raise DpoError("a run stands twice in the comparison", hint="name each run once", exit_code=USAGE)
     names = _names(runs)
     metrics = [json.loads((run["eval"] / "metrics.json").read_text(encoding="utf-8")) for _, run in runs]
-    held_out = {run.record("prepare")["outputs"]["data/eval.jsonl"] for _, run in runs}
+    held_out = {_held_out(run) for _, run in runs}
     judges = [figures["judge"] for figures in metrics]
     remarks = []
     if len(held_out) > 1:
@@ -71,11 +74,20 @@ def compare(runs: Sequence[tuple[Recipe, Run]]) -> tuple[list[Compared], list[st
         remarks.append(f"no judge has seen {without}, so there are no strengths")
     first = _keys(runs[0][0])
     compared = []
-    for name, figures, (recipe, _) in zip(names, metrics, runs, strict=True):
+    for name, figures, (recipe, run) in zip(names, metrics, runs, strict=True):
         keys = _keys(recipe)
-        differs = {key: keys.get(key) for key in dict.fromkeys([*first, *keys]) if keys.get(key) != first.get(key)}
-        compared.append(Compared(name, figures, strengths.get(name), differs))
+        alike = recipe.train.method == runs[0][0].train.method
+        both = [key for key in {**first, **keys} if alike or key in first.keys() & keys.keys()]
+        differs = {key: keys.get(key) for key in both if keys.get(key) != first.get(key)}
+        training = json.loads((run["train"] / "metrics.json").read_text(encoding="utf-8"))
+        compared.append(Compared(name, figures, training, strengths.get(name), differs))
     return compared, remarks
+
+
+def _held_out(run: Run) -> str:
+    """The same for the same pairs; of ranked lists the best and the worst answers are the pair."""
+    pairs = [(pair.prompt, pair.chosen, pair.rejected) for pair in read_pairs(run.eval_pairs)]
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
 def _names(runs: Sequence[tuple[Recipe, Run]]) -> list[str]:

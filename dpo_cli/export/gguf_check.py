@@ -38,11 +38,13 @@ class Limits(NamedTuple):
 # Up to bf16 they are a bfloat16 merge's. Measured on tuned toys, transformers / llama.cpp: KL q8_0 1e-5 / 2e-5, q6_k
 # 7e-5 / 9e-5, q4_k_m 4e-4 / 5e-4, q2_k 3e-3; top-1 from 0.98 / 0.98, 0.98 / 0.98, 0.93 / 0.94, 0.85; carried from 0.99,
 # q2_k from 0.66. Real models are known to lose far more to K-quants, so those of behaviour are wide starting limits,
-# to be set anew on a real Qwen3. Those of weights are not: WEIGHTSMEASURED.
+# to be set anew on a real Qwen3. Those of weights are near the worst that the types' blocks can do (q8_0: 0.013, where
+# one of 32 weights is all of a block's size); random weights with outliers lose 0.008 in q8_0, 0.025 in q6_k, 0.045 in
+# q5_k, 0.09 in q4_k, 0.18 in q3_k_m, 0.34 in q2_k.
 LIMITS: dict[GgufType, Limits] = {
     "f32": Limits(5e-3, 0.95, 0.75, 1e-3),
     "f16": Limits(5e-3, 0.95, 0.75, 1e-3),
-    "bf16": Limits(5e-3, 0.95, 0.75, 1e-3),
+    "bf16": Limits(5e-3, 0.95, 0.75, 3e-3),
     "q8_0": Limits(1e-2, 0.93, 0.75, 0.02),
     "q6_k": Limits(3e-2, 0.90, 0.5, 0.05),
     "q5_k_m": Limits(6e-2, 0.85, 0.5, 0.1),

@@ -27,8 +27,14 @@ def evaluated(
 ) -> tuple[Recipe, Run]:
     """A run as `eval` leaves it, as far as a comparison reads it."""
     (folder / "eval").mkdir(parents=True)
-    manifest = {"stages": {"prepare": {"outputs": {"data/eval.jsonl": held_out}}}}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "data").mkdir()
+    answers = {side: [{"role": "assistant", "content": f"{side} {held_out}"}] for side in ("chosen", "rejected")}
+    pair = {"id": "p0", "prompt": [{"role": "user", "content": "?"}], "language": "en", "source": "s"}
+    ranked = {"candidates": [{"text": answers[side][0]["content"], "score": None} for side in answers]}
+    row = {**pair, **(ranked if "train.method=lipo" in settings else answers)}
+    (folder / "data" / "eval.jsonl").write_text(json.dumps(row) + "\n")
+    (folder / "train").mkdir()
+    (folder / "train" / "metrics.json").write_text(json.dumps({"seconds": 1.0, "peak_memory_bytes": 1}))
     judged = None if scores is None else {"kind": "openai", "model": judge, "template_sha256": "t"}
     metrics = {"judge": judged, "sampling": None if sampling == {} else {**SAMPLING, **(sampling or {})}}
     (folder / "eval" / "metrics.json").write_text(json.dumps(metrics))
@@ -119,3 +125,14 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     runs = [evaluated(tmp_path / where / "smoke", None) for where in ("a", "b")]
     compared, _ = compare(runs)
     assert [one.name for one in compared] == [str(tmp_path / "a" / "smoke"), str(tmp_path / "b" / "smoke")]
+
+
+def test_of_another_method_only_what_both_have_is_named(tmp_path: Path) -> None:
+    """The best and the worst of a ranked list are the pairs of the other run."""
+    settings = ("train.method=lipo", "train.learning_rate=0.1")
+    runs = [evaluated(tmp_path / "one", None), evaluated(tmp_path / "two", None, *settings)]
+    compared, remarks = compare(runs)
+    assert remarks == []
+    differs = compared[1].differs
+    assert differs["train.method"] == "lipo" and differs["train.learning_rate"] == 0.1
+    assert "train.label_smoothing" not in differs
