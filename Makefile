@@ -19,8 +19,8 @@ smoke: .venv/installed  ## the whole job on this machine: a tiny Qwen3, two lang
 	@echo; sed -n 3p runs/smoke/eval/report.md; echo "report: runs/smoke/eval/report.html"
 
 compare: .venv/installed  ## DPO, IPO, SimPO, ORPO, KTO and LiPO on the smoke data (RECIPES=recipes/sweeps/beta for another folder)
-	@for recipe in $(RECIPES)/*.yaml; do \
-		.venv/bin/dpo-cli train $$recipe && .venv/bin/dpo-cli eval $$recipe --quiet || exit 1; done
+	@for recipe in $(RECIPES)/*.yaml; do echo "train and eval $$recipe"; \
+		.venv/bin/dpo-cli train $$recipe --quiet && .venv/bin/dpo-cli eval $$recipe --quiet || exit 1; done
 	@set -- $(RECIPES)/*.yaml; first=$$1; shift; \
 		.venv/bin/dpo-cli eval $$first --quiet $$(printf -- '--compare %s ' "$$@")
 

@@ -65,7 +65,6 @@ def prepare(
                 from dpo_cli.prepare import preview as show
                 from dpo_cli.records import read_pairs
 
-                _need_pairs(loaded, "--preview")
                 show(loaded, read_pairs(run.train_pairs), preview, Console())
 
 
@@ -138,7 +137,6 @@ def evaluate(
         if samples and prompt is None:
             raise DpoError("--samples says how many answers to --prompt", hint="add --prompt TEXT", exit_code=USAGE)
         loaded, run = _open(recipe_path, settings, runs_dir)
-        _need_pairs(loaded, "eval")
         with run.lock():
             run.require("train", loaded, _command("train", recipe_path, settings, runs_dir))
             if prompt is not None:
@@ -263,10 +261,12 @@ def _compared(path: Path, runs_dir: Path) -> tuple[Recipe, Run]:
     Raises:
         DpoError: it has not been evaluated, or what it was made from has changed.
     """
-    written = path / "recipe.yaml" if path.is_dir() else path
-    loaded, run = _open(written, None, runs_dir)
-    run = Run(path, run.inputs) if path.is_dir() else run  # the folder may have been renamed
-    run.require("eval", loaded, f"dpo-cli eval {written}")
+    if not path.is_dir():
+        loaded, run = _open(path, None, runs_dir)
+        run.require("eval", loaded, _command("eval", path, None, runs_dir))
+        return loaded, run
+    loaded, run = _open(path / "recipe.yaml", [f"name={path.resolve().name}"], path.resolve().parent)  # if renamed
+    run.require("eval", loaded, _command("eval", path / "recipe.yaml", [f"name={run.folder.name}"], run.folder.parent))
     return loaded, run
 
 
@@ -302,15 +302,6 @@ def _prepare(loaded: Recipe, run: Run, force: bool, quiet: bool, examples: bool 
     _unless_fresh("prepare", loaded, run, force, quiet, work)
     if shown_again:
         console.print_funnel(run, quiet, examples)
-
-
-def _need_pairs(loaded: Recipe, what: str) -> None:
-    if loaded.data.format == "unpaired":  # of a ranked list, the best and the worst answer are the pair
-        raise DpoError(
-            f"{what} needs pairs, but data.format is {loaded.data.format}",
-            where=loaded.where("data", "format"),
-            hint="set data.format: pairs",
-        )
 
 
 def _say(quiet: bool, line: str) -> None:

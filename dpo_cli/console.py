@@ -191,7 +191,7 @@ def print_files(loaded: Recipe, planned: Sequence[tuple[str, int]]) -> None:
         typer.echo(f"  {size:>15,}  {name}")
     if "hub" in formats:
         parts = ((name.split("/", 1), size) for name, size in planned)
-        sent = {hub.path_in_repo(kind, name, formats): size for (kind, name), size in parts}
+        sent = {hub.path_in_repo(kind, name, formats): size for (kind, name), size in parts} | {"verify.json": 0}
         typer.echo(hub.listing(loaded, sorted(sent.items())))
 
 

@@ -278,10 +278,19 @@ def adapter_folder(recipe: Recipe) -> Path | None:
     return folder
 
 
+# Settings of PEFT that make a LoRA something else than (alpha / r) B A on all target_modules; we set none of them.
+NOT_PLAIN = (
+    "use_dora", "use_rslora", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform",
+    "exclude_modules", "fan_in_fan_out", "layer_replication", "trainable_token_indices", "target_parameters",
+)  # fmt: skip
+
+
 def _lora_of(recipe: Recipe, folder: Path) -> Lora:
     """The LoRA settings of an adapter to go on with; its own, whatever the recipe's `lora` says."""
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    special = [name for name in ("use_dora", "use_rslora", "modules_to_save", "rank_pattern") if config.get(name)]
+    special = [name for name in NOT_PLAIN if config.get(name)]
+    if isinstance(config.get("target_modules"), str):
+        special.append("a pattern as target_modules")
     if config.get("peft_type") != "LORA" or special:
         raise DpoError(
             f"{recipe.model.adapter} is no plain LoRA ({', '.join(special) or config.get('peft_type')})",

@@ -434,6 +434,9 @@ def _against_the_method(recipe: Recipe) -> list[tuple[Key, str]]:
         instead = f", or train.method: {either(others)}" if others else ""
         sentence = f"{method} learns from {either(wanted)}, not from {given}: set data.format: {wanted[0]}{instead}"
         found.append((("data", "format") if ("data", "format") in recipe._places else ("train", "method"), sentence))
+    if recipe.lora.bias != "none" and described["reference"]:
+        sentence = "can't be trained: TRL keeps a second adapter for the reference, and PEFT lets one alone have biases"
+        found.append((("lora", "bias"), f"{sentence}; set lora.bias: none"))
     insisted = {
         "shared_prefix": engine.shared_prefix == "on",
         "token_budget": isinstance(engine.token_budget, int),

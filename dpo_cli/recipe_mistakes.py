@@ -44,8 +44,8 @@ def recipe_error(path: Path, places: dict[Key, str], problems: list[tuple[Key, s
     blocks = []
     for key, problem in sorted(problems, key=lambda found: position(found[0])):
         known = next((places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in places), str(path))
-        if _is_secret(key) and known.startswith("--set "):
-            known = "--set"  # the place is what was typed, and there the key may be
+        if key[:2] == ("eval", "judge") and known.startswith("--set "):
+            known = "--set"  # the place is what was typed, and there an API key may be
         blocks.append(f"{known}  {show_key(key)}\n    {problem}")
     count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
     return DpoError(f"the recipe has {count}\n  " + "\n  ".join(blocks), exit_code=USAGE)

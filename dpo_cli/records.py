@@ -105,5 +105,39 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """All pairs of a `data/*.jsonl` file; of ranked lists, the best and the worst answers."""
-    return [Pair.of_row(row) for row in read_jsonl(path)]
+    """All pairs of a `data/*.jsonl` file.
+
+    Of ranked lists, the best and the worst answers; of unpaired rows, the first good and the first bad answer of each
+    prompt that has both.
+    """
+    rows = list(read_jsonl(path))
+    if not rows or "label" not in rows[0]:
+        return [Pair.of_row(row) for row in rows]
+    sides: dict[str, dict[bool, dict[str, Any]]] = {}
+    for row in rows:
+        sides.setdefault(json.dumps(row["prompt"]), {}).setdefault(row["label"], row)
+    return [
+        Pair(
+            id=both[True]["id"],
+            chosen=both[True]["completion"],
+            rejected=both[False]["completion"],
+            **{name: both[True][name] for name in ("prompt", "language", "source", "chat_template_kwargs")},
+        )
+        for both in sides.values()
+        if len(both) == 2
+    ]
+
+
+def read_answers(path: Path) -> list[Pair]:
+    """The pairs of a `data/*.jsonl`; where unpaired rows make none, its answers, each as a pair with itself."""
+    pairs = read_pairs(path)
+    if pairs:
+        return pairs
+    return [
+        Pair(
+            chosen=row["completion"],
+            rejected=row["completion"],
+            **{name: row[name] for name in ("id", "prompt", "language", "source", "chat_template_kwargs")},
+        )
+        for row in read_jsonl(path)
+    ]

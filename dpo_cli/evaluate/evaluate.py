@@ -103,8 +103,9 @@ def answer(recipe: Recipe, run: Run, prompt: str, count: int) -> tuple[list[Answ
 def _held_out(recipe: Recipe, run: Run) -> list[Pair]:
     pairs = read_pairs(run.eval_pairs)
     if not pairs:
+        unpaired = ": no held-out prompt has both a good and a bad answer" if recipe.data.format == "unpaired" else ""
         raise DpoError(
-            "no pair was held out, so there is nothing to evaluate on",
+            f"no pair was held out, so there is nothing to evaluate on{unpaired}",
             where=recipe.where("data", "eval_fraction"),
             hint="raise data.eval_fraction, or add data",
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpo_cli import models
 from dpo_cli.errors import DpoError
 from dpo_cli.export import base as base16
 from dpo_cli.export.base import INDEX, WHOLE, Stored, read_json
@@ -21,12 +22,6 @@ if TYPE_CHECKING:
 TEMPLATE = "chat_template.jinja"
 WEIGHTS = "adapter_model.safetensors"
 SHARD_BYTES = 5 * 10**9  # transformers' old default, which every loader and the Hub's viewer are used to
-
-# Settings of PEFT that make a delta something else than (alpha / r) B A; training sets none of them.
-NOT_PLAIN = (
-    "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern",
-    "layer_replication", "trainable_token_indices", "target_parameters",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ def read_adapter(folder: Path, base: Path, tensors: Mapping[str, Stored]) -> Ada
     from safetensors.torch import load_file
 
     config = read_json(folder / "adapter_config.json")
-    special = [key for key in NOT_PLAIN if config.get(key)]
+    special = [key for key in models.NOT_PLAIN if config.get(key)]
     if config.get("peft_type") != "LORA" or special:
         raise DpoError(
             f"only a plain LoRA can be merged, and this adapter has {', '.join(special) or config.get('peft_type')}",

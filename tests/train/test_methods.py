@@ -137,8 +137,10 @@ def test_unpaired_rows_train_and_a_heavy_label_is_told(tmp_path: Path) -> None:
     assert " rows, 4 a step by kto" in done.stdout and "split in two" not in done.stdout
     assert "set train.undesirable_weight: " in done.stdout
     assert any("eval_en_loss" in row for row in log(tmp_path / "runs" / "kto"))
+    exported = dpo_cli("export", recipe, tmp_path / "runs")
+    assert exported.exit_code == 0, exported.output
     refused = dpo_cli("eval", recipe, tmp_path / "runs")
-    assert refused.exit_code == 1 and "eval needs pairs" in refused.stderr
+    assert refused.exit_code == 1 and "no held-out prompt has both a good and a bad answer" in refused.stderr
 
 
 # ---------------------------------------------------------------------------------------------- what it is trained on
