@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.recipe import FILTER_OPTIONS, OFF_BY_DEFAULT, Recipe, Source
-from dpo_cli.recipe_train import OUR_TRAIN_DEFAULTS, Section
+from dpo_cli.recipe_train import OUR_TRAIN_DEFAULTS, Section, trl_arguments
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ def reference(model: type[Section] = Recipe, prefix: str = "") -> list[str]:
         if key == "data.filters":
             continue  # a table of its own
         if key == "train":
-            rows.append("| `train` | TRL's | any argument of TRL's DPOConfig, by TRL's name |")
+            rows.append("| `train` | TRL's | any argument of the method's TRL config, by TRL's name |")
         elif isinstance(kind, type) and issubclass(kind, Section):
             rows += reference(kind, f"{key}.")
         else:
@@ -65,6 +65,25 @@ def test_the_filters_are_those_of_the_schema_with_their_defaults() -> None:
 def test_our_train_defaults_are_named() -> None:
     for name, value in OUR_TRAIN_DEFAULTS.items():
         assert f"`{name}: {yaml_value(value)}`" in README, name
+
+
+def test_the_methods_are_those_that_check_knows() -> None:
+    """Each with TRL's config, the data it learns from, whether it has a reference, its losses and its own defaults."""
+    rows = re.findall(
+        r"^\| `(\w+)` \| `(\w+)` \| ([\w, ]+) \| (yes|none) \| ([^|]*) \| ([^|]*) \|$", README, re.MULTILINE
+    )
+    expected = [
+        (
+            method,
+            one["config"],
+            ", ".join(one["data"]),
+            "yes" if one["reference"] else "none",
+            " ".join(one["losses"]) or "its own",
+            ", ".join(f"`{name}: {yaml_value(value)}`" for name, value in one["defaults"].items()) or "–",
+        )
+        for method, one in trl_arguments().items()
+    ]
+    assert rows == expected
 
 
 def test_the_tree_names_every_module_and_only_those() -> None:
