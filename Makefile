@@ -54,16 +54,16 @@ clean:  ## remove the venvs (runs stay)
 .venv/installed: pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet $(TORCH_FROM) torch==2.13.0
-	.venv/bin/python -m pip install --quiet --editable '.[cpu]'
+	.venv/bin/python -m pip install --quiet --editable '.[cpu,gguf,judge]'
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	.venv/bin/python -m pip install --quiet --editable '.[cpu,dev]'
+	.venv/bin/python -m pip install --quiet --editable '.[cpu,gguf,judge,serving,dev]'
 	touch $@
 
 .venv-gpu/installed: pyproject.toml
 	test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu
-	.venv-gpu/bin/python -m pip install --quiet --editable '.[unsloth]'
+	.venv-gpu/bin/python -m pip install --quiet --editable '.[unsloth,gguf,judge]'
 	touch $@
 
 # Unsloth's trainer and signatures on a machine without a GPU. By itself pip would resolve unsloth to a CUDA torch of

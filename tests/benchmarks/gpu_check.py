@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import random
@@ -43,7 +44,7 @@ GIB = 2**30
 # The questions, and the most seconds that one may take.
 LIMITS = {
     "environment": 90, "load": 120, "train": 300, "agree": 10, "shared": 90, "memory": 90, "resume": 300,
-    "export": 120, "speed": 500,
+    "evaluate": 120, "export": 240, "speed": 500,
 }  # fmt: skip
 # Nats of an answer's log-probability, as a mean over a step's pairs. A token has about -12 with random weights, which
 # bfloat16 rounds by up to 0.05: over 300 tokens and 24 pairs about 0.2. Answers that see a wrong context are about 4
@@ -228,14 +229,32 @@ class GpuCheck:
             "holds": found is not None and len(again) == len(whole) and margins <= SAME_MARGINS[self.device],
         }
 
+    def evaluate(self) -> dict[str, Any]:
+        """Held-out pairs and sampled answers of both models, on the weights as they were trained."""
+        began = time.monotonic()
+        self.dpo_cli("eval", "--force", settings=["eval.prompts=32", "eval.max_new_tokens=64"]).worked()
+        seconds = time.monotonic() - began
+        metrics = self.read("eval/metrics.json")
+        samples = metrics["samples"]
+        tokens = sum(samples[f"tokens_{side}"]["value"] * samples["kl"]["n"] for side in ("base", "tuned"))
+        return {
+            "pairs": metrics["pairs"]["reward_accuracy"]["n"],
+            "answers": 2 * samples["kl"]["n"],
+            "tokens": round(tokens),
+            "kl": samples["kl"]["value"],
+            "seconds_with_loading": round(seconds, 1),
+            "holds": math.isfinite(samples["kl"]["value"]),
+        }
+
     def export(self) -> dict[str, Any]:
-        """Merged into the 16-bit weights, read back and compared."""
-        done = self.dpo_cli("export", "--force")
+        """Merged into the 16-bit weights and as GGUF, each read back and compared."""
+        done = self.dpo_cli("export", "--force", settings=["export.formats=[merged, gguf]"])
         if not (self.folder() / "export" / "verify.json").is_file():
             raise Failed(done.error)
         checks = {check["name"]: check for check in self.read("export/verify.json")}
+        figures = ("merged.mean_kl", "merged.top1_agreement", "merged.effect", "gguf.mean_kl", "gguf.carried")
         return {
-            **{name: checks[f"merged.{name}"]["value"] for name in ("mean_kl", "top1_agreement", "effect")},
+            **{name: checks[name]["value"] for name in figures},
             "broken": [name for name, check in checks.items() if not check["ok"]],
             "holds": done.code == 0,
         }
@@ -455,7 +474,9 @@ def tasks(shapes: Sequence[str], scale: Scale) -> Iterator[Task]:
         yield Task("agree", shape, "both")
         yield from (Task("shared", shape, backend) for backend in every)
         yield from (Task("memory", shape, backend, length) for length in scale.memory_at for backend in BACKENDS)
-        yield from (Task(question, shape, backend) for question in ("resume", "export") for backend in every)
+        yield from (
+            Task(question, shape, backend) for question in ("resume", "evaluate", "export") for backend in every
+        )
     yield Task("speed")
 
 

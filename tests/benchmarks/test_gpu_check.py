@@ -33,11 +33,11 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_question_gets_an_answer_with_its_figures(out: Path) -> None:
-    done, answers = gpu_check(out, "train,agree,memory,resume,export")
+    done, answers = gpu_check(out, "train,agree,memory,resume,evaluate,export")
     assert done.returncode in (0, 1), done.stderr
-    assert list(answers) == ["load", "train", "memory at 128", "resume", "export"]
+    assert list(answers) == ["load", "train", "memory at 128", "resume", "evaluate", "export"]
     assert {name: row["state"] for name, row in answers.items() if name != "memory at 128"} == dict.fromkeys(
-        ("load", "train", "resume", "export"), "ok"
+        ("load", "train", "resume", "evaluate", "export"), "ok"
     ), done.stdout
     assert answers["load"]["layers_in_4bit"] == 14, "two layers of seven linear modules"
 
@@ -49,7 +49,8 @@ def test_every_question_gets_an_answer_with_its_figures(out: Path) -> None:
 
     assert answers["resume"]["resumed_from"] == 2
     assert answers["resume"]["losses_apart"] == answers["resume"]["margins_apart_of_largest"] == 0.0
-    assert answers["export"]["broken"] == [] and answers["export"]["mean_kl"] < 5e-3
+    assert answers["export"]["broken"] == [] and answers["export"]["merged.mean_kl"] < 5e-3
+    assert answers["evaluate"]["answers"] > 0 and answers["evaluate"]["tokens"] > answers["evaluate"]["answers"]
 
     # Whether the prediction holds is not this test's to say: it is of the card.
     memory = answers["memory at 128"]
