@@ -13,15 +13,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from dpo_cli import models
 from dpo_cli.errors import DpoError
-from dpo_cli.evaluate.judgments import bar
+from dpo_cli.evaluate.batches import bar, in_batches
 from dpo_cli.recipe import Eval
 from dpo_cli.records import Message, Pair, read_jsonl
 
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 # Positions whose distributions are held at once for the KL: 0.2 GB a float32 tensor of Qwen3's 151,936 words.
 KL_POSITIONS = 256
@@ -132,7 +129,7 @@ def sample_pairs(
 
     with bar("answering", len(asked), progress) as advance, open(path, "a", encoding="utf-8", newline="\n") as file:
         advance(len(asked) - len(left))
-        for samples in _in_batches(left, settings, work):
+        for samples in in_batches(left, settings.batch_size, work, lambda _: _too_large(settings)):
             file.writelines(json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in samples)
             file.flush()
             done |= {sample.id: sample for sample in samples}
@@ -160,7 +157,7 @@ def draws(
         return _both(model, tokenizer, [ids] * len(batch), [_seed(seed, "", draw) for draw in batch], settings)
 
     base, tuned = [], []
-    for answers in _in_batches(range(count), settings, work):
+    for answers in in_batches(range(count), settings.batch_size, work, lambda _: _too_large(settings)):
         base += answers[0]
         tuned += answers[1]
     return base, tuned
@@ -304,29 +301,12 @@ def _seed(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
 
 
-def _in_batches(items: Sequence[Item], settings: Eval, work: Callable[[Sequence[Item]], Result]) -> Iterator[Result]:
-    """`work` on all the items, `settings.batch_size` at once, and from where the GPU's memory runs out half as many."""
-    import torch
-
-    begin, size = 0, settings.batch_size
-    while begin < len(items):
-        batch = items[begin : begin + size]
-        try:
-            result = work(batch)
-        except torch.OutOfMemoryError as error:
-            result = None
-            if len(batch) == 1:
-                raise DpoError(
-                    f"the GPU's memory is too small for one answer of {settings.max_new_tokens} tokens",
-                    where="eval.max_new_tokens",
-                    hint="lower eval.max_new_tokens; eval.batch_size is halved by itself and came down to 1",
-                ) from error
-        if result is None:  # only out here has the error gone, and with it its hold on the tensors
-            torch.cuda.empty_cache()
-            size = len(batch) // 2
-            continue
-        yield result
-        begin += len(batch)
+def _too_large(settings: Eval) -> DpoError:
+    return DpoError(
+        f"the GPU's memory is too small for one answer of {settings.max_new_tokens} tokens",
+        where="eval.max_new_tokens",
+        hint="lower eval.max_new_tokens; eval.batch_size is halved by itself and came down to 1",
+    )
 
 
 def _read(path: Path) -> dict[str, Sample]:

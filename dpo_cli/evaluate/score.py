@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_cli import models
 from dpo_cli.errors import DpoError
+from dpo_cli.evaluate.batches import in_batches
 from dpo_cli.records import Pair
 from dpo_cli.stats import Figure, bootstrap_mean, bootstrap_quantile, share_change, wilson
 
@@ -95,31 +96,20 @@ def answer_logps(model: PreTrainedModel | PeftModel, rows: Sequence[Tokens], bat
     Raises:
         DpoError: not even one row fits into the GPU's memory.
     """
-    import torch
-
-    results: list[list[float]] = [[] for _ in rows]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
-    begin, size = 0, batch_size
-    while begin < len(order):
-        batch = order[begin : begin + size]
-        try:
-            found = _batch_logps(model, [rows[index] for index in batch])
-        except torch.OutOfMemoryError as error:
-            if len(batch) == 1:
-                raise DpoError(
-                    f"the GPU's memory does not hold one answer of {len(rows[batch[0]].ids)} tokens with its prompt",
-                    where="model.max_length",
-                    hint="end what else runs on the GPU, or lower model.max_length",
-                ) from error
-            found = []
-        if not found:  # outside of `except`, whose traceback keeps the tensors of the failed batch alive
-            torch.cuda.empty_cache()
-            size = len(batch) // 2
-            continue
-        for index, logps in zip(batch, found, strict=True):
-            results[index] = logps
-        begin += len(batch)
-    return results
+
+    def too_large(index: int) -> DpoError:
+        return DpoError(
+            f"the GPU's memory does not hold one answer of {len(rows[index].ids)} tokens with its prompt",
+            where="model.max_length",
+            hint="end what else runs on the GPU, or lower model.max_length",
+        )
+
+    def work(batch: Sequence[int]) -> list[list[float]]:
+        return _batch_logps(model, [rows[index] for index in batch])
+
+    found = [logps for batch in in_batches(order, batch_size, work, too_large) for logps in batch]
+    return [logps for _, logps in sorted(zip(order, found, strict=True))]
 
 
 def _batch_logps(model: PreTrainedModel | PeftModel, rows: Sequence[Tokens]) -> list[list[float]]:

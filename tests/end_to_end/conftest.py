@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,3 +48,42 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
 @pytest.fixture
 def command() -> Command:
     return dpo_cli
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """`serve(folder, *options)`: `transformers serve` on it, from the moment it answers; its address."""
+    for package in ("fastapi", "uvicorn", "openai"):
+        pytest.importorskip(package)
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(folder: Path, *options: str) -> str:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        log = tmp_path_factory.mktemp("serve") / "log"
+        command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder), "--device", "cpu"]
+        with log.open("w") as file:
+            place = ["--host", "127.0.0.1", "--port", str(port)]
+            running.append(subprocess.Popen([*command, *options, *place], stdout=file, stderr=file))
+        address = f"http://127.0.0.1:{port}"
+        while not _answers(f"{address}/health"):  # pytest's own limit on a test's time ends it otherwise
+            try:
+                running[-1].wait(0.2)
+            except subprocess.TimeoutExpired:
+                continue
+            pytest.fail(log.read_text())
+        return address
+
+    yield start
+    for server in running:
+        server.kill()
+        server.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False

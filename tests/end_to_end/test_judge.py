@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dpo_cli import smoke as builtin
@@ -23,44 +18,10 @@ MATCHES = [Match(str(row), [{"role": "user", "content": text}], "Once.", "三条
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIJudge]:
-    """`transformers serve` on the tiny model, from the moment it answers."""
-    pytest.importorskip("fastapi")
-    pytest.importorskip("uvicorn")
-    pytest.importorskip("openai")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder, log = builtin.resolve("builtin:tiny-qwen3"), tmp_path_factory.mktemp("serve") / "log"
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder), "--device", "cpu"]
-    with log.open("w") as file:
-        server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stdout=file, stderr=file)
-    try:
-        while not answers(f"http://127.0.0.1:{port}/health"):
-            try:
-                server.wait(0.2)
-            except subprocess.TimeoutExpired:
-                continue
-            pytest.fail(log.read_text())
-        yield OpenAIJudge(
-            kind="openai",
-            base_url=f"http://127.0.0.1:{port}/v1",
-            model=str(folder),
-            max_tokens=16,
-            concurrency=2,
-            timeout=120,
-        )
-    finally:
-        server.kill()
-        server.wait()
-
-
-def answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
+def served(serve: Any) -> OpenAIJudge:
+    folder = builtin.resolve("builtin:tiny-qwen3")
+    url = f"{serve(folder)}/v1"
+    return OpenAIJudge(kind="openai", base_url=url, model=str(folder), max_tokens=16, concurrency=2, timeout=120)
 
 
 def test_a_judge_that_never_gives_a_verdict_ends_well(served: OpenAIJudge, tmp_path: Path) -> None:

@@ -10,12 +10,11 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,41 +41,9 @@ def ask(address: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def address(smoke: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`transformers serve` on the merged model, from the moment it answers /health until all tests here are done."""
-    pytest.importorskip("fastapi")
-    pytest.importorskip("uvicorn")
-    pytest.importorskip("openai")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    merged = smoke.folder / "export" / "merged"
-    arguments = ["serve", str(merged), "--reasoning", "off", "--device", "cpu", "--dtype", "float32"]
-    with log.open("w") as file:
-        server = subprocess.Popen(
-            [*TRANSFORMERS, *arguments, "--host", "127.0.0.1", "--port", str(port)], stdout=file, stderr=file
-        )
-        try:
-            _wait(server, port, log)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.kill()
-            server.wait()
-
-
-def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Until the server answers; pytest's own limit on a test's time ends it otherwise."""
-    while True:
-        assert server.poll() is None, log.read_text()
-        try:
-            ask(f"http://127.0.0.1:{port}/health")
-            return
-        except urllib.error.URLError:
-            try:
-                server.wait(0.2)
-            except subprocess.TimeoutExpired:
-                continue
+def address(smoke: Any, serve: Any) -> str:
+    """`transformers serve` on the merged model."""
+    return str(serve(smoke.folder / "export" / "merged", "--reasoning", "off", "--dtype", "float32"))
 
 
 @pytest.fixture(scope="module")
