@@ -174,7 +174,8 @@ def print_plan(loaded: Recipe, run: Run) -> None:
         shared=loaded.engine.shared_prefix != "off" and "shared_prefix" in fits,
         budgeted=loaded.engine.token_budget != "off" and "token_budget" in fits and whole(loaded.train.losses) is None,
     )
-    typer.echo(f"train: {len(rows)} {found.rows_are}, {loaded.train.num_train_epochs:g} epochs, {card}")
+    epochs = "one epoch" if loaded.train.num_train_epochs == 1 else f"{loaded.train.num_train_epochs:g} epochs"
+    typer.echo(f"train: {len(rows)} {found.rows_are}, {epochs}, {card}")
     typer.echo(f"  backend {backend.name}: {backend.why}")
     Console(width=80).print(found.table())
     if not found.fits:
