@@ -175,7 +175,7 @@ def accuracies(metrics: Mapping[str, Any]) -> list[tuple[str, list[charts.Dot]]]
         rows = []
         for name, part in parts:
             figure: Figure = part["pairs"]["reward_accuracy"]
-            label = f"{charts.shorten(name, 20)}, n = {figure['n']:,}"
+            label = f"{charts.shorten(name, 22)}, n = {figure['n']:,}"
             rows.append(charts.Dot(label, figure, show(figure), part["pairs"]["longer_wins"]["value"]))
         if len(rows) > 1:
             found.append((title, rows))
