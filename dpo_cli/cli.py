@@ -265,8 +265,11 @@ def _compared(path: Path, runs_dir: Path) -> tuple[Recipe, Run]:
         loaded, run = _open(path, None, runs_dir)
         run.require("eval", loaded, _command("eval", path, None, runs_dir))
         return loaded, run
-    loaded, run = _open(path / "recipe.yaml", [f"name={path.resolve().name}"], path.resolve().parent)  # if renamed
-    run.require("eval", loaded, _command("eval", path / "recipe.yaml", [f"name={run.folder.name}"], run.folder.parent))
+    written, folder = path / "recipe.yaml", path.resolve()
+    loaded, run = _open(written, None, folder.parent)
+    renamed = [] if loaded.name == folder.name else [f"name={json.dumps(folder.name, ensure_ascii=False)}"]
+    run = Run(path, run.inputs)
+    run.require("eval", loaded, _command("eval", written, renamed, folder.parent))
     return loaded, run
 
 

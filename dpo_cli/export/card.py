@@ -147,7 +147,6 @@ def _training(recipe: Recipe, run: Run, kind: str) -> dict[str, Any]:
     pairs = _prepared(run)["pairs"]["train"]
     method, base = train.method.upper(), _shown(models.merge_base(recipe))
     weights = "4-bit NF4" if recipe.model.load_in_4bit else f"dtype {recipe.model.dtype}"
-    losses = train.loss_type if isinstance(train.loss_type, list) else [train.loss_type]
     shown = {
         "adapter": f"A LoRA adapter for {base}, trained with {method} on {pairs:,} preference pairs. It holds the "
         f"trained difference alone and is loaded on the base in 16-bit.",
@@ -165,7 +164,7 @@ def _training(recipe: Recipe, run: Run, kind: str) -> dict[str, Any]:
         ("base", f"{_shown(recipe.model.id)}, {weights}" + _revision(recipe, record)),
         ("merged onto" if kind != "adapter" else "made for", base),
         ("reference", f"{_shown(recipe.model.id)}{started}, frozen"),
-        ("method", f"{method}, loss {' + '.join(map(str, losses))}, beta {train.beta:g}"),
+        ("method", f"{method}, loss {' + '.join(train.losses)}, beta {train.beta:g}"),
         ("LoRA", f"r {lora['r']}, alpha {lora['lora_alpha']:g}, on {', '.join(sorted(lora['target_modules']))}"),
         ("optimisation", f"learning rate {train.learning_rate:g} ({train.lr_scheduler_type}), {batch} pairs a step"),
         ("steps", f"{metrics['steps']:,}" if "steps" in metrics else "–"),

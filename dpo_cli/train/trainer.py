@@ -218,8 +218,11 @@ def _notes(recipe: Recipe, trainer: Any) -> list[str]:
     """What of the method a person should know before it runs."""
     method, train = METHODS[recipe.train.method], recipe.train
     notes = [] if method.reference else [f"no reference: {train.method} compares answers without one"]
-    if train.method == "simpo" and train.beta < LEAST_SIMPO_BETA:
-        notes.append(f"! train.beta {train.beta:g} is of DPO's size; simpo weighs log-probabilities per token: about 2")
+    weighs = next((loss for loss in train.losses if loss in ("simpo", "alphapo")), None)
+    if weighs and train.beta < LEAST_SIMPO_BETA:
+        notes.append(
+            f"! train.beta {train.beta:g} is of DPO's size; {weighs} weighs log-probabilities per token: about 2"
+        )
     if rows_are(trainer) == "rows":
         uneven = imbalance(trainer.train_dataset["label"], train.desirable_weight, train.undesirable_weight)
         notes += [f"! {uneven}"] if uneven else []

@@ -367,7 +367,7 @@ def test_a_ranked_row_is_evaluated_by_its_best_and_worst_answers() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["train.method=lipo"], "not from pairs: set data.format: ranked, or train.method: dpo"),
+        (["train.method=lipo", "data.format=pairs"], "not from pairs: set data.format: ranked, or train.method: dpo"),
         (["data.format=ranked"], "not from ranked: set data.format: pairs, or train.method: lipo"),
         ([*LISTS, "train.loss_type=sigmoid"], "sigmoid is a loss of train.method dpo"),
         ([*LISTS, "train.label_smoothing=0.1"], "belongs to train.method dpo"),
