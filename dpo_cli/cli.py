@@ -145,16 +145,18 @@ def evaluate(
                 console.print_answers(prompt, *answer(loaded, run, prompt, samples or 3))
                 return
 
+            others = [_compared(path, runs_dir) for path in compare or []]
+
             def work() -> None:
                 from dpo_cli.evaluate.evaluate import evaluate as stage
 
                 stage(loaded, run, quiet=quiet)
 
-            _unless_fresh("eval", loaded, run, force, quiet, work)
-            if not quiet:
+            _unless_fresh("eval", loaded, run, force, quiet or bool(others), work)
+            if others:
+                console.print_comparison([(loaded, run), *others])
+            elif not quiet:
                 console.print_metrics(run)
-        if compare:
-            console.print_comparison([(loaded, run), *(_compared(path, runs_dir) for path in compare)])
 
 
 @app.command()
@@ -169,7 +171,7 @@ def export(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write the adapter, the merged model and other formats, verify each, and push."""
+    """Write adapter, merged model, GGUF, …; verify and push."""
     with _reported(debug):
         loaded, run = _open(recipe_path, settings, runs_dir)
         with run.lock():

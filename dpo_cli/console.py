@@ -27,11 +27,12 @@ def print_funnel(run: Run, quiet: bool, examples: bool) -> None:
     from rich.console import Console
 
     from dpo_cli.prepare import funnel_table
+    from dpo_cli.prepare.report import rows_are
 
     report = json.loads((run["prepare"] / "report.json").read_text(encoding="utf-8"))
     Console().print(funnel_table(report, examples))
     pairs = report["pairs"]
-    typer.echo(f"prepare: {pairs['train']} training pairs, {pairs['eval']} held out -> {run['prepare']}")
+    typer.echo(f"prepare: {pairs['train']} training {rows_are(report)}, {pairs['eval']} held out -> {run['prepare']}")
 
 
 def print_metrics(run: Run) -> None:
@@ -240,7 +241,10 @@ def print_comparison(runs: Sequence[tuple[Recipe, Run]]) -> None:
         console.print(shown)
     console.print()
     for one in compared[1:]:
-        differs = ", ".join(f"{key}: {value}" for key, value in one.differs.items())
+        listed = {
+            key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in one.differs.items()
+        }
+        differs = ", ".join(f"{key}: {value}" for key, value in listed.items())
         console.print(f"{one.name} differs in {differs or 'nothing'}")
     for remark in remarks:
         console.print(f"warning: {remark}")

@@ -178,6 +178,8 @@ class _TrainBase(Section):
             raise _problem("loss_weights", f"has {len(train.loss_weights)} weights for {len(losses)} losses")
         if {"exo_pair", "robust"} & set(losses) and not train.label_smoothing:
             raise _problem("label_smoothing", f"must be above 0 for {' + '.join(losses)}, for instance 0.1")
+        if "alphapo" in losses and not train.alpha:
+            raise _problem("alpha", "must not be 0 for alphapo, which is simpo then; for instance 0.25")
         if train.bf16 and train.fp16:
             raise _problem("fp16", "and bf16 can't both be true")
         if getattr(train, "sync_ref_model", False):

@@ -199,7 +199,9 @@ class Run:
         missing = state.kind in ("absent", "cut_short")
         what = state.reasons[0] if missing else f"what {stage} made is stale: {'; '.join(state.reasons[:5])}"
         more = "" if len(state.reasons) <= 5 else f" (and {len(state.reasons) - 5} more)"
-        raise DpoError(what + more, where=str(self.folder), hint=f"run `{command}` first")
+        otherwise = any(" is " in reason and ", was " in reason for reason in state.reasons)
+        hint = f"run `{command}` first" + (", or set again what it was run with (--set)" if otherwise else "")
+        raise DpoError(what + more, where=str(self.folder), hint=hint)
 
     # ---------------------------------------------------------------------------------------------- writing results
 

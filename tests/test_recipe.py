@@ -792,7 +792,7 @@ MINIMAL_VALUES: dict[str, Any] = yaml.safe_load(MINIMAL)
     [
         {"train": {"loss_type": "sigmoid"}},
         {"train": {"loss_type": ["sigmoid", "sft"]}},
-        {"train": {"method": "simpo", "simpo_gamma": 0.3, "loss_type": "alphapo"}},
+        {"train": {"method": "simpo", "simpo_gamma": 0.3, "loss_type": "alphapo", "alpha": 0.25}},
         {"train": {"method": "kto", "desirable_weight": 1.3, "loss_type": None}},
         {"train": {"method": "orpo", "beta": 0.2}},
         {
@@ -995,6 +995,9 @@ def test_every_argument_of_a_method_can_be_written_by_its_default(loaded: Load, 
         ("sync_ref_model: true", "sync_ref_model", "TRL keeps no reference that could be moved"),
         ("method: kto, per_device_train_batch_size: 1", "per_device_train_batch_size", "must be 2 or more"),
         ("method: kto, train_sampling_strategy: random", "train_sampling_strategy", "must be sequential"),
+        ("method: kto, undesirable_weight: 0", "undesirable_weight", "must be greater than 0"),
+        ("method: simpo, simpo_gamma: -1", "simpo_gamma", "must be greater than or equal to 0"),
+        ("method: simpo, loss_type: alphapo", "alpha", "must not be 0 for alphapo"),
     ],
 )
 def test_what_a_method_has_not_is_told_from_a_typo(refused: Refused, settings: str, key: str, sentence: str) -> None:

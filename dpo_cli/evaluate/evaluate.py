@@ -103,9 +103,14 @@ def answer(recipe: Recipe, run: Run, prompt: str, count: int) -> tuple[list[Answ
 def _held_out(recipe: Recipe, run: Run) -> list[Pair]:
     pairs = read_pairs(run.eval_pairs)
     if not pairs:
-        unpaired = ": no held-out prompt has both a good and a bad answer" if recipe.data.format == "unpaired" else ""
+        if recipe.data.format == "unpaired":
+            raise DpoError(
+                "no held-out prompt has both a good and a bad answer, so there is no pair to evaluate on",
+                where=recipe.where("data", "sources"),
+                hint="add a source that answers a prompt twice; eval --prompt TEXT shows answers all the same",
+            )
         raise DpoError(
-            f"no pair was held out, so there is nothing to evaluate on{unpaired}",
+            "no pair was held out, so there is nothing to evaluate on",
             where=recipe.where("data", "eval_fraction"),
             hint="raise data.eval_fraction, or add data",
         )

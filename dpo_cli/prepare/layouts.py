@@ -168,15 +168,17 @@ def hh_rlhf(row: Row, settings: Settings) -> CandidateSet:
 
 
 def nectar(row: Row, settings: Settings) -> CandidateSet:
-    """berkeley-nest/Nectar: seven answers with ranks, 1 is best; no scores."""
+    """berkeley-nest/Nectar, or any prompt with ranked answers: 1 is best; no scores."""
     answers = [map_of(answer, "an answer") for answer in list_of(row.get("answers"), "answers")]
     ranks = [scoring.rating(answer.get("rank"), 1, 1000) for answer in answers]
     if None in ranks or len(set(ranks)) < len(ranks):
         raise Malformed("the answers' ranks are not an order")
     ordered = [answer for _, answer in sorted(zip(ranks, answers, strict=True), key=lambda ranked: ranked[0] or 0.0)]
-    turns = transcript(row.get("prompt"), "prompt")
-    if turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip():
-        turns.pop()
+    turns: Any = row.get("prompt")
+    if isinstance(turns, str) and turns.lstrip().startswith("Human:"):
+        turns = transcript(turns, "prompt")
+        if turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip():
+            turns.pop()
     candidates = [Candidate(text_of(one.get("answer"), "answer"), None, model_of(one.get("model"))) for one in ordered]
     return CandidateSet(prompt_and_answers(turns, [])[0], candidates, source="", ranked=True)
 

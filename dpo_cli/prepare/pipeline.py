@@ -277,10 +277,13 @@ def _settle(recipe: Recipe, entries: list[Entry], spool: Spool, tally: Tally) ->
     if not tally.kept:
         reasons = tally.reasons()
         biggest = ", ".join(f"{count:,} {reason}" for reason, count in list(reasons.items())[:4])
+        first = next(iter(reasons))
+        shown = next(some[0][1] for (_, reason), some in tally.examples.items() if reason == first)
+        said = f" ({shown['detail']})" if shown["detail"] else ""
         raise DpoError(
-            f"nothing is left of {tally.came.total():,} prompts: {biggest}",
+            f"nothing is left of {tally.came.total():,} prompts: {biggest}; such as: {shown['prompt'][:80]}{said}",
             where=recipe.where("data", "sources"),
-            hint=report.HINTS.get(next(iter(reasons)), "data.keep_dropped: true writes every drop with its reason"),
+            hint=report.HINTS.get(first, f"data.filters.{first} says what it drops"),
         )
 
 
@@ -346,6 +349,7 @@ def _provenance(recipe: Recipe, read: dict[int, tuple[str, str | None]], inputs:
         "datasets": version("datasets"),
         "seed": recipe.seed,
         "model": recipe.model.id,
+        "format": recipe.data.format,
         "sources": {
             recipe.data.sources[rank].label: {"id": recipe.data.sources[rank].id, "layout": layout, "revision": commit}
             for rank, (layout, commit) in read.items()

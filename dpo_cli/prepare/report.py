@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # What to look at where a reason took everything.
 HINTS = {
-    "schema": "is layout: right? data.keep_dropped: true writes every row with what is wrong with it",
+    "schema": "is layout: right? the README lists the columns of each",
     "contaminated": "check data.contamination and data.filters.contaminated",
     "language": "data.languages names the languages that may stay; a source's language: says what it is in",
     "single_response": "this source has one answer per prompt; pairs need two",
@@ -138,6 +138,11 @@ def _funnel(report: dict[str, Any], most: int) -> tuple[list[str], list[list[str
     return [*names, "all" if len(sources) > 1 else next(iter(sources))], rows
 
 
+def rows_are(report: dict[str, Any]) -> str:
+    """What a row of train.jsonl is: pairs, prompts with all their answers, or rows of one answer."""
+    return {"ranked": "prompts", "unpaired": "rows"}.get(report["provenance"].get("format"), "pairs")
+
+
 def _facts(report: dict[str, Any]) -> dict[str, str]:
     """What the funnel led to, as name -> sentence."""
     pairs, twins, longer = report["pairs"], report["duplicates"], report["length"]["longer_wins"]
@@ -156,14 +161,15 @@ def _facts(report: dict[str, Any]) -> dict[str, str]:
     layouts = [f"{name} {one['layout']}" for name, one in report["provenance"]["sources"].items()]
     return {
         "layouts": ", ".join(layouts),
-        "pairs": f"{pairs['train']:,} to train on, {pairs['eval']:,} held out, {pairs['quota']:,} over the mix",
+        rows_are(
+            report
+        ): f"{pairs['train']:,} to train on, {pairs['eval']:,} held out, {pairs['quota']:,} over the mix",
         "languages": ", ".join(spoken),
         "edits": summed("edits"),
         "answers dropped": summed("answers_dropped"),
         "duplicates": f"{twins['exact']:,} exact, {twins['near']:,} near, {twins['cross_source']:,} across sources; "
         f"the largest cluster has {twins['largest_cluster']:,}",
-        "longer wins": f"{_percent(longer)}: what any accuracy has to beat",
-    }
+    } | ({"longer wins": f"{_percent(longer)}: what any accuracy has to beat"} if longer["n"] else {})
 
 
 def _percent(figure: dict[str, Any]) -> str:

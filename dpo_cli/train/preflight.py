@@ -148,7 +148,7 @@ def _try(trainer: Any, rows: list[dict[str, Any]], accumulation: int) -> float:
         try:
             # Stands for the optimizer's state, which the first step will make. Ones: zeros may not be resident.
             optimizer = torch.ones(state, dtype=torch.uint8, device=args.device)
-            with trainer.accelerator.autocast():  # train() wraps the model's forward in it
+            with trainer.accelerator.autocast(), _outputs_of_mixed_precision(trainer):  # as train() wraps the forward
                 trainer.training_step(model, trainer.data_collator(rows))
             peak = _peak(args.device)
         except (torch.OutOfMemoryError, MemoryError):
@@ -158,6 +158,23 @@ def _try(trainer: Any, rows: list[dict[str, Any]], accumulation: int) -> float:
                 raise
         del optimizer
     return peak
+
+
+@contextmanager
+def _outputs_of_mixed_precision(trainer: Any) -> Iterator[None]:
+    """What accelerate makes float32 in a 16-bit training; of whole logits it is more than half of the peak."""
+    from accelerate.utils import convert_outputs_to_fp32
+
+    attributes = vars(trainer.model)
+    before = attributes.get("forward")
+    if trainer.accelerator.native_amp:
+        attributes["forward"] = convert_outputs_to_fp32(trainer.model.forward)
+    try:
+        yield
+    finally:
+        attributes.pop("forward", None)
+        if before is not None:
+            attributes["forward"] = before
 
 
 @contextmanager

@@ -266,8 +266,9 @@ def test_a_line_that_a_kill_left_unfinished_harms_none(cache: Path, torn: str) -
 
 
 JUDGE = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.path.insert(0, sys.argv[1])
 import test_judges as t
 from dpo_cli.evaluate.judges import judge

@@ -400,6 +400,13 @@ def test_a_wrong_layout_says_what_it_looks_like(kit: Any) -> None:
     assert "layout: nectar" in str(caught.value.hint)
 
 
+def test_a_ranking_of_ones_own_may_have_a_plain_prompt(kit: Any) -> None:
+    prompts = {f"Why is the sky blue, for the {n}th time?\n\nBe brief." for n in range(9)}
+    rows = [{**ROWS["nectar"][0][0], "prompt": prompt} for prompt in sorted(prompts)]
+    made = kit.run_rows(rows, filters={"near_duplicate": False})
+    assert {pair["prompt"][0]["content"] for pair in made.train + made.held} == prompts
+
+
 def test_files_of_two_layouts_are_not_mixed(kit: Any, tmp_path: Path) -> None:
     for name in ("nectar", "sharegpt"):
         kit.write_rows(tmp_path / f"{name}.jsonl", ROWS[name][0])

@@ -291,9 +291,9 @@ def log_of(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run["train"] / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("loss", listwise.LOSSES)
+@pytest.mark.parametrize("loss", ["list_mle", "softmax"])
 def test_it_learns(loss: str, smoke_run: SmokeRun) -> None:
-    """On prompts never seen, nearly all pairs of a list come out in their order."""
+    """On prompts never seen, nearly all pairs of a list come out in their order; for lambda see tests/end_to_end."""
     run = smoke_run(loss, "train.max_steps=16", "train.eval_strategy=steps", "train.eval_steps=16")
     held_out = next(row for row in log_of(run) if "eval_rewards/accuracies" in row)
     assert held_out["eval_rewards/accuracies"] >= 0.85

@@ -17,6 +17,7 @@ from dpo_cli.models import Backend, import_backend
 from dpo_cli.recipe import Recipe, load
 from dpo_cli.recipe_train import trl_arguments
 from dpo_cli.run import Run
+from dpo_cli.train import preflight
 from dpo_cli.train.memory import GIB, plan
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.trainer import build
@@ -109,11 +110,13 @@ def test_the_header_says_what_the_method_does_without(method: str, train: Train,
     assert "made for train.method dpo" in said
     assert ("80 rows (pairs split in two)" in said) == (method == "kto")
     assert ("rows/s" in said) == (method == "kto")
+    assert "of DPO's size" not in said
 
 
-def test_a_beta_of_dpos_size_is_told_with_simpo(train: Train) -> None:
-    assert "train.beta 0.1 is of DPO's size" in train("simpo", "train.max_steps=1", "train.beta=0.1").stdout
-    assert "of DPO's size" not in train("simpo", "train.max_steps=1").stdout
+def test_a_beta_of_dpos_size_is_told_with_the_loss_of_simpo(train: Train) -> None:
+    """As cpo has it, whose beta is TRL's 0.1."""
+    said = train("cpo", "train.max_steps=1", "train.loss_type=simpo").stdout
+    assert "train.beta 0.1 is of DPO's size; simpo weighs" in said
 
 
 def test_unpaired_rows_train_and_a_heavy_label_is_told(tmp_path: Path) -> None:
@@ -312,12 +315,32 @@ def test_the_plan_for_kto_counts_rows_and_keeps_two_of_them() -> None:
     assert plan(recipe_of("dpo"), [(40, 100, 100)] * 8, config(), 80 * GIB).rows_are == "pairs"
 
 
-@pytest.mark.parametrize(("limit", "method"), [("0.2", "kto"), ("0.2", "simpo")])
-def test_memory_that_is_not_there_is_found_before_the_first_step(train: Train, limit: str, method: str) -> None:
-    done = train(method, f"engine.memory_limit={limit}")
+@pytest.mark.parametrize("method", ["kto", "simpo"])
+def test_memory_that_is_not_there_is_found_before_the_first_step(train: Train, method: str) -> None:
+    done = train(method, "engine.memory_limit=0.2")
     assert done.exit_code == 1
     assert ("rows at once do not fit" in done.stderr) == (method == "kto")
     assert ("train.per_device_train_batch_size (2 or more)" in done.stderr) == (method == "kto")
+
+
+def test_the_try_before_training_holds_the_logits_that_training_will(
+    built: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, which accelerate makes of a 16-bit model's outputs, and only once train() has begun."""
+    import torch
+
+    trainer, seen = built("orpo", "train.bf16=true", "train.save_strategy=no"), list[torch.dtype]()
+    forward = trainer.concatenated_forward
+
+    def watched(*args: Any) -> Any:
+        output = forward(*args)
+        seen.append(output[2].dtype)
+        return output
+
+    monkeypatch.setattr(trainer, "concatenated_forward", watched)
+    preflight._try(trainer, [trainer.train_dataset[0]], 1)
+    trainer.train()
+    assert len(seen) > 1 and set(seen) == {torch.float32}
 
 
 def test_rewards_without_a_reference_are_no_cause_for_alarm() -> None:

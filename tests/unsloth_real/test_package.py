@@ -89,7 +89,7 @@ def test_unsloth_replaces_trls_classes(patched_trl: Any) -> None:
     from dpo_cli.train.methods import METHODS as TRAINERS
 
     for method in TRAINERS.values():
-        assert getattr(patched_trl, method.trainer).__name__ == f"Unsloth{method.trainer}"
+        assert method.classes()[1].__name__ == f"Unsloth{method.trainer}"
 
 
 def test_unsloths_config_has_the_habits_of_the_stand_in(patched_trl: Any, tmp_path: Path, capsys: Any) -> None:
