@@ -22,7 +22,7 @@ compare: .venv/installed  ## DPO, IPO, SimPO, ORPO, KTO and LiPO on the smoke da
 	@for recipe in $(RECIPES)/*.yaml; do echo "train and eval $$recipe"; \
 		.venv/bin/dpo-cli train $$recipe --quiet && .venv/bin/dpo-cli eval $$recipe --quiet || exit 1; done
 	@set -- $(RECIPES)/*.yaml; first=$$1; shift; \
-		.venv/bin/dpo-cli eval $$first --quiet $$(printf -- '--compare %s ' "$$@")
+		.venv/bin/dpo-cli eval $$first --quiet $${1:+$$(printf -- '--compare %s ' "$$@")}
 
 train: .venv-gpu/installed  ## the real job, on an NVIDIA card with 16 GB (RECIPE=… for another recipe)
 	.venv-gpu/bin/dpo-cli train $(RECIPE)

@@ -64,7 +64,7 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
     if (pairs["chosen_drift"]["value"] or 0.0) < 0:
         found.append(
             f"the chosen answers became less likely ({pairs['chosen_drift']['value']:.2f} nats on average): normal up "
-            "to a point with DPO; where text gets worse add an sft term to train.loss_type or lower train.learning_rate"
+            "to a point; where text gets worse lower train.learning_rate, or with dpo add an sft term to its loss_type"
         )
     for language, figures in metrics["languages"].items():
         accuracy = figures["pairs"]["reward_accuracy"]

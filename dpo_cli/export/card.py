@@ -21,6 +21,7 @@ from dpo_cli.export import base as base16
 from dpo_cli.export import hub
 from dpo_cli.export.verify import Check
 from dpo_cli.recipe import Recipe
+from dpo_cli.recipe_train import trl_arguments
 from dpo_cli.recipe_yaml import Dumper
 from dpo_cli.run import Run, write_text
 
@@ -144,29 +145,32 @@ def _training(recipe: Recipe, run: Run, kind: str) -> dict[str, Any]:
     train, record = recipe.train, run.record("train")
     lora = _lora(run)  # not the recipe's, which model.adapter overrules
     metrics = _read(run["train"] / "metrics.json") or {}
-    pairs = _prepared(run)["pairs"]["train"]
+    learns = {"ranked": ("prompt", "ranked prompts"), "unpaired": ("row", "labelled answers")}
+    one, several = learns.get(recipe.data.format, ("pair", "preference pairs"))
+    rows_of = f"{_prepared(run)['pairs']['train']:,} {several}"
     method, base = train.method.upper(), _shown(models.merge_base(recipe))
     weights = "4-bit NF4" if recipe.model.load_in_4bit else f"dtype {recipe.model.dtype}"
     shown = {
-        "adapter": f"A LoRA adapter for {base}, trained with {method} on {pairs:,} preference pairs. It holds the "
+        "adapter": f"A LoRA adapter for {base}, trained with {method} on {rows_of}. It holds the "
         f"trained difference alone and is loaded on the base in 16-bit.",
-        "merged": f"{base} after {method} on {pairs:,} preference pairs: 16-bit weights with the adapter merged in, "
+        "merged": f"{base} after {method} on {rows_of}: 16-bit weights with the adapter merged in, "
         "which load by themselves.",
-        "gguf": f"{base} after {method} on {pairs:,} preference pairs, with the adapter merged in: one "
-        f"{recipe.export.gguf} GGUF file.",
-        "ollama": f"{base} after {method} on {pairs:,} preference pairs, with the adapter merged in: a "
+        "gguf": f"{base} after {method} on {rows_of}, with the adapter merged in: one {recipe.export.gguf} GGUF file.",
+        "ollama": f"{base} after {method} on {rows_of}, with the adapter merged in: a "
         f"{recipe.export.gguf} GGUF file and its Modelfile.",
     }
     given = recipe.model.adapter
     started = f" + {'a LoRA trained before' if Path(given).is_absolute() else f'the adapter {given}'}" if given else ""
+    loss = [f"loss {' + '.join(train.losses)}"] if train.losses else []  # ORPO has but one, and no name for it
+    compared = trl_arguments()[train.method]["reference"]
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps * record.get("processes", 1)
     rows: list[tuple[str, Any]] = [
         ("base", f"{_shown(recipe.model.id)}, {weights}" + _revision(recipe, record)),
         ("merged onto" if kind != "adapter" else "made for", base),
-        ("reference", f"{_shown(recipe.model.id)}{started}, frozen"),
-        ("method", f"{method}, loss {' + '.join(train.losses)}, beta {train.beta:g}"),
+        ("reference", f"{_shown(recipe.model.id)}{started}, frozen" if compared else "none"),
+        ("method", ", ".join([method, *loss, f"beta {train.beta:g}"])),
         ("LoRA", f"r {lora['r']}, alpha {lora['lora_alpha']:g}, on {', '.join(sorted(lora['target_modules']))}"),
-        ("optimisation", f"learning rate {train.learning_rate:g} ({train.lr_scheduler_type}), {batch} pairs a step"),
+        ("optimisation", f"learning rate {train.learning_rate:g} ({train.lr_scheduler_type}), {batch} {one}s a step"),
         ("steps", f"{metrics['steps']:,}" if "steps" in metrics else "–"),
         ("tokens of prompt + answer", f"at most {recipe.model.max_length:,}"),
         ("seed", recipe.seed),

@@ -41,7 +41,8 @@ class Chosen:
 
     def line(self) -> str:
         """For the screen: `shared prefix, 1024 tokens at once, no checkpointing`."""
-        what = f"{self.token_budget} tokens" if self.token_budget else f"{self.micro_batch} {self.unit}"
+        rows = f"one {self.unit.removesuffix('s')}" if self.micro_batch == 1 else f"{self.micro_batch} {self.unit}"
+        what = f"{self.token_budget} tokens" if self.token_budget else rows
         parts = ["shared prefix"] if self.shared_prefix else []
         parts += [f"{what} at once", "checkpointing" if self.gradient_checkpointing else "no checkpointing"]
         return ", ".join(parts + (["cached reference"] if self.reference_cache else []))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,7 +86,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     )
     say(f"  backend {backend.name}: {backend.why}")
     for line in (chosen.line(), *_notes(recipe, trainer), *chosen.notes):
-        say(f"  {line}")
+        say(textwrap.fill(line, 80, initial_indent="  ", subsequent_indent="    "))
 
     start = time.monotonic()
     with stop:
@@ -128,6 +130,8 @@ def build(recipe: Recipe, run: Run, backend: models.Backend) -> Any:
         raise DpoError("Unsloth did not replace TRL's trainer", hint="set engine.backend: hf, or reinstall unsloth")
     train_set = _dataset(recipe, run.train_pairs)
     eval_sets = _eval_sets(recipe, run.eval_pairs) if recipe.train.eval_strategy != "no" else None
+    # KTO's long remark on the weights of its labels, which `_notes` makes too.
+    logging.getLogger(trainer_class.__module__).setLevel(logging.ERROR)
     trainer = budgeted(careful(method.mended(trainer_class)))(
         model=model,
         args=_config(recipe, run, config_class, len(train_set)),
