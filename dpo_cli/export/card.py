@@ -132,6 +132,7 @@ def _use(recipe: Recipe, run: Run, folder: Path, kind: str) -> dict[str, Any]:
         if repository and kind == first
         else [],
         "base": _shown(models.merge_base(recipe)),
+        "builtin": models.merge_base(recipe).startswith("builtin:"),
         "revision": base16.revision(recipe),
         "slug": slug,
         "gguf": next((path.name for path in sorted(folder.glob("*.gguf"))), None),
