@@ -19,7 +19,7 @@ from dpo_cli.evaluate import generate, score, summary, textstats
 from dpo_cli.evaluate.report import write_report
 from dpo_cli.recipe import Recipe, dump
 from dpo_cli.records import Message, Pair, read_jsonl, read_pairs, write_jsonl
-from dpo_cli.run import Run, fingerprint, versions, write_json
+from dpo_cli.run import Run, fingerprint, sha256, versions, write_json
 
 if TYPE_CHECKING:
     from dpo_cli.evaluate.generate import Answer, Sample
@@ -141,8 +141,9 @@ def _sample(
     if not kept.is_file():
         shutil.rmtree(_work(run), ignore_errors=True)  # answers of another adapter, or to other settings
         kept.parent.mkdir(parents=True)
-        earlier = run["eval"] / "samples.jsonl"
-        if run.record("eval").get("samples") == made_from and earlier.is_file():
+        earlier, record = run["eval"] / "samples.jsonl", run.record("eval")
+        written = record.get("outputs", {}).get("eval/samples.jsonl")
+        if record.get("samples") == made_from and earlier.is_file() and sha256(earlier) == written:
             shutil.copyfile(earlier, kept)
     return generate.sample_pairs(model, tokenizer, pairs, recipe.eval, recipe.seed, kept, progress=not quiet)
 
