@@ -63,9 +63,12 @@ def prepare(
                 from rich.console import Console
 
                 from dpo_cli.prepare import preview as show
-                from dpo_cli.records import read_pairs
+                from dpo_cli.records import AcrossPrompts, read_pairs
 
-                show(loaded, read_pairs(run.train_pairs), preview, Console())
+                pairs = read_pairs(run.train_pairs)
+                if any(isinstance(pair, AcrossPrompts) for pair in pairs):
+                    raise DpoError("--preview shows pairs, and here no prompt has both a good and a bad answer")
+                show(loaded, pairs, preview, Console())
 
 
 @app.command()

@@ -84,6 +84,16 @@ class Pair:
         return dict(vars(self))  # asdict would copy every message, at ten times the cost
 
 
+@dataclass(frozen=True)
+class AcrossPrompts(Pair):
+    """A good answer to `prompt` beside a bad one to `rejected_prompt`: of labelled rows with one answer a prompt.
+
+    That rewards tell the two apart says less than within a prompt, for it counts too how rewards differ by prompt.
+    """
+
+    rejected_prompt: list[Message] = field(default_factory=list)
+
+
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Write one JSON object a line, UTF-8, unescaped; returns how many."""
     count = 0
@@ -108,36 +118,25 @@ def read_pairs(path: Path) -> list[Pair]:
     """All pairs of a `data/*.jsonl` file.
 
     Of ranked lists, the best and the worst answers; of unpaired rows, the first good and the first bad answer of each
-    prompt that has both.
+    prompt that has both. Where none has both, the good answers and the bad ones of a language side by side, in the
+    order of the file, which is by hash and so a random one: see `AcrossPrompts`.
     """
     rows = list(read_jsonl(path))
     if not rows or "label" not in rows[0]:
         return [Pair.of_row(row) for row in rows]
     sides: dict[str, dict[bool, dict[str, Any]]] = {}
+    by_language: dict[str, dict[bool, list[dict[str, Any]]]] = {}
     for row in rows:
         sides.setdefault(json.dumps(row["prompt"]), {}).setdefault(row["label"], row)
-    return [
-        Pair(
-            id=both[True]["id"],
-            chosen=both[True]["completion"],
-            rejected=both[False]["completion"],
-            **{name: both[True][name] for name in ("prompt", "language", "source", "chat_template_kwargs")},
-        )
-        for both in sides.values()
-        if len(both) == 2
-    ]
+        by_language.setdefault(row["language"], {True: [], False: []})[row["label"]].append(row)
 
+    def of(good: dict[str, Any], bad: dict[str, Any]) -> dict[str, Any]:
+        common = {name: good[name] for name in ("id", "prompt", "language", "source", "chat_template_kwargs")}
+        return {**common, "chosen": good["completion"], "rejected": bad["completion"]}
 
-def read_answers(path: Path) -> list[Pair]:
-    """The pairs of a `data/*.jsonl`; where unpaired rows make none, its answers, each as a pair with itself."""
-    pairs = read_pairs(path)
-    if pairs:
-        return pairs
-    return [
-        Pair(
-            chosen=row["completion"],
-            rejected=row["completion"],
-            **{name: row[name] for name in ("id", "prompt", "language", "source", "chat_template_kwargs")},
-        )
-        for row in read_jsonl(path)
+    pairs = [Pair(**of(both[True], both[False])) for both in sides.values() if len(both) == 2]
+    return pairs or [
+        AcrossPrompts(**of(good, bad), rejected_prompt=bad["prompt"])
+        for labelled in by_language.values()
+        for good, bad in zip(labelled[True], labelled[False], strict=False)
     ]

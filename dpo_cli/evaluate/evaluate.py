@@ -18,13 +18,17 @@ from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate import generate, score, summary, textstats
 from dpo_cli.evaluate.report import write_report
 from dpo_cli.recipe import Recipe, dump
-from dpo_cli.records import Message, Pair, read_jsonl, read_pairs, write_jsonl
+from dpo_cli.records import AcrossPrompts, Message, Pair, read_jsonl, read_pairs, write_jsonl
 from dpo_cli.run import Run, fingerprint, sha256, versions, write_json
 
 if TYPE_CHECKING:
     from dpo_cli.evaluate.generate import Answer, Sample
     from dpo_cli.evaluate.judgments import Judgment
 
+ACROSS = (
+    "no held-out prompt has both a good and a bad answer: a good one is set beside a bad one to another prompt, "
+    "which says less than a pair does"
+)
 # What of `eval` changes the answers; how many prompts there are, the batch and the judge do not.
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k")
 
@@ -105,9 +109,9 @@ def _held_out(recipe: Recipe, run: Run) -> list[Pair]:
     if not pairs:
         if recipe.data.format == "unpaired":
             raise DpoError(
-                "no held-out prompt has both a good and a bad answer, so there is no pair to evaluate on",
-                where=recipe.where("data", "sources"),
-                hint="add a source that answers a prompt twice; eval --prompt TEXT shows answers all the same",
+                "no language has both good and bad answers held out, so there is nothing to evaluate on",
+                where=recipe.where("data", "eval_fraction"),
+                hint="raise data.eval_fraction, or add data",
             )
         raise DpoError(
             "no pair was held out, so there is nothing to evaluate on",
@@ -158,7 +162,8 @@ def _judge(
     settings = recipe.eval.judge
     assert settings is not None
     matches = [Match(one.id, one.prompt, one.tuned.text, one.base.text) for one in samples]
-    for pair in pairs[: settings.calibration]:
+    within = [pair for pair in pairs if not isinstance(pair, AcrossPrompts)]
+    for pair in within[: settings.calibration]:
         answers = (answer[-1]["content"] for answer in (pair.chosen, pair.rejected))
         matches.append(Match(f"calibration/{pair.id}", pair.prompt, *answers))
     judged = judge(settings, matches, run.folder.parent / ".judgments.jsonl", progress=not quiet)
@@ -215,7 +220,12 @@ def _metrics(
         "recipe": dump(recipe),
         "sampling": _sampling(recipe, samples),
     }
-    metrics["warnings"] = [*summary.warnings(metrics), *(f"data: {warning}" for warning in prepared["warnings"])]
+    across = [ACROSS] if any(isinstance(pair, AcrossPrompts) for pair in pairs) else []
+    metrics["warnings"] = [
+        *across,
+        *summary.warnings(metrics),
+        *(f"data: {warning}" for warning in prepared["warnings"]),
+    ]
     return {"name": recipe.name, "verdict": summary.verdict(metrics), **metrics}
 
 

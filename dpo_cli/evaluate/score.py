@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dpo_cli import models
 from dpo_cli.errors import DpoError
 from dpo_cli.evaluate.batches import in_batches
-from dpo_cli.records import Pair
+from dpo_cli.records import AcrossPrompts, Pair
 from dpo_cli.stats import Figure, bootstrap_mean, bootstrap_quantile, share_change, wilson
 
 if TYPE_CHECKING:
@@ -65,6 +65,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, pair: Pair, max_length: int) -> t
     TRL renders prompt and prompt + answer apart and lets the answer begin where the two part, at the same place for
     both answers; what is over `max_length` is cut from the end.
     """
+    if isinstance(pair, AcrossPrompts):
+        one, other = vars(pair), vars(pair) | {"prompt": pair.rejected_prompt}
+        good, bad = (Pair(**{name: side[name] for name in Pair.__dataclass_fields__}) for side in (one, other))
+        return encode(tokenizer, good, max_length)[0], encode(tokenizer, bad, max_length)[1]
     prompt = _render(tokenizer, pair.prompt, pair, add_generation_prompt=True)
     whole = [_render(tokenizer, pair.prompt + answer, pair) for answer in (pair.chosen, pair.rejected)]
     start = max(1, min(_common_prefix(prompt, ids) for ids in whole))  # nothing predicts the very first token
@@ -152,7 +156,7 @@ def score_pairs(
         DpoError: a log-probability is no finite number, or nothing fits into memory.
     """
     encoded = [(pair, *encode(tokenizer, pair, max_length)) for pair in pairs]
-    encoded = [(pair, chosen, rejected) for pair, chosen, rejected in encoded if chosen.start < max_length]
+    encoded = [(pair, one, other) for pair, one, other in encoded if max(one.start, other.start) < max_length]
     rows = [row for _, *both in encoded for row in both]
     policy = answer_logps(model, rows, batch_size)
     with models.as_reference(model):

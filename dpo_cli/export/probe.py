@@ -14,7 +14,7 @@ from dpo_cli.export import base as base16
 from dpo_cli.export.base import Stored
 from dpo_cli.export.verify import token_logps
 from dpo_cli.recipe import Recipe
-from dpo_cli.records import Pair, read_answers
+from dpo_cli.records import Pair, read_pairs
 from dpo_cli.run import Run
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def probes(recipe: Recipe, run: Run, tokenizer: Any) -> Probes:
 
     Prompts are those with the shortest chosen answers, for they are the likeliest to be answered in MAX_NEW_TOKENS.
     """
-    pairs = read_answers(run.eval_pairs) or read_answers(run.train_pairs)
+    pairs = read_pairs(run.eval_pairs) or read_pairs(run.train_pairs)
     rows = [
         tokenizer.apply_chat_template(
             [*pair.prompt, *pair.chosen], tokenize=True, return_dict=False, **pair.chat_template_kwargs

@@ -23,7 +23,7 @@ from dpo_cli.evaluate.score import (
     score_pairs,
 )
 from dpo_cli.recipe import Recipe
-from dpo_cli.records import Pair
+from dpo_cli.records import AcrossPrompts, Pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -185,6 +185,16 @@ def test_a_pair_is_scored_under_both_models_with_what_the_data_say_of_it(loaded:
             assert one.reference_chosen == pytest.approx(sum(plain_logps(model, chosen)), abs=1e-4)
             assert one.reference_rejected == pytest.approx(sum(plain_logps(model, rejected)), abs=1e-4)
         assert abs(one.chosen_drift) > 1e-2
+
+
+def test_answers_to_two_prompts_are_each_scored_after_their_own(loaded: tuple[Any, Any]) -> None:
+    one, other = pair(1, "Name a river.", "The Rhine.", "No."), pair(2, "怎样给多肉浇水？", "少浇。", "天天浇。")
+    fields = {name: getattr(one, name) for name in Pair.__dataclass_fields__} | {"rejected": other.rejected}
+    across = AcrossPrompts(**fields, rejected_prompt=other.prompt)
+    first, second, found = score_pairs(*loaded, [one, other, across], 256, 2)
+    assert found.policy_chosen == pytest.approx(first.policy_chosen, abs=1e-4)
+    assert found.policy_rejected == pytest.approx(second.policy_rejected, abs=1e-4)
+    assert found.rejected_tokens == second.rejected_tokens
 
 
 def test_what_is_too_long_is_cut_and_a_pair_without_an_answer_left_is_left_out(loaded: tuple[Any, Any]) -> None:

@@ -1,0 +1,61 @@
+"""What stands in data/*.jsonl, read as pairs whatever its format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dpo_cli.records import AcrossPrompts, read_pairs
+
+
+def said(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def asked(text: str, language: str = "en") -> dict[str, Any]:
+    prompt = [{"role": "user", "content": text}]
+    return {"id": text, "prompt": prompt, "language": language, "source": "s", "chat_template_kwargs": {}}
+
+
+def labelled(text: str, answer: str, label: bool, language: str = "en") -> dict[str, Any]:
+    return {**asked(text, language), "completion": said(answer), "label": label}
+
+
+def pairs_of(folder: Path, *rows: dict[str, Any]) -> list[Any]:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return read_pairs(path)
+
+
+def texts(pair: Any) -> tuple[str, str, str]:
+    return pair.prompt[0]["content"], pair.chosen[0]["content"], pair.rejected[0]["content"]
+
+
+def test_of_a_ranked_list_the_best_and_the_worst(tmp_path: Path) -> None:
+    answers = [{"text": text, "score": score} for text, score in (("best", 0.9), ("middle", 0.5), ("worst", 0.2))]
+    [pair] = pairs_of(tmp_path, {**asked("q"), "candidates": answers})
+    assert texts(pair) == ("q", "best", "worst")
+    assert (pair.score_chosen, pair.score_rejected, pair.margin) == (0.9, 0.2, 0.7)
+
+
+def test_of_labelled_rows_those_of_a_prompt_that_has_both(tmp_path: Path) -> None:
+    rows = [
+        labelled("one", "good", True), labelled("two", "alone", True), labelled("one", "bad", False),
+        labelled("one", "better", True), labelled("three", "alone", False),
+    ]  # fmt: skip
+    [pair] = pairs_of(tmp_path, *rows)
+    assert texts(pair) == ("one", "good", "bad")
+    assert not isinstance(pair, AcrossPrompts)
+
+
+def test_where_no_prompt_has_both_answers_of_a_language_meet(tmp_path: Path) -> None:
+    rows = [
+        labelled("a", "good a", True), labelled("甲", "好", True, "zh"), labelled("b", "bad b", False),
+        labelled("c", "good c", True), labelled("乙", "坏", False, "zh"), labelled("d", "good d", True),
+        labelled("e", "bad e", False),
+    ]  # fmt: skip
+    pairs = pairs_of(tmp_path, *rows)
+    found = {(*texts(pair), pair.rejected_prompt[0]["content"]) for pair in pairs}
+    assert found == {("a", "good a", "bad b", "b"), ("c", "good c", "bad e", "e"), ("甲", "好", "坏", "乙")}
+    assert pairs_of(tmp_path, labelled("a", "good", True)) == []
