@@ -51,10 +51,14 @@ InputFiles = Callable[[Recipe], dict[str, Path]]
 
 @dataclass(frozen=True)
 class State:
-    """Where a stage stands: `fresh` (complete, nothing changed), `absent`, `cut_short` or `stale`, and why."""
+    """Where a stage stands: `fresh` (complete, nothing changed), `absent`, `cut_short` or `stale`, and why.
+
+    `settings`: recipe keys are among the reasons.
+    """
 
     kind: str
     reasons: list[str] = field(default_factory=list)
+    settings: bool = False
 
     @property
     def fresh(self) -> bool:
@@ -141,29 +145,34 @@ class Run:
         if record["status"] != "complete":
             how = "did not pass its checks" if record["status"] == "unverified" else "was cut short"
             return State("cut_short", [f"{stage} {how}"])
-        reasons = []
         before = BEFORE[stage]
-        if before:
-            earlier = self.state(before, recipe)
-            reasons += earlier.reasons
-        reasons += self.changes(stage, recipe)
+        earlier = self.state(before, recipe) if before else State("fresh")
+        keys = self._changed_keys(stage, recipe)
+        reasons = [*earlier.reasons, *keys, *self._changed_inputs(stage, recipe)]
         for name, digest in record["outputs"].items():
             path = self.folder / name
             if not path.is_file():
                 reasons.append(f"{name} is missing")
             elif sha256(path) != digest:
                 reasons.append(f"{name} has been changed since {stage} wrote it")
-        return State("stale", list(dict.fromkeys(reasons))) if reasons else State("fresh")
+        if not reasons:
+            return State("fresh")
+        return State("stale", list(dict.fromkeys(reasons)), settings=bool(keys) or earlier.settings)
 
     def changes(self, stage: str, recipe: Recipe) -> list[str]:
         """What this recipe and these inputs have otherwise than the stage's record, in words."""
-        record = self.record(stage)
-        then, now = record["recipe"], recipe_keys(recipe, stage)
-        reasons = [
+        return self._changed_keys(stage, recipe) + self._changed_inputs(stage, recipe)
+
+    def _changed_keys(self, stage: str, recipe: Recipe) -> list[str]:
+        then, now = self.record(stage)["recipe"], recipe_keys(recipe, stage)
+        return [
             f"{key} is {_brief(now.get(key))}, was {_brief(then.get(key))}"
             for key in dict.fromkeys([*then, *now])
             if then.get(key) != now.get(key)
         ]
+
+    def _changed_inputs(self, stage: str, recipe: Recipe) -> list[str]:
+        record, reasons = self.record(stage), list[str]()
         try:
             inputs = self.input_hashes(stage, recipe)
         except DpoError:
@@ -199,8 +208,7 @@ class Run:
         missing = state.kind in ("absent", "cut_short")
         what = state.reasons[0] if missing else f"what {stage} made is stale: {'; '.join(state.reasons[:5])}"
         more = "" if len(state.reasons) <= 5 else f" (and {len(state.reasons) - 5} more)"
-        otherwise = any(" is " in reason and ", was " in reason for reason in state.reasons)
-        hint = f"run `{command}` first" + (", or set again what it was run with (--set)" if otherwise else "")
+        hint = f"run `{command}` first" + (", or set again what it was run with (--set)" if state.settings else "")
         raise DpoError(what + more, where=str(self.folder), hint=hint)
 
     # ---------------------------------------------------------------------------------------------- writing results
