@@ -10,6 +10,9 @@ from typing import Any, TypedDict
 
 from dpo_cli.errors import DpoError
 
+# What a row of data/*.jsonl is called, by `data.format`: a prompt has all its answers, a row one labelled answer.
+ROWS_ARE = {"pairs": "pairs", "ranked": "prompts", "unpaired": "rows"}
+
 
 class Message(TypedDict):
     """One chat turn; `role` is system, user or assistant."""

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dpo_cli.language import HAN_WORDS, han_characters
 from dpo_cli.stats import Figure, bootstrap, bootstrap_mean, share_change, student, wilson
 
 if TYPE_CHECKING:
@@ -34,9 +35,7 @@ def repetition(ids: Sequence[int]) -> float:
 
 
 _CODE = re.compile(r"```.*?(?:```|$)|`[^`\n]*`", re.DOTALL)
-_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _LATIN_WORD = re.compile("[A-Za-z\u00c0-\u024f]{2,}")  # a single letter is a variable more often than a word
-_HAN_WORDS = 0.6  # words that a Han character is worth: Chinese words have 1.5 to 2 of them
 
 
 def language_match(prompt: str, answer: str) -> bool | None:
@@ -54,7 +53,7 @@ def language_match(prompt: str, answer: str) -> bool | None:
 def _han_share(text: str) -> float | None:
     """Han words among Han and Latin ones, 0..1."""
     plain = _CODE.sub(" ", text)
-    han, latin = _HAN_WORDS * len(_HAN.findall(plain)), len(_LATIN_WORD.findall(plain))
+    han, latin = HAN_WORDS * han_characters(plain), len(_LATIN_WORD.findall(plain))
     return han / (han + latin) if han + latin else None
 
 

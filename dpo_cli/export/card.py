@@ -19,10 +19,11 @@ import yaml
 from dpo_cli import models
 from dpo_cli.export import base as base16
 from dpo_cli.export import hub
-from dpo_cli.export.verify import Check
+from dpo_cli.export.checks import Check
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe_train import trl_arguments
 from dpo_cli.recipe_yaml import Dumper
+from dpo_cli.records import ROWS_ARE
 from dpo_cli.run import Run, write_text
 
 # The figures of eval/metrics.json that a card shows: part, metric, what it is called, how it is written.
@@ -79,7 +80,7 @@ def write_card(recipe: Recipe, run: Run, folder: Path, kind: str, checks: Sequen
         **_use(recipe, run, folder, kind),
         **_training(recipe, run, kind),
         **_evaluation(recipe, run),
-        **_data(run),
+        **_data(recipe, run),
         **_reproduction(recipe, run),
     )
     write_text(folder / "README.md", page)
@@ -146,9 +147,9 @@ def _training(recipe: Recipe, run: Run, kind: str) -> dict[str, Any]:
     train, record = recipe.train, run.record("train")
     lora = _lora(run)  # not the recipe's, which model.adapter overrules
     metrics = _read(run["train"] / "metrics.json") or {}
-    learns = {"ranked": ("prompt", "ranked prompts"), "unpaired": ("row", "labelled answers")}
-    one, several = learns.get(recipe.data.format, ("pair", "preference pairs"))
-    rows_of = f"{_prepared(run)['pairs']['train']:,} {several}"
+    rows_are = ROWS_ARE[recipe.data.format]
+    kind_of = {"pairs": "preference pairs", "ranked": "ranked prompts", "unpaired": "labelled answers"}
+    rows_of = f"{_prepared(run)['pairs']['train']:,} {kind_of[recipe.data.format]}"
     method, base = train.method.upper(), _shown(models.merge_base(recipe))
     weights = "4-bit NF4" if recipe.model.load_in_4bit else f"dtype {recipe.model.dtype}"
     shown = {
@@ -171,7 +172,10 @@ def _training(recipe: Recipe, run: Run, kind: str) -> dict[str, Any]:
         ("reference", f"{_shown(recipe.model.id)}{started}, frozen" if compared else "none"),
         ("method", ", ".join([method, *loss, f"beta {train.beta:g}"])),
         ("LoRA", f"r {lora['r']}, alpha {lora['lora_alpha']:g}, on {', '.join(sorted(lora['target_modules']))}"),
-        ("optimisation", f"learning rate {train.learning_rate:g} ({train.lr_scheduler_type}), {batch} {one}s a step"),
+        (
+            "optimisation",
+            f"learning rate {train.learning_rate:g} ({train.lr_scheduler_type}), {batch} {rows_are} a step",
+        ),
         ("steps", f"{metrics['steps']:,}" if "steps" in metrics else "–"),
         ("tokens of prompt + answer", f"at most {recipe.model.max_length:,}"),
         ("seed", recipe.seed),
@@ -198,7 +202,7 @@ def _evaluation(recipe: Recipe, run: Run) -> dict[str, Any]:
     return {"metrics": metrics, "groups": list(groups), "figures": figures, "judge": name}
 
 
-def _data(run: Run) -> dict[str, Any]:
+def _data(recipe: Recipe, run: Run) -> dict[str, Any]:
     prepared = _prepared(run)
     known = prepared.get("provenance", {}).get("sources", {})
     rows = []
@@ -207,9 +211,9 @@ def _data(run: Run) -> dict[str, Any]:
         dropped = ", ".join(f"{reason} {count:,}" for reason, count in source["dropped"].items()) or "–"
         name = _shown(about.get("id") or label) + (f" @ {about['revision'][:12]}" if about.get("revision") else "")
         rows.append([name, about.get("layout") or "–", f"{source['in']:,}", f"{source['kept']:,}", dropped])
-    pairs = prepared["pairs"]
+    pairs, rows_are = prepared["pairs"], ROWS_ARE[recipe.data.format]
     spoken = ", ".join(f"{one} {counts['got']:,}" for one, counts in prepared["languages"].items())
-    said = f"{pairs['train']:,} pairs were trained on ({spoken}); {pairs['eval']:,} are held out."
+    said = f"{pairs['train']:,} {rows_are} were trained on ({spoken}); {pairs['eval']:,} are held out."
     return {"sources": rows, "pairs_said": said}
 
 

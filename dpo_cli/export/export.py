@@ -13,8 +13,9 @@ from dpo_cli import models
 from dpo_cli.errors import UNVERIFIED, DpoError
 from dpo_cli.export import base as base16
 from dpo_cli.export import card, gguf, gguf_check, hub, merge, ollama, probe, verify
+from dpo_cli.export.checks import Check, passed, reported
 from dpo_cli.export.probe import Place, Probes, Said
-from dpo_cli.export.verify import LIMITS, Check
+from dpo_cli.export.verify import LIMITS
 from dpo_cli.recipe import GgufType, Recipe
 from dpo_cli.run import Run, replace, sha256, write_json
 
@@ -71,7 +72,8 @@ def export(recipe: Recipe, run: Run, *, dry_run: bool = False, quiet: bool = Fal
         if not quiet:
             print(line, flush=True)
 
-    if not evaluated(recipe, run):
+    figures = evaluated(recipe, run)
+    if not figures:
         say("  ! eval has not seen this adapter, so the cards say nothing of how good it is")
     gone = [kind for kind in FOLDERS if kind not in kinds and (run["export"] / kind).is_dir()]
     with run.stage("export", recipe) as draft:
@@ -81,9 +83,9 @@ def export(recipe: Recipe, run: Run, *, dry_run: bool = False, quiet: bool = Fal
         checks = _make(recipe, run, yardstick, kinds, draft.folder, say)
         write_json(draft.folder / "verify.json", checks)
         draft.record["device"] = str(place)
-        draft.record["evaluated"] = evaluated(recipe, run)
+        draft.record["evaluated"] = figures
         draft.record["merge_base"] = {"id": base16.name(recipe), "commit": base16.commit_of(base)}
-        verified = verify.passed(checks)
+        verified = passed(checks)
         if not verified and run.record("export").get("status") == "complete":
             replace(draft.folder, run.folder / FAILED)
             raise _unverified(checks, run.folder / FAILED, f"; {run['export']} is still the one that passed before")
@@ -186,14 +188,14 @@ def _make(recipe: Recipe, run: Run, yardstick: Yardstick, kinds: list[str], out:
         merge.write_merged(yardstick.base, run.adapter, out / "merged")
         merge.write_files(files, out / "merged")
         own = verify.check_structure(out / "merged", yardstick.base)
-        if verify.passed(own):
+        if passed(own):
             own += verify.check_weights(out / "merged", yardstick.base, run.adapter)
         if "merged" in kinds:
             say(_written(out / "merged"))
             checks += _read_back(yardstick, out / "merged", own, files)
         else:  # made aside, for the GGUF, whose own checks read the weights back
             checks += own
-    if {"gguf", "ollama"} & set(kinds) and verify.passed(checks):
+    if {"gguf", "ollama"} & set(kinds) and passed(checks):
         checks += _ggufs(recipe, yardstick, kinds, out, say)
     if "merged" not in kinds:
         shutil.rmtree(out / "merged", ignore_errors=True)
@@ -207,7 +209,7 @@ def _read_back(yardstick: Yardstick, folder: Path, checks: list[Check], files: d
     """Load what was written as a user would, and compare; not where its files are broken already."""
     kind = folder.name
     checks = checks + verify.check_tokenizer_files(kind, folder, files)
-    if not verify.passed(checks):
+    if not passed(checks):
         return checks
     checks += verify.check_template(kind, _tokenizer(folder), yardstick.tokenizer)
     if kind == "adapter":
@@ -250,7 +252,7 @@ def _gap(recipe: Recipe, run: Run, yardstick: Yardstick) -> list[Check]:
         try:
             model: Any = PeftModel.from_pretrained(models.load_base(recipe), str(run.adapter)).eval()
         except DpoError as error:  # an export does without, on a machine that has not trained
-            return [{"name": "gap_to_4bit", "value": f"not measured: {error.message}", "limit": None, "ok": True}]
+            return [reported("gap_to_4bit", f"not measured: {error.message}")]
         same = verify.check_vectors("gap_to_4bit", model.get_base_model(), yardstick.base)
         return same + verify.check_gap("gap_to_4bit", verify.token_logps(model, rows, probe.LAST), tuned, None)
     if trained == base16.name(recipe):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dpo_cli.export import base as base16
 from dpo_cli.export import gguf_tokenizer, llamacpp, merge, probe, verify
 from dpo_cli.export.base import read_json
+from dpo_cli.export.checks import Check, at_least, at_most, equal, failed, reported
 from dpo_cli.export.gguf import CONFIG_KEYS, settings
-from dpo_cli.export.verify import Check
 from dpo_cli.recipe import GgufType
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def check_gguf(
         fields = metadata(path)
     except Exception as error:  # a broken file breaks the reader anywhere
         said = f"{type(error).__name__}: {error}"
-        return [{"name": "gguf.readable", "value": said, "limit": "a whole GGUF", "ok": False}]
+        return [failed("gguf.readable", said, "a whole GGUF")]
     tokenizer = AutoTokenizer.from_pretrained(merged)
     checks = _check_metadata(fields, kind, read_json(merged / "config.json"), tokenizer)
     model = _reload(path, fields, probe.place(base16.stored(merged)))
@@ -128,14 +127,14 @@ def _check_metadata(fields: dict[str, Any], kind: GgufType, config: dict[str, An
     pre = gguf_tokenizer.pre_tokenizer(state)
     said = gguf.LlamaFileType(fields["general.file_type"]).name.removeprefix("MOSTLY_").removeprefix("ALL_").lower()
     return [
-        _equal("gguf.type", said, kind),
-        {"name": "gguf.config_differs", "value": differ, "limit": [], "ok": not differ},
-        {"name": "gguf.tokens_differ", "value": len(wrong), "limit": 0, "ok": not wrong},
-        {"name": "gguf.merges_differ", "value": merges, "limit": False, "ok": not merges},
-        _equal("gguf.vocabulary_sizes", sizes, [config["vocab_size"]] * 2),
-        _equal("gguf.pre_tokenizer", fields.get("tokenizer.ggml.pre"), pre),
-        _equal("gguf.end_token", ends, tokenizer.eos_token_id),
-        _equal("gguf.template_equal", same_template, True),
+        equal("gguf.type", said, kind),
+        equal("gguf.config_differs", differ, []),
+        equal("gguf.tokens_differ", len(wrong), 0),
+        equal("gguf.merges_differ", merges, False),
+        equal("gguf.vocabulary_sizes", sizes, [config["vocab_size"]] * 2),
+        equal("gguf.pre_tokenizer", fields.get("tokenizer.ggml.pre"), pre),
+        equal("gguf.end_token", ends, tokenizer.eos_token_id),
+        equal("gguf.template_equal", same_template, True),
     ]
 
 
@@ -154,10 +153,10 @@ def _check_weights(model: PreTrainedModel, names: set[str], kind: GgufType, merg
     for name, tensor in wanted.items():
         there, weight = read[name].float().cpu(), merge.read_tensor(tensor, name).float()
         apart.append((there - weight).norm() / weight.norm().clamp(min=1e-30))
-    worst, most = float(torch.stack(apart).max()), LIMITS[kind].weights
+    worst = float(torch.stack(apart).max())
     return [
-        _equal("gguf.tensors", sorted(differ)[:5], []),
-        {"name": "gguf.weight_error", "value": _finite(worst), "limit": most, "ok": worst <= most},
+        equal("gguf.tensors", sorted(differ)[:5], []),
+        at_most("gguf.weight_error", worst, LIMITS[kind].weights),
     ]
 
 
@@ -167,16 +166,11 @@ def _check_numbers(
     """Near the tuned model within the kind's limits, and with the adapter's change in it where that can be told."""
     most, least, part, _ = LIMITS[kind]
     kl, top1, share = verify.mean_kl(tuned, read), verify.top1_agreement(tuned, read), verify.carried(read, tuned, base)
-    limit = part if verify.mean_kl(tuned, base) >= DROWNED * most else None
+    drowned = verify.mean_kl(tuned, base) < DROWNED * most
     return [
-        {"name": f"{name}.mean_kl", "value": _finite(kl), "limit": most, "ok": kl <= most},
-        {"name": f"{name}.top1_agreement", "value": top1, "limit": least, "ok": top1 >= least},
-        {
-            "name": f"{name}.carried",
-            "value": _finite(share),
-            "limit": limit,
-            "ok": limit is None or share >= limit,
-        },
+        at_most(f"{name}.mean_kl", kl, most),
+        at_least(f"{name}.top1_agreement", top1, least),
+        reported(f"{name}.carried", share) if drowned else at_least(f"{name}.carried", share, part),
     ]
 
 
@@ -221,22 +215,13 @@ def _check_llama_cpp(
     try:
         ids, logits = llamacpp.read(path, texts, rows, last)
     except RuntimeError as error:
-        return [{"name": "gguf.llama_cpp.loads", "value": str(error), "limit": "a model", "ok": False}]
+        return [failed("gguf.llama_cpp.loads", str(error), "a model")]
     differ = sum(
         theirs != tokenizer(text, add_special_tokens=False)["input_ids"]
         for text, theirs in zip(texts, ids, strict=True)
     )
     read = [torch.from_numpy(one).log_softmax(-1) for one in logits]
     return [
-        {"name": "gguf.llama_cpp.tokens_differ", "value": differ, "limit": 0, "ok": differ == 0},
+        equal("gguf.llama_cpp.tokens_differ", differ, 0),
         *_check_numbers("gguf.llama_cpp", kind, read, tuned, base),
     ]
-
-
-def _equal(name: str, value: Any, wanted: Any) -> Check:
-    return {"name": name, "value": value, "limit": wanted, "ok": value == wanted}
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None

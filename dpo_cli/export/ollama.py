@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli import models
-from dpo_cli.export.verify import FIXTURES, Check
+from dpo_cli.export.checks import Check, equal
+from dpo_cli.export.verify import FIXTURES
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Message
 
@@ -69,8 +70,8 @@ def check_modelfile(folder: Path, tokenizer: Any, recipe: Recipe) -> list[Check]
     missing = not source or not (folder / source[1]).is_file()
     end = tokenizer.eos_token
     return [
-        {"name": "ollama.weights_missing", "value": missing, "limit": False, "ok": not missing},
-        {"name": "ollama.prompts_differ", "value": differ, "limit": 0, "ok": differ == 0},
+        equal("ollama.weights_missing", missing, False),
+        equal("ollama.prompts_differ", differ, 0),
         {"name": "ollama.stops", "value": stops, "limit": end, "ok": end in stops},
     ]
 

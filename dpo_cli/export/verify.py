@@ -7,14 +7,14 @@ quantisation alone, which no export can help: that gap is reported, and fails no
 from __future__ import annotations
 
 import hashlib
-import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpo_cli.export import merge
 from dpo_cli.export.base import INDEX, TOKENIZER_FILES, WHOLE, read_json, stored
+from dpo_cli.export.checks import Check, at_least, at_most, between, equal, reported
+from dpo_cli.language import mostly_han
 from dpo_cli.records import Message
 
 if TYPE_CHECKING:
@@ -63,17 +63,6 @@ FIXTURES: tuple[list[Message], ...] = (
 )
 
 
-class Check(TypedDict):
-    name: str
-    value: Any
-    limit: Any
-    ok: bool
-
-
-def passed(checks: Sequence[Check]) -> bool:
-    return all(check["ok"] for check in checks)
-
-
 # ------------------------------------------------------------------------------------------------------------- files
 
 
@@ -85,7 +74,7 @@ def check_structure(folder: Path, base: Path) -> list[Check]:
     try:
         config, tensors = read_json(folder / "config.json"), stored(folder)
     except (OSError, ValueError) as error:
-        return [_same("merged.shards", [str(error).splitlines()[0].replace(f"{folder}/", "")], [])]
+        return [equal("merged.shards", [str(error).splitlines()[0].replace(f"{folder}/", "")], [])]
     base_config, wanted = read_json(base / "config.json"), stored(base)
     named = {tensor.file.name for tensor in tensors.values()} | (
         {INDEX} if len(tensors) and _indexed(folder) else set()
@@ -99,17 +88,17 @@ def check_structure(folder: Path, base: Path) -> list[Check]:
     tied, base_tied = config.get("tie_word_embeddings"), base_config.get("tie_word_embeddings")
     other = {key for key in config.keys() | base_config.keys() if config.get(key) != base_config.get(key)}
     return [
-        _same("merged.shards", sorted(there ^ named), []),
-        _same("merged.tensors", sorted({name for name, _ in shapes.items() ^ wanted_shapes.items()} | odd)[:5], []),
+        equal("merged.shards", sorted(there ^ named), []),
+        equal("merged.tensors", sorted({name for name, _ in shapes.items() ^ wanted_shapes.items()} | odd)[:5], []),
         {
             "name": "merged.dtype",
             "value": "+".join(sorted(map(str, dtypes))),
             "limit": "16-bit",
             "ok": len(dtypes) == 1 and dtype in ("bfloat16", "float16"),
         },
-        _same("merged.tied", tied, base_tied),
-        _same("merged.quantised", "quantization_config" in config, False),
-        _same("merged.config_differs", sorted(other - {"dtype", "torch_dtype"}), []),
+        equal("merged.tied", tied, base_tied),
+        equal("merged.quantised", "quantization_config" in config, False),
+        equal("merged.config_differs", sorted(other - {"dtype", "torch_dtype"}), []),
     ]
 
 
@@ -128,7 +117,7 @@ def check_weights(folder: Path, base: Path, adapter: Path) -> list[Check]:
         there, wanted = merge.read_tensor(tensor, name), change.apply(name, merge.read_tensor(before[name], name))
         if not torch.equal(there, wanted.to(there.dtype)):
             wrong.append(name)
-    return [_same("merged.weights", wrong[:5], [])]
+    return [equal("merged.weights", wrong[:5], [])]
 
 
 def _indexed(folder: Path) -> bool:
@@ -149,15 +138,15 @@ def check_adapter_files(folder: Path, trained: Path, base_name: str) -> list[Che
         config, own = (read_json(one / "adapter_config.json") for one in (folder, trained))
         same = (folder / merge.WEIGHTS).read_bytes() == (trained / merge.WEIGHTS).read_bytes()
     except (OSError, ValueError, SafetensorError) as error:
-        return [_same("adapter.readable", str(error).splitlines()[0], True)]
+        return [equal("adapter.readable", str(error).splitlines()[0], True)]
     known = {"adapter_config.json", merge.WEIGHTS, "README.md", *TOKENIZER_FILES}
     foreign += [path.name for path in folder.iterdir() if path.name not in known]
     other = {key for key in config.keys() | own.keys() if config.get(key) != own.get(key)}
     return [
-        _same("adapter.foreign_tensors", len(foreign), 0),
-        _same("adapter.base", config.get("base_model_name_or_path"), base_name),
-        _same("adapter.weights_equal", same, True),
-        _same("adapter.config_differs", sorted(other - {"base_model_name_or_path", "revision"}), []),
+        equal("adapter.foreign_tensors", len(foreign), 0),
+        equal("adapter.base", config.get("base_model_name_or_path"), base_name),
+        equal("adapter.weights_equal", same, True),
+        equal("adapter.config_differs", sorted(other - {"base_model_name_or_path", "revision"}), []),
     ]
 
 
@@ -172,7 +161,7 @@ def check_tokenizer_files(name: str, folder: Path, expected: Mapping[str, bytes]
         for file in dict.fromkeys([*TOKENIZER_FILES, *expected])
         if ((folder / file).read_bytes() if (folder / file).is_file() else None) != expected.get(file)
     ]
-    return [_same(f"{name}.tokenizer_files", other, [])]
+    return [equal(f"{name}.tokenizer_files", other, [])]
 
 
 def check_template(name: str, exported: Any, trained: Any) -> list[Check]:
@@ -188,7 +177,7 @@ def check_template(name: str, exported: Any, trained: Any) -> list[Check]:
                 for tokenizer in (exported, trained)
             )
             differ += one != other
-    return [_same(f"{name}.template", *digests), _same(f"{name}.template_tokens_differ", differ, 0)]
+    return [equal(f"{name}.template", *digests), equal(f"{name}.template_tokens_differ", differ, 0)]
 
 
 # ---------------------------------------------------------------------------------------------------------- behaviour
@@ -250,17 +239,17 @@ def check_parity(
         exported, tuned, base: `token_logps` of the reloaded export, of the adapter on the 16-bit base, of the base.
     """
     kl, top1 = mean_kl(tuned, exported), top1_agreement(tuned, exported)
-    checks = [_at_most(f"{name}.mean_kl", kl, limits.kl), _at_least(f"{name}.top1_agreement", top1, limits.top1)]
+    checks = [at_most(f"{name}.mean_kl", kl, limits.kl), at_least(f"{name}.top1_agreement", top1, limits.top1)]
     if limits.logps is not None:
         apart = max(float((p - q).abs().max()) for p, q in zip(tuned, exported, strict=True))
-        checks.append(_at_most(f"{name}.max_logp_difference", apart, limits.logps))
+        checks.append(at_most(f"{name}.max_logp_difference", apart, limits.logps))
     effect, own, share = mean_kl(exported, base), mean_kl(tuned, base), carried(exported, tuned, base)
     faint = own < FAINT
     # Rounding adds an effect of its own, which an adapter may well drown in: that much more is let through.
-    checks.append(_between(f"{name}.effect", effect, -FAINT if faint else EFFECT[0] * own, EFFECT[1] * own + limits.kl))
+    checks.append(between(f"{name}.effect", effect, -FAINT if faint else EFFECT[0] * own, EFFECT[1] * own + limits.kl))
     if faint:
-        return [*checks, _reported(f"{name}.carried", share)]
-    return [*checks, _between(f"{name}.carried", share, *CARRIED)]
+        return [*checks, reported(f"{name}.carried", share)]
+    return [*checks, between(f"{name}.carried", share, *CARRIED)]
 
 
 def check_answers(name: str, exported: Said, tuned: Said, texts: Sequence[str], limits: Limits) -> list[Check]:
@@ -277,21 +266,21 @@ def check_answers(name: str, exported: Said, tuned: Said, texts: Sequence[str], 
         length = min(GREEDY, max(len(one.ids), len(other.ids)))
         same = next((at for at in range(length) if one.ids[at : at + 1] != other.ids[at : at + 1]), length)
         shares.append(same / length if length else 1.0)
-    checks = [_at_least(f"{name}.greedy_tokens", sum(shares) / len(shares), limits.greedy)]
+    checks = [at_least(f"{name}.greedy_tokens", sum(shares) / len(shares), limits.greedy)]
 
     counts = [
         {
             "answers_not_empty": sum(bool(answer.text.strip()) for answer in said.answers),
             "answers_ended": sum(answer.ended for answer in said.answers),
             "answers_in_language": sum(
-                _chinese(answer.text) == _chinese(text) for answer, text in zip(said.answers, texts, strict=True)
+                mostly_han(answer.text) == mostly_han(text) for answer, text in zip(said.answers, texts, strict=True)
             ),
         }
         for said in (exported, tuned)
     ]
     for key, count in counts[0].items():
         wanted = counts[1][key] - (key != "answers_not_empty")
-        checks.append(_at_least(f"{name}.{key}", count, max(wanted, 0)))
+        checks.append(at_least(f"{name}.{key}", count, max(wanted, 0)))
     return checks
 
 
@@ -301,11 +290,11 @@ def check_gap(
     """How far the model that was trained is from adapter-on-base: reported, or with limits where both are 16-bit."""
     sizes = trained[0].shape[-1], tuned[0].shape[-1]
     if sizes[0] != sizes[1]:
-        return [_same(f"{name}.vocabulary", *sizes)]
+        return [equal(f"{name}.vocabulary", *sizes)]
     kl, top1 = mean_kl(trained, tuned), top1_agreement(trained, tuned)
     if limits:
-        return [_at_most(f"{name}.mean_kl", kl, limits.kl), _at_least(f"{name}.top1_agreement", top1, limits.top1)]
-    return [_reported(f"{name}.mean_kl", kl), _reported(f"{name}.top1_agreement", top1)]
+        return [at_most(f"{name}.mean_kl", kl, limits.kl), at_least(f"{name}.top1_agreement", top1, limits.top1)]
+    return [reported(f"{name}.mean_kl", kl), reported(f"{name}.top1_agreement", top1)]
 
 
 def check_vectors(name: str, model: Any, base: Path) -> list[Check]:
@@ -321,37 +310,4 @@ def check_vectors(name: str, model: Any, base: Path) -> list[Check]:
             there, wanted = vector.detach().float().cpu(), merge.read_tensor(tensors[key], key).float()
             if there.shape != wanted.shape or not (there - wanted).norm() <= 1e-3 * wanted.norm():
                 wrong.append(key)
-    return [_same(f"{name}.base_differs", wrong[:5], [])]
-
-
-def _chinese(text: str) -> bool:
-    """Whether more of a text is Han characters, at 0.6 words each, than Latin words."""
-    return 0.6 * len(re.findall("[\u3400-\u9fff]", text)) > len(re.findall("[A-Za-z]+", text))
-
-
-# ------------------------------------------------------------------------------------------------------------ helpers
-
-
-def _same(name: str, value: Any, wanted: Any) -> Check:
-    return {"name": name, "value": value, "limit": wanted, "ok": value == wanted}
-
-
-def _at_most(name: str, value: float, limit: float) -> Check:
-    return {"name": name, "value": _finite(value), "limit": limit, "ok": value <= limit}
-
-
-def _at_least(name: str, value: float, limit: float) -> Check:
-    return {"name": name, "value": _finite(value), "limit": limit, "ok": value >= limit}
-
-
-def _between(name: str, value: float, least: float, most: float) -> Check:
-    return {"name": name, "value": _finite(value), "limit": [least, most], "ok": least <= value <= most}
-
-
-def _reported(name: str, value: float) -> Check:
-    return {"name": name, "value": _finite(value), "limit": None, "ok": True}
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None
+    return [equal(f"{name}.base_differs", wrong[:5], [])]

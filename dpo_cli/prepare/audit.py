@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpo_cli.language import language
 from dpo_cli.prepare import scoring
 from dpo_cli.prepare.filters import refuses
 from dpo_cli.prepare.tally import Entry
-from dpo_cli.prepare.text import language
 from dpo_cli.records import CandidateSet
 from dpo_cli.stats import wilson
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from dpo_cli.prepare.text import mostly_han
+from dpo_cli.language import mostly_han
 
 if TYPE_CHECKING:
     import numpy as np

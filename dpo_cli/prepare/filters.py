@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_cli.language import mostly_han
 from dpo_cli.prepare import scoring
 from dpo_cli.prepare.benchmark import Benchmark
-from dpo_cli.prepare.text import has_controls, mostly_han, repeats, similarity
+from dpo_cli.prepare.text import has_controls, repeats, similarity
 from dpo_cli.records import CandidateSet
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from dpo_cli import models
 from dpo_cli.errors import DpoError
+from dpo_cli.language import language
 from dpo_cli.prepare import Prepared, filters, report, scoring, sources, split, tokens
 from dpo_cli.prepare.audit import Audit
 from dpo_cli.prepare.benchmark import read_benchmark
@@ -19,7 +20,7 @@ from dpo_cli.prepare.progress import Progress
 from dpo_cli.prepare.recognise import candidate_sets, layout_of
 from dpo_cli.prepare.spool import Spool
 from dpo_cli.prepare.tally import Entry, Tally, excerpt, kept_example, row_id
-from dpo_cli.prepare.text import hash64, language, prompt_key
+from dpo_cli.prepare.text import hash64, prompt_key
 from dpo_cli.recipe import NearDuplicate, Recipe
 from dpo_cli.records import CandidateSet, write_jsonl
 from dpo_cli.run import sha256

@@ -11,6 +11,7 @@ from dpo_cli.prepare.audit import MODEL, SHORTCUTS, Audit, warnings
 from dpo_cli.prepare.filters import REASONS
 from dpo_cli.prepare.tally import Tally
 from dpo_cli.recipe import Recipe
+from dpo_cli.records import ROWS_ARE
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -139,8 +140,7 @@ def _funnel(report: dict[str, Any], most: int) -> tuple[list[str], list[list[str
 
 
 def rows_are(report: dict[str, Any]) -> str:
-    """What a row of train.jsonl is: pairs, prompts with all their answers, or rows of one answer."""
-    return {"ranked": "prompts", "unpaired": "rows"}.get(report["provenance"].get("format"), "pairs")
+    return ROWS_ARE[report["provenance"].get("format", "pairs")]
 
 
 def _facts(report: dict[str, Any]) -> dict[str, str]:

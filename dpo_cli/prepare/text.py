@@ -1,4 +1,4 @@
-"""Text as the filters see it: normalised for comparing, told by script, cut into words. Output text stays as it is."""
+"""Text as the filters see it: normalised for comparing, cut into words. Output text stays as it is."""
 
 from __future__ import annotations
 
@@ -8,15 +8,9 @@ import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 
+from dpo_cli.language import HAN, HAN_CLASS, mostly_han
 from dpo_cli.records import Message
 
-HAN_CLASS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_HAN = re.compile(f"[{HAN_CLASS}]+")
-_KANA = re.compile("[\u3041-\u30ff]+")
-_HANGUL = re.compile("[\uac00-\ud7a3]+")
-_LATIN_WORD = re.compile("[A-Za-z\u00c0-\u024f]+")
-_OTHER_WORD = re.compile("[\u0370-\u10ff\u1200-\u1cff]+")  # Greek, Cyrillic, Arabic, Hebrew, Indic, Thai, …
-_CODE_BLOCK = re.compile("```.*?(?:```|$)", re.DOTALL)
 _WORD = re.compile(f"[{HAN_CLASS}]|[^\\W{HAN_CLASS}]+")
 
 # What sets two spellings of one prompt apart: whitespace and punctuation. Signs that carry meaning in maths and code
@@ -24,10 +18,6 @@ _WORD = re.compile(f"[{HAN_CLASS}]|[^\\W{HAN_CLASS}]+")
 _SPELLING = re.compile(r"[^\w#%&*/@\\+<=>|~$^.:,\-]+")
 _SPELLING_ASCII = bytes(code for code in range(128) if _SPELLING.match(chr(code)))
 _POINTS = re.compile(r"[.:,\-](?:(?!\d)|(?<!\d.))")
-
-LANGUAGE_SAMPLE = 2000  # characters; more of a text hardly changes what language it is in
-UNITS_SAMPLE = 300  # enough to tell whether a text is made of words or of Han characters
-HAN_WORDS = 0.6  # words that a Han character is worth: Chinese words have 1.5 to 2 of them
 
 
 def normalise(text: str) -> str:
@@ -58,45 +48,7 @@ def words(text: str) -> list[str]:
 
 def is_han(word: str) -> bool:
     """Whether a word of `words` is a Han character."""
-    return bool(_HAN.match(word))
-
-
-def mostly_han(text: str) -> bool:
-    """Whether a text is written in Han characters, so that characters and not words are its units."""
-    if text.isascii():
-        return False
-    sample = text[:UNITS_SAMPLE]
-    return _count(_HAN, sample) * HAN_WORDS > len(_LATIN_WORD.findall(sample))
-
-
-def _count(runs: re.Pattern[str], text: str) -> int:
-    return sum(map(len, runs.findall(text)))
-
-
-def language(text: str) -> str:
-    """`zh`, `en`, `ja`, `ko` or `other` by what the text is written in, `und` where it holds no letters.
-
-    Han characters weigh 0.6 Latin words; kana make it Japanese. Spanish counts as `en`: a source in another language
-    of Latin script has to say so (`language:`). Code blocks don't count unless there is nothing else.
-    """
-    sample = text[:LANGUAGE_SAMPLE]
-    if "```" in sample:
-        sample = _CODE_BLOCK.sub(" ", sample)
-        if not any(map(str.isalpha, sample)):
-            sample = text[:LANGUAGE_SAMPLE]
-    if sample.isascii():
-        return "en" if _LATIN_WORD.search(sample) else "und"
-    han, kana = _count(_HAN, sample), _count(_KANA, sample)
-    japanese = kana > 0.15 * (han + kana)
-    votes = {
-        "en": float(len(_LATIN_WORD.findall(sample))),
-        "zh": 0.0 if japanese else han * HAN_WORDS,
-        "ja": (han + kana) * HAN_WORDS if japanese else 0.0,
-        "ko": _count(_HANGUL, sample) * HAN_WORDS,
-        "other": float(len(_OTHER_WORD.findall(sample))),
-    }
-    best = max(votes, key=lambda name: votes[name])
-    return best if votes[best] else "und"
+    return bool(HAN.match(word))
 
 
 _CONTROLS = bytes(sorted({*range(32), 127} - {9, 10, 13}))  # all but tab and line ends

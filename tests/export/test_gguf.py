@@ -17,6 +17,7 @@ import torch
 from dpo_cli import smoke
 from dpo_cli.errors import DpoError
 from dpo_cli.export import gguf, gguf_check, probe, verify
+from dpo_cli.export.checks import Check
 from dpo_cli.recipe import GgufType
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
@@ -40,7 +41,7 @@ class Exported:
     base: list[torch.Tensor]
     untouched: Path  # the base, stored like the merged model
 
-    def checks(self, path: Path, kind: GgufType) -> list[verify.Check]:
+    def checks(self, path: Path, kind: GgufType) -> list[Check]:
         return gguf_check.check_gguf(path, kind, self.merged, self.rows, self.tuned, self.base, LAST)
 
     def failed(self, path: Path, kind: GgufType) -> list[str]:

@@ -13,8 +13,9 @@ import pytest
 import torch
 from dpo_cli import smoke
 from dpo_cli.export import merge, probe, verify
+from dpo_cli.export.checks import Check
 from dpo_cli.export.probe import Answer, Place, Probes, Said
-from dpo_cli.export.verify import LIMITS, Check
+from dpo_cli.export.verify import LIMITS
 from safetensors.torch import load_file, save_file
 
 QUESTIONS = ["How do I water succulents?", "请介绍多肉浇水。", "Name two uses of baking soda."]

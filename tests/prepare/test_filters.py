@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from dpo_cli.errors import DpoError
+from dpo_cli.language import language
 from dpo_cli.prepare import filters
-from dpo_cli.prepare.text import language, normalise
+from dpo_cli.prepare.text import normalise
 
 EN, ZH = "en", "zh"
 LONG = "Explain how the harbour engine works, and why the old copper kettle on the ladder matters so much to it."
