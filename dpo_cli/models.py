@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from dpo_cli import smoke
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Lora, Recipe
+from dpo_cli.records import Message
 
 if TYPE_CHECKING:
     import torch
@@ -140,6 +141,13 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
             hint="take an instruct model, or put chat_template.jinja into its folder",
         )
     return tokenizer
+
+
+def chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> list[int]:
+    """A chat as token ids, by the tokenizer's own template and its options (`add_generation_prompt`, …)."""
+    chat: Any = list(messages)  # transformers doesn't take a TypedDict for a dict
+    rendered: Any = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, **options)
+    return list(rendered["input_ids"])
 
 
 def chat_template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_cli import models
 from dpo_cli.errors import USAGE, DpoError
-from dpo_cli.evaluate import generate, score, summary, textstats
+from dpo_cli.evaluate import generate, score, summary, textstats, winrate
 from dpo_cli.evaluate.report import write_report
 from dpo_cli.recipe import Recipe, dump
 from dpo_cli.records import AcrossPrompts, Message, Pair, read_jsonl, read_pairs, write_jsonl
@@ -187,7 +187,6 @@ def _metrics(
     scores = {one.id: one.score for one in judgments if one.score is not None}
     groups = score.grouped_metrics(scored, recipe.train.beta, recipe.seed)
     metrics: dict[str, Any] = {
-        "name": recipe.name,
         **groups,
         "samples": textstats.sample_metrics(samples, recipe.seed) if samples else None,
         "judge": None,
@@ -197,18 +196,15 @@ def _metrics(
         some = [one for one in samples if one.language == language]
         figures["samples"] = textstats.sample_metrics(some, recipe.seed) if some else None
         figures["judge"] = None
-    if recipe.eval.judge:
-        from dpo_cli.evaluate import winrate
-
-        metrics["judge"] = winrate.judge_metrics(recipe.eval.judge, judgments, calibration, longer_by, recipe.seed)
-        language_of = {one.id: one.language for one in samples}
-        for language, figures in metrics["languages"].items():
-            some_scores = [scores[one.id] for one in samples if one.id in scores and language_of[one.id] == language]
-            differences = [longer_by[one.id] for one in samples if one.id in scores and one.language == language]
+        if recipe.eval.judge:
+            judged = [one.id for one in some if one.id in scores]
+            rates, differences = [scores[name] for name in judged], [longer_by[name] for name in judged]
             figures["judge"] = {
-                "win_rate": winrate.win_rate(some_scores, recipe.seed),
-                "length_adjusted_win_rate": winrate.length_adjusted(some_scores, differences, recipe.seed),
+                "win_rate": winrate.win_rate(rates, recipe.seed),
+                "length_adjusted_win_rate": winrate.length_adjusted(rates, differences, recipe.seed),
             }
+    if recipe.eval.judge:
+        metrics["judge"] = winrate.judge_metrics(recipe.eval.judge, judgments, calibration, longer_by, recipe.seed)
     metrics |= {
         "curves": summary.curves(log),
         "examples": summary.examples(samples, scores, recipe.seed),

@@ -114,7 +114,9 @@ def sample_pairs(
     asked = list(first.values())[: settings.prompts]
     done = _read(path)
     prompts = {
-        pair.id: _encode(tokenizer, pair.prompt, pair.chat_template_kwargs) for pair in asked if pair.id not in done
+        pair.id: models.chat_tokens(tokenizer, pair.prompt, add_generation_prompt=True, **pair.chat_template_kwargs)
+        for pair in asked
+        if pair.id not in done
     }
     # Prompts of like length share a batch, to pad little; the longest go first, to run out of memory at once or never.
     left = sorted((pair for pair in asked if pair.id in prompts), key=lambda pair: -len(prompts[pair.id]))
@@ -151,7 +153,7 @@ def draws(
     Raises:
         DpoError: the memory is too small for one answer.
     """
-    ids = _encode(tokenizer, prompt, chat_template_kwargs)
+    ids = models.chat_tokens(tokenizer, prompt, add_generation_prompt=True, **chat_template_kwargs)
 
     def work(batch: Sequence[int]) -> tuple[list[Answer], list[Answer]]:
         return _both(model, tokenizer, [ids] * len(batch), [_seed(seed, "", draw) for draw in batch], settings)
@@ -278,16 +280,6 @@ def _kl(model: PeftModel, prompt: list[int], answer: list[int]) -> float:
 
 
 # -------------------------------------------------------------------------------------------------------------- helpers
-
-
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], chat_template_kwargs: Mapping[str, Any]
-) -> list[int]:
-    messages: Any = list(prompt)  # transformers doesn't take a TypedDict for a dict
-    rendered: Any = tokenizer.apply_chat_template(
-        messages, tokenize=True, return_dict=True, add_generation_prompt=True, **chat_template_kwargs
-    )
-    return list(rendered["input_ids"])
 
 
 def _end_ids(of_model: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -53,9 +53,8 @@ def _render(tokenizer: Any, match: Match, answer: str) -> list[int] | None:
     """The conversation with one answer in tokens; None where the model's template refuses it, a system turn say."""
     from jinja2 import TemplateError
 
-    messages = [*match.prompt, {"role": "assistant", "content": answer}]
     try:
-        return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
+        return models.chat_tokens(tokenizer, [*match.prompt, {"role": "assistant", "content": answer}])
     except TemplateError:
         return None
 

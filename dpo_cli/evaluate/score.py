@@ -69,18 +69,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, pair: Pair, max_length: int) -> t
         one, other = vars(pair), vars(pair) | {"prompt": pair.rejected_prompt}
         good, bad = (Pair(**{name: side[name] for name in Pair.__dataclass_fields__}) for side in (one, other))
         return encode(tokenizer, good, max_length)[0], encode(tokenizer, bad, max_length)[1]
-    prompt = _render(tokenizer, pair.prompt, pair, add_generation_prompt=True)
-    whole = [_render(tokenizer, pair.prompt + answer, pair) for answer in (pair.chosen, pair.rejected)]
+    kwargs = pair.chat_template_kwargs
+    prompt = models.chat_tokens(tokenizer, pair.prompt, add_generation_prompt=True, **kwargs)
+    whole = [models.chat_tokens(tokenizer, pair.prompt + answer, **kwargs) for answer in (pair.chosen, pair.rejected)]
     start = max(1, min(_common_prefix(prompt, ids) for ids in whole))  # nothing predicts the very first token
     chosen, rejected = (Tokens(ids[:max_length], start) for ids in whole)
     return chosen, rejected
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Any, pair: Pair, **options: Any) -> list[int]:
-    rendered: Any = tokenizer.apply_chat_template(
-        messages, tokenize=True, return_dict=True, **pair.chat_template_kwargs, **options
-    )
-    return list(rendered["input_ids"])
 
 
 def _common_prefix(one: list[int], other: list[int]) -> int:

@@ -45,13 +45,6 @@ def ranked(counts: list[int], seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture(scope="module")
-def tiny_model() -> Path:
-    from dpo_cli import smoke
-
-    return smoke.resolve("builtin:tiny-qwen3")
-
-
 @pytest.fixture
 def build(tmp_path: Path, tiny_model: Path) -> Build:
     """`build(rows)`: the LiPO trainer on ranked rows, or with `pairs` TRL's on their best and worst answers."""

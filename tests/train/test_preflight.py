@@ -361,13 +361,6 @@ def test_nonsense_is_no_memory_limit(value: Any) -> None:
 Trainers = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def tiny_model() -> Path:
-    from dpo_cli import smoke
-
-    return smoke.resolve("builtin:tiny-qwen3")
-
-
 @pytest.fixture
 def trainer(tmp_path: Path, tiny_model: Path) -> Trainers:
     """`trainer(micro, accumulation, words=…)`: TRL's on the tiny model, with pairs of growing length."""

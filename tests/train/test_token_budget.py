@@ -85,13 +85,6 @@ def ragged(count: int, seed: int = 0) -> list[dict[str, str]]:
     return rows
 
 
-@pytest.fixture(scope="module")
-def tiny_model() -> Path:
-    from dpo_cli import smoke
-
-    return smoke.resolve("builtin:tiny-qwen3")
-
-
 @pytest.fixture
 def build(tmp_path: Path, tiny_model: Path) -> Trainers:
     """`build(24, 1, budget=…, count=…)`: TRL's trainer, budgeted or (budget 0) not, whose policy has left its start."""
