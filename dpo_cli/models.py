@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_cli import smoke
+from dpo_cli.device import best_dtype
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Lora, Recipe
 from dpo_cli.records import Message
@@ -155,14 +156,12 @@ def chat_template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def resolve_dtype(recipe: Recipe) -> torch.dtype:
-    """`model.dtype`, with auto as bfloat16 on a GPU that has it, else float16, and float32 on a CPU."""
+    """Return `model.dtype`, with auto as this machine's best."""
     import torch
 
     if recipe.model.dtype != "auto":
         return getattr(torch, recipe.model.dtype)
-    if not torch.cuda.is_available():
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return best_dtype()
 
 
 def load_base(recipe: Recipe) -> PreTrainedModel:
@@ -211,20 +210,32 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
     return model
 
 
+def modules_in_16bit(quantization_config: Any) -> list[str]:
+    """List the modules that 4-bit weights leave in 16 bits, as their `quantization_config` names them.
+
+    transformers keeps the config as an object, Unsloth (2026.10) and a `config.json` as a dict.
+    """
+    config = quantization_config or {}
+    names = config.get("llm_int8_skip_modules") if isinstance(config, dict) else config.llm_int8_skip_modules
+    return list(names or [])
+
+
+def is_part_of(name: str, modules: Sequence[str]) -> bool:
+    """Whether a module is one of those named, or lies in one; `mlp` names each module of that name."""
+    return any(f".{module}." in f".{name}." for module in modules)
+
+
 def _check_4bit(recipe: Recipe, model: PreTrainedModel) -> None:
     """Every linear layer is in 4-bit but the head and those that the weights' own config leaves out."""
     from bitsandbytes.nn import Linear4bit  # type: ignore[attr-defined]
     from torch.nn import Linear
 
     layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
-    config = getattr(model.config, "quantization_config", None)
-    skipped = getattr(config, "llm_int8_skip_modules", None) or []
+    skipped = modules_in_16bit(getattr(model.config, "quantization_config", None))
     whole = [
         name
         for name, module in model.named_modules()
-        if type(module) is Linear
-        and module is not model.get_output_embeddings()
-        and not any(name == skip or name.endswith(f".{skip}") or name.startswith(f"{skip}.") for skip in skipped)
+        if type(module) is Linear and module is not model.get_output_embeddings() and not is_part_of(name, skipped)
     ]
     if not layers or whole:
         raise DpoError(

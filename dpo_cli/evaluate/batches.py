@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+from dpo_cli.device import ran_out_of_memory
 from dpo_cli.errors import DpoError
 
 Item = TypeVar("Item")
@@ -18,7 +19,7 @@ def in_batches(
     work: Callable[[Sequence[Item]], Result],
     too_large: Callable[[Item], DpoError],
 ) -> Iterator[Result]:
-    """`work` on all the items, `size` at once, and from where the GPU's memory runs out half as many.
+    """`work` on all the items, `size` at once, and from where memory runs out half as many.
 
     Raises:
         DpoError: `too_large(item)`, where not even that one alone fits.
@@ -30,7 +31,9 @@ def in_batches(
         batch, error = items[begin : begin + size], None
         try:
             result = work(batch)
-        except torch.OutOfMemoryError as found:
+        except (RuntimeError, MemoryError) as found:
+            if not ran_out_of_memory(found):
+                raise
             error = found.with_traceback(None)  # which would keep the failed batch's tensors alive
         if error:
             if len(batch) == 1:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli import models
+from dpo_cli.device import best_dtype
 from dpo_cli.errors import DpoError
-from dpo_cli.evaluate.batches import bar
+from dpo_cli.evaluate.batches import bar, in_batches
 from dpo_cli.evaluate.judgments import Cache, Judgment, Match, key_of
 from dpo_cli.recipe import RewardModelJudge
 from dpo_cli.run import sha256
@@ -20,7 +21,7 @@ from dpo_cli.run import sha256
 
 def by_reward_model(settings: RewardModelJudge, matches: Sequence[Match], path: Path, progress: bool) -> list[Judgment]:
     """A judgment for every match: the answer with the higher score wins; equal scores are a tie. See `judges.judge`."""
-    where, dtype = models.location(settings.id), "bfloat16" if _cuda() else "float32"
+    where, dtype = models.location(settings.id), str(best_dtype()).removeprefix("torch.")
     config, tokenizer = open_reward_model(settings)
     identity = _identity(where, config)
     tokens: dict[str, list[int]] = {}
@@ -78,13 +79,19 @@ def _score_all(
 
     try:
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
-            where, revision=settings.revision, config=config, dtype=dtype, output_loading_info=True
+            where,
+            revision=settings.revision,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
         raise _cannot_load(settings, error) from error
     if loaded["missing_keys"]:
         raise _no_reward_model(settings, f"has no weights for {sorted(loaded['missing_keys'])[0]}")
-    model = model.to("cuda" if _cuda() else "cpu").eval()
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     # The head reads the last token that is not the padding, so where the model names none we need one that no row ends
     # with. The pads themselves are masked.
     pad = config.get_text_config().pad_token_id
@@ -93,26 +100,27 @@ def _score_all(
         pad = next(token for token in range(len(ends) + 1) if token not in ends)
         model.config.get_text_config().pad_token_id = pad
     order = sorted(rows, key=lambda key: -len(rows[key]))
+
+    def score(keys: Sequence[str]) -> list[float]:
+        longest = len(rows[keys[0]])
+        ids = torch.tensor([rows[key] + [pad] * (longest - len(rows[key])) for key in keys], device=model.device)
+        mask = torch.tensor([[1] * len(rows[key]) + [0] * (longest - len(rows[key])) for key in keys]).to(model.device)
+        return model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+
+    def too_large(key: str) -> DpoError:
+        return DpoError(
+            f"one answer of {len(rows[key])} tokens is too much for the memory with {settings.id}",
+            where="eval.judge",
+            hint="lower eval.judge.max_length, or take a smaller reward model",
+        )
+
+    done = 0
     with bar("scoring", len(order), progress) as advance, torch.inference_mode():
-        for begin in range(0, len(order), settings.batch_size):
-            batch = order[begin : begin + settings.batch_size]
-            longest = len(rows[batch[0]])
-            ids = torch.full((len(batch), longest), pad)
-            mask = torch.zeros_like(ids)
-            for line, key in enumerate(batch):
-                ids[line, : len(rows[key])] = torch.tensor(rows[key])
-                mask[line, : len(rows[key])] = 1
-            try:
-                scores = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits[:, 0]
-            except torch.cuda.OutOfMemoryError:
-                raise DpoError(
-                    f"{len(batch)} answers of up to {longest} tokens are too much for the memory with {settings.id}",
-                    where="eval.judge",
-                    hint="lower eval.judge.batch_size, then eval.judge.max_length",
-                ) from None
-            for key, score in zip(batch, scores.float().tolist(), strict=True):
-                cache.add(key, score)
-            advance(len(batch))
+        for scores in in_batches(order, settings.batch_size, score, too_large):
+            for key, value in zip(order[done:], scores, strict=False):
+                cache.add(key, value)
+            done += len(scores)
+            advance(len(scores))
 
 
 def open_reward_model(settings: RewardModelJudge) -> tuple[Any, Any]:
@@ -125,8 +133,8 @@ def open_reward_model(settings: RewardModelJudge) -> tuple[Any, Any]:
 
     where = models.location(settings.id)
     try:
-        config = AutoConfig.from_pretrained(where, revision=settings.revision)
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=settings.revision)
+        config = AutoConfig.from_pretrained(where, revision=settings.revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=settings.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _cannot_load(settings, error) from error
     if not any("SequenceClassification" in name for name in config.architectures or []):
@@ -148,12 +156,6 @@ def _identity(where: str, config: Any) -> str | None:
         return getattr(config, "_commit_hash", None)
     files = [path for path in sorted(Path(where).iterdir()) if path.suffix in (".json", ".safetensors", ".bin")]
     return key_of(*[(path.name, sha256(path)) for path in files])
-
-
-def _cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _cannot_load(settings: RewardModelJudge, error: Exception) -> DpoError:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dpo_cli.device import ran_out_of_memory
 from dpo_cli.errors import DpoError
 from dpo_cli.train.memory import CUDA_CONTEXT, budgets, cuts, gib, state_bytes
 from dpo_cli.train.shared_prefix import row_tokens
@@ -151,10 +152,8 @@ def _try(trainer: Any, rows: list[dict[str, Any]], accumulation: int) -> float:
             with trainer.accelerator.autocast(), _outputs_of_mixed_precision(trainer):  # as train() wraps the forward
                 trainer.training_step(model, trainer.data_collator(rows))
             peak = _peak(args.device)
-        except (torch.OutOfMemoryError, MemoryError):
-            pass
-        except RuntimeError as error:  # what PyTorch's CPU allocator raises
-            if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
                 raise
         del optimizer
     return peak

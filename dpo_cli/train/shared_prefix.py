@@ -153,7 +153,10 @@ class SharedPrefix:
 
     def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream | None:
         """None where this call asks for what one row of mixed texts cannot give, or for anything unknown."""
-        given = {name for name, value in kwargs.items() if value is not None and value is not False}
+        import torch
+
+        # Unsloth's PEFT forward hands `logits_to_keep=0` and `num_logits_to_keep=0` down, which ask for nothing.
+        given = {name for name, value in kwargs.items() if torch.is_tensor(value) or value not in (None, False, 0)}
         texts = {"input_ids", "attention_mask"}
         if not self.enabled or args or not texts <= given <= texts | {"return_dict"}:
             return None  # positions, embeddings, a cache, attentions or all states
