@@ -1,0 +1,178 @@
+"""The NVIDIA driver and its cards, as `nvidia-smi` shows them, and why torch can't use them.
+
+Imports nothing but the standard library, and runs on an older Python than the rest: `preinstall.py` needs it before
+anything is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from dpo_cli.errors import DpoError
+
+# The oldest driver branch that runs programs built for a CUDA release, by its major number:
+# https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
+OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
+# Where PyTorch keeps its builds. Those of 2.14 for CUDA 12.6 have kernels for compute capability 5.0 to 9.0, those for
+# CUDA 13 from 7.5 up: https://github.com/pytorch/pytorch/blob/main/RELEASE.md
+CUDA_12, CUDA_13 = "https://download.pytorch.org/whl/cu126", "https://download.pytorch.org/whl/cu130"
+LOADED_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True)
+class Card:
+    """One GPU: memory in bytes, 0 where the driver doesn't say; compute capability, such as (8, 9)."""
+
+    name: str
+    total: int
+    free: int
+    capability: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The installed driver: its version ("" where unknown), its cards, and what `nvidia-smi` says where it fails."""
+
+    version: str
+    cards: tuple[Card, ...] = ()
+    error: str = ""
+
+    @property
+    def branch(self) -> int:
+        """535 of 535.129.03; 0 where the version is unknown."""
+        number = re.match(r"\d+", self.version)
+        return int(number[0]) if number else 0
+
+
+def find_driver() -> Driver | None:
+    """The NVIDIA driver of this machine, or None where there is neither `nvidia-smi` nor a loaded driver."""
+    loaded = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", _read(LOADED_DRIVER))
+    version = loaded[0] if loaded else ""
+    tool = shutil.which("nvidia-smi") or shutil.which("/usr/lib/wsl/lib/nvidia-smi")
+    if not tool:
+        return Driver(version) if version else None
+    rows, error = _ask(tool, "driver_version,name,memory.total,memory.free,compute_cap")
+    if error:  # drivers before 510 don't know compute_cap
+        rows, error = _ask(tool, "driver_version,name,memory.total,memory.free")
+    cards = tuple(_card(row[1:]) for row in rows)
+    return Driver(rows[0][0] if rows else version, cards, error)
+
+
+def oldest_driver(cuda: str) -> int | None:
+    """The oldest driver branch for programs built for this CUDA release, such as 580 for "13.0"; None if unknown."""
+    return OLDEST_DRIVER.get(int(cuda.partition(".")[0]))
+
+
+def torch_index(driver: Driver | None) -> str | None:
+    """The index with the build of torch that this driver and its cards can run; None where there is none."""
+    known = [card.capability for card in driver.cards if card.capability] if driver else []
+    old_card, new_card = any(one < (7, 5) for one in known), any(one >= (10, 0) for one in known)
+    if driver is None or not driver.branch or (driver.branch >= OLDEST_DRIVER[13] and not old_card):
+        return CUDA_13
+    return None if driver.branch < OLDEST_DRIVER[12] or new_card else CUDA_12
+
+
+def cuda_problem() -> DpoError | None:
+    """Why torch finds no GPU though there is an NVIDIA card, or Unsloth is installed, which needs one; else None.
+
+    A card hidden by CUDA_VISIBLE_DEVICES, or one beside a CPU build of torch, is a problem for Unsloth only: the hf
+    backend trains small models on the CPU.
+    """
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of an old driver in its own words
+        usable = torch.cuda.is_available()
+    if usable or torch.version.hip or os.environ.get("UNSLOTH_ALLOW_CPU") == "1":
+        return None
+    driver, unsloth = find_driver(), find_spec("unsloth") is not None
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    meant = hidden in ("", "-1") or not torch.version.cuda
+    if not unsloth and (driver is None or meant):
+        return None
+    return _problem(torch.__version__, torch.version.cuda, driver, hidden)
+
+
+def _problem(torch_version: str, cuda: str | None, driver: Driver | None, hidden: str | None) -> DpoError:
+    index = torch_index(driver)
+    command = f"pip install --force-reinstall torch=={torch_version.partition('+')[0]} torchvision --index-url {index}"
+    without_card = "without an NVIDIA card, use the CPU packages in another venv: make smoke creates .venv"
+    if cuda is None:
+        way = f"for a card, {command}" if index else "for a card, update its driver first"
+        return DpoError(f"torch {torch_version} is a CPU build, and Unsloth needs a GPU", hint=f"{way}; {without_card}")
+    needed = oldest_driver(cuda)
+    wanted = f"{needed} or newer" if needed else "the newest"
+    built = f"torch {torch_version} is built for CUDA {cuda}, which needs the NVIDIA driver {wanted}"
+    if driver is None:
+        return DpoError(
+            f"torch finds no GPU: there is no NVIDIA driver here (no nvidia-smi). {built}",
+            hint=f"install the driver; start a container with --gpus all; {without_card}",
+        )
+    if driver.error:
+        return DpoError(
+            f"torch finds no GPU, and nvidia-smi fails: {driver.error}",
+            hint=f"restart the machine, or reinstall the NVIDIA driver ({wanted})",
+        )
+    if needed and driver.branch and driver.branch < needed:
+        other = f", or install torch for CUDA 12.6: {command}" if index == CUDA_12 else ""
+        return DpoError(f"{built}; the installed driver is {driver.version}", hint=f"update the driver{other}")
+    if hidden is not None:
+        return DpoError(
+            f"torch finds no GPU: CUDA_VISIBLE_DEVICES={hidden!r} hides it",
+            hint="unset CUDA_VISIBLE_DEVICES, or set it to 0",
+        )
+    return DpoError(
+        f"torch finds no GPU, though the driver {driver.version} should do: {_reason()}",
+        hint="restart the machine; in a container, pass every /dev/nvidia* device (--gpus all)",
+    )
+
+
+def _reason() -> str:
+    import torch
+
+    try:
+        torch.cuda.init()
+    except Exception as error:  # RuntimeError, AssertionError or what a later torch raises: only its words are wanted
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+    return "no reason is given"
+
+
+def _ask(tool: str, fields: str) -> tuple[list[list[str]], str]:
+    """Rows of `nvidia-smi`, and what it says where it fails."""
+    command = [tool, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        return [], str(error)
+    said = done.stdout.decode("utf-8", "replace").strip()
+    rows = [[cell.strip() for cell in line.split(",")] for line in said.splitlines()]
+    if done.returncode or not rows or any(len(row) != len(fields.split(",")) for row in rows):
+        return [], said.partition("\n")[0] or f"exit code {done.returncode}"
+    return rows, ""
+
+
+def _card(row: list[str]) -> Card:
+    name, total, free, *rest = row
+    capability = re.fullmatch(r"(\d+)\.(\d+)", rest[0]) if rest else None
+    return Card(
+        name, _mebibytes(total), _mebibytes(free), (int(capability[1]), int(capability[2])) if capability else None
+    )
+
+
+def _mebibytes(cell: str) -> int:
+    """Bytes; 0 for the [N/A] of cards that share the machine's memory."""
+    return int(cell) << 20 if cell.isdigit() else 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,215 @@
+"""The NVIDIA driver as `nvidia-smi` shows it, and why torch can't use it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpo_cli import driver
+from dpo_cli.driver import CUDA_12, CUDA_13, Card, Driver, cuda_problem, find_driver, torch_index
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fake_machine import GTX_1080, RTX_4080, RTX_5090, broken_nvidia_smi, nvidia_smi
+
+MISMATCH = "Failed to initialize NVML: Driver/library version mismatch"
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder on PATH beside the system's; no driver is loaded."""
+    monkeypatch.setenv("PATH", f"{tmp_path / 'tools'}:/usr/bin:/bin")
+    monkeypatch.setattr(driver, "LOADED_DRIVER", tmp_path / "no-driver")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("UNSLOTH_ALLOW_CPU", raising=False)
+    return tmp_path / "tools"
+
+
+@pytest.fixture
+def torch_built(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`torch_built("13.0", unsloth=True)`: torch is that build and finds no GPU; Unsloth is or is not installed."""
+    import torch
+
+    def set_up(cuda: str | None, unsloth: bool = False, usable: bool = False) -> None:
+        def is_available() -> bool:
+            if not usable:
+                warnings.warn("CUDA initialization: The NVIDIA driver on your system is too old", stacklevel=1)
+            return usable
+
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(torch, "__version__", "2.14.1+cu130" if cuda else "2.14.1+cpu")
+        monkeypatch.setattr(torch.cuda, "is_available", is_available)
+        found = ModuleSpec("unsloth", None) if unsloth else None
+        monkeypatch.setattr(driver, "find_spec", lambda name: found)
+
+    return set_up
+
+
+def test_a_machine_without_a_driver(tools: Path) -> None:
+    assert find_driver() is None
+
+
+def test_cards_with_their_memory(tools: Path) -> None:
+    nvidia_smi(tools, "580.95.05", RTX_4080, RTX_5090)
+    found = find_driver()
+    assert found is not None
+    assert (found.version, found.branch, found.error) == ("580.95.05", 580, "")
+    assert found.cards[0] == Card("NVIDIA GeForce RTX 4080", 16376 << 20, 15012 << 20, (8, 9))
+    assert found.cards[1].capability == (12, 0)
+
+
+def test_a_driver_that_does_not_know_compute_cap(tools: Path) -> None:
+    nvidia_smi(tools, "470.223.02", RTX_4080, knows_capability=False)
+    assert find_driver() == Driver("470.223.02", (Card("NVIDIA GeForce RTX 4080", 16376 << 20, 15012 << 20),))
+
+
+def test_memory_that_the_driver_does_not_count(tools: Path) -> None:
+    nvidia_smi(tools, "580.95.05", "NVIDIA GB10, [N/A], [N/A], 12.1")
+    assert find_driver() == Driver("580.95.05", (Card("NVIDIA GB10", 0, 0, (12, 1)),))
+
+
+@pytest.mark.parametrize(("said", "code"), [(MISMATCH, 18), ("No devices were found", 0), ("Segmentation fault", 139)])
+def test_an_nvidia_smi_that_fails(tools: Path, said: str, code: int) -> None:
+    broken_nvidia_smi(tools, said, code)
+    found = find_driver()
+    assert found is not None
+    assert (found.cards, found.error) == ((), said)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  535.129.03  Release Build",
+    ],
+)
+def test_a_loaded_driver_without_nvidia_smi(tools: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    loaded = tools.parent / "version"
+    loaded.write_text(f"{line}\nGCC version:  gcc version 12.3.0\n", encoding="utf-8")
+    monkeypatch.setattr(driver, "LOADED_DRIVER", loaded)
+    assert find_driver() == Driver("535.129.03")
+
+
+@pytest.mark.parametrize(
+    ("version", "card", "index"),
+    [
+        ("580.95.05", (8, 9), CUDA_13),
+        ("590.44", (12, 0), CUDA_13),
+        ("535.129.03", (8, 9), CUDA_12),
+        ("580.95.05", (6, 1), CUDA_12),  # CUDA 13 has no kernels for it
+        ("570.86.15", (12, 0), None),  # CUDA 12.6 has none for it, and the driver is too old for 13
+        ("470.223.02", (8, 6), None),
+        ("", (8, 9), CUDA_13),
+    ],
+)
+def test_the_index_of_a_build_that_runs(version: str, card: tuple[int, int], index: str | None) -> None:
+    assert torch_index(Driver(version, (Card("a card", 0, 0, card),))) == index
+
+
+# ------------------------------------------------------------------------------------------- why torch finds no GPU
+
+
+def test_no_problem_where_torch_finds_the_card(tools: Path, torch_built: Any) -> None:
+    nvidia_smi(tools, "535.129.03", RTX_4080)
+    torch_built("13.0", unsloth=True, usable=True)
+    assert cuda_problem() is None
+
+
+def test_no_problem_without_card_and_unsloth(tools: Path, torch_built: Any) -> None:
+    torch_built("13.0")
+    assert cuda_problem() is None
+    torch_built(None)
+    assert cuda_problem() is None
+
+
+@pytest.mark.parametrize("unsloth", [False, True])
+@pytest.mark.parametrize(
+    ("cuda", "version", "card", "parts"),
+    [
+        ("13.0", "535.129.03", RTX_4080, ("CUDA 13.0", "580", "is 535.129.03", "update the", "torch==2.14.1", CUDA_12)),
+        ("13.2", "570.86.15", RTX_5090, ("580", "570.86.15", "update the driver")),
+        ("12.8", "470.223.02", RTX_4080, ("CUDA 12.8", "525", "470.223.02")),
+        ("11.8", "418.67", GTX_1080, ("CUDA 11.8", "450", "418.67")),
+    ],
+)  # fmt: skip
+def test_a_driver_that_is_too_old(
+    tools: Path, torch_built: Any, cuda: str, version: str, card: str, parts: tuple[str, ...], unsloth: bool
+) -> None:
+    nvidia_smi(tools, version, card)
+    torch_built(cuda, unsloth)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch's own words on it would stand above ours
+        problem = cuda_problem()
+    assert all(part in str(problem) for part in parts), problem
+    assert (CUDA_12 in str(problem)) == (CUDA_12 in parts)
+
+
+def test_a_driver_that_does_not_run(tools: Path, torch_built: Any) -> None:
+    broken_nvidia_smi(tools, MISMATCH, 18)
+    torch_built("13.0")
+    problem = str(cuda_problem())
+    assert MISMATCH in problem and "restart" in problem
+
+
+def test_unsloth_without_a_driver(tools: Path, torch_built: Any) -> None:
+    torch_built("13.0", unsloth=True)
+    problem = str(cuda_problem())
+    assert "no NVIDIA driver" in problem and "580" in problem and "--gpus all" in problem and "make smoke" in problem
+
+
+@pytest.mark.parametrize(
+    ("version", "way"), [("580.95.05", CUDA_13), ("535.129.03", CUDA_12), ("470.223.02", "update its driver")]
+)
+def test_a_cpu_build_beside_a_card(tools: Path, torch_built: Any, version: str, way: str) -> None:
+    nvidia_smi(tools, version, RTX_4080)
+    torch_built(None)
+    assert cuda_problem() is None  # the hf backend trains small models with it
+    torch_built(None, unsloth=True)
+    problem = str(cuda_problem())
+    assert "CPU build" in problem and way in problem
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_a_card_that_was_hidden_on_purpose(
+    tools: Path, torch_built: Any, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    nvidia_smi(tools, "580.95.05", RTX_4080)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    torch_built("13.0")
+    assert cuda_problem() is None
+    torch_built("13.0", unsloth=True)
+    assert "CUDA_VISIBLE_DEVICES" in str(cuda_problem())
+
+
+def test_a_card_number_that_does_not_exist(tools: Path, torch_built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia_smi(tools, "580.95.05", RTX_4080)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    torch_built("13.0")
+    assert "CUDA_VISIBLE_DEVICES='3'" in str(cuda_problem())
+
+
+def test_what_torch_says_where_the_driver_should_do(
+    tools: Path, torch_built: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def init() -> None:
+        raise RuntimeError("CUDA unknown error - this may be due to an incorrectly set up environment\nmore")
+
+    nvidia_smi(tools, "580.95.05", RTX_4080)
+    torch_built("13.0")
+    monkeypatch.setattr(torch.cuda, "init", init)
+    problem = str(cuda_problem())
+    assert "CUDA unknown error" in problem and "more" not in problem and "restart" in problem
+
+
+def test_unsloths_own_switch_for_machines_without_a_gpu(
+    tools: Path, torch_built: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNSLOTH_ALLOW_CPU", "1")
+    torch_built("13.0", unsloth=True)
+    assert cuda_problem() is None
