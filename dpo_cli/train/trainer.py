@@ -11,25 +11,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dpo_cli import models, processes
 from dpo_cli.errors import INTERRUPTED, DpoError
 from dpo_cli.recipe import Recipe
-from dpo_cli.records import read_jsonl
 from dpo_cli.run import Run, write_json
 from dpo_cli.train.careful import careful
 from dpo_cli.train.checkpoints import checkpoint_to_resume, is_last, start_log, step_of
 from dpo_cli.train.engine import cache_reference, choose, rows_are
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.progress import StopAfterStep, peak_memory, print_remark, progress_callback
+from dpo_cli.train.rows import held_out_rows, train_rows
 from dpo_cli.train.token_budget import budgeted
 from dpo_cli.train.unpaired import imbalance
 from dpo_cli.train.watchdog import Watchdog
 from dpo_cli.train.watchdog import callback as watchdog_callback
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 # TRL tokenises 436 rows a second on one core (its 1.16, measured); another process takes about a second to start.
 ROWS_A_TOKENISER, MOST_TOKENISERS = 1000, 8
@@ -122,14 +119,13 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
 
 def build(recipe: Recipe, run: Run, backend: models.Backend) -> Any:
     """TRL's trainer for a recipe, with the model, its fresh or continued LoRA, and the run's rows; nothing has run."""
+    train_set = train_rows(recipe, run.train_pairs)
+    eval_sets = held_out_rows(recipe, run.eval_pairs) if recipe.train.eval_strategy != "no" else None
     model, tokenizer = models.load_for_training(recipe, backend)
-
     method = METHODS[recipe.train.method]
     config_class, trainer_class = method.classes()  # after Unsloth, which patches them
     if backend.name == "unsloth" and not models.patched_by_unsloth(trainer_class):
         raise DpoError("Unsloth did not replace TRL's trainer", hint="set engine.backend: hf, or reinstall unsloth")
-    train_set = _dataset(recipe, run.train_pairs)
-    eval_sets = _eval_sets(recipe, run.eval_pairs) if recipe.train.eval_strategy != "no" else None
     # KTO's long remark on the weights of its labels, which `_notes` makes too.
     logging.getLogger(trainer_class.__module__).setLevel(logging.ERROR)
     trainer = budgeted(careful(method.mended(trainer_class)))(
@@ -211,13 +207,6 @@ def _config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
     return config_class(**{name: value for name, value in arguments.items() if name in known})
 
 
-def _dataset(recipe: Recipe, path: Path) -> Dataset:
-    """The rows as TRL reads them; on disk, so that its tokenisation is cached."""
-    from datasets import load_dataset
-
-    return METHODS[recipe.train.method].rows(load_dataset("json", data_files=str(path), split="train"), recipe.seed)
-
-
 def _notes(recipe: Recipe, trainer: Any) -> list[str]:
     """What of the method a person should know before it runs."""
     method, train = METHODS[recipe.train.method], recipe.train
@@ -231,28 +220,6 @@ def _notes(recipe: Recipe, trainer: Any) -> list[str]:
         uneven = imbalance(trainer.train_dataset["label"], train.desirable_weight, train.undesirable_weight)
         notes += [f"! {uneven}"] if uneven else []
     return notes
-
-
-def _eval_sets(recipe: Recipe, path: Path) -> dict[str, Dataset]:
-    """The held-out rows by language, so that TRL logs `eval_en_loss`, `eval_zh_loss` and so on.
-
-    Raises:
-        DpoError: `engine.early_stopping` waits for a language that no held-out pair has.
-    """
-    from datasets import Dataset
-
-    by_language: dict[str, list[dict[str, Any]]] = {}
-    for row in read_jsonl(path):
-        by_language.setdefault(row["language"], []).append(row)
-    stopping = recipe.engine.early_stopping
-    if stopping and stopping.language and stopping.language not in by_language:
-        raise DpoError(
-            f"{stopping.metric} is never measured: the held-out pairs are in {', '.join(sorted(by_language))}",
-            where=recipe.where("engine", "early_stopping", "metric"),
-            hint="name one of these languages, or none for all of them: eval_loss",
-        )
-    as_taken = METHODS[recipe.train.method].rows
-    return {language: as_taken(Dataset.from_list(rows), recipe.seed) for language, rows in sorted(by_language.items())}
 
 
 def _check_nothing_dropped(given: Sequence[str], kept: Sequence[str], recipe: Recipe, what: str) -> None:

@@ -1,0 +1,91 @@
+"""The rows that train: those of `data/train.jsonl` and `data/eval.jsonl`, with the types that `prepare` gave them.
+
+Nothing is inferred from the text, as Arrow's own JSON reader does it: an answer that looks like a date stays text, and
+a score that only a late row has is a number from the first row on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpo_cli.errors import DpoError
+from dpo_cli.recipe import Recipe
+from dpo_cli.records import read_jsonl
+from dpo_cli.run import fingerprint, sha256
+from dpo_cli.train.methods import METHODS
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+
+def train_rows(recipe: Recipe, path: Path) -> Dataset:
+    """The training rows as the method's trainer reads them; on disk, so that TRL's tokenisation is cached.
+
+    Datasets caches by the file's content, whatever its name and its time.
+    """
+    from datasets import Dataset
+
+    features = features_of(path)
+
+    def columns() -> Iterator[dict[str, Any]]:
+        for row in read_jsonl(path):
+            yield {name: row[name] for name in features}
+
+    content = fingerprint({"features": str(features)}, {"rows": sha256(path)})
+    dataset = Dataset.from_generator(columns, features=features, fingerprint=content)
+    return METHODS[recipe.train.method].rows(dataset, recipe.seed)
+
+
+def held_out_rows(recipe: Recipe, path: Path) -> dict[str, Dataset]:
+    """The held-out rows by language, so that TRL logs `eval_en_loss`, `eval_zh_loss` and so on.
+
+    Raises:
+        DpoError: nothing was held out, or `engine.early_stopping` waits for a language that no held-out row has.
+    """
+    from datasets import Dataset
+
+    by_language: dict[str, list[dict[str, Any]]] = {}
+    for row in read_jsonl(path):
+        by_language.setdefault(row["language"], []).append(row)
+    if not by_language:
+        raise DpoError(
+            "nothing was held out, so there is nothing to evaluate on while training",
+            where=recipe.where("train", "eval_strategy"),
+            hint="raise data.eval_fraction, add data, or leave out train.eval_strategy",
+        )
+    stopping = recipe.engine.early_stopping
+    if stopping and stopping.language and stopping.language not in by_language:
+        raise DpoError(
+            f"{stopping.metric} is never measured: the held-out pairs are in {', '.join(sorted(by_language))}",
+            where=recipe.where("engine", "early_stopping", "metric"),
+            hint="name one of these languages, or none for all of them: eval_loss",
+        )
+    features = features_of(path)
+
+    def dataset(rows: list[dict[str, Any]]) -> Dataset:
+        wanted = [{name: row[name] for name in features} for row in rows]
+        return METHODS[recipe.train.method].rows(Dataset.from_list(wanted, features=features), recipe.seed)
+
+    return {language: dataset(rows) for language, rows in sorted(by_language.items())}
+
+
+def features_of(path: Path) -> Features:
+    """The columns of a `data/*.jsonl` that trainers read, with their types; which ones, its first row says."""
+    from datasets import Features, List, Value
+
+    first = next(read_jsonl(path))
+    messages = List({"role": Value("string"), "content": Value("string")})
+    candidates = List({"text": Value("string"), "score": Value("float64")})
+    known = {
+        "id": Value("string"),
+        "prompt": messages,
+        "chosen": messages,
+        "rejected": messages,
+        "completion": messages,
+        "label": Value("bool"),
+        "candidates": candidates,
+        "chat_template_kwargs": {name: Value("bool") for name in first["chat_template_kwargs"]},
+    }
+    return Features({name: kind for name, kind in known.items() if name in first})

@@ -1,0 +1,109 @@
+"""The rows that train are those that stand in data/*.jsonl, whatever their text looks like and wherever it stands."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpo_cli.errors import DpoError
+from dpo_cli.recipe import Recipe, load
+from dpo_cli.records import write_jsonl
+from dpo_cli.train.rows import held_out_rows, train_rows
+
+DATES = ("2031-01-20 19:00:00", "2031-01-20", "19:00", "2031-01-20T19:00:00Z", "2031-01-20T19:00:00.123456789+08:00")
+DATA = {"dpo": "pairs", "kto": "unpaired", "lipo": "ranked"}
+KWARGS = {"enable_thinking": False}
+
+
+def says(role: str, content: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": content}]
+
+
+def row(method: str, index: int, good: str, bad: str, **more: Any) -> dict[str, Any]:
+    """A row as `prepare` writes it in the data format of the method."""
+    common = {"id": f"{index:016x}", "prompt": says("user", f"When, {index}?"), "chat_template_kwargs": KWARGS}
+    common |= {"language": "en", "source": "own"}
+    if method == "kto":
+        return {**common, "completion": says("assistant", good), "label": True, **more}
+    if method == "lipo":
+        candidates = [{"text": text, "score": None, "model": None} | more for text in (good, bad)]
+        return {**common, "candidates": candidates}
+    sides = {"chosen": says("assistant", good), "rejected": says("assistant", bad)}
+    return {**common, **sides, "margin": None, "score_chosen": None, "score_rejected": None, **more}
+
+
+def answers(dataset: Any) -> list[str]:
+    names = [name for name in ("chosen", "rejected", "completion", "answers") if name in dataset.column_names]
+    found = [answer for one in dataset for name in names for answer in one[name]]
+    return [message["content"] for answer in found for message in (answer if isinstance(answer, list) else [answer])]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Any:
+    def of(method: str) -> Recipe:
+        path = tmp_path / "r.yaml"
+        path.write_text("model: {id: nobody/none}\ndata: {sources: [{id: rows.jsonl}]}\n", encoding="utf-8")
+        return load(path, [f"train.method={method}", f"data.format={DATA[method]}"])
+
+    return of
+
+
+@pytest.mark.parametrize("date", DATES)
+@pytest.mark.parametrize("method", DATA)
+def test_answers_that_look_like_dates_stay_text(recipe: Any, tmp_path: Path, method: str, date: str) -> None:
+    path = tmp_path / "train.jsonl"
+    write_jsonl(path, (row(method, index, date, date[:-1] + "1") for index in range(4)))
+    texts = {date} if method == "kto" else {date, date[:-1] + "1"}
+    assert set(answers(train_rows(recipe(method), path))) == texts
+    assert set(answers(held_out_rows(recipe(method), path)["en"])) == texts
+
+
+@pytest.mark.parametrize("method", DATA)
+def test_what_only_a_late_row_has_is_no_surprise(recipe: Any, tmp_path: Path, method: str) -> None:
+    """Far behind the first ten megabytes, where Arrow's JSON reader has settled on its types."""
+    path, long = tmp_path / "train.jsonl", "x" * 120_000
+    late = {"kto": {}, "lipo": {"score": 0.5, "model": "m"}, "dpo": {"margin": 0.5, "score_chosen": 1, "extra": "new"}}
+    write_jsonl(path, [*(row(method, index, long, "short") for index in range(100)), row(method, 100, long, "short")])
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row(method, 101, "last", "short", **late[method])) + "\n")
+    assert path.stat().st_size > 11_000_000
+    rows = train_rows(recipe(method), path)
+    assert len(rows) == 102
+    assert "last" in {text for text in answers(rows) if len(text) < 10}
+
+
+def test_rows_are_read_again_where_only_their_content_has_changed(recipe: Any, tmp_path: Path) -> None:
+    """Same path, size and time: what trains is what stands there, and what the manifest hashes."""
+    path = tmp_path / "train.jsonl"
+    for word in ("first", "other"):
+        write_jsonl(path, [row("dpo", 1, word, "bad")])
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        assert answers(train_rows(recipe("dpo"), path)) == [word, "bad"]
+
+
+def test_equal_rows_elsewhere_have_the_same_cache(recipe: Any, tmp_path: Path) -> None:
+    """A run that is copied or named anew tokenises nothing again."""
+    found = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "train.jsonl", [row("dpo", 1, "good", "bad")])
+        found.append(train_rows(recipe("dpo"), tmp_path / name / "train.jsonl"))
+    assert found[0]._fingerprint == found[1]._fingerprint
+    assert found[0].cache_files == found[1].cache_files != []
+
+
+def test_nothing_held_out_is_an_error_before_training(recipe: Any, tmp_path: Path) -> None:
+    path = tmp_path / "eval.jsonl"
+    write_jsonl(path, [])
+    with pytest.raises(DpoError, match="nothing was held out") as caught:
+        held_out_rows(recipe("dpo"), path)
+    assert "train.eval_strategy" in str(caught.value) and "data.eval_fraction" in str(caught.value)
+
+
+def test_chinese_comes_through(recipe: Any, tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    write_jsonl(path, [row("dpo", 1, "你好，世界。\u2028下一行 🐉", "不知道")])
+    assert answers(train_rows(recipe("dpo"), path)) == ["你好，世界。\u2028下一行 🐉", "不知道"]
