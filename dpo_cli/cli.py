@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from dpo_cli import __version__, console, processes, recipe
+from dpo_cli.environment import never_fail_to_print, prepare_environment
 from dpo_cli.errors import FAILED, INTERRUPTED, USAGE, DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
@@ -236,9 +237,8 @@ def version(
 
 def main() -> None:
     """The program: quiet libraries, no telemetry unless asked for, and SIGTERM treated like Ctrl-C."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's and transformers'
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    never_fail_to_print()
+    prepare_environment(next(iter(sys.argv[1:]), ""))
     signal.signal(signal.SIGTERM, _interrupt)
     app()
 

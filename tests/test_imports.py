@@ -19,7 +19,8 @@ HEAVY = {
 # The floors, lowest first; a part imports from its own floor or from below.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "processes"),
-    ("recipe", "recipe_yaml", "recipe_train", "recipe_mistakes", "run", "records", "stats", "language", "driver"),
+    ("recipe", "recipe_yaml", "recipe_train", "recipe_mistakes", "run", "records", "stats", "language"),
+    ("driver", "machine", "environment", "device"),
     ("models", "smoke"),
     ROOMS,
     ("cli", "console", "doctor", "__main__"),

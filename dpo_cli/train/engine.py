@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpo_cli import models, processes
+from dpo_cli import machine, models, processes
 from dpo_cli.errors import DpoError, either
 from dpo_cli.recipe import Recipe
 from dpo_cli.train import reference_cache, shared_prefix, token_budget
@@ -197,7 +197,7 @@ def available_memory(recipe: Recipe) -> int:
     if torch.cuda.is_available():
         there = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     else:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        there = machine.total_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes beside this one
     return min(there, parse_memory_limit(recipe.engine.memory_limit) or there)
 
 

@@ -6,14 +6,11 @@ import copy
 import gc
 import math
 import random
-import re
-import resource
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+from dpo_cli import machine
 from dpo_cli.device import ran_out_of_memory
 from dpo_cli.errors import DpoError
 from dpo_cli.train.memory import CUDA_CONTEXT, budgets, cuts, gib, state_bytes
@@ -35,7 +32,7 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
     Args:
         trainer: TRL's, with its tokenised `train_dataset`.
         limit_bytes: what the process may take; on a CPU, its resident memory. None: all of the GPU, and on a CPU
-            nothing is tried, for it knows no such error.
+            nothing is tried, for it knows no such error; nor where a CPU's peak can't be measured.
 
     Returns:
         Tokens of a pass, or pairs of a micro-batch; they are set in the trainer.
@@ -50,7 +47,7 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
     budget, micro = getattr(trainer, "token_budget", None), args.per_device_train_batch_size
     sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled  # shards exist only once train() has begun
     known = PROMPT in (getattr(data, "column_names", None) or ()) and hasattr(data, "__len__")
-    if sharded or not known or (limit_bytes is None and not on_gpu):
+    if sharded or not known or not (on_gpu or (limit_bytes is not None and machine.can_reset_peak())):
         return int(budget or micro)
     if on_gpu and limit_bytes is not None:
         whole = torch.cuda.get_device_properties(args.device).total_memory
@@ -211,19 +208,17 @@ def _start_measuring(device: Any) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    elif sys.platform == "linux":
+    else:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's: what an earlier try left must not count
         if trim:
             trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back (proc(5))
+        machine.reset_peak()
 
 
 def _peak(device: Any) -> int:
-    """Bytes at the highest since `_start_measuring`; elsewhere than on Linux, since the process began."""
+    """Bytes at the highest since `_start_measuring`."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) + CUDA_CONTEXT
-    if sys.platform == "linux":
-        return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
+    return machine.peak_memory()

@@ -1,0 +1,51 @@
+"""What has to be set before torch, transformers and Unsloth are imported, so that they are quiet, private and fit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+import warnings
+from pathlib import Path
+
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+# GPUs with 99 KB of shared memory a block (CUDA programming guide, compute capabilities). Unsloth's attention kernel
+# takes tiles of 128 rows: 104,448 bytes with the pipelining that inductor gives it. Tiles of 64 rows take 94,208.
+SMALL_TILES = ((8, 6), (8, 9), (12, 0), (12, 1))
+
+
+def prepare_environment(command: str) -> None:
+    """Set what libraries read at import, for one of dpo-cli's commands. What the user has set stays."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's and transformers'
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    # The tokenizer uses all cores, except where data loaders may fork after it has: there it could hang.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if command == "train" else "true")
+    if _has_expandable_segments() and not any(name in os.environ for name in ALLOCATOR):
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # less of a card is lost to fragments
+    # torchao registers enums in a way that newer versions of torch call deprecated, at every import of transformers.
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+    # engine.preflight is such a run, and the reset that this warning tells of is right.
+    warnings.filterwarnings("ignore", message="Unsloth: detected a manual forward/backward run before trainer.train")
+
+
+def before_unsloth() -> None:
+    """Choose the tile of Unsloth's attention kernel for the card; after torch is imported, before Unsloth is."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() in SMALL_TILES:
+        os.environ.setdefault("PG_FLEX_BF16_BLOCK_M", "64")
+
+
+def never_fail_to_print() -> None:
+    """Show `?` or an escape for a character that the terminal's encoding lacks, instead of ending in an error."""
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        reconfigure = getattr(stream, "reconfigure", None)  # a stream put there by a test or a notebook may lack it
+        if reconfigure:
+            reconfigure(errors=errors)
+
+
+def _has_expandable_segments() -> bool:
+    """Whether CUDA can grow a block of memory: on Linux, but neither in WSL nor on a Jetson."""
+    wsl = "microsoft" in platform.release().lower()
+    return sys.platform == "linux" and not wsl and not Path("/etc/nv_tegra_release").exists()
