@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli import machine, models, processes
+from dpo_cli.device import free_gpu_memory
 from dpo_cli.errors import DpoError, either
 from dpo_cli.recipe import Recipe
 from dpo_cli.train import reference_cache, shared_prefix, token_budget
-from dpo_cli.train.memory import Device, parse_memory_limit, plan
+from dpo_cli.train.memory import CUDA_CONTEXT, Device, parse_memory_limit, plan
 from dpo_cli.train.methods import METHODS
-from dpo_cli.train.preflight import fit, lengths_of, use_micro_batch
+from dpo_cli.train.preflight import DoesNotFit, checkpoint_layers, fit, lengths_of, row_lengths, use_micro_batch
 
 PARTS = ("shared_prefix", "token_budget", "reference_cache")
 
@@ -65,20 +66,24 @@ def choose(recipe: Recipe, trainer: Any, before: dict[str, Any] | None, say: Cal
     off = [part for part in PARTS if part not in method.engine and (method.reference or part != "reference_cache")]
     if off:
         chosen.notes.append(f"no {either(off).replace('_', ' ')}: made for train.method dpo")
-    if before is None or before["shared_prefix"]:
-        chosen.shared_prefix = _share_prefix(recipe, trainer, chosen.notes)
-    trainer.shared_prefix = chosen.shared_prefix
-    if before is not None:
-        use_micro_batch(trainer, before["micro_batch"])
-        trainer.token_budget = before["token_budget"]
-        _checkpoint_layers(trainer, before["gradient_checkpointing"])
-    else:
-        _cut_by_tokens(recipe, trainer, chosen)
-        planned = trainer.token_budget or args.per_device_train_batch_size
-        size = fit(trainer, parse_memory_limit(engine.memory_limit)) if engine.preflight else planned
-        if size != planned:
-            what = "tokens" if trainer.token_budget else chosen.unit
-            say(f"train: {planned} {what} at once don't fit the memory: {size} at once")
+    shared = _install_sharing(recipe, trainer, chosen.notes) if before is None or before["shared_prefix"] else None
+    cut = before is None and _can_be_cut(recipe, trainer, chosen.notes)
+
+    def take(sharing: bool) -> None:
+        trainer.shared_prefix = sharing
+        if before is None:
+            _plan_step(recipe, trainer, cut)
+        else:
+            use_micro_batch(trainer, before["micro_batch"])
+            trainer.token_budget = before["token_budget"]
+            checkpoint_layers(trainer, before["gradient_checkpointing"])
+
+    take(shared is not None)  # first, for what is checked and tried has to run with the checkpointing of training
+    if shared is not None and not _shares_exactly(recipe, trainer, shared, chosen.notes, say):
+        take(False)
+    if before is None and engine.preflight:
+        _fit(recipe, trainer, cut, chosen.unit, say)
+    chosen.shared_prefix = trainer.shared_prefix
     chosen.micro_batch = args.per_device_train_batch_size
     chosen.token_budget = trainer.token_budget
     chosen.gradient_checkpointing = args.gradient_checkpointing
@@ -123,79 +128,115 @@ def _refused(recipe: Recipe, key: str, message: str) -> DpoError:
     return DpoError(message, where=recipe.where("engine", key), hint=f"set engine.{key}: auto")
 
 
-def _share_prefix(recipe: Recipe, trainer: Any, notes: list[str]) -> bool:
-    """Install the shared prefix and hold it against the stock path on a real batch; False where it can't be had."""
+def _install_sharing(recipe: Recipe, trainer: Any, notes: list[str]) -> shared_prefix.SharedPrefix | None:
+    """Install the shared prefix; None where the recipe, the method or the model goes without."""
     asked = recipe.engine.shared_prefix
     if asked == "off" or "shared_prefix" not in METHODS[recipe.train.method].engine:
-        return False
+        return None
     unsloth = models.patched_by_unsloth(type(trainer))
     model = trainer.accelerator.unwrap_model(trainer.model)
     why_not = shared_prefix.unsupported(model, unsloth)
     if why_not is None and asked == "auto" and recipe.lora.dropout and not recipe.train.disable_dropout:
         why_not = "LoRA's dropout would fall on both texts alike"
     if why_not is None:
-        shared = shared_prefix.install(model, unsloth)
-        rows = [trainer.train_dataset[index] for index in range(min(4, len(trainer.train_dataset)))]
-        check = shared_prefix.check(trainer, shared, trainer.data_collator(rows))
-        if processes.any_of(not check.ok):
-            shared.enabled = False
-            why_not = check.error or (
-                f"its log-probabilities differ from the stock path's by {check.difference:.1e}, and may by "
-                f"{check.limit:.1e}"
-            )
-            print(f"warning: the shared prefix is off: {why_not}", file=sys.stderr, flush=True)
-    if why_not is None:
+        return shared_prefix.install(model, unsloth)
+    _go_without_sharing(recipe, why_not, notes)
+    return None
+
+
+def _shares_exactly(
+    recipe: Recipe, trainer: Any, shared: shared_prefix.SharedPrefix, notes: list[str], say: Callable[[str], None]
+) -> bool:
+    """Compare sharing with the stock path on real rows, forward and backward; switch it off where they differ."""
+    if models.patched_by_unsloth(type(trainer)) and trainer.args.device.type == "cuda":
+        say("train: compiling kernels, once (a minute or two)")
+    check = shared_prefix.check(trainer, shared, trainer.data_collator(_rows_of_a_pass(trainer)))
+    if not processes.any_of(not check.ok):
         return True
-    if asked == "on":
-        raise _refused(recipe, "shared_prefix", f"the prompt can't be shared: {why_not}")
-    notes.append(f"no shared prefix: {why_not}")
+    shared.enabled = False
+    why_not = check.why_not()
+    print(f"warning: the shared prefix is off: {why_not}", file=sys.stderr, flush=True)
+    _go_without_sharing(recipe, why_not, notes)
     return False
 
 
-def _cut_by_tokens(recipe: Recipe, trainer: Any, chosen: Chosen) -> None:
-    """Take the token budget and the checkpointing that the memory plan says, where the recipe leaves them open."""
-    args, asked, fits = trainer.args, recipe.engine.token_budget, METHODS[recipe.train.method].engine
+def _go_without_sharing(recipe: Recipe, why_not: str, notes: list[str]) -> None:
+    if recipe.engine.shared_prefix == "on":
+        raise _refused(recipe, "shared_prefix", f"the prompt can't be shared: {why_not}")
+    notes.append(f"no shared prefix: {why_not}")
+
+
+def _rows_of_a_pass(trainer: Any) -> list[dict[str, Any]]:
+    """Up to four rows that fit one planned pass; one where even that does not."""
+    data, tokens = trainer.train_dataset, 0
+    rows = [data[index] for index in range(min(4, len(data), trainer.args.per_device_train_batch_size))]
+    for count, lengths in enumerate(map(row_lengths, rows)):
+        tokens += sum(lengths)
+        if count and trainer.token_budget and tokens > trainer.token_budget:
+            return rows[:count]
+    return rows
+
+
+def _can_be_cut(recipe: Recipe, trainer: Any, notes: list[str]) -> bool:
+    """Whether a step's pairs may be cut by tokens; ask before the micro-batch is made the step."""
+    asked, fits = recipe.engine.token_budget, "token_budget" in METHODS[recipe.train.method].engine
     why_not: str | None = "engine.token_budget: off" if asked == "off" else "made for train.method dpo"
-    if asked != "off" and "token_budget" in fits:
+    if asked != "off" and fits:
         why_not = token_budget.stays_whole(trainer)
     if why_not and isinstance(asked, int):
         raise _refused(recipe, "token_budget", f"a step can't be cut by tokens: {why_not}")
-    if why_not and asked == "auto" and "token_budget" in fits:
-        chosen.notes.append(f"no token budget: {why_not}")
-    device: Device = "cuda" if args.device.type == "cuda" else "cpu"
-    available = available_memory(recipe)
+    if why_not and asked == "auto" and fits:
+        notes.append(f"no token budget: {why_not}")
+    return why_not is None
+
+
+def _plan_step(recipe: Recipe, trainer: Any, cut: bool) -> None:
+    """Take the token budget and the checkpointing that the memory plan says, where the recipe leaves them open."""
+    device: Device = "cuda" if trainer.args.device.type == "cuda" else "cpu"
     try:
         found = plan(
             recipe,
             lengths_of(trainer.train_dataset),
             trainer.model.config,
-            available,
+            available_memory(recipe),
             device=device,
-            shared=chosen.shared_prefix,
-            budgeted=why_not is None,
+            shared=trainer.shared_prefix,
+            budgeted=cut,
         ).recipe
     except DpoError:  # an architecture that the formulas don't know
-        _checkpoint_layers(trainer, recipe.train.gradient_checkpointing is not False)
+        checkpoint_layers(trainer, recipe.train.gradient_checkpointing is not False)
         return
-    _checkpoint_layers(trainer, found.checkpointing)
+    checkpoint_layers(trainer, found.checkpointing)
     if found.token_budget:
         trainer.token_budget = found.token_budget
         use_micro_batch(trainer, _step_pairs(trainer) // processes.count())
 
 
-def _checkpoint_layers(trainer: Any, on: bool) -> None:
-    """Switch gradient checkpointing for `train()`, as TRL's constructor does."""
-    if on and not trainer.args.gradient_checkpointing:
-        trainer.model.enable_input_require_grads()
-    trainer.args.gradient_checkpointing = on
+def _fit(recipe: Recipe, trainer: Any, cut: bool, unit: str, say: Callable[[str], None]) -> None:
+    """Try the longest rows; with checkpointing where they don't fit without and the recipe leaves it open."""
+    args, limit = trainer.args, parse_memory_limit(recipe.engine.memory_limit)
+    planned = trainer.token_budget or args.per_device_train_batch_size
+    try:
+        size = fit(trainer, limit)
+    except DoesNotFit:
+        if args.gradient_checkpointing or recipe.train.gradient_checkpointing is not None:
+            raise
+        say("train: the longest row doesn't fit the memory: gradient checkpointing is on")
+        checkpointed = recipe.train.model_copy(update={"gradient_checkpointing": True})
+        _plan_step(recipe.model_copy(update={"train": checkpointed}), trainer, cut)
+        planned = trainer.token_budget or args.per_device_train_batch_size
+        size = fit(trainer, limit)
+    if size != planned:
+        what = "tokens" if trainer.token_budget else unit
+        say(f"train: {planned} {what} at once don't fit the memory: {size} at once")
 
 
 def available_memory(recipe: Recipe) -> int:
-    """Bytes that a run may take: of the card, else of this machine, or `engine.memory_limit` where that is less."""
+    """Return the bytes that a run may take: free on the card, else this machine's, or `engine.memory_limit` if less."""
     import torch
 
     if torch.cuda.is_available():
-        there = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        there = free_gpu_memory() + CUDA_CONTEXT  # the plan counts our context, which the card no longer calls free
     else:
         there = machine.total_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes beside this one
     return min(there, parse_memory_limit(recipe.engine.memory_limit) or there)

@@ -22,6 +22,10 @@ PROMPT, ANSWERS, LIST = "prompt_ids", ("chosen_ids", "rejected_ids", "completion
 COUNTERS = ("_metrics", "_stored_metrics", "_total_train_tokens", "current_gradient_accumulation_steps")
 
 
+class DoesNotFit(DpoError):
+    """One pair at a time takes more memory than there is."""
+
+
 def fit(trainer: Any, limit_bytes: int | None = None) -> int:
     """Try one forward and backward on the longest pairs; halve until they fit. Before `train()` only.
 
@@ -38,7 +42,7 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
         Tokens of a pass, or pairs of a micro-batch; they are set in the trainer.
 
     Raises:
-        DpoError: one pair at a time does not fit.
+        DoesNotFit: one pair at a time takes too much.
     """
     import torch
 
@@ -74,7 +78,7 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
     at_once = "one pair at a time does"
     if fixed:
         at_once, mend = f"{micro} rows at once do", f"lower train.per_device_train_batch_size (2 or more), {mend}"
-    raise DpoError(
+    raise DoesNotFit(
         f"{at_once} not fit: the longest ({_row_length(rows[0])} tokens a row) takes {took}{may}",
         where="model.max_length, train.gradient_checkpointing",
         hint=f"{mend}, or take a smaller model",
@@ -97,6 +101,26 @@ def _passes(trainer: Any, rows: list[dict[str, Any]]) -> Iterator[tuple[int, int
         yield budget, 1, [rows[one] for one in fullest]
 
 
+def checkpoint_layers(trainer: Any, on: bool) -> None:
+    """Switch gradient checkpointing, for now and for `train()`, where TRL or Unsloth reads it."""
+    args, model = trainer.args, trainer.model
+    if on and not args.gradient_checkpointing:  # as TRL's constructor does
+        model.enable_input_require_grads()
+    args.gradient_checkpointing = on
+    if hasattr(model, "for_training"):
+        # Unsloth's train() takes the mode that the model was loaded with, not the arguments. That mode is "unsloth"
+        # (layer inputs go to the host) or, for short texts, True.
+        mode = vars(trainer).setdefault("loaded_checkpointing", model._unsloth_gradient_checkpointing)
+        model._unsloth_gradient_checkpointing = mode if on else False
+        model.for_training(use_gradient_checkpointing=model._unsloth_gradient_checkpointing)
+    elif on:
+        options = {**(args.gradient_checkpointing_kwargs or {})}
+        own = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options or None, **own)
+    else:
+        model.gradient_checkpointing_disable()
+
+
 def use_micro_batch(trainer: Any, pairs: int) -> None:
     """Set the pairs of a micro-batch, and the accumulation that keeps the effective batch."""
     args = trainer.args
@@ -108,10 +132,11 @@ def use_micro_batch(trainer: Any, pairs: int) -> None:
 def lengths_of(data: Any) -> list[tuple[int, ...]]:
     """Of each row the tokens of its prompt and of its answers: a pair's two, a labelled row's one, all of a list."""
     columns = [name for name in (PROMPT, *ANSWERS, LIST) if name in data.column_names]
-    return [_lengths(row) for row in data.select_columns(columns)]
+    return [row_lengths(row) for row in data.select_columns(columns)]
 
 
-def _lengths(row: dict[str, Any]) -> tuple[int, ...]:
+def row_lengths(row: dict[str, Any]) -> tuple[int, ...]:
+    """Return the tokens of one row's prompt and of each of its answers."""
     answers = [row[name] for name in ANSWERS if name in row] + row.get(LIST, [])
     return len(row[PROMPT]), *map(len, answers)
 
@@ -124,7 +149,7 @@ def _longest_rows(data: Any, count: int) -> list[dict[str, Any]]:
 
 
 def _row_length(row: dict[str, Any]) -> int:
-    prompt, *answers = _lengths(row)
+    prompt, *answers = row_lengths(row)
     return prompt + max(answers)
 
 
@@ -133,10 +158,6 @@ def _try(trainer: Any, rows: list[dict[str, Any]], accumulation: int) -> float:
     import torch
 
     args, model = trainer.args, trainer.model
-    if args.gradient_checkpointing:  # train() switches it on, in this way
-        options = {**(args.gradient_checkpointing_kwargs or {})}
-        own = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options or None, **own)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     state = sum(one.numel() * state_bytes(str(args.optim), one.element_size()) for one in trained)
     with _put_back(trainer):

@@ -38,6 +38,9 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 # Of the largest log-probability. float32: about 84 roundings, which is what another order of the sums comes to over a
 # few dozen layers. Sixteen-bit types: one rounding, for a logit of that size has been rounded once.
 FLOAT32_FLOOR = 1e-5
+# A wrong mask or a wrong kernel changes a gradient by about its own size; rounding by 1e-6 in float32 (measured), and
+# by a few times its unit of 0.008 in bfloat16.
+GRADIENT_LIMIT = 0.05
 
 
 class Group(NamedTuple):
@@ -69,18 +72,33 @@ class Check:
         difference: the largest between sharing and the untouched model; infinite where sharing failed.
         noise: the largest of the untouched model with itself, rows in a batch against rows alone.
         limit: twice the noise, or what rounding makes of the largest log-probability, whichever is more.
+        gradient: norm of the difference of the gradients, as a share of the untouched model's norm.
         error: why sharing failed or did not take place; empty otherwise.
     """
 
     difference: float
     noise: float
     limit: float
+    gradient: float
     error: str = ""
 
     @property
     def ok(self) -> bool:
         """False also where a number is NaN, or where nothing was compared."""
-        return not self.error and self.difference <= self.limit
+        return not self.error and self.difference <= self.limit and self.gradient <= GRADIENT_LIMIT
+
+    def why_not(self) -> str:
+        """Say what is wrong, to follow "the shared prefix is off: "."""
+        if self.error:
+            return self.error
+        if math.isnan(self.difference) or math.isnan(self.gradient):
+            return "the model's log-probabilities are not numbers"
+        if self.difference > self.limit:
+            return (
+                f"its log-probabilities differ from the stock path's by {self.difference:.1e}, and may by "
+                f"{self.limit:.1e}"
+            )
+        return f"its gradients differ from the stock path's by {self.gradient:.1%}, and may by {GRADIENT_LIMIT:.0%}"
 
 
 class SharedPrefix:
@@ -298,8 +316,9 @@ def pair_tokens(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
 def check(trainer: Any, shared: SharedPrefix, batch: Mapping[str, Tensor]) -> Check:
     """Compare sharing with the untouched model on a batch of the trainer's collator; nothing is left changed.
 
-    It takes two forwards of the batch and one of each row. The model runs as in a training step, but without dropout,
-    gradients or a draw from a random state. Memory that runs out is raised; any other error is a miss.
+    The untouched model sees each row alone, forward and backward, and each pair as a batch, forward; sharing sees all
+    of them at once, forward and backward. The model runs as in a training step, but without dropout or a draw from a
+    random state. Any error of sharing is a miss, memory that runs out too.
 
     Args:
         trainer: TRL's.
@@ -312,42 +331,50 @@ def check(trainer: Any, shared: SharedPrefix, batch: Mapping[str, Tensor]) -> Ch
     model, device = trainer.model, trainer.accelerator.device
     ids, mask, completion = (batch[name].to(device) for name in ("input_ids", "attention_mask", "completion_mask"))
     labels, scored = ids.masked_fill(completion == 0, -100), completion[:, 1:].bool()
+    lengths, present = mask.sum(1), batch.get("present")
+    lists = None if present is None else present.sum(1).tolist()
 
-    def log_probs(rows: slice, length: int | None = None) -> Tensor:
-        cut = (rows, slice(length))
-        inputs = {"input_ids": ids[cut], "attention_mask": mask[cut], "labels": labels[cut]}
-        return model(**inputs, use_cache=False, fused_lm_head=True).log_probs.float()
+    def log_probs(rows: list[int], backward: bool) -> Tensor:
+        """[rows, L - 1], zeros where nothing is scored; gradients are added up."""
+        end = int(lengths[rows].max())
+        inputs = {"input_ids": ids[rows, :end], "attention_mask": mask[rows, :end], "labels": labels[rows, :end]}
+        with torch.set_grad_enabled(backward):
+            found = model(**inputs, use_cache=False, fused_lm_head=True).log_probs.float()
+            found = found.masked_fill(~scored[rows, : end - 1], 0.0)
+            if backward:
+                found.sum().backward()
+        return torch.nn.functional.pad(found.detach(), (0, ids.shape[1] - end))
 
-    counts = shared.padded_tokens, shared.stream_tokens
-    error, ours = "", None
-    with (
-        torch.no_grad(), trainer.accelerator.autocast(), _as_in_a_step(model), warnings.catch_warnings(),
-        shared.lists(batch.get("present")),
-    ):  # fmt: skip
-        warnings.simplefilter("ignore")  # reentrant checkpointing wants gradients
+    every = list(range(len(ids)))
+    error, ours, alone, together = "", None, torch.zeros_like(scored, dtype=torch.float), 0.0
+    counts, enabled = (shared.padded_tokens, shared.stream_tokens), shared.enabled
+    with trainer.accelerator.autocast(), _as_in_a_step(model), warnings.catch_warnings(), shared.lists(present):
+        warnings.simplefilter("ignore")  # reentrant checkpointing wants inputs with gradients
         precision = max(torch.finfo(dtype).eps for dtype in _dtypes(model, device.type))
-        with shared.off():
-            stock = log_probs(slice(None))
-            noise = 0.0
-            for row, length in enumerate(mask.sum(1).tolist()):
-                alone = log_probs(slice(row, row + 1), length) - stock[row : row + 1, : length - 1]
-                noise = max(noise, _largest(alone[scored[row : row + 1, : length - 1]]))
-        enabled, shared.enabled = shared.enabled, True
         try:
-            ours = log_probs(slice(None))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as failure:  # a kernel that does not compile here, say
+            with shared.off():
+                for row in every:
+                    alone[row] = log_probs([row], backward=True)[0]
+                expected = _take_gradients(model)
+                for rows in _members(len(ids), lists):
+                    together = max(together, _largest(log_probs(rows, backward=False) - alone[rows]))
+            shared.enabled = True
+            ours = log_probs(every, backward=True)
+            found = _take_gradients(model)
+            if shared.stream_tokens == counts[1]:
+                error = "the batch took the untouched path"
+        except Exception as failure:  # a kernel that does not compile here, say, or memory that runs out
             error = f"{type(failure).__name__}: {failure}"
-        else:
-            error = "" if shared.stream_tokens > counts[1] else "the batch took the untouched path"
         finally:
+            _take_gradients(model)
             shared.enabled = enabled
             shared.padded_tokens, shared.stream_tokens = counts
-    difference = math.inf if ours is None else _largest((ours - stock)[scored])
+    if error or ours is None:
+        return Check(math.inf, together, math.inf, math.inf, error)
     floor = FLOAT32_FLOOR if precision < 1e-6 else precision
-    limit = max(2 * noise, floor * max(1.0, _largest(stock[scored])))
-    return Check(difference, noise, limit, error)
+    limit = max(2 * together, floor * max(1.0, _largest(alone)))
+    gradient = float((found - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float32).tiny))
+    return Check(_largest(ours - alone), together, limit, gradient)
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces
@@ -396,10 +423,7 @@ def _lay_out(ids: Tensor, mask: Tensor, lists: Sequence[int] | None = None) -> S
     if getattr(mask, "shape", None) != ids.shape or ids.shape[1] < 2:
         return None
     rows, length = ids.shape
-    half = rows // 2
-    members = [[index, half + index] for index in range(half)]
-    if lists is not None:
-        members = [list(range(end - count, end)) for count, end in zip(lists, accumulate(lists), strict=True)]
+    members = _members(rows, lists)
     if sum(map(len, members)) != rows:
         return None
     firsts = torch.empty(rows, dtype=torch.long)
@@ -511,6 +535,23 @@ def _dtypes(model: Any, device: str) -> set[Any]:
     found = {one.dtype for one in model.parameters() if one.is_floating_point() and one.element_size() > 1}
     found |= {one.compute_dtype for one in model.modules() if getattr(one, "compute_dtype", None) is not None}
     return found | ({torch.get_autocast_dtype(device)} if torch.is_autocast_enabled(device) else set())
+
+
+def _take_gradients(model: Any) -> Tensor:
+    """The gradients of the trained parameters as one vector; they are cleared. Parameters without one count as 0."""
+    import torch
+
+    trained = [one for one in model.parameters() if one.requires_grad]
+    taken = [(torch.zeros_like(one) if one.grad is None else one.grad).flatten().float() for one in trained]
+    model.zero_grad(set_to_none=True)
+    return torch.cat(taken)
+
+
+def _members(rows: int, lists: Sequence[int] | None) -> list[list[int]]:
+    """The rows of each pair, i and B + i, or of each list, one after the other."""
+    if lists is None:
+        return [[index, rows // 2 + index] for index in range(rows // 2)]
+    return [list(range(end - count, end)) for count, end in zip(lists, accumulate(lists), strict=True)]
 
 
 def _largest(values: Tensor) -> float:

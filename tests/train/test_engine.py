@@ -137,6 +137,29 @@ def test_layers_are_computed_twice_only_where_the_memory_asks_for_it(train: Trai
         assert row["loss"] == pytest.approx(same["loss"], abs=1e-5)
 
 
+def test_a_row_that_does_not_fit_turns_checkpointing_on_where_the_recipe_leaves_it_open(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import Trainer
+
+    step = Trainer.training_step
+
+    def on_a_small_card(self: Any, *inputs: Any, **options: Any) -> Any:
+        if not any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules()):
+            raise torch.AcceleratorError("CUDA error: out of memory")
+        return step(self, *inputs, **options)
+
+    monkeypatch.setattr(Trainer, "training_step", on_a_small_card)
+    limit = "engine.memory_limit=64"  # a CPU tries nothing without one
+    done = train("open", limit)
+    assert done.exit_code == 0, done.output
+    assert "doesn't fit the memory: gradient checkpointing is on" in done.output
+    assert taken(tmp_path / "open")["gradient_checkpointing"] and len(rows(tmp_path / "open")) == 4
+    insisted = train("insisted", limit, "train.gradient_checkpointing=false")
+    assert insisted.exit_code == 1 and "set train.gradient_checkpointing: true" in insisted.stderr
+
+
 def test_a_sharing_that_computes_something_else_is_noticed(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

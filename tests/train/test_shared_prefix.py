@@ -641,3 +641,73 @@ def test_the_check_says_why_it_proves_nothing(trainer: Trainers, monkeypatch: py
     monkeypatch.setattr(shared_prefix, "_lay_out", broken)
     found = check(made, shared, made.data_collator(ragged()))
     assert not found.ok and found.error == "ValueError: no such kernel"
+
+
+@pytest.mark.parametrize("error", ["no kernel for this card", "CUDA out of memory"])
+def test_the_check_tries_the_backward_too(trainer: Trainers, monkeypatch: pytest.MonkeyPatch, error: str) -> None:
+    """A kernel that compiles forward only, or memory that is too small for the backward, costs sharing, not the run."""
+    import torch
+
+    class ForwardOnly(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, states: Any) -> Any:
+            return states.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            raise RuntimeError(error)
+
+    made = trainer(with_lora(model_of()))
+    attend = shared_prefix._attention
+
+    def fragile(*inputs: Any, **options: Any) -> Any:
+        out, weights = attend(*inputs, **options)
+        return (out if options.get("shared_groups") is None else ForwardOnly.apply(out)), weights
+
+    monkeypatch.setattr(shared_prefix, "_attention", fragile)
+    shared = install(made.model)
+    found = check(made, shared, made.data_collator(ragged()))
+    assert not found.ok and error in found.error
+    assert all(parameter.grad is None for parameter in made.model.parameters())
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+def test_the_check_fails_on_a_wrong_gradient(
+    trainer: Trainers, monkeypatch: pytest.MonkeyPatch, autocast: bool
+) -> None:
+    made = trainer(with_lora(model_of()), bf16=autocast)
+    attend = shared_prefix._attention
+
+    def forgetful(module: Any, query: Any, key: Any, value: Any, *inputs: Any, **options: Any) -> Any:
+        values = value if options.get("shared_groups") is None else value.detach()
+        return attend(module, query, key, values, *inputs, **options)
+
+    monkeypatch.setattr(shared_prefix, "_attention", forgetful)
+    shared = install(made.model)
+    found = check(made, shared, made.data_collator(ragged()))
+    assert not found.ok and found.difference <= found.limit
+    assert "gradients differ" in found.why_not()
+
+
+def test_the_check_says_that_numbers_are_none(trainer: Trainers) -> None:
+    import torch
+
+    made = trainer(with_lora(model_of()))
+    shared = install(made.model)
+    made.model.get_base_model().model.norm.weight.data.fill_(float("nan"))
+    found = check(made, shared, made.data_collator(ragged()))
+    assert not found.ok and found.why_not() == "the model's log-probabilities are not numbers"
+    assert torch.isnan(torch.tensor(found.difference))
+
+
+def test_zeros_that_ask_for_nothing_do_not_keep_a_batch_from_sharing() -> None:
+    """As Unsloth's forward of a PEFT model hands them down to the backbone; any other value does ask for something."""
+    import torch
+
+    model = with_lora(model_of())
+    shared = install(model)
+    texts = {"input_ids": torch.tensor([[1, 2, 3], [1, 2, 4]]), "attention_mask": torch.ones(2, 3, dtype=torch.long)}
+    for name in ("logits_to_keep", "num_logits_to_keep"):
+        assert shared._stream((), {**texts, "use_cache": False, name: 0})
+        assert shared._stream((), {**texts, "use_cache": False, name: 2}) is None
+    assert shared._stream((), {**texts, "use_cache": False, "position_ids": torch.zeros(1, dtype=torch.long)}) is None
