@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,3 +109,14 @@ def test_nothing_heavy_is_imported_with_a_module(path: Path) -> None:
 def test_only_models_imports_unsloth() -> None:
     importers = {part_of(path) for path in FILES if any(n.split(".")[0] == "unsloth" for n in all_imports(path))}
     assert importers == {"models"}
+
+
+def test_everything_imported_is_declared() -> None:
+    """A package that others happen to bring along may go, or change, without a word in pyproject.toml."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    declared = {re.split(r"[^\w.-]", one)[0].replace("-", "_").lower() for one in asked}
+    found = {name.split(".")[0] for path in FILES for name in all_imports(path)}
+    named = {{"yaml": "pyyaml", "pydantic_core": "pydantic"}.get(one, one) for one in found - {"dpo_cli"}}
+    optional = {"llama_cpp"}  # used where a person has installed it
+    assert named - set(sys.stdlib_module_names) - declared == optional
