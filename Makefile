@@ -1,12 +1,23 @@
 # Everything installs what it needs by itself: the CPU stack into .venv, the GPU stack into .venv-gpu (their TRLs differ).
 PYTHON ?= python3
-# PyTorch's own index of CPU builds, or another one: make smoke TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Another index of torch's builds than PyPI: https://download.pytorch.org/whl/cpu for make smoke (gigabytes less),
+# https://download.pytorch.org/whl/cu126 for make train with a driver older than 580.
 TORCH_INDEX ?=
+# ANYWAY=1 installs although the check of the machine found something.
+ANYWAY ?=
+export ANYWAY
 RECIPE ?= recipes/ultrafeedback_zh_en.yaml
 RECIPES ?= recipes/compare
 TORCH_FROM = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: help smoke compare test test-unsloth train lint bench bench-quick gpu-check clean
+# Before gigabytes are downloaded: is this Python, driver, card and disk good enough for $(1), cpu or gpu?
+define check
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'check: $(PYTHON) is not Python 3.11 or newer'; \
+	  echo '  fix: install one, and name it: make … PYTHON=python3.12'; exit 1; } >&2
+	@$(PYTHON) -m dpo_cli.preinstall $(1) $(TORCH_INDEX)
+endef
+
+.PHONY: help smoke compare test test-unsloth train eval export check-cpu check-gpu lint bench bench-quick gpu-check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -26,6 +37,18 @@ compare: .venv/installed  ## DPO, IPO, SimPO, ORPO, KTO and LiPO on the smoke da
 
 train: .venv-gpu/installed  ## the real job, on an NVIDIA card with 16 GB (RECIPE=… for another recipe)
 	.venv-gpu/bin/dpo-cli train $(RECIPE)
+
+eval: .venv-gpu/installed  ## how much better the trained model is, and report.html (RECIPE=…)
+	.venv-gpu/bin/dpo-cli eval $(RECIPE)
+
+export: .venv-gpu/installed  ## the trained model as files to serve, verified (RECIPE=…)
+	.venv-gpu/bin/dpo-cli export $(RECIPE)
+
+check-cpu:  ## whether make smoke can install here
+	$(call check,cpu)
+
+check-gpu:  ## whether make train can install and run here
+	$(call check,gpu)
 
 test: .venv/installed-dev  ## all tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest
@@ -52,18 +75,24 @@ clean:  ## remove the venvs (runs stay)
 
 # torch first and alone: asked for together with the rest, pip may take a CUDA build of several gigabytes.
 .venv/installed: pyproject.toml
+	$(call check,cpu)
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet $(TORCH_FROM) torch==2.13.0
-	.venv/bin/python -m pip install --quiet --editable '.[cpu,gguf,judge]'
+	.venv/bin/python -m pip install $(TORCH_FROM) torch==2.13.0
+	.venv/bin/python -m pip install --editable '.[cpu,gguf,judge]'
 	touch $@
 
 .venv/installed-dev: .venv/installed
 	.venv/bin/python -m pip install --quiet --editable '.[cpu,gguf,judge,serving,dev]'
 	touch $@
 
+# Unsloth asks for xformers, whose builds often don't fit its torch: then it is only a warning at every start.
 .venv-gpu/installed: pyproject.toml
+	$(call check,gpu)
 	test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu
-	.venv-gpu/bin/python -m pip install --quiet --editable '.[unsloth,gguf,judge]'
+	$(if $(TORCH_INDEX),.venv-gpu/bin/python -m pip install $(TORCH_FROM) torch==2.14.1 torchvision)
+	.venv-gpu/bin/python -m pip install --editable '.[unsloth,gguf,judge]'
+	.venv-gpu/bin/python -c 'import torch, xformers; torch.ops.load_library(xformers.__path__[0] + "/_C.so")' 2>/dev/null || \
+	  .venv-gpu/bin/python -m pip uninstall --yes xformers
 	touch $@
 
 # Unsloth's trainer and signatures on a machine without a GPU. By itself pip would resolve unsloth to a CUDA torch of

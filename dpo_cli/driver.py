@@ -20,9 +20,14 @@ from dpo_cli.errors import DpoError
 # The oldest driver branch that runs programs built for a CUDA release, by its major number:
 # https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
-# Where PyTorch keeps its builds. Those of 2.14 for CUDA 12.6 have kernels for compute capability 5.0 to 9.0, those for
-# CUDA 13 from 7.5 up: https://github.com/pytorch/pytorch/blob/main/RELEASE.md
+# Where PyTorch keeps its builds, the newest CUDA first; and the compute capabilities that 2.14 has kernels for in each:
+# https://github.com/pytorch/pytorch/blob/main/RELEASE.md
 CUDA_12, CUDA_13 = "https://download.pytorch.org/whl/cu126", "https://download.pytorch.org/whl/cu130"
+BUILDS = {"13.0": CUDA_13, "12.6": CUDA_12}
+KERNELS = {"13.2": ((7, 5), (12, 9)), "13.0": ((7, 5), (12, 9)), "12.6": ((5, 0), (9, 9))}
+# GiB of a card that DPO of a 4-bit Qwen3 takes at least: LoRA of rank 32 on all layers, one pair of 2 x 1,024 tokens at
+# once, gradient checkpointing (`train.memory.predict`, to which a test compares this).
+QWEN3_GIB = {"0.6B": 1.9, "1.7B": 3.1, "4B": 5.2, "8B": 9.3}
 LOADED_DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -65,18 +70,33 @@ def find_driver() -> Driver | None:
     return Driver(rows[0][0] if rows else version, cards, error)
 
 
-def oldest_driver(cuda: str) -> int | None:
-    """The oldest driver branch for programs built for this CUDA release, such as 580 for "13.0"; None if unknown."""
-    return OLDEST_DRIVER.get(int(cuda.partition(".")[0]))
+def oldest_driver(cuda: str) -> int:
+    """The oldest driver branch for programs built for this CUDA release, such as 580 for "13.0"; 0 if unknown."""
+    return OLDEST_DRIVER.get(int(cuda.partition(".")[0]), 0)
+
+
+def too_old(driver: Driver, cuda: str) -> bool:
+    return 0 < driver.branch < oldest_driver(cuda)
+
+
+def lacks_kernels(cuda: str, card: Card) -> bool:
+    """Whether PyTorch's build for this CUDA release is known to have no kernels for the card."""
+    if cuda not in KERNELS or not card.capability:
+        return False
+    oldest, newest = KERNELS[cuda]
+    return not oldest <= card.capability <= newest
 
 
 def torch_index(driver: Driver | None) -> str | None:
     """The index with the build of torch that this driver and its cards can run; None where there is none."""
-    known = [card.capability for card in driver.cards if card.capability] if driver else []
-    old_card, new_card = any(one < (7, 5) for one in known), any(one >= (10, 0) for one in known)
-    if driver is None or not driver.branch or (driver.branch >= OLDEST_DRIVER[13] and not old_card):
+    if driver is None:
         return CUDA_13
-    return None if driver.branch < OLDEST_DRIVER[12] or new_card else CUDA_12
+    runs = (
+        index
+        for cuda, index in BUILDS.items()
+        if not too_old(driver, cuda) and not any(lacks_kernels(cuda, card) for card in driver.cards)
+    )
+    return next(runs, None)
 
 
 def cuda_problem() -> DpoError | None:
@@ -107,8 +127,7 @@ def _problem(torch_version: str, cuda: str | None, driver: Driver | None, hidden
     if cuda is None:
         way = f"for a card, {command}" if index else "for a card, update its driver first"
         return DpoError(f"torch {torch_version} is a CPU build, and Unsloth needs a GPU", hint=f"{way}; {without_card}")
-    needed = oldest_driver(cuda)
-    wanted = f"{needed} or newer" if needed else "the newest"
+    wanted = f"{oldest_driver(cuda) or 580} or newer"
     built = f"torch {torch_version} is built for CUDA {cuda}, which needs the NVIDIA driver {wanted}"
     if driver is None:
         return DpoError(
@@ -120,7 +139,7 @@ def _problem(torch_version: str, cuda: str | None, driver: Driver | None, hidden
             f"torch finds no GPU, and nvidia-smi fails: {driver.error}",
             hint=f"restart the machine, or reinstall the NVIDIA driver ({wanted})",
         )
-    if needed and driver.branch and driver.branch < needed:
+    if too_old(driver, cuda):
         other = f", or install torch for CUDA 12.6: {command}" if index == CUDA_12 else ""
         return DpoError(f"{built}; the installed driver is {driver.version}", hint=f"update the driver{other}")
     if hidden is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from dpo_cli import driver
-from dpo_cli.driver import CUDA_12, CUDA_13, Card, Driver, cuda_problem, find_driver, torch_index
+from dpo_cli.driver import CUDA_12, CUDA_13, QWEN3_GIB, Card, Driver, cuda_problem, find_driver, torch_index
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_machine import GTX_1080, RTX_4080, RTX_5090, broken_nvidia_smi, nvidia_smi
@@ -213,3 +213,22 @@ def test_unsloths_own_switch_for_machines_without_a_gpu(
     monkeypatch.setenv("UNSLOTH_ALLOW_CPU", "1")
     torch_built("13.0", unsloth=True)
     assert cuda_problem() is None
+
+
+def test_the_memory_that_each_size_takes_is_the_formulas() -> None:
+    """Rank 32 on all linear layers, one pair of 2 x 1,024 tokens at once, two thirds of them answers."""
+    from dpo_cli.train.memory import LINEARS, Shape, predict
+
+    shapes = {
+        "0.6B": Shape(28, 1024, 3072, 16, 8, 128, 151936, True),
+        "1.7B": Shape(28, 2048, 6144, 16, 8, 128, 151936, True),
+        "4B": Shape(36, 2560, 9728, 32, 8, 128, 151936, True),
+        "8B": Shape(36, 4096, 12288, 32, 8, 128, 151936, False),
+    }
+    assert list(QWEN3_GIB) == list(shapes)
+    for size, shape in shapes.items():
+        memory = predict(
+            shape, precision="nf4", rank=32, targets=LINEARS, optimizer="adamw_torch_fused", checkpointing=True,
+            tokens=2048, scored=1365,
+        )  # fmt: skip
+        assert QWEN3_GIB[size] == pytest.approx(memory.total / 2**30, rel=0.1), size

@@ -23,7 +23,7 @@ HEAVY = {
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "processes"),
     ("recipe", "recipe_yaml", "recipe_train", "recipe_mistakes", "run", "records", "stats", "language"),
-    ("driver", "machine", "environment", "device"),
+    ("driver", "preinstall", "machine", "environment", "device"),
     ("models", "smoke"),
     ROOMS,
     ("cli", "console", "doctor", "__main__"),
