@@ -37,6 +37,7 @@ class CandidateSet:
     `subset` is the source's own name for where the prompt came from (UltraFeedback's `source` column), if any.
     `ranked`: the source gives an order instead of scores, and the candidates stand in it, best first.
     `labelled`: the source calls each answer good or bad by itself (score 1 or 0), without comparing them.
+    `place`: the file and line (or row, where a file has no lines) that it was read from, the first of several.
     """
 
     prompt: list[Message]
@@ -46,6 +47,7 @@ class CandidateSet:
     subset: str | None = None
     ranked: bool = False
     labelled: bool = False
+    place: str = ""
 
 
 @dataclass(frozen=True)

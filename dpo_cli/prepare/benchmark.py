@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.errors import DpoError
-from dpo_cli.prepare.sources import contamination_files, file_feed
+from dpo_cli.prepare.files import file_feed, text_lines
+from dpo_cli.prepare.sources import contamination_files
 from dpo_cli.prepare.text import hash64, is_han, normalise, words
 from dpo_cli.recipe import Contaminated, Recipe
 from dpo_cli.records import Message
@@ -74,9 +75,9 @@ def read_benchmark(recipe: Recipe) -> Benchmark | None:
 def _prompts(path: Path, where: str) -> Iterator[str]:
     """Every row's prompt; a row without one is an error, for what it names could be trained on unseen."""
     if path.suffix.lower() == ".txt":
-        yield from filter(str.strip, path.read_text(encoding="utf-8-sig", errors="replace").splitlines())
+        yield from filter(str.strip, text_lines(path))
         return
-    for number, row in enumerate(file_feed(path.name, path).rows(None, lambda share: None), 1):
+    for number, row in file_feed(path.name, path).rows(None, lambda share: None):
         value: Any = row
         if isinstance(row, dict):
             value = next((row[name] for name in PROMPT_COLUMNS if row.get(name)), None)

@@ -14,6 +14,8 @@ from dpo_cli.prepare import Prepared, filters, report, scoring, sources, split, 
 from dpo_cli.prepare.audit import Audit
 from dpo_cli.prepare.benchmark import read_benchmark
 from dpo_cli.prepare.dedup import Sketches, clusters
+from dpo_cli.prepare.feed import Broken
+from dpo_cli.prepare.files import file_feed
 from dpo_cli.prepare.formats import FORMATS
 from dpo_cli.prepare.layouts import LAYOUTS, Settings
 from dpo_cli.prepare.progress import Progress
@@ -92,7 +94,7 @@ def _read(
             feed, commit = sources.hub_feed(recipe, rank)
             feeds = [feed]
         else:
-            feeds = [sources.file_feed(name, path) for name, path in sources.local_files(recipe, rank).items()]
+            feeds = [file_feed(name, path) for name, path in sources.local_files(recipe, rank).items()]
         layout = layout_of(recipe, rank, feeds)
         if layout is None:
             raise DpoError(
@@ -114,7 +116,7 @@ def _read(
         for item in candidate_sets(source, feeds, LAYOUTS[layout], columns, progress.tick):
             progress.count += 1
             tally.came[source.label] += 1
-            if isinstance(item, sources.Broken):
+            if isinstance(item, Broken):
                 fate = ("schema", item.detail)
                 tally.drop(source.label, source.language or "und", fate, hash64(item.detail), lambda: "")
                 continue

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from dpo_cli.errors import USAGE, DpoError, did_you_mean
+from dpo_cli.prepare.feed import Broken, Feed, Ticker
 from dpo_cli.prepare.layouts import LAYOUTS, MAPPABLE, LayoutOf, Settings
-from dpo_cli.prepare.sources import Broken, Feed, Ticker
 from dpo_cli.prepare.turns import Malformed
 from dpo_cli.recipe import Recipe, Source
 from dpo_cli.records import CandidateSet
@@ -27,7 +28,7 @@ def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str | None:
     where = recipe.where("data", "sources", index, "layout" if source.layout != "auto" else "id")
     found: dict[str, str] = {}
     for feed in feeds:
-        rows = list(islice(feed.rows(None, lambda share: None), LOOKED_AT))
+        rows = [row for _, row in islice(feed.rows(None, lambda share: None), LOOKED_AT)]
         maps = [row for row in rows if isinstance(row, dict)]
         if maps:
             found.setdefault(_told(source, maps, feed.name, where), feed.name)
@@ -122,17 +123,18 @@ def candidate_sets(
     label = source.label
     groups: dict[tuple[tuple[str, str], ...], CandidateSet] = {}
     for number, feed in enumerate(feeds):
-        for row in feed.rows(layout.reads, lambda share, number=number: tick((number + share) / len(feeds))):  # type: ignore[misc]
+        for line, row in feed.rows(layout.reads, lambda share, number=number: tick((number + share) / len(feeds))):  # type: ignore[misc]
             if isinstance(row, Broken):
-                yield row
+                yield replace(row, place=feed.place(line))
                 continue
             try:
                 if not isinstance(row, dict):
                     raise Malformed(f"the row is {type(row).__name__}, not a map")
                 item = layout.read(row, settings)
             except Malformed as error:
-                yield Broken(str(error))
+                yield Broken(str(error), place=feed.place(line))
                 continue
+            item.place = feed.place(line)
             item.source, item.language = label, source.language or item.language
             if not layout.grouped:
                 yield item

@@ -2,56 +2,30 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import itertools
 import json
+import os
 import re
-import sys
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
 from dpo_cli import smoke
 from dpo_cli.errors import DpoError
+from dpo_cli.prepare.feed import Feed, Rows, Ticker
+from dpo_cli.prepare.files import BATCH, SUFFIXES
 from dpo_cli.recipe import Recipe, Source
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".csv.gz", ".parquet")
-BATCH = 256  # rows of a parquet file in memory at a time
 SPLITS = {"train": {"train", "training"}, "validation": {"validation", "valid", "val", "dev"}, "test": {"test", "eval"}}
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A row that can't be read at all, and why."""
-
-    detail: str
-
-
-Row = dict[str, Any] | Broken
-Ticker = Callable[[float], None]  # called now and then with the share of the file that is read, 0..1
-
-
-@dataclass(frozen=True)
-class Feed:
-    """One file, or one split of a Hub data set: what to call it, and how to read it.
-
-    `rows(names, tick)` yields the rows; from parquet, only columns whose every part is in `names` (None: all).
-    """
-
-    name: str
-    rows: Callable[[frozenset[str] | None, Ticker], Iterator[Row]]
+# Files that people take for data and that can't be read, and those beside the data that tell of them.
+OTHER_SUFFIXES = (".xlsx", ".xls", ".ods", ".txt", ".zip", ".tar", ".tgz", ".7z", ".pkl", ".pickle", ".db", ".sqlite")
+ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
 def is_hub(source: Source) -> bool:
     """Whether an id means a Hub data set: neither built in, nor on disk, nor written like a path."""
-    written_as_path = source.id.startswith((".", "/", "~")) or source.id.lower().endswith(SUFFIXES)
+    written_as_path = source.id.startswith((".", "/", "~")) or source.id.lower().endswith(SUFFIXES + OTHER_SUFFIXES)
     return not (source.id.startswith("builtin:") or written_as_path or Path(source.id).exists())
 
 
@@ -69,7 +43,7 @@ def local_files(recipe: Recipe, index: int) -> dict[str, Path]:
         return {f"{source.label}.jsonl": smoke.resolve(source.id)}
     root = Path(source.id).expanduser()
     if root.is_file():
-        return {root.name: root}
+        return {_name(root.name): root}
     if not root.is_dir():
         raise DpoError(f"no file or folder {root}", where=where, hint="check the path; it is relative to the recipe")
     return _folder_files(root, source, where)
@@ -82,15 +56,15 @@ def _folder_files(root: Path, source: Source, where: str) -> dict[str, Path]:
             paths = [path for name in wanted for path in sorted(root.glob(name)) if path.is_file()]
         except (ValueError, NotImplementedError):  # no pattern, or one from the root
             paths = []
-        found = {path.relative_to(root).as_posix(): path for path in paths}
-        hint = f"{root} has no {', '.join(wanted)}; it holds {_listed([p.name for p in root.iterdir()])}"
+        found = {_name(path.relative_to(root).as_posix()): path for path in paths}
+        hint = f"{root} has no {', '.join(wanted)}; it holds {_listed([_name(p.name) for p in root.iterdir()])}"
     else:
-        paths = [path for path in sorted(root.rglob("*")) if path.name.lower().endswith(SUFFIXES) and path.is_file()]
-        named = {path.relative_to(root).as_posix(): path for path in paths}
+        if (root / "dataset_dict.json").is_file():
+            root = _split_folder(root, source.split, where)
+        named = {_name(path.relative_to(root).as_posix()): path for path in _data_files(root, where)}
         split = re.compile(rf"(?<![a-z0-9_]){re.escape(source.split.lower())}(?![a-z0-9_])")
-        others = set().union(*(words for name, words in SPLITS.items() if name != source.split))
         found = {n: p for n, p in named.items() if split.search(n.lower())} or {
-            n: p for n, p in named.items() if not others & set(re.split(r"[^a-z0-9]+", n.lower()))
+            n: p for n, p in named.items() if not _of_another_split(n, source.split)
         }
         hint = f"it holds {_listed(list(named))}; name files in data_files, or choose another split"
     if not found:
@@ -98,77 +72,81 @@ def _folder_files(root: Path, source: Source, where: str) -> dict[str, Path]:
     return found
 
 
+def _of_another_split(name: str, split: str) -> bool:
+    others = set().union(*(words for one, words in SPLITS.items() if one != split))
+    return bool(others & set(re.split(r"[^a-z0-9]+", name.lower())))
+
+
+def _data_files(root: Path, where: str) -> list[Path]:
+    """Every file below a folder that can hold rows; of one that `save_to_disk` wrote, those that its state names."""
+    paths = [path for path in sorted(root.rglob("*")) if path.name.lower().endswith(SUFFIXES) and path.is_file()]
+    states = {folder: _state(folder, where) for folder in {path.parent for path in paths}}
+    return [
+        path
+        for path in paths
+        if path.name not in ABOUT
+        and (path.suffix != ".arrow" or path.name in (states[path.parent] or [path.name]))
+        and not path.name.startswith("cache-")
+    ]
+
+
+def _state(folder: Path, where: str) -> list[str] | None:
+    """The names of the Arrow files of a data set that `save_to_disk` wrote; None of any other folder."""
+    path = folder / "state.json"
+    if not path.is_file():
+        return None
+    try:
+        state = json.loads(path.read_bytes())
+        names = [str(one["filename"]) for one in state["_data_files"]]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if state.get("_indices_data_files") or state.get("_indices_files"):
+        raise DpoError(
+            f"{folder} was written by an old save_to_disk, which kept rows and their order apart",
+            where=where,
+            hint=f"load it with datasets.load_from_disk and write it with to_parquet('{folder.name}.parquet')",
+        )
+    return names
+
+
+def _split_folder(root: Path, split: str, where: str) -> Path:
+    """The folder of a split in what `DatasetDict.save_to_disk` wrote."""
+    held = sorted(_name(path.parent.name) for path in root.glob("*/state.json"))
+    if split not in held:
+        hint = f"set split: to one of {_listed(held)}"
+        raise DpoError(f"{root} was written by save_to_disk and has no split {split}", where=where, hint=hint)
+    return root / split
+
+
+def left_out(recipe: Recipe, index: int) -> list[str]:
+    """The files of a source's folder that are not read, by their names below it; what only tells of data left out."""
+    source = recipe.data.sources[index]
+    root = Path(source.id).expanduser()
+    if source.id.startswith("builtin:") or not root.is_dir():
+        return []
+    read = set(local_files(recipe, index).values())
+    paths = [path for path in sorted(root.rglob("*")) if path.is_file() and path not in read]
+    about = (*SUFFIXES, *OTHER_SUFFIXES)
+    return [
+        _name(path.relative_to(root).as_posix())
+        for path in paths
+        if path.name.lower().endswith(about) and path.name not in ABOUT and not path.name.startswith((".", "cache-"))
+    ]
+
+
+def overlooked(recipe: Recipe, index: int, names: list[str]) -> list[str]:
+    """Of the files that are not read, those that no name of another split and no `data_files` accounts for."""
+    source = recipe.data.sources[index]
+    return [] if source.data_files else [name for name in names if not _of_another_split(name, source.split)]
+
+
+def _name(path: str) -> str:
+    """A file's name as text that any file can hold; bytes that are not UTF-8 are written as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def _listed(names: list[str]) -> str:
     return ", ".join(sorted(names)[:8]) + (", …" if len(names) > 8 else "") if names else "nothing"
-
-
-def file_feed(name: str, path: Path) -> Feed:
-    """A feed of a local file; its format is told by its suffix, and array from lines by the first character."""
-
-    def rows(names: frozenset[str] | None, tick: Ticker) -> Iterator[Row]:
-        lower = path.name.lower()
-        try:
-            if lower.endswith(".parquet"):
-                yield from _parquet_rows(path, names, tick)
-                return
-            with path.open("rb") as raw:
-                size = max(path.stat().st_size, 1)
-                stream: Any = gzip.GzipFile(fileobj=raw) if lower.endswith(".gz") else raw
-                read = _csv_rows if lower.removesuffix(".gz").endswith(".csv") else _json_rows
-                for number, row in enumerate(read(stream)):
-                    if number % BATCH == 0:
-                        tick(raw.tell() / size)
-                    yield row
-        except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-            raise DpoError(f"can't read {name}: {error}", where=str(path), hint="download or write it again") from error
-
-    return Feed(name, rows)
-
-
-def _json_rows(stream: BinaryIO) -> Iterator[Row]:
-    lines = iter(stream)
-    first = next((line for line in lines if line.strip()), b"").removeprefix(b"\xef\xbb\xbf")
-    if first.lstrip().startswith(b"["):  # one array: it has to be read whole
-        whole = _parsed(first + b"".join(lines))
-        yield from whole if isinstance(whole, list) else [whole]
-        return
-    for line in itertools.chain([first], lines):
-        if line.strip():
-            yield _parsed(line)
-
-
-def _parsed(text: bytes) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of 5,000 digits, 10,000 brackets
-        return Broken(f"not JSON: {error}")
-
-
-def _csv_rows(stream: BinaryIO) -> Iterator[Row]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    for row in csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")):
-        yield Broken("more fields than the header has names") if None in row else row
-
-
-def _parquet_rows(path: Path, names: frozenset[str] | None, tick: Ticker) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            leaves = [file.schema.column(i).path for i in range(len(file.schema))]
-            columns = [leaf for leaf in leaves if names is None or set(leaf.split(".")) <= names | LIST_PARTS]
-            done, total = 0, max(file.metadata.num_rows, 1)
-            for group in range(file.num_row_groups):  # over all at once, iter_batches keeps every group's buffers
-                for batch in file.iter_batches(BATCH, row_groups=[group], columns=columns, use_threads=False):
-                    yield from batch.to_pylist()
-                    done += batch.num_rows
-                    tick(done / total)
-    except (pa.ArrowException, OverflowError, ValueError) as error:  # the last two from dates that Python has not
-        raise OSError(str(error).splitlines()[0]) from error
-
-
-LIST_PARTS = {"list", "element", "item", "array"}  # what parquet writers put between a list and its elements
 
 
 # --------------------------------------------------------------------------------------------------------------- Hub
@@ -201,13 +179,17 @@ def hub_feed(recipe: Recipe, index: int) -> tuple[Feed, str]:
 def table_feed(name: str, table: Dataset) -> Feed:
     """A feed of a data set that `datasets` has loaded."""
 
-    def rows(names: frozenset[str] | None, tick: Ticker) -> Iterator[Row]:
+    def rows(names: frozenset[str] | None, tick: Ticker) -> Rows:
+        feed.count = 0
         kept = [name for name in table.column_names if names is None or name in names]
         for number, batch in enumerate(table.select_columns(kept).with_format("arrow").iter(batch_size=BATCH)):
-            yield from batch.to_pylist()
+            for row in batch.to_pylist():
+                feed.count += 1
+                yield feed.count, row
             tick((number + 1) * BATCH / max(len(table), 1))
 
-    return Feed(name, rows)
+    feed = Feed(name, rows)
+    return feed
 
 
 def _hub_hint(error: Exception) -> str:

@@ -130,7 +130,9 @@ def prepare_all(path: Path) -> int:
 
 def score_and_pair(path: Path) -> int:
     """Reading, scoring and pairing alone."""
-    from dpo_cli.prepare import scoring, sources
+    from dpo_cli.prepare import scoring
+    from dpo_cli.prepare.feed import Broken
+    from dpo_cli.prepare.files import file_feed
     from dpo_cli.prepare.layouts import LAYOUTS, Settings
     from dpo_cli.prepare.recognise import candidate_sets
     from dpo_cli.recipe import ScoreWeights
@@ -138,11 +140,11 @@ def score_and_pair(path: Path) -> int:
     made = recipe(path)
     source = made.data.sources[0]
     settings = Settings(tuple(ScoreWeights().model_dump().items()))
-    feeds = [sources.file_feed(path.name, path)]
+    feeds = [file_feed(path.name, path)]
     count = 0
     for item in candidate_sets(source, feeds, LAYOUTS["ultrafeedback"], settings, lambda share: None):
         count += 1
-        if not isinstance(item, sources.Broken) and len(item.candidates) > 1:
+        if not isinstance(item, Broken) and len(item.candidates) > 1:
             scoring.pick(item, made.data.pairs, 0, count)
     return count
 

@@ -223,6 +223,14 @@ def test_a_contamination_row_that_names_no_prompt_is_an_error(kit: Any, tmp_path
         kit.run_rows([kit.plain("a")], contamination=[str(bench)])
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "gbk", "utf-16"])
+def test_a_contamination_list_in_another_encoding_counts(kit: Any, tmp_path: Path, encoding: str) -> None:
+    """Read as it isn't, it would forbid nothing."""
+    rows = [kit.plain(number, ZH) for number in range(20)]
+    (tmp_path / "asked.txt").write_text("\n".join(row["instruction"] for row in rows[:5]), encoding=encoding)
+    assert kit.run_rows(rows, contamination=[str(tmp_path / "asked.txt")]).dropped() == {"contaminated": 5}
+
+
 def test_contamination(kit: Any, tmp_path: Path) -> None:
     """Listed prompts go whole, spelled otherwise, or by a shared phrase; TruthfulQA's rows by their source column."""
     phrase = "which of the seven copper kettles did the falcon carry over the marble bridge"

@@ -1,0 +1,242 @@
+"""Text as rows: JSON in its forms, and CSV. Nothing that stands in a file is passed over without a word."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from dpo_cli.prepare.encoding import ESCAPED
+from dpo_cli.prepare.feed import Broken, Feed, Row, Rows, Unreadable
+
+# ------------------------------------------------------------------------------------------------------------- JSON
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"'{twice[:40]}' stands in it twice")
+    return made
+
+
+class _Json:
+    """JSON as Python writes it: NaN is a missing value, which is noted; a key that stands twice is an error."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+        self._decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=self._constant)
+
+    def _constant(self, name: str) -> None:
+        if name != "NaN":
+            raise ValueError(f"{name} is no JSON number")
+        self.feed.note("NaN is read as a missing value")
+
+    def row(self, text: str) -> Any:
+        """What a line holds, or Broken."""
+        bad = ESCAPED.search(text)
+        if bad:
+            return Broken(f"not UTF-8: byte 0x{ord(bad[0]) - 0xDC00:02x} at column {bad.start() + 1}")
+        try:
+            return self._decoder.decode(text)
+        except json.JSONDecodeError as error:
+            return Broken(f"not JSON: {error.msg} at column {error.colno}")
+        except (ValueError, RecursionError) as error:  # a key twice, a number of 5,000 digits, 10,000 brackets
+            return Broken(f"not JSON: {error}")
+
+    def values(self, text: str) -> Iterator[Any]:
+        """Values one after the other, with white space or commas between them."""
+        end = 0
+        while end < len(text):
+            found = re.compile(r"[\s,]*").match(text, end)
+            end = found.end() if found else end
+            if end < len(text):
+                value, end = self._decoder.raw_decode(text, end)
+                yield value
+
+
+def json_rows(text: TextIO, feed: Feed) -> Rows:
+    """JSON lines, an array, objects over several lines, or one object with the list of rows in a key of it."""
+    reader = _Json(feed)
+    lines = ((number, line.removeprefix("\ufeff").strip()) for number, line in enumerate(text, 1))
+    filled = ((number, line) for number, line in lines if line)
+    first = next(filled, None)
+    if first is None:
+        return
+    row = reader.row(_bare(first[1]))
+    second = next(filled, None)
+    if second is None and isinstance(row, dict):
+        yield from _document([row], feed)
+        return
+    rest = [first, *([second] if second else [])]
+    if first[1].startswith("[") or (isinstance(row, Broken) and first[1].startswith("{")):
+        rest += filled  # it has to be read whole, unless the first line is just a broken one
+        try:
+            values = list(reader.values("\n".join(line for _, line in rest)))
+        except (ValueError, RecursionError) as error:
+            if first[1].startswith("[") or (len(rest) > 1 and not _is_row(reader, rest[1:])):
+                raise Unreadable(f"not JSON: {_where(error, rest)}", AS_LINES) from error
+        else:
+            if len(values) != 1 or first[1] != rest[-1][1] or not isinstance(row, Broken):
+                feed.note("one JSON array" if first[1].startswith("[") else "JSON objects over several lines")
+            yield from _document(values, feed)
+            return
+    commas = False
+    for number, line in itertools.chain(rest, filled):
+        commas = commas or line.endswith("},")
+        yield number, reader.row(_bare(line))
+    if commas:
+        feed.note("its lines end in commas")
+
+
+AS_LINES = "write one JSON object a line, or one JSON array of them"
+
+
+def _bare(line: str) -> str:
+    return line[:-1] if line.endswith("},") else line
+
+
+def _is_row(reader: _Json, lines: list[tuple[int, str]]) -> bool:
+    """Whether some line is an object of its own, so that the file is JSON lines with a broken one."""
+    return any(isinstance(reader.row(_bare(line)), dict) for _, line in lines[:20])
+
+
+def _where(error: Exception, lines: list[tuple[int, str]]) -> str:
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    return f"{error.msg} at line {lines[min(error.lineno, len(lines)) - 1][0]}, column {error.colno}"
+
+
+LISTS = ("data", "rows", "examples", "instances", "train", "items", "records", "samples", "dataset", "pairs")
+A_ROW_HAS = {"prompt", "question", "instruction", "messages", "conversations", "context", "chosen", "completion"}
+
+
+def _document(values: list[Any], feed: Feed) -> Rows:
+    """The rows of a whole document: the elements of arrays, objects, or the one list of rows within one object."""
+    if len(values) == 1 and isinstance(values[0], dict):
+        lists = dict(_lists(values[0], ""))
+        if len(lists) > 1:
+            counted = ", ".join(f"{key} ({len(one):,})" for key, one in lists.items())
+            raise Unreadable(f"it is one JSON object with lists of rows under {counted}", "make a file of each")
+        for key, one in lists.items():
+            feed.note(f"one JSON object, whose key {key} holds the rows")
+            values = one
+        if not lists and _by_column(values[0]):
+            hint = "with pandas: to_json(…, orient='records', lines=True, force_ascii=False)"
+            raise Unreadable("it is one JSON object with a list or map for each column", hint)
+    rows = itertools.chain.from_iterable(one if isinstance(one, list) else [one] for one in values)
+    yield from enumerate(rows, 1)
+
+
+def _lists(value: dict[str, Any], path: str) -> Iterator[tuple[str, list[Any]]]:
+    """Lists of rows within an object, by the keys that lead to them."""
+    for key, one in value.items():
+        if isinstance(one, list) and one and all(isinstance(row, dict) for row in one):
+            if (key.lower() in LISTS and not A_ROW_HAS & value.keys()) or A_ROW_HAS & one[0].keys():
+                yield path + key, one
+        elif isinstance(one, dict) and not path.count("."):
+            yield from _lists(one, f"{path}{key}.")
+
+
+def _by_column(value: dict[str, Any]) -> bool:
+    """Lists of one length, or maps of row numbers, under names of columns: what pandas writes unless told otherwise."""
+    if not A_ROW_HAS & value.keys() or len(value) < 2:
+        return False
+    columns = list(value.values())
+    if all(isinstance(one, dict) and one and all(key.isdigit() for key in one) for one in columns):
+        return True
+    texts = all(isinstance(one, list) and one and not isinstance(one[0], dict) for one in columns)
+    return texts and len({len(one) for one in columns}) == 1
+
+
+# -------------------------------------------------------------------------------------------------------------- CSV
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+LONGEST_NAME = 80  # of a column; a longer one is a text in a file without a header row
+
+
+def csv_rows(text: TextIO, feed: Feed, tabs: bool = False) -> Rows:
+    """CSV whose first row names the columns; the separator is the one that the header has most of.
+
+    Raises:
+        Unreadable: a quote isn't closed, two columns have one name, or the first row looks like data.
+    """
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    first, before = text.readline(), 0
+    told = re.fullmatch(r'"?sep=(.)"?\s*', first)  # Excel's own way of saying it
+    if told:
+        first, before = text.readline(), 1
+    bare = re.sub(r'"[^"]*"', "", first)
+    separator = told[1] if told else max(SEPARATORS, key=lambda one: (bare.count(one), one == ","))
+    separator = "\t" if tabs and not told and "\t" in first else separator
+    if separator != ("\t" if tabs else ",") and separator in first:
+        feed.note(f"columns are separated by {SEPARATORS.get(separator, separator)}")
+    reader = csv.reader(itertools.chain([first], text), delimiter=separator, strict=True)
+    header: list[str] | None = None
+    while True:
+        start = reader.line_num + before + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise _quote(start, f" ({error})") from error
+        end = reader.line_num + before
+        if not fields:
+            continue
+        if header is None:
+            header = _header(fields)
+            continue
+        if len(fields) != len(header) and end > start:
+            raise _quote(start, f": it would run to line {end}")
+        if _swallowed(fields, separator, len(header)):
+            raise _quote(start, f": whole rows stand inside a field up to line {end}")
+        yield start, _csv_row(header, fields)
+
+
+def _quote(line: int, more: str) -> Unreadable:
+    hint = 'a text with a quote in it is written "like ""this"" one"; a program that writes CSV does so'
+    return Unreadable(f"a quote in the row at line {line} is not closed, or stands where none may{more}", hint)
+
+
+def _header(fields: list[str]) -> list[str]:
+    header = [name.strip().removeprefix("\ufeff") for name in fields]
+    long = next((name for name in header if len(name) > LONGEST_NAME or "\n" in name), None)
+    if long is not None:
+        raise Unreadable(
+            f"its first row names no columns ('{long[:40]}…'): no header row?",
+            "put the names of the columns into the first line, such as prompt,chosen,rejected",
+        )
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise Unreadable(f"two of its columns are called '{twice}'", "give each column a name of its own")
+    return header
+
+
+def _swallowed(fields: list[str], separator: str, columns: int) -> bool:
+    """Whether a field holds rows: between two quotes too many, each line within has as many separators as a row."""
+    if columns < 2:
+        return False
+    for value in fields:
+        inner = value.split("\n")[1:-1]
+        if len(inner) >= 3 and all(line.count(separator) == columns - 1 for line in inner):
+            return True
+    return False
+
+
+def _csv_row(header: list[str], fields: list[str]) -> Row:
+    if len(fields) != len(header):
+        return Broken(f"{len(fields)} fields where the header has {len(header)}")
+    row = dict(zip(header, fields, strict=True))
+    for name, value in row.items():
+        bad = None if value.isascii() else ESCAPED.search(value)
+        if bad:
+            return Broken(f"column {name} is not UTF-8: byte 0x{ord(bad[0]) - 0xDC00:02x}")
+    if not row.get("", "-"):  # a separator at the end of each line
+        del row[""]
+    return row
