@@ -93,10 +93,11 @@ def train(
                 console.print_plan(loaded, run)
                 return
             if again or not processes.is_main() or not run.state("train", loaded).fresh:
-                from dpo_cli import models
+                from dpo_cli import backends
 
                 # Now, because prepare needs transformers, and Unsloth has to be imported before that.
-                models.import_backend(models.choose_backend(loaded))
+                backends.import_backend(backends.choose_backend(loaded))
+                backends.refuse_cpu(loaded)
 
             def prepared() -> bool:
                 _prepare(loaded, run, False, quiet)

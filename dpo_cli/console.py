@@ -139,7 +139,7 @@ def print_plan(loaded: Recipe, run: Run) -> None:
     from rich.console import Console
     from transformers import AutoConfig
 
-    from dpo_cli import models
+    from dpo_cli import backends, models
     from dpo_cli.evaluate.score import encode
     from dpo_cli.records import Message, Pair, read_jsonl
     from dpo_cli.train.engine import available_memory
@@ -163,7 +163,7 @@ def print_plan(loaded: Recipe, run: Run) -> None:
         singly, start = loaded.train.method == "kto", encoded[0].start
         rows += [(start, one) for one in lengths] if singly else [(start, *lengths)]
     config = AutoConfig.from_pretrained(models.location(loaded.model.id), revision=loaded.model.revision)
-    backend = models.choose_backend(loaded)
+    backend = backends.choose_backend(loaded)
     fits = METHODS[loaded.train.method].engine
     found = predict(
         loaded,

@@ -1,4 +1,4 @@
-"""Base model, tokenizer and adapter, from either backend. The only importer of unsloth.
+"""Base model, tokenizer and adapter, from either backend.
 
 Every stage gets its model here, so that a recipe means the same weights, dtype and chat template everywhere.
 """
@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_cli import smoke
+from dpo_cli.adapters import adapter_commit, adapter_folder, load_adapter_weights, lora_of
+from dpo_cli.backends import Backend
 from dpo_cli.device import best_dtype
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Lora, Recipe
@@ -26,65 +23,7 @@ from dpo_cli.records import Message
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Backend:
-    """Who loads and patches the model: `unsloth` or `hf`, and why that one."""
-
-    name: str
-    why: str
-
-
-def choose_backend(recipe: Recipe) -> Backend:
-    """The backend that this recipe gets on this machine.
-
-    Raises:
-        DpoError: `engine.backend: unsloth` where Unsloth is not installed or finds no GPU.
-    """
-    import torch
-
-    asked = recipe.engine.backend
-    # Unsloth's own switch for machines without a GPU (its CI, and our tests).
-    accelerated = torch.cuda.is_available() or os.environ.get("UNSLOTH_ALLOW_CPU") == "1"
-    missing = None if find_spec("unsloth") else "Unsloth is not installed"
-    missing = missing or (None if accelerated else "Unsloth needs an NVIDIA GPU, and torch sees none")
-    if asked == "hf":
-        return Backend("hf", "engine.backend: hf")
-    if asked == "unsloth" and missing:
-        raise DpoError(
-            missing,
-            where=recipe.where("engine", "backend"),
-            hint="set engine.backend: auto, or `pip install 'dpo-cli[unsloth]'` on a machine with a GPU",
-        )
-    if asked == "unsloth":
-        return Backend("unsloth", "engine.backend: unsloth")
-    if missing or not torch.cuda.is_available():
-        return Backend("hf", missing or "torch sees no GPU")
-    return Backend("unsloth", "it is installed and there is a GPU")
-
-
-def import_backend(backend: Backend) -> None:
-    """Import Unsloth, if it is the backend, before anything imports TRL; and make the libraries keep quiet."""
-    # bitsandbytes looks for kernels on the Hub at import and says so; transformers and datasets draw bars of their own.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    if backend.name == "unsloth":
-        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(smoke.cache_folder() / "unsloth_compiled"))
-        os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")  # else an export may install system packages
-        import unsloth  # noqa: F401
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-
-
-def patched_by_unsloth(trainer_class: type) -> bool:
-    """Whether a trainer is, or is made of, the one that Unsloth puts in the place of TRL's."""
-    return any(one.__name__.startswith("Unsloth") for one in trainer_class.__mro__)
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def location(model_id: str) -> str:
@@ -124,7 +63,7 @@ def chat_template_kwargs(recipe: Recipe) -> dict[str, Any]:
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The tokenizer of `model.id`, with its chat template.
+    """Load the tokenizer of `model.id`, with its chat template; of named ones `default`.
 
     Raises:
         DpoError: it can't be found, or it has no chat template.
@@ -132,9 +71,13 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location(recipe.model.id), revision=recipe.model.revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            location(recipe.model.id), revision=recipe.model.revision, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise _cannot_load(recipe, "id", "the tokenizer", error) from error
+    if isinstance(tokenizer.chat_template, dict):  # an export holds one, and the others are for tools and documents
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     if not tokenizer.chat_template:
         raise DpoError(
             f"the tokenizer of {recipe.model.id} has no chat template, so there is no telling prompt from answer",
@@ -151,6 +94,33 @@ def chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
     return list(rendered["input_ids"])
 
 
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Find the special token that the chat template writes behind an answer; None where it writes none."""
+    answer = [Message(role="user", content="a"), Message(role="assistant", content="b")]
+    special = {*tokenizer.all_special_ids, *(at for at, one in tokenizer.added_tokens_decoder.items() if one.special)}
+    behind = [token for token in chat_tokens(tokenizer, answer)[-3:] if token in special]
+    return behind[0] if behind else None
+
+
+def end_tokens(of_model: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """List what ends an answer: the model's `eos_token_id`, the tokenizer's, and what the chat template writes.
+
+    The last is none of the others where a base model that was made for text takes a template for chats.
+    """
+    return sorted({*_as_list(of_model), tokenizer.eos_token_id, turn_end(tokenizer)} - {None})
+
+
+def unnamed_end(own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the token that the template writes behind an answer, where the model's own config doesn't name it."""
+    end = turn_end(tokenizer)
+    named = end is None or end in _as_list(own.eos_token_id if own else None)
+    return None if named else str(tokenizer.convert_ids_to_tokens(end))
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    return [ids] if isinstance(ids, int) else list(ids or [])
+
+
 def chat_template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
 
@@ -164,11 +134,17 @@ def resolve_dtype(recipe: Recipe) -> torch.dtype:
     return best_dtype()
 
 
+# Safetensors only: a pickle can run code when it is loaded. Nor does a model bring code of its own, about which
+# transformers would ask on the terminal.
+SAFE = {"use_safetensors": True, "trust_remote_code": False}
+
+
 def load_base(recipe: Recipe) -> PreTrainedModel:
-    """The base model as the recipe wants it (4-bit NF4 or full precision), by transformers and bitsandbytes.
+    """Load the base model as the recipe wants it (4-bit NF4 or full precision), by transformers and bitsandbytes.
 
     Raises:
-        DpoError: it can't be found, is no causal language model, or its precision is not what the recipe says.
+        DpoError: it can't be found, is no causal language model, lacks weights, or its precision is not what the
+            recipe says.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
@@ -177,11 +153,11 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
     dtype = resolve_dtype(recipe)
     if recipe.model.id.startswith("builtin:"):
         torch.set_num_threads(1)  # matrices of 64 columns only lose by being shared out
-    options: dict[str, Any] = {"revision": revision, "dtype": dtype}
+    options: dict[str, Any] = {"revision": revision, "dtype": dtype, **SAFE}
     if torch.cuda.is_available():
         options["device_map"] = {"": torch.cuda.current_device()}
     try:
-        config = AutoConfig.from_pretrained(where, revision=revision)
+        config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
         quantised = getattr(config, "quantization_config", None) is not None
         if quantised and not recipe.model.load_in_4bit:
             raise DpoError(
@@ -196,9 +172,11 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=dtype,
             )
-        model = AutoModelForCausalLM.from_pretrained(where, config=config, **options)
-    except (OSError, ValueError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(where, config=config, output_loading_info=True, **options)
+    except (OSError, ValueError, ImportError) as error:
         raise _cannot_load(recipe, "id", "the model", error) from error
+    model, found = loaded
+    _refuse_random_weights(recipe, found["missing_keys"], found["unexpected_keys"])
     if recipe.model.max_length > config.max_position_embeddings:
         raise DpoError(
             f"model.max_length {recipe.model.max_length} is more than the model's {config.max_position_embeddings}",
@@ -208,6 +186,35 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
     if recipe.model.load_in_4bit:
         _check_4bit(recipe, model)
     return model
+
+
+def _refuse_random_weights(recipe: Recipe, missing: Iterable[str], others: Iterable[str]) -> None:
+    """Raise where the stored weights lack some of the model's, which transformers draws at random, with a log line."""
+    lacking, strange = sorted(missing), sorted(others)
+    if lacking:
+        instead = f"; they hold others that it has not, such as {strange[0]}" if strange else ""
+        raise DpoError(
+            f"the weights of {recipe.model.id} lack {len(lacking)} tensors of the model, such as {lacking[0]}{instead}",
+            where=recipe.where("model", "id"),
+            hint="they would be random: save the whole model by save_pretrained, under the names it has there",
+        )
+
+
+def stored_names(where: str, revision: str | None) -> set[str]:
+    """Read the names of the tensors in a model's safetensors, of a local folder or a hub id.
+
+    Raises:
+        OSError: it has no safetensors.
+    """
+    from safetensors import safe_open
+    from transformers.utils.hub import cached_file
+
+    try:
+        index = cached_file(where, "model.safetensors.index.json", revision=revision)
+    except OSError:
+        with safe_open(cached_file(where, "model.safetensors", revision=revision), "pt") as file:
+            return set(file.keys())
+    return set(json.loads(Path(str(index)).read_text(encoding="utf-8"))["weight_map"])
 
 
 def modules_in_16bit(quantization_config: Any) -> list[str]:
@@ -261,8 +268,9 @@ def load_for_training(recipe: Recipe, backend: Backend) -> tuple[PeftModel, PreT
     """
     tokenizer = load_tokenizer(recipe)
     folder = adapter_folder(recipe)
-    lora = recipe.lora if folder is None else _lora_of(recipe, folder)
+    lora = recipe.lora if folder is None else lora_of(recipe, folder)
     model = _load_unsloth(recipe, lora) if backend.name == "unsloth" else _load_hf(recipe, lora)
+    _check_vocabulary(recipe, model, tokenizer)
     if folder is not None:
         try:
             load_adapter_weights(model, folder)
@@ -275,70 +283,15 @@ def load_for_training(recipe: Recipe, backend: Backend) -> tuple[PeftModel, PreT
     return model, tokenizer
 
 
-def adapter_folder(recipe: Recipe) -> Path | None:
-    """The folder of `model.adapter`, fetched from the hub where it is a hub id; None where the recipe names none."""
-    if recipe.model.adapter is None:
-        return None
-    folder = Path(recipe.model.adapter)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(recipe.model.adapter, allow_patterns=["adapter_*"]))
-        except (OSError, ValueError) as error:
-            raise _cannot_load(recipe, "adapter", "the adapter", error) from error
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise DpoError(
-                f"{recipe.model.adapter} is no LoRA adapter: it has no {name}",
-                where=recipe.where("model", "adapter"),
-                hint="name the folder that save_pretrained wrote; a merged model goes into model.id",
-            )
-    return folder
-
-
-# Settings of PEFT that make a LoRA something else than (alpha / r) B A on all target_modules; we set none of them.
-NOT_PLAIN = (
-    "use_dora", "use_rslora", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform",
-    "exclude_modules", "fan_in_fan_out", "layer_replication", "trainable_token_indices", "target_parameters",
-)  # fmt: skip
-
-
-def _lora_of(recipe: Recipe, folder: Path) -> Lora:
-    """The LoRA settings of an adapter to go on with; its own, whatever the recipe's `lora` says."""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    special = [name for name in NOT_PLAIN if config.get(name)]
-    if isinstance(config.get("target_modules"), str):
-        special.append("a pattern as target_modules")
-    if config.get("peft_type") != "LORA" or special:
+def _check_vocabulary(recipe: Recipe, model: Any, tokenizer: Any) -> None:
+    """Raise where the tokenizer has tokens that the model has no row for."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
         raise DpoError(
-            f"{recipe.model.adapter} is no plain LoRA ({', '.join(special) or config.get('peft_type')})",
-            where=recipe.where("model", "adapter"),
-            hint="merge it into its base and name the merged folder as model.id",
+            f"the tokenizer of {recipe.model.id} has {len(tokenizer):,} tokens, its model only {rows:,} rows for them",
+            where=recipe.where("model", "id"),
+            hint="enlarge the model by resize_token_embeddings and save it, or save the tokenizer it was made with",
         )
-    return Lora(
-        r=config["r"],
-        alpha=config["lora_alpha"],
-        dropout=config["lora_dropout"],
-        bias=config["bias"],
-        target_modules=sorted(config["target_modules"]),
-    )
-
-
-def load_adapter_weights(model: PeftModel, folder: Path) -> None:
-    """Load the weights in `folder` into the policy adapter, all of them and no others.
-
-    Raises:
-        ValueError: the names or shapes are not those of the adapter.
-    """
-    from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
-
-    weights, own = load_peft_weights(str(folder)), get_peft_model_state_dict(model, adapter_name="default")
-    strange = sorted(weights.keys() ^ own.keys())
-    strange += [name for name in weights.keys() & own.keys() if weights[name].shape != own[name].shape]
-    if strange:
-        raise ValueError(f"{len(strange)} tensors don't match, such as {strange[0]}")
-    set_peft_model_state_dict(model, weights, adapter_name="default")
 
 
 def _load_hf(recipe: Recipe, lora: Lora) -> PeftModel:
@@ -370,13 +323,15 @@ def _load_unsloth(recipe: Recipe, lora: Lora) -> PeftModel:
 
     `use_exact_model_name`: Unsloth would else swap a 16-bit id for its own 4-bit repository, without the revision.
     """
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
     from unsloth import FastLanguageModel
 
-    where = location(recipe.model.id)
+    where, revision = location(recipe.model.id), recipe.model.revision
     try:
+        stored = stored_names(where, revision)  # first, for Unsloth would take a pickle too
         model, _ = FastLanguageModel.from_pretrained(
             model_name=where,
-            revision=recipe.model.revision,
+            revision=revision,
             max_seq_length=recipe.model.max_length,
             dtype=resolve_dtype(recipe),
             load_in_4bit=recipe.model.load_in_4bit,
@@ -387,6 +342,9 @@ def _load_unsloth(recipe: Recipe, lora: Lora) -> PeftModel:
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise _cannot_load(recipe, "id", "the model", error) from error
+    names = {name for name, _ in model.named_parameters()}
+    if get_checkpoint_conversion_mapping(model.config.model_type) is None:  # else stored under other names
+        _refuse_random_weights(recipe, names - stored, stored - names)
     if recipe.model.load_in_4bit:
         _check_4bit(recipe, model)  # a dead bitsandbytes makes Unsloth load 16-bit with one printed line
     return FastLanguageModel.get_peft_model(
@@ -406,13 +364,33 @@ def load_tuned(recipe: Recipe, adapter: Path) -> tuple[PeftModel, PreTrainedToke
     import torch
     from peft import PeftModel
 
+    tokenizer = load_tokenizer(recipe)
     model = PeftModel.from_pretrained(load_base(recipe), str(adapter))
+    _check_vocabulary(recipe, model, tokenizer)
     started_from = adapter_folder(recipe)
     if started_from is not None:
         model.load_adapter(str(started_from), adapter_name="reference")
     if torch.cuda.is_available() and not recipe.model.load_in_4bit:
         model = model.to("cuda")
-    return model.eval(), load_tokenizer(recipe)
+    return model.eval(), tokenizer
+
+
+def revisions(recipe: Recipe, model: PeftModel) -> dict[str, str]:
+    """Return the commits that a base and an adapter from the hub were loaded at, by id."""
+    found = {recipe.model.id: getattr(model.config, "_commit_hash", None)}
+    if recipe.model.adapter:
+        found[recipe.model.adapter] = adapter_commit(recipe)
+    return {name: commit for name, commit in found.items() if commit}
+
+
+def as_trained(recipe: Recipe, record: Mapping[str, Any]) -> Recipe:
+    """Pin base and adapter to the commits that `train` recorded, so that later stages load what was trained."""
+    commits = record.get("revisions") or {}
+    pinned = {
+        "revision": commits.get(recipe.model.id, recipe.model.revision),
+        "adapter_revision": commits.get(recipe.model.adapter, recipe.model.adapter_revision),
+    }
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=pinned)})
 
 
 @contextmanager
@@ -439,7 +417,9 @@ def merge_base(recipe: Recipe) -> str:
 
     if recipe.model.merge_base:
         return recipe.model.merge_base
-    config = AutoConfig.from_pretrained(location(recipe.model.id), revision=recipe.model.revision)
+    config = AutoConfig.from_pretrained(
+        location(recipe.model.id), revision=recipe.model.revision, trust_remote_code=False
+    )
     if getattr(config, "quantization_config", None) is not None:
         raise DpoError(
             f"{recipe.model.id} holds 4-bit weights; merging needs the 16-bit ones",

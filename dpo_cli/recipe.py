@@ -39,6 +39,7 @@ class Model(Section):
     id: str = Field(min_length=1, description="hub id, local folder, or builtin:tiny-qwen3")
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     adapter: str | None = Field(None, description="a LoRA to start from (your SFT); the reference is base + adapter")
+    adapter_revision: str | None = Field(None, description="branch, tag or commit of an adapter on the hub")
     load_in_4bit: bool = Field(True, description="NF4 with double quantisation")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="auto: bfloat16 on a GPU that has it, else float16; float32 on a CPU"
@@ -268,6 +269,7 @@ class Engine(Section):
     reference_cache: Literal["auto", "on", "off"] = Field(
         "auto", description="keep reference log-probabilities; auto: where each pair is seen again"
     )
+    allow_cpu: bool = Field(False, description="train on a CPU though the model is large or there is a GPU")
     preflight: bool = Field(True, description="try the longest pairs before training")
     memory_limit: str | float | None = Field(None, description="GB this run may use, e.g. 16; default: all")
     early_stopping: EarlyStopping | None = Field(None, description="{metric, patience}; keeps the best adapter")

@@ -33,8 +33,8 @@ from dpo_cli.recipe_yaml import Key, names_a_path, show_key
 READS: dict[str, tuple[str, ...]] = {
     "prepare": ("seed", "model.id", "model.revision", "model.max_length", "model.thinking", "data"),
     "train": (
-        "seed", "model.id", "model.revision", "model.adapter", "model.load_in_4bit", "model.dtype",
-        "model.max_length", "model.thinking", "lora", "train", "engine",
+        "seed", "model.id", "model.revision", "model.adapter", "model.adapter_revision", "model.load_in_4bit",
+        "model.dtype", "model.max_length", "model.thinking", "lora", "train", "engine",
     ),
     "eval": ("seed", "eval"),
     "export": ("model.merge_base", "export", "eval.temperature", "eval.top_p", "eval.top_k"),  # Ollama's parameters

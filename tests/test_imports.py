@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "processes"),
     ("recipe", "recipe_yaml", "recipe_train", "recipe_mistakes", "run", "records", "stats", "language"),
     ("driver", "preinstall", "machine", "environment", "device"),
-    ("models", "smoke"),
+    ("adapters", "backends", "models", "smoke"),
     ROOMS,
     ("cli", "console", "doctor", "__main__"),
 )
@@ -106,9 +106,9 @@ def test_nothing_heavy_is_imported_with_a_module(path: Path) -> None:
     assert not names & HEAVY
 
 
-def test_only_models_imports_unsloth() -> None:
+def test_only_backends_and_models_import_unsloth() -> None:
     importers = {part_of(path) for path in FILES if any(n.split(".")[0] == "unsloth" for n in all_imports(path))}
-    assert importers == {"models"}
+    assert importers == {"backends", "models"}
 
 
 def test_everything_imported_is_declared() -> None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_cli import models
+from dpo_cli import backends, models
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate import generate, score, summary, textstats, winrate
 from dpo_cli.evaluate.report import write_report
@@ -48,13 +48,13 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
         DpoError: no pair was held out, or none fits; the judge can't be asked.
     """
     pairs = _held_out(recipe, run)
-    models.import_backend(models.Backend("hf", "evaluation"))
+    backends.import_backend(backends.Backend("hf", "evaluation"))
     remark = None
     if recipe.eval.judge:
         from dpo_cli.evaluate.judges import ready
 
         remark = ready(recipe.eval.judge)
-    model, tokenizer = models.load_tuned(recipe, run.adapter)
+    model, tokenizer = models.load_tuned(models.as_trained(recipe, run.record("train")), run.adapter)
     if not quiet:
         print(f"eval: {len(pairs)} held-out pairs, tuned and base from one set of weights", flush=True)
         print(f"eval: {remark}\n" if remark else "", end="", flush=True)
@@ -94,8 +94,8 @@ def answer(recipe: Recipe, run: Run, prompt: str, count: int) -> tuple[list[Answ
     """
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):
         raise DpoError("--prompt holds bytes that are no UTF-8", exit_code=USAGE)
-    models.import_backend(models.Backend("hf", "evaluation"))
-    model, tokenizer = models.load_tuned(recipe, run.adapter)
+    backends.import_backend(backends.Backend("hf", "evaluation"))
+    model, tokenizer = models.load_tuned(models.as_trained(recipe, run.record("train")), run.adapter)
     messages: list[Message] = [{"role": "user", "content": prompt}]
     options = models.chat_template_kwargs(recipe)
     return generate.draws(model, tokenizer, messages, recipe.eval, recipe.seed, count, options)

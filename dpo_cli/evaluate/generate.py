@@ -199,7 +199,7 @@ def _generate(
 
     base: Any = model.get_base_model()  # with the adapter in its layers
     own = base.generation_config
-    ends = _end_ids(own.eos_token_id, tokenizer)
+    ends = models.end_tokens(own.eos_token_id, tokenizer)
     pad = ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     longest = max(map(len, prompts))
     ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=base.device)
@@ -280,12 +280,6 @@ def _kl(model: PeftModel, prompt: list[int], answer: list[int]) -> float:
 
 
 # -------------------------------------------------------------------------------------------------------------- helpers
-
-
-def _end_ids(of_model: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What ends an answer: the end tokens of the model's generation config and of its tokenizer."""
-    ends = [of_model] if isinstance(of_model, int) else list(of_model or [])
-    return sorted({*ends, tokenizer.eos_token_id} - {None})
 
 
 def _seed(*parts: object) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpo_cli import models
+from dpo_cli import backends, models
 from dpo_cli.errors import UNVERIFIED, DpoError
 from dpo_cli.export import base as base16
 from dpo_cli.export import card, gguf, gguf_check, hub, merge, ollama, probe, verify
@@ -51,7 +51,7 @@ def export(recipe: Recipe, run: Run, *, dry_run: bool = False, quiet: bool = Fal
             written then. (exit code 3) a check failed: the files stay for a look, in `export` with status unverified,
             or in `export.failed` where `export` holds what has passed.
     """
-    models.import_backend(models.Backend("hf", "export"))
+    backends.import_backend(backends.Backend("hf", "export"))
     kinds: list[str] = [kind for kind in FOLDERS if kind in recipe.export.formats]
     base = base16.find(recipe, weights=not dry_run)
     if {"gguf", "ollama"} & set(kinds):

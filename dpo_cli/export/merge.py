@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpo_cli import models
+from dpo_cli.adapters import not_plain
 from dpo_cli.errors import DpoError
 from dpo_cli.export import base as base16
 from dpo_cli.export.base import INDEX, WHOLE, Stored, read_json
@@ -59,10 +59,10 @@ def read_adapter(folder: Path, base: Path, tensors: Mapping[str, Stored]) -> Ada
     from safetensors.torch import load_file
 
     config = read_json(folder / "adapter_config.json")
-    special = [key for key in models.NOT_PLAIN if config.get(key)]
-    if config.get("peft_type") != "LORA" or special:
+    special = not_plain(config)
+    if special:
         raise DpoError(
-            f"only a plain LoRA can be merged, and this adapter has {', '.join(special) or config.get('peft_type')}",
+            f"only a plain LoRA can be merged, and this adapter has {', '.join(special)}",
             where=str(folder),
             hint="train it with dpo-cli, or merge it by peft's merge_and_unload",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dpo_cli import models
+from dpo_cli import adapters
 from dpo_cli.recipe import HELD_OUT
 from dpo_cli.run import writing
 from dpo_cli.train.watchdog import check_finite
@@ -33,7 +33,7 @@ def careful(trainer_class: Any) -> Any:
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             # Where a checkpoint holds a copy of the reference, transformers (seen with 5.17) restores only that.
-            models.load_adapter_weights(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+            adapters.load_adapter_weights(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             with writing(Path(self.args.output_dir)):
@@ -41,7 +41,7 @@ def careful(trainer_class: Any) -> Any:
 
         def _load_best_model(self) -> None:
             best = self.state.best_model_checkpoint
-            models.load_adapter_weights(self.accelerator.unwrap_model(self.model), Path(best))
+            adapters.load_adapter_weights(self.accelerator.unwrap_model(self.model), Path(best))
 
         def evaluate(self, eval_dataset: Any = None, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
             sets = self.eval_dataset if eval_dataset is None else eval_dataset

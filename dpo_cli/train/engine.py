@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpo_cli import machine, models, processes
+from dpo_cli import backends, machine, processes
 from dpo_cli.device import free_gpu_memory
 from dpo_cli.errors import DpoError, either
 from dpo_cli.recipe import Recipe
@@ -133,7 +133,7 @@ def _install_sharing(recipe: Recipe, trainer: Any, notes: list[str]) -> shared_p
     asked = recipe.engine.shared_prefix
     if asked == "off" or "shared_prefix" not in METHODS[recipe.train.method].engine:
         return None
-    unsloth = models.patched_by_unsloth(type(trainer))
+    unsloth = backends.patched_by_unsloth(type(trainer))
     model = trainer.accelerator.unwrap_model(trainer.model)
     why_not = shared_prefix.unsupported(model, unsloth)
     if why_not is None and asked == "auto" and recipe.lora.dropout and not recipe.train.disable_dropout:
@@ -148,7 +148,7 @@ def _shares_exactly(
     recipe: Recipe, trainer: Any, shared: shared_prefix.SharedPrefix, notes: list[str], say: Callable[[str], None]
 ) -> bool:
     """Compare sharing with the stock path on real rows, forward and backward; switch it off where they differ."""
-    if models.patched_by_unsloth(type(trainer)) and trainer.args.device.type == "cuda":
+    if backends.patched_by_unsloth(type(trainer)) and trainer.args.device.type == "cuda":
         say("train: compiling kernels, once (a minute or two)")
     check = shared_prefix.check(trainer, shared, trainer.data_collator(_rows_of_a_pass(trainer)))
     if not processes.any_of(not check.ok):

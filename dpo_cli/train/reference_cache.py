@@ -24,7 +24,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_cli import models
+from dpo_cli import backends, models
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import sha256, versions, write_json, write_text
@@ -217,7 +217,7 @@ def facts(recipe: Recipe, model: Any, trainer: Any, hashes: Mapping[str, str] | 
         "truncation_mode": args.truncation_mode,
         "ld_alpha": args.ld_alpha,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "unsloth": models.patched_by_unsloth(type(trainer)),
+        "unsloth": backends.patched_by_unsloth(type(trainer)),
         "versions": {name: installed[name] for name in LIBRARIES if name in installed},
     }
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_cli import models, processes
+from dpo_cli import adapters, backends, models, processes
 from dpo_cli.errors import INTERRUPTED, DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run, write_json
@@ -38,7 +38,7 @@ class Trained:
     """What `train` prints when it is done: where the adapter is, and `train/metrics.json`."""
 
     adapter: Path
-    backend: models.Backend
+    backend: backends.Backend
     metrics: dict[str, Any]
 
 
@@ -54,8 +54,8 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     quiet = quiet or not processes.is_main()
     checkpoint = None if fresh else processes.from_main(lambda: checkpoint_to_resume(recipe, run))
     resumed_from = step_of(checkpoint) if checkpoint else None
-    backend = models.choose_backend(recipe)
-    models.import_backend(backend)
+    backend = backends.choose_backend(recipe)
+    backends.import_backend(backend)
     trainer = build(recipe, run, backend)
     log = run["train"] / "log.jsonl"
     stop = StopAfterStep()
@@ -117,14 +117,14 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     return Trained(run.adapter, backend, processes.from_main(finish))
 
 
-def build(recipe: Recipe, run: Run, backend: models.Backend) -> Any:
+def build(recipe: Recipe, run: Run, backend: backends.Backend) -> Any:
     """TRL's trainer for a recipe, with the model, its fresh or continued LoRA, and the run's rows; nothing has run."""
     train_set = train_rows(recipe, run.train_pairs)
     eval_sets = held_out_rows(recipe, run.eval_pairs) if recipe.train.eval_strategy != "no" else None
     model, tokenizer = models.load_for_training(recipe, backend)
     method = METHODS[recipe.train.method]
     config_class, trainer_class = method.classes()  # after Unsloth, which patches them
-    if backend.name == "unsloth" and not models.patched_by_unsloth(trainer_class):
+    if backend.name == "unsloth" and not backends.patched_by_unsloth(trainer_class):
         raise DpoError("Unsloth did not replace TRL's trainer", hint="set engine.backend: hf, or reinstall unsloth")
     # KTO's long remark on the weights of its labels, which `_notes` makes too.
     logging.getLogger(trainer_class.__module__).setLevel(logging.ERROR)
@@ -216,6 +216,12 @@ def _notes(recipe: Recipe, trainer: Any) -> list[str]:
         notes.append(
             f"! train.beta {train.beta:g} is of DPO's size; {weighs} weighs log-probabilities per token: about 2"
         )
+    end = models.unnamed_end(trainer.model.generation_config, trainer.processing_class)
+    if end:
+        notes.append(
+            f"! the chat template ends an answer with {end}, which the model's generation_config doesn't name as an "
+            "end: eval stops there, and export adds it"
+        )
     if rows_are(trainer) == "rows":
         uneven = imbalance(trainer.train_dataset["label"], train.desirable_weight, train.undesirable_weight)
         notes += [f"! {uneven}"] if uneven else []
@@ -267,16 +273,15 @@ def _watch(recipe: Recipe, trainer: Any, quiet: bool) -> None:
         trainer.add_callback(EarlyStoppingCallback(recipe.engine.early_stopping.patience))
 
 
-def _facts(recipe: Recipe, trainer: Any, backend: models.Backend) -> dict[str, Any]:
+def _facts(recipe: Recipe, trainer: Any, backend: backends.Backend) -> dict[str, Any]:
     """What the manifest keeps of a training beside what every stage's record has."""
     import torch
 
-    commit = getattr(trainer.model.config, "_commit_hash", None)  # of a hub repository
     return {
         "backend": backend.name,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "processes": processes.count(),
-        "revisions": {recipe.model.id: commit} if commit else {},
+        "revisions": models.revisions(recipe, trainer.model),
         "chat_template_sha256": models.chat_template_sha256(trainer.processing_class),
         "effective_lora_dropout": 0.0 if recipe.train.disable_dropout else recipe.lora.dropout,
     }
@@ -288,7 +293,7 @@ def _restore(trainer: Any, checkpoint: Path) -> None:
 
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-    models.load_adapter_weights(trainer.accelerator.unwrap_model(trainer.model), Path(best or checkpoint))
+    adapters.load_adapter_weights(trainer.accelerator.unwrap_model(trainer.model), Path(best or checkpoint))
 
 
 def _remove_printers(trainer: Any) -> None:

@@ -574,9 +574,9 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory(prefix="bench-train-") as name:
         os.environ["HF_DATASETS_CACHE"] = f"{name}/datasets"
-        from dpo_cli import models
+        from dpo_cli import backends
 
-        models.import_backend(models.Backend(asked.backend, "the benchmark"))
+        backends.import_backend(backends.Backend(asked.backend, "the benchmark"))
         import torch
 
         torch.set_num_threads(1)

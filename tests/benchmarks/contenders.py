@@ -470,14 +470,14 @@ class _DpoCli:
     engine: dict[str, str]
 
     def __call__(self, work: Work) -> Built:
-        from dpo_cli import models
+        from dpo_cli import backends
         from dpo_cli.run import Run
         from dpo_cli.train.engine import cache_reference, choose
         from dpo_cli.train.shared_prefix import install
         from dpo_cli.train.trainer import build
 
         recipe = recipe_of(work, self.micro_batch, self.engine)
-        trainer = build(recipe, Run(work.folder), models.Backend(work.backend, "the benchmark"))
+        trainer = build(recipe, Run(work.folder), backends.Backend(work.backend, "the benchmark"))
         chosen = choose(recipe, trainer, None, lambda line: None)
         cache_reference(recipe, trainer, work.folder.parent, None, lambda line: None)
         shared = install(trainer.model, work.backend == "unsloth") if chosen.shared_prefix else None  # that it has
@@ -567,10 +567,10 @@ def _tokenizer(work: Work) -> Any:
 
 def _unsloth(work: Work, checkpointing: bool) -> tuple[Any, Any]:
     """Model and tokenizer through Unsloth, for TRL's script on it."""
-    from dpo_cli import models
+    from dpo_cli import backends, models
 
     recipe = recipe_of(work, 1, NOTHING, gradient_checkpointing=checkpointing)
-    return models.load_for_training(recipe, models.Backend("unsloth", "the benchmark"))
+    return models.load_for_training(recipe, backends.Backend("unsloth", "the benchmark"))
 
 
 def _start(model: Any) -> None:

@@ -31,12 +31,12 @@ def test_held_out_reward_accuracy_rises_to_nine_tenths_in_both_languages(smoke: 
 
 def test_an_untrained_adapter_stands_at_one_half(smoke: Any) -> None:
     """Ties count ½: TRL itself would print 0.0 here."""
-    from dpo_cli import models, recipe
+    from dpo_cli import backends, models, recipe
     from dpo_cli.evaluate.score import pair_metrics, score_pairs
     from dpo_cli.records import read_pairs
 
     loaded = recipe.load(SMOKE)
-    model, tokenizer = models.load_for_training(loaded, models.Backend("hf", "test"))
+    model, tokenizer = models.load_for_training(loaded, backends.Backend("hf", "test"))
     pairs = read_pairs(smoke.folder / "data" / "eval.jsonl")[:20]
     scored = score_pairs(model.eval(), tokenizer, pairs, loaded.model.max_length, batch_size=4)
     figures = pair_metrics(scored, beta=0.1, seed=0)

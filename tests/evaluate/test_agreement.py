@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpo_cli import models
+from dpo_cli import backends, models
 from dpo_cli.evaluate.score import Scored, pair_metrics, score_pairs
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Pair
@@ -95,7 +95,7 @@ def train(folder: Path, loss_type: str, adapter: Path | None = None) -> tuple[Pa
             "data": {"sources": [{"id": "x"}]},
         }
     )
-    model, tokenizer = models.load_for_training(recipe, models.Backend("hf", "a test"))
+    model, tokenizer = models.load_for_training(recipe, backends.Backend("hf", "a test"))
     rows = {one.id: datasets.Dataset.from_list([one.to_json()]) for one in held_out()}
     trainer: Any = DPOTrainer(
         model=model,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from dpo_cli import models
+from dpo_cli import backends, models
 from dpo_cli.errors import DpoError
 from dpo_cli.evaluate.score import (
     HEAD_CHUNK,
@@ -52,7 +52,7 @@ def loaded() -> tuple[Any, Any]:
             "data": {"sources": [{"id": "x"}]},
         }
     )
-    model, tokenizer = models.load_for_training(recipe, models.Backend("hf", "a test"))
+    model, tokenizer = models.load_for_training(recipe, backends.Backend("hf", "a test"))
     torch.manual_seed(0)
     for name, weight in model.named_parameters():
         if "lora_B" in name:

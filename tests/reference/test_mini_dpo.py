@@ -52,7 +52,7 @@ def test_what_is_too_long_is_cut_at_the_end() -> None:
 
 @pytest.mark.parametrize("loss", ["sigmoid", "sigmoid_norm"])
 def test_dpo_cli_trains_to_the_same_losses_step_by_step(loss: mini_dpo.Loss, tmp_path: Path) -> None:
-    from dpo_cli import models
+    from dpo_cli import backends, models
     from dpo_cli.recipe import Recipe
     from dpo_cli.run import Run
     from dpo_cli.train.trainer import train
@@ -94,7 +94,7 @@ def test_dpo_cli_trains_to_the_same_losses_step_by_step(loss: mini_dpo.Loss, tmp
     log = [json.loads(line) for line in (run["train"] / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     theirs = [row["loss"] for row in log if "loss" in row]
 
-    policy, tokenizer = models.load_for_training(recipe, models.Backend("hf", "the oracle"))
+    policy, tokenizer = models.load_for_training(recipe, backends.Backend("hf", "the oracle"))
     pairs = [tokenised(tokenizer, row) for row in rows]
     assert any(len(pair.prompt + pair.chosen) > settings.max_length for pair in pairs)
     ours = list(mini_dpo.train(policy, models.load_base(recipe), pairs, STEPS, settings))

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from dpo_cli import smoke
+from dpo_cli.backends import Backend, import_backend
 from dpo_cli.cli import app
 from dpo_cli.errors import DpoError
-from dpo_cli.models import Backend, import_backend
 from dpo_cli.recipe import Recipe, load
 from dpo_cli.recipe_train import trl_arguments
 from dpo_cli.run import Run

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpo_cli import models, smoke
+from dpo_cli import backends, models, smoke
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.train.reference_cache import ReferenceCache, facts, row_key, unsupported, use
@@ -81,7 +81,7 @@ def build(folder: Path, rows: list[dict[str, Any]], **options: Any) -> Made:
         evaluation = {name: datasets.Dataset.from_list(some) for name, some in evaluation.items()}
     elif evaluation:
         evaluation = datasets.Dataset.from_list(evaluation)
-    lora, tokenizer = models.load_for_training(recipe, models.Backend("hf", "a test"))
+    lora, tokenizer = models.load_for_training(recipe, backends.Backend("hf", "a test"))
     arguments: dict[str, Any] = {
         "output_dir": str(folder / "trl"), "use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True,
         "seed": recipe.seed, "max_length": recipe.model.max_length, "per_device_train_batch_size": 1,

@@ -1,0 +1,216 @@
+"""Bases and adapters with something wrong in them are refused by name when they are loaded, not trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dpo_cli import adapters, backends, models, smoke
+from dpo_cli.errors import DpoError
+from dpo_cli.recipe import Recipe
+from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig
+
+Tensors = dict[str, torch.Tensor]
+
+
+def recipe(model: Path | str, **engine: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "model": {"id": str(model), "load_in_4bit": False, "max_length": 128},
+            "data": {"sources": [{"id": "nobody/none"}]},
+            "engine": engine,
+        }
+    )
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """The tiny model in a folder of its own, to be damaged."""
+    return Path(shutil.copytree(smoke.resolve("builtin:tiny-qwen3"), tmp_path / "base"))
+
+
+def edit(file: Path, **changed: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changed), encoding="utf-8")
+
+
+def rewrite(base: Path, change: Callable[[Tensors], Tensors]) -> None:
+    weights = load_file(base / "model.safetensors")
+    save_file(change(weights), base / "model.safetensors", metadata={"format": "pt"})
+
+
+def renamed(base: Path) -> None:
+    rewrite(base, lambda weights: {f"module.{name}": tensor for name, tensor in weights.items()})
+
+
+def without_norms(base: Path) -> None:
+    rewrite(base, lambda weights: {name: one for name, one in weights.items() if "q_norm" not in name})
+
+
+def with_a_layer_more(base: Path) -> None:
+    layers = json.loads((base / "config.json").read_text())["num_hidden_layers"] + 1
+    edit(base / "config.json", num_hidden_layers=layers, layer_types=["full_attention"] * layers)
+
+
+def without_a_head(base: Path) -> None:
+    edit(base / "config.json", tie_word_embeddings=False)
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (
+            renamed,
+            "such as lm_head|such as model.embed_tokens.weight; they hold others that it has not, such as module.",
+        ),
+        (without_norms, "lack 2 tensors of the model, such as model.layers.0.self_attn.q_norm.weight"),
+        (with_a_layer_more, "such as model.layers.2.input_layernorm.weight"),
+        (without_a_head, "lack 1 tensors of the model, such as lm_head.weight"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_weights_that_would_be_random_are_refused_by_name(
+    base: Path, damage: Callable[[Path], None], named: str
+) -> None:
+    damage(base)
+    with pytest.raises(DpoError, match=named):
+        models.load_base(recipe(base))
+
+
+def test_tied_weights_may_be_stored_once_or_twice(base: Path) -> None:
+    models.load_base(recipe(base))
+    rewrite(base, lambda weights: weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()})
+    models.load_base(recipe(base))
+
+
+def test_stored_names_are_those_of_one_file_or_of_an_index(base: Path) -> None:
+    weights = load_file(base / "model.safetensors")
+    assert models.stored_names(str(base), None) == set(weights)
+    (base / "model.safetensors").rename(base / "model-00001-of-00001.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "model-00001-of-00001.safetensors")}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert models.stored_names(str(base), None) == set(weights)
+
+
+def test_a_pickle_is_not_loaded(base: Path) -> None:
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    with pytest.raises(DpoError, match="safetensors"):
+        models.load_base(recipe(base))
+
+
+@pytest.mark.parametrize("stdin", ["y\n"])
+def test_a_models_own_code_is_not_run_whatever_one_answers(
+    base: Path, tmp_path: Path, stdin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    trace = tmp_path / "it ran"
+    (base / "own.py").write_text(f"open({str(trace)!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    auto = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    edit(base / "config.json", model_type="own", auto_map=auto, architectures=["Model"])
+    monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+    with pytest.raises(DpoError):
+        models.load_base(recipe(base))
+    assert not trace.exists()
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused_with_both_sizes(base: Path) -> None:
+    tokenizer = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
+    rows = json.loads((base / "config.json").read_text())["vocab_size"]
+    token = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    tokenizer["added_tokens"] += [token | {"id": rows + n, "content": f"<extra_{n}>"} for n in range(20)]
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    with pytest.raises(DpoError, match=f"has {rows + 20:,} tokens, its model only {rows:,} rows"):
+        models.load_for_training(recipe(base), backends.Backend("hf", ""))
+
+
+def test_of_named_templates_the_default_is_taken(base: Path) -> None:
+    template = (base / "chat_template.jinja").read_text(encoding="utf-8")
+    (base / "chat_template.jinja").unlink()
+    named = [{"name": "default", "template": template}, {"name": "tool_use", "template": template + "{# tools #}"}]
+    edit(base / "tokenizer_config.json", chat_template=named)
+    assert models.load_tokenizer(recipe(base)).chat_template == template
+    edit(base / "tokenizer_config.json", chat_template=named[1:])
+    with pytest.raises(DpoError, match="no chat template"):
+        models.load_tokenizer(recipe(base))
+
+
+def test_what_the_template_writes_behind_an_answer_ends_it_though_the_model_names_another(base: Path) -> None:
+    """A base model: its generation config and tokenizer say <|endoftext|>, its template <|im_end|>."""
+    edit(base / "tokenizer_config.json", eos_token="<|endoftext|>")
+    tokenizer = models.load_tokenizer(recipe(base))
+    text, turn = (tokenizer.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|im_end|>"))
+    assert models.turn_end(tokenizer) == turn
+    assert models.end_tokens(text, tokenizer) == models.end_tokens([text], tokenizer) == sorted([text, turn])
+    assert models.unnamed_end(GenerationConfig(eos_token_id=text), tokenizer) == "<|im_end|>"
+    assert models.unnamed_end(GenerationConfig(eos_token_id=[text, turn]), tokenizer) is None
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+    assert models.turn_end(tokenizer) is None
+    assert models.end_tokens(text, tokenizer) == [text]
+
+
+PLAIN = {
+    "peft_type": "LORA", "r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "bias": "none", "target_modules": ["q_proj"],
+    "megatron_core": "megatron.core", "qalora_group_size": 16, "loftq_config": {}, "init_lora_weights": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("init", [None, True, False, "gaussian"])
+def test_a_plain_lora_is_plain_however_it_was_drawn(init: Any) -> None:
+    assert adapters.not_plain(PLAIN | {"init_lora_weights": init}) == []
+
+
+@pytest.mark.parametrize(
+    "special",
+    [
+        {"init_lora_weights": "pissa"}, {"init_lora_weights": "pissa_niter_16"}, {"init_lora_weights": "olora"},
+        {"init_lora_weights": "eva"}, {"init_lora_weights": "corda"}, {"init_lora_weights": "loftq"},
+        {"loftq_config": {"loftq_bits": 4}}, {"corda_config": {"corda_method": "kpm"}}, {"eva_config": {"rho": 2.0}},
+        {"alora_invocation_tokens": [1, 2]}, {"use_qalora": True}, {"arrow_config": {"top_k": 3}}, {"use_dora": True},
+        {"use_rslora": True}, {"modules_to_save": ["lm_head"]}, {"rank_pattern": {"q_proj": 4}},
+        {"layers_to_transform": [0]}, {"target_modules": ".*q_proj"}, {"peft_type": "IA3"},
+        {"a_switch_of_a_later_peft": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_adapter_that_is_another_thing_on_the_plain_base_is_named(special: dict[str, Any]) -> None:
+    [name] = special
+    assert any(name in words for words in adapters.not_plain(PLAIN | special))
+
+
+def test_a_pissa_adapter_is_refused_as_a_start(tmp_path: Path) -> None:
+    """Its base was changed when it was made: on the plain one it is another model, seen as 0.4 of a logit."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(smoke.resolve("builtin:tiny-qwen3"))
+    made = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa"))
+    made.save_pretrained(str(tmp_path / "pissa"))
+    asked = recipe("builtin:tiny-qwen3")
+    with pytest.raises(DpoError, match="init_lora_weights: pissa"):
+        adapters.lora_of(asked, tmp_path / "pissa")
+
+
+def test_later_stages_load_the_commits_that_train_recorded() -> None:
+    asked = recipe("someone/base")
+    asked = asked.model_copy(update={"model": asked.model.model_copy(update={"adapter": "someone/sft"})})
+    pinned = models.as_trained(asked, {"revisions": {"someone/base": "a" * 40, "someone/sft": "b" * 40}})
+    assert (pinned.model.revision, pinned.model.adapter_revision) == ("a" * 40, "b" * 40)
+    assert models.as_trained(asked, {}) == asked
+
+
+def test_a_large_model_on_a_cpu_stops_with_the_time_it_would_take(base: Path) -> None:
+    backends.refuse_cpu(recipe(base))  # the tiny model may
+    edit(
+        base / "config.json", hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
+        num_key_value_heads=8, head_dim=128, vocab_size=151936, layer_types=["full_attention"] * 28,
+    )  # fmt: skip
+    with pytest.raises(DpoError, match=r"0\.6B weights: on this CPU 7,500 pairs would take about \d+ (hours|days)"):
+        backends.refuse_cpu(recipe(base))
+    backends.refuse_cpu(recipe(base, allow_cpu=True))
