@@ -113,8 +113,9 @@ def end_tokens(of_model: int | list[int] | None, tokenizer: PreTrainedTokenizerB
 def unnamed_end(own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return the token that the template writes behind an answer, where the model's own config doesn't name it."""
     end = turn_end(tokenizer)
-    named = end is None or end in _as_list(own.eos_token_id if own else None)
-    return None if named else str(tokenizer.convert_ids_to_tokens(end))
+    if end is None or end in _as_list(own.eos_token_id if own else None):
+        return None
+    return str(tokenizer.convert_ids_to_tokens(end))
 
 
 def _as_list(ids: int | list[int] | None) -> list[int]:

@@ -145,7 +145,7 @@ def test_what_the_template_writes_behind_an_answer_ends_it_though_the_model_name
     """A base model: its generation config and tokenizer say <|endoftext|>, its template <|im_end|>."""
     edit(base / "tokenizer_config.json", eos_token="<|endoftext|>")
     tokenizer = models.load_tokenizer(recipe(base))
-    text, turn = (tokenizer.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|im_end|>"))
+    text, turn = (int(str(tokenizer.convert_tokens_to_ids(token))) for token in ("<|endoftext|>", "<|im_end|>"))
     assert models.turn_end(tokenizer) == turn
     assert models.end_tokens(text, tokenizer) == models.end_tokens([text], tokenizer) == sorted([text, turn])
     assert models.unnamed_end(GenerationConfig(eos_token_id=text), tokenizer) == "<|im_end|>"
