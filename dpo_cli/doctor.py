@@ -1,20 +1,35 @@
-"""`doctor`: what is installed, what can run here, and the command that mends what cannot."""
+"""`doctor`: what is installed, what can run here, and how to fix what cannot."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import shutil
+import subprocess
+import sys
 import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+from dpo_cli.driver import CUDA_12, QWEN3_GIB, Card, find_driver, lacks_kernels, oldest_driver
 from dpo_cli.run import versions
 
-NEEDED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
+NEEDED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
+GIB = 2**30
 ROOM = 10e9  # bytes that a 1.7B run with its 16-bit export takes
+PATIENCE = 300  # seconds for all imports
+OPTIONAL = ("gguf", "openai")
+TOOLS = ("llama-quantize", "ollama")
+
+Imports = dict[str, dict[str, Any]]  # what `imports.py` found, by package
 
 
 @dataclass(frozen=True)
@@ -25,90 +40,252 @@ class Finding:
     state: str
     ok: bool
     needed: bool = False
-    mend: str = ""
+    fix: str = ""
 
     def line(self) -> str:
         mark = "ok  " if self.ok else "MISS" if self.needed else "--  "
-        mend = f"\n     fix: {self.mend}" if self.mend and not self.ok else ""
-        return f"{mark} {self.what:<13} {self.state}{mend}"
+        fix = f"\n     fix: {self.fix}" if self.fix and not self.ok else ""
+        return f"{mark} {self.what:<13} {self.state}{fix}"
 
 
-def examine() -> list[Finding]:
-    """Look at this machine; imports torch and bitsandbytes only where they are installed."""
-    found = versions()
-    gpu = _gpu(found)
-    extra = "unsloth" if gpu.ok else "cpu"
-    findings = [Finding("python", platform.python_version(), True)]
+def examine() -> Iterator[Finding]:
+    """Look at this machine, and say last what can run here. A probe that fails is a finding and ends nothing."""
+    found = {name: version or "unknown version" for name, version in versions().items()}
+    imports: Imports = {}
+    probes: dict[str, Callable[[], Iterator[Finding]]] = {
+        "system": _system,
+        "memory": _memory,
+        "disk": _disk,
+        "hub": _hub,
+        "optional": _optional,
+        "imports": lambda: _import_all(found, imports),
+        "packages": lambda: _packages(found, imports),
+        "versions": lambda: _versions(found),
+        "driver": lambda: _driver(imports.get("torch", {})),
+        "gpu": lambda: _gpu(imports.get("torch", {})),
+        "4-bit": lambda: _bitsandbytes(found, imports),
+        "unsloth": lambda: _unsloth(found, imports),
+    }
+    missing: dict[str, None] = {}
+    for name, probe in probes.items():
+        try:
+            for finding in probe():
+                yield finding
+                if finding.needed and not finding.ok:
+                    missing[finding.what] = None
+        except Exception as error:  # whatever is odd about this machine, the rest is still worth knowing
+            yield Finding(name, f"can't be examined: {type(error).__name__}: {error}", False)
+    yield _verdict(list(missing), imports)
+
+
+def _verdict(missing: list[str], imports: Imports) -> Finding:
+    if missing or "card" not in imports.get("torch", {}):
+        return Finding("can run", f"train can't: see {', '.join(missing) or 'torch'} above", False, True)
+    card = imports["torch"]["card"]
+    if not card:
+        return Finding(
+            "can run", "the smoke run, and training of small models on the CPU; from Qwen3-0.6B on a GPU", True
+        )
+    fit = [size for size, least in QWEN3_GIB.items() if least * GIB <= card["total"]]
+    four_bit = imports.get("bitsandbytes", {}).get("loads")
+    sizes = f"Qwen3 {', '.join(fit)} in 4-bit on the {card['name']}" if fit and four_bit else "small models on the GPU"
+    crowded = [size for size in fit if QWEN3_GIB[size] * GIB > card["free"]]
+    until = f"; {', '.join(crowded)} once more of its memory is free" if crowded and four_bit else ""
+    return Finding("can run", f"the smoke run, and training of {sizes}{until}", True)
+
+
+def _import_all(found: dict[str, str], imports: Imports) -> Iterator[Finding]:
+    """Fill in what `imports.py` says of each package: its facts, or an `error`; again without one that crashes it."""
+    left = list(found)
+    while crashed := _import_in_a_process(left, imports):
+        left.remove(crashed)
+    yield from ()
+
+
+def _import_in_a_process(packages: list[str], imports: Imports) -> str:
+    """The package at whose import that process ended; "" where it came to its own end."""
+    begun = ""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "imports.jsonl"
+        command = [sys.executable, "-m", "dpo_cli.imports", str(file), *packages]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
+            end = f"exit code {done.returncode}" if done.returncode >= 0 else f"signal {-done.returncode}"
+        except subprocess.TimeoutExpired:
+            end = f"no end in {PATIENCE} seconds"
+        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+            answer = json.loads(line)
+            begun = answer.get("begins", "")
+            if not begun:
+                imports[answer.pop("name")] = answer
+    if begun:
+        imports[begun] = {"error": f"the import crashes Python ({end})", "crash": True}
+    return begun
+
+
+def _system() -> Iterator[Finding]:
+    yield Finding("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}", True)
+    if sys.platform != "linux":
+        yield Finding("system", "training is tested on Linux; WSL2 should do the same", False)
+
+
+def _memory() -> Iterator[Finding]:
+    from dpo_cli import machine
+
+    total, free = machine.total_memory() / GIB, machine.free_memory() / GIB
+    yield Finding("memory", f"{total:.1f} GiB, {free:.1f} free; {machine.cores()} cores", True)
+
+
+def _packages(found: dict[str, str], imports: Imports) -> Iterator[Finding]:
+    extra = "unsloth" if imports.get("torch", {}).get("card") else "cpu"
+    install = f"in a clone of dpo-cli: pip install -e '.[{extra}]'"
     for name in NEEDED:
-        state = found.get(name, "not installed")
-        findings.append(Finding(name, state, name in found, True, f"pip install 'dpo-cli[{extra}]'"))
-    if found.get("trl", "").startswith("1.15.") and not gpu.ok:
+        if name not in found:
+            yield Finding(name, "not installed", False, True, install)
+        elif error := imports.get(name, {}).get("error"):
+            fix = f"pip install --force-reinstall {name}=={found[name]}, or in a new venv, {install}"
+            yield Finding(name, f"{found[name]} does not import: {error}", False, True, fix)
+        else:
+            yield Finding(name, found[name], True, True)
+
+
+def _versions(found: dict[str, str]) -> Iterator[Finding]:
+    """Packages of another version than pyproject.toml asks for."""
+    from packaging.requirements import Requirement
+    from packaging.version import InvalidVersion
+
+    for line in metadata.requires("dpo-cli") or ():
+        one = Requirement(line)
+        version = found.get(one.name)
+        if one.marker is not None or version is None:
+            continue
+        try:
+            fits = one.specifier.contains(version, prereleases=True)
+        except InvalidVersion:
+            fits = False
+        if not fits:
+            state = f"{version}, and dpo-cli is made for {one.specifier}"
+            yield Finding(one.name, state, False, fix=f"pip install '{one.name}{one.specifier}'")
+
+
+def _driver(torch: dict[str, Any]) -> Iterator[Finding]:
+    driver = find_driver()
+    if driver is None:
+        yield Finding("driver", "no NVIDIA driver (no nvidia-smi)", False)
+        return
+    cuda = torch.get("cuda") or ""
+    needs = f"; torch for CUDA {cuda} needs {oldest_driver(cuda)} or newer" if cuda and oldest_driver(cuda) else ""
+    state = f"nvidia-smi fails: {driver.error}" if driver.error else f"NVIDIA {driver.version}{needs}"
+    yield Finding("driver", state, not driver.error, fix="restart the machine, or reinstall the NVIDIA driver")
+    if driver.cards and not torch.get("card"):
+        names = ", ".join(card.name for card in driver.cards)
+        yield Finding("card", f"{names}, not used by torch", False, fix="see gpu below")
+
+
+def _gpu(torch: dict[str, Any]) -> Iterator[Finding]:
+    if "cuda" not in torch:
+        yield Finding("gpu", "unknown without torch", False)
+        return
+    card = torch["card"]
+    if card is None:
+        built = f"torch is built for CUDA {torch['cuda']}" if torch["cuda"] else "torch is a CPU build"
+        what, fix = torch["problem"] or (
+            f"none; {built}",
+            "small models train on the CPU; README.md has the way to a GPU",
+        )
+        yield Finding("gpu", what, False, torch["problem"] is not None, fix)
+        return
+    kind = "bfloat16" if card["bf16"] else "float16 only"
+    memory = f"{card['total'] / GIB:.1f} GiB, {card['free'] / GIB:.1f} free"
+    state = f"{card['name']}, {memory}, CUDA {torch['cuda'] or 'none'}, {kind}"
+    capability = (card["capability"][0], card["capability"][1])
+    if lacks_kernels(torch["cuda"] or "", Card(card["name"], 0, 0, capability)):
+        version = ".".join(map(str, capability))
+        state += f"; torch has no kernels for its compute capability {version}"
+        yield Finding("gpu", state, False, True, "make clean, then make train TORCH_INDEX=" + CUDA_12)
+    else:
+        yield Finding("gpu", state, True)
+
+
+def _bitsandbytes(found: dict[str, str], imports: Imports) -> Iterator[Finding]:
+    version, facts = found.get("bitsandbytes"), imports.get("bitsandbytes", {})
+    fix = "python -m bitsandbytes says why; or set model.load_in_4bit: false"
+    if version is None:
+        yield Finding(
+            "4-bit", "no bitsandbytes", False, fix="pip install bitsandbytes, or set model.load_in_4bit: false"
+        )
+    elif "error" in facts:
+        # PEFT imports it too, so that where it crashes Python nothing trains.
+        state = f"bitsandbytes {version} does not import: {facts['error']}"
+        yield Finding("4-bit", state, False, "crash" in facts, fix)
+    else:
+        works = facts["loads"]
+        yield Finding(
+            "4-bit", f"bitsandbytes {version}, its library {'loads' if works else 'does not load'}", works, fix=fix
+        )
+
+
+def _unsloth(found: dict[str, str], imports: Imports) -> Iterator[Finding]:
+    has_card = bool(imports.get("torch", {}).get("card"))
+    trl, version = found.get("trl", ""), found.get("unsloth")
+    if re.match(r"1\.15\b", trl) and not has_card:
         state = "TRL 1.15 computes its log-probabilities on GPUs only"
-        findings.append(Finding("trl on a CPU", state, False, True, "pip install trl==1.16.0"))
-    findings += [gpu, _bitsandbytes(found), *_unsloth(found, gpu.ok)]
-    free = shutil.disk_usage(Path.cwd()).free
-    mend = f"a 1.7B run and its 16-bit export take {ROOM / 1e9:.0f} GB; choose a place with --runs-dir"
-    findings.append(Finding("disk", f"{free / 1e9:.0f} GB free here", free > ROOM, mend=mend))
-    return [*findings, _hub()]
-
-
-def _gpu(found: dict[str, str]) -> Finding:
-    if "torch" not in found:
-        return Finding("gpu", "unknown without torch", False)
-    import torch
-
-    if not torch.cuda.is_available():
-        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is a CPU build"
-        mend = "small models train on the CPU; for a card: nvidia-smi, then pip install 'dpo-cli[unsloth]'"
-        return Finding("gpu", f"none; {built}", False, mend=mend)
-    card = torch.cuda.get_device_properties(0)
-    bf16 = "bfloat16" if torch.cuda.is_bf16_supported() else "float16 only"
-    return Finding("gpu", f"{card.name}, {card.total_memory / 2**30:.1f} GiB, CUDA {torch.version.cuda}, {bf16}", True)
-
-
-def _bitsandbytes(found: dict[str, str]) -> Finding:
-    """Whether its compiled library loads; without that 4-bit weights don't."""
-    if "bitsandbytes" not in found:
-        return Finding("4-bit", "no bitsandbytes", False)
-    import logging
-
-    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
-    from bitsandbytes.cextension import lib
-
-    works = type(lib).__name__ not in ("ErrorHandlerMockBNBNativeLibrary", "NoneType")
-    return Finding("4-bit", "bitsandbytes' library loads" if works else "bitsandbytes' library does not load", works,
-                   mend="python -m bitsandbytes says why; or set model.load_in_4bit: false")  # fmt: skip
-
-
-def _unsloth(found: dict[str, str], has_gpu: bool) -> list[Finding]:
-    if "unsloth" not in found:
-        mend = "in a venv of its own: pip install 'dpo-cli[unsloth]'" if has_gpu else ""
-        return [Finding("unsloth", "not installed; the hf backend trains", False, mend=mend)]
-    findings = [
-        Finding("unsloth", found["unsloth"], has_gpu, mend="it needs an NVIDIA GPU; engine.backend: hf does not")
-    ]
-    trl = tuple(int(part) for part in found.get("trl", "0.0").split(".")[:2])
-    state = f"unsloth beside trl {found.get('trl', 'none')}"
-    findings.append(Finding("its trl", state, trl <= (1, 15), mend="pip install 'trl<=1.15.0'"))
-    if has_gpu:
+        yield Finding("trl on a CPU", state, False, True, "pip install trl==1.16.0")
+    if version is None:
+        fix = "in a venv of its own: make .venv-gpu/installed" if has_card else ""
+        yield Finding("unsloth", "not installed; the hf backend trains", False, fix=fix)
+        return
+    if error := imports.get("unsloth", {}).get("error"):
+        yield Finding("unsloth", f"{version} does not import: {error}", False, True,
+                      "install it again: make clean, then make train; or set engine.backend: hf")  # fmt: skip
+    else:
+        yield Finding("unsloth", version, has_card, fix="it needs an NVIDIA GPU")
+    newer = re.match(r"(\d+)\.(\d+)", trl)
+    if newer and (int(newer[1]), int(newer[2])) > (1, 15):
+        yield Finding(
+            "its trl",
+            f"Unsloth needs trl 1.15.0 or older, and {trl} is installed",
+            False,
+            fix="pip install trl==1.15.0",
+        )
+    if has_card:
         compiler = shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
         headers = (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
         state = f"compiler {compiler or 'missing'}, Python.h {'there' if headers else 'missing'}"
-        findings.append(
-            Finding(
-                "triton", state, bool(compiler and headers), True, "apt install gcc python3-dev, or your system's way"
-            )
+        yield Finding(
+            "triton", state, bool(compiler and headers), True, "apt install gcc python3-dev, or your system's way"
         )
-    return findings
 
 
-def _hub() -> Finding:
+def _optional() -> Iterator[Finding]:
+    """What some settings need: GGUF files, a judge on a server, another runtime."""
+    there, missing = [], []
+    for name in OPTIONAL:
+        try:
+            there.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    for name in TOOLS:
+        (there if shutil.which(name) else missing).append(name)
+    without = f"; not there: {', '.join(missing)}" if missing else ""
+    yield Finding("optional", f"{', '.join(there) or 'none'}{without}", True)
+
+
+def _disk() -> Iterator[Finding]:
+    free = shutil.disk_usage(Path.cwd()).free
+    fix = f"a 1.7B run and its 16-bit export take {ROOM / 1e9:.0f} GB; choose a place with --runs-dir"
+    yield Finding("disk", f"{free / 1e9:.0f} GB free here", free > ROOM, fix=fix)
+
+
+def _hub() -> Iterator[Finding]:
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        return Finding("hub", "switched off by HF_HUB_OFFLINE=1", False)
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        yield Finding("hub", "switched off by HF_HUB_OFFLINE", False)
+        return
     try:
         urlopen(Request(address, method="HEAD"), timeout=3).close()
     except (URLError, OSError, ValueError) as error:
-        mend = "only hub ids need it; set HF_ENDPOINT to a mirror, such as https://hf-mirror.com"
-        return Finding("hub", f"{address} can't be reached ({getattr(error, 'reason', error)})", False, mend=mend)
-    return Finding("hub", address, True)
+        fix = "only hub ids need it; set HF_ENDPOINT to a mirror, such as https://hf-mirror.com"
+        yield Finding("hub", f"{address} can't be reached ({getattr(error, 'reason', error)})", False, fix=fix)
+    else:
+        yield Finding("hub", address, True)

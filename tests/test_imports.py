@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("driver", "preinstall", "machine", "environment", "device"),
     ("adapters", "backends", "models", "smoke"),
     ROOMS,
-    ("cli", "console", "doctor", "__main__"),
+    ("cli", "console", "doctor", "imports", "__main__"),
 )
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 

@@ -1,0 +1,108 @@
+"""What `doctor` asks of the libraries, in a process of its own: python -m dpo_cli.imports FILE.
+
+Each is imported as `train` does it, one after the other. A line of JSON says what became of it, so that where this
+process is killed or crashes the last line names the library before.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dpo_cli.environment import prepare_environment
+
+
+def torch_facts() -> dict[str, Any]:
+    """The build of torch, the GPU that it finds, and why it finds none where there should be one."""
+    import torch
+
+    from dpo_cli.driver import cuda_problem
+
+    problem = cuda_problem()
+    facts: dict[str, Any] = {
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "problem": [problem.message, problem.hint] if problem else None,
+        "card": None,
+    }
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        facts["card"] = {
+            "name": card.name,
+            "total": card.total_memory,
+            "free": torch.cuda.mem_get_info(0)[0],
+            "capability": [card.major, card.minor],
+            "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
+        }
+        torch.zeros(8, device="cuda").add_(1).cpu()  # a build without kernels for this card fails here
+    return facts
+
+
+def unsloth_facts() -> dict[str, Any]:
+    from dpo_cli.backends import Backend, import_backend
+
+    import_backend(Backend("unsloth", ""))
+    return {}
+
+
+def bitsandbytes_facts() -> dict[str, Any]:
+    """Whether its compiled library loads; without that 4-bit weights don't."""
+    import logging
+
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    from bitsandbytes.cextension import lib
+
+    return {"loads": type(lib).__name__ not in ("ErrorHandlerMockBNBNativeLibrary", "NoneType")}
+
+
+def trl_facts() -> dict[str, Any]:
+    import trl
+
+    getattr(trl, "DPOTrainer")  # noqa: B009  imported only now
+    return {}
+
+
+def importing(name: str) -> Callable[[], dict[str, Any]]:
+    def facts() -> dict[str, Any]:
+        importlib.import_module(name)
+        return {}
+
+    return facts
+
+
+def probes(unsloth: bool) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Names and imports, in `train`'s order: Unsloth comes before what it patches."""
+    yield "torch", torch_facts
+    if unsloth:
+        yield "unsloth", unsloth_facts
+    yield "bitsandbytes", bitsandbytes_facts
+    for name in ("transformers", "peft", "datasets", "accelerate"):
+        yield name, importing(name)
+    yield "trl", trl_facts
+
+
+def main() -> None:
+    """Write a line of JSON before and after each import: what it is, and what became of it."""
+    prepare_environment("doctor")
+    file, *installed = sys.argv[1:]
+    with Path(file).open("w", encoding="utf-8") as out:
+        has_card = False
+        for name, facts in probes("unsloth" in installed):
+            if name not in installed or (name == "unsloth" and not has_card):
+                continue
+            print(json.dumps({"begins": name}), file=out, flush=True)
+            try:
+                found = facts()
+            except BaseException as error:  # a package may raise anything at import, SystemExit too
+                lines = str(error).strip().splitlines()
+                found = {"error": f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")}
+            has_card = has_card or bool(found.get("card"))
+            print(json.dumps({"name": name, **found}), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()
