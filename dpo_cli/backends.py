@@ -36,12 +36,13 @@ def choose_backend(recipe: Recipe) -> Backend:
     import torch
 
     asked = recipe.engine.backend
-    problem = cuda_problem()
-    if problem and not recipe.engine.allow_cpu:
+    problem, unsloth = cuda_problem(), find_spec("unsloth")
+    meant_for_cpus = recipe.engine.allow_cpu or (recipe.model.id.startswith("builtin:") and not unsloth)
+    if problem and not meant_for_cpus:
         raise problem
     # Unsloth's own switch for machines without a GPU (its CI, and our tests).
     accelerated = torch.cuda.is_available() or os.environ.get("UNSLOTH_ALLOW_CPU") == "1"
-    missing = None if find_spec("unsloth") else "Unsloth is not installed"
+    missing = None if unsloth else "Unsloth is not installed"
     missing = missing or (None if accelerated else "Unsloth needs an NVIDIA GPU, and torch sees none")
     if asked == "hf":
         return Backend("hf", "engine.backend: hf")

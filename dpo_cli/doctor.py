@@ -62,7 +62,7 @@ def examine() -> Iterator[Finding]:
         "packages": lambda: _packages(found, imports),
         "versions": lambda: _versions(found),
         "driver": lambda: _driver(imports.get("torch", {})),
-        "gpu": lambda: _gpu(imports.get("torch", {})),
+        "gpu": lambda: _gpu(found, imports.get("torch", {})),
         "4-bit": lambda: _bitsandbytes(found, imports),
         "unsloth": lambda: _unsloth(found, imports),
     }
@@ -83,9 +83,9 @@ def _verdict(missing: list[str], imports: Imports) -> Finding:
         return Finding("can run", f"train can't: see {', '.join(missing) or 'torch'} above", False, True)
     card = imports["torch"]["card"]
     if not card:
-        return Finding(
-            "can run", "the smoke run, and training of small models on the CPU; from Qwen3-0.6B on a GPU", True
-        )
+        gpu = "once the GPU works, see above" if imports["torch"]["problem"] else "on a GPU"
+        small = "the smoke run, and training of small models on the CPU"
+        return Finding("can run", f"{small}; from Qwen3-0.6B {gpu}", True)
     fit = [size for size, least in QWEN3_GIB.items() if least * GIB <= card["total"]]
     four_bit = imports.get("bitsandbytes", {}).get("loads")
     sizes = f"Qwen3 {', '.join(fit)} in 4-bit on the {card['name']}" if fit and four_bit else "small models on the GPU"
@@ -182,18 +182,16 @@ def _driver(torch: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("card", f"{names}, not used by torch", False, fix="see gpu below")
 
 
-def _gpu(torch: dict[str, Any]) -> Iterator[Finding]:
+def _gpu(found: dict[str, str], torch: dict[str, Any]) -> Iterator[Finding]:
     if "cuda" not in torch:
         yield Finding("gpu", "unknown without torch", False)
         return
     card = torch["card"]
     if card is None:
         built = f"torch is built for CUDA {torch['cuda']}" if torch["cuda"] else "torch is a CPU build"
-        what, fix = torch["problem"] or (
-            f"none; {built}",
-            "small models train on the CPU; README.md has the way to a GPU",
-        )
-        yield Finding("gpu", what, False, torch["problem"] is not None, fix)
+        small = "small models train on the CPU; README.md has the way to a GPU"
+        what, fix = torch["problem"] or (f"none; {built}", small)
+        yield Finding("gpu", what, False, torch["problem"] is not None and "unsloth" in found, fix)
         return
     kind = "bfloat16" if card["bf16"] else "float16 only"
     memory = f"{card['total'] / GIB:.1f} GiB, {card['free'] / GIB:.1f} free"

@@ -215,6 +215,27 @@ def test_unsloths_own_switch_for_machines_without_a_gpu(
     assert cuda_problem() is None
 
 
+def test_only_what_is_made_for_a_cpu_trains_beside_a_card_that_fails(tools: Path, torch_built: Any) -> None:
+    """`make smoke` on a laptop whose driver is older than the torch that pip took."""
+    from dpo_cli.backends import choose_backend
+    from dpo_cli.errors import DpoError
+    from dpo_cli.recipe import Recipe
+
+    def recipe(model: str, **engine: Any) -> Recipe:
+        sources = {"sources": [{"id": "a"}]}
+        return Recipe.model_validate({"name": "x", "model": {"id": model}, "data": sources, "engine": engine})
+
+    nvidia_smi(tools, "535.129.03", RTX_4080)
+    torch_built("13.0")
+    assert choose_backend(recipe("builtin:tiny-qwen3")).name == "hf"
+    assert choose_backend(recipe("a/b", allow_cpu=True)).name == "hf"
+    with pytest.raises(DpoError, match="the installed driver is 535"):
+        choose_backend(recipe("a/b"))
+    torch_built("13.0", unsloth=True)
+    with pytest.raises(DpoError, match="the installed driver is 535"):
+        choose_backend(recipe("a/b", backend="hf"))
+
+
 def test_the_memory_that_each_size_takes_is_the_formulas() -> None:
     """Rank 32 on all linear layers, one pair of 2 x 1,024 tokens at once, two thirds of them answers."""
     from dpo_cli.train.memory import LINEARS, Shape, predict
