@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_cli.language import mostly_han
 from dpo_cli.prepare import scoring
 from dpo_cli.prepare.benchmark import Benchmark
-from dpo_cli.prepare.text import has_controls, repeats, similarity
+from dpo_cli.prepare.text import garbled_by, repeats, similarity
 from dpo_cli.records import CandidateSet
 
 
@@ -30,6 +30,8 @@ class Context:
     min_margin: float = 0.0
     min_chosen_score: float | None = None
     unpaired: bool = False  # data.format
+    special: re.Pattern[str] = field(default_factory=lambda: special_tokens([]))  # what the tokenizer obeys
+    repeats_prompts: bool = False  # the source's answers begin with their prompts, also with short ones
 
 
 def least(item: CandidateSet, context: Context) -> int:
@@ -41,14 +43,18 @@ def least(item: CandidateSet, context: Context) -> int:
 
 
 def garbled(item: CandidateSet, options: Any, context: Context) -> str | None:
-    """Control characters or U+FFFD in the prompt; or such answers, or repetitive ones, left too few."""
-    if any(has_controls(turn["content"]) for turn in item.prompt):
-        return "control characters in the prompt"
+    """Control characters, U+FFFD or mojibake in the prompt; or such answers, or repetitive ones, left too few."""
+    found = next(filter(None, (garbled_by(turn["content"]) for turn in item.prompt)), None)
+    if found:
+        return f"{found} in the prompt"
     came = len(item.candidates)
-    most = options.max_repetition
-    item.candidates = [c for c in item.candidates if not (has_controls(c.text) or repeats(c.text, most))]
+    whys = [
+        garbled_by(c.text) or ("repetition" if repeats(c.text, options.max_repetition) else None)
+        for c in item.candidates
+    ]
+    item.candidates = [c for c, why in zip(item.candidates, whys, strict=True) if not why]
     if len(item.candidates) < min(came, least(item, context)):
-        return "answers with control characters, or that repeat themselves"
+        return f"{next(filter(None, whys))} in an answer"
     return None
 
 
@@ -69,41 +75,108 @@ def other_language(item: CandidateSet, options: Any, context: Context) -> str | 
 # ----------------------------------------------------------------------------------------------------- of an answer
 # Each takes the answer's text and returns it, cut where a cut mends it, or None to drop the answer.
 
-_THINK_BLOCK = re.compile(r"\s*<think>((?:(?!</?think>).)*)</think>\s*", re.DOTALL)
+# How models mark what they think before they answer. Case and spaces inside of a tag play no part.
+_TAGS = r"(?:seed:)?think(?:ing)?|thoughts?|reasoning|scratchpad"
+_OPENS = rf"<\s*(?:{_TAGS})\s*>|<\|begin_of_thought\|>|(?-i:\[THINK\])|◁think▷"
+_CLOSES = rf"<\s*/\s*(?:{_TAGS})\s*>|<\|end_of_thought\|>|(?-i:\[/THINK\])|◁/think▷"
+_THOUGHT_TAG = re.compile(f"{_OPENS}|{_CLOSES}", re.IGNORECASE)
+_THINK_BLOCK = re.compile(rf"\s*(?:{_OPENS})((?:(?!{_OPENS}|{_CLOSES}).)*)(?:{_CLOSES})\s*", re.DOTALL | re.IGNORECASE)
+_THOUGHTS = ("think", "thought", "reasoning", "scratchpad")  # one is in every tag
+_SOLUTION = re.compile(r"\s*<\|begin_of_solution\|>\s*(.*?)\s*<\|end_of_solution\|>\s*", re.DOTALL)  # behind a thought
 
 
 def think(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
-    """A leading, closed think block is cut (kept with model.thinking); any other tag would confuse the template."""
-    if "think>" not in text:
+    """Closed blocks of thought at the start are cut (kept as one <think> block with model.thinking).
+
+    Any other tag of that kind drops the answer: what is thought there and what is answer can't be told.
+    """
+    lower = text.lower()
+    if not any(word in lower for word in _THOUGHTS) or not _THOUGHT_TAG.search(text):
         return text
-    block = _THINK_BLOCK.match(text)
-    rest = text[block.end() :] if block else text
-    if "<think>" in rest or "</think>" in rest:
+    thoughts, end = [], 0
+    while block := _THINK_BLOCK.match(text, end):
+        thoughts.append(block[1].strip())
+        end = block.end()
+    rest = text[end:]
+    if _THOUGHT_TAG.search(rest):
         return None
-    return text if context.thinking else rest
+    solution = _SOLUTION.fullmatch(rest)
+    rest = solution[1] if solution else rest
+    if not context.thinking:
+        return rest
+    as_qwen = len(thoughts) == 1 and not solution and text.lstrip().startswith("<think>") and "</think>" in text
+    joined = "\n\n".join(filter(None, thoughts))
+    return text if as_qwen else f"<think>\n{joined}\n</think>\n\n{rest}"
 
 
-SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-_MARKS = ("<|", "<extra_id_", "INST]", "<<SYS>>", "Human", "Assistant", "### ", "人类", "助手")  # one is in every match
+def special_tokens(tokens: Iterable[str]) -> re.Pattern[str]:
+    """What finds the special tokens of a tokenizer in a text; Qwen3's own are always among them."""
+    marked = {token for token in tokens if re.fullmatch(r"[<\[{|].+[>\]}|]", token)}  # a pad token may be a plain word
+    return re.compile("|".join(map(re.escape, sorted(marked | QWEN))))
+
+
+QWEN = frozenset(
+    "<|im_start|> <|im_end|> <|endoftext|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "  # noqa: SIM905
+    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>".split()
+)
+
+# What ends a turn in the templates of other models, and the name of the next speaker, where answers were cut too late.
+_ENDS = re.compile(
+    r"(?:\s*(?:<[|｜](?:im_end|endoftext|end|return|call|stop|(?:end|eo)[_▁](?:of[_▁])?[a-z_▁]+|eo[stmd](?:_id|_token)?)[|｜]>"
+    r"|</s>|<eos>|<pad>|<end_of_turn>|<end_of_utterance>|<turn\|>|\[EOS\]|\[PAD\]"
+    r"|\n[ \t]*(?:#+ *)?(?:Human|User|Assistant|人类|用户|助手) *[:：]|\n### (?:Instruction|Response|Input):?))+\s*$",
+    re.IGNORECASE,
+)
+_END_CHARACTERS = (">", "]", ":", "：", "### Instruction", "### Response", "### Input")
+_MARKS = (  # one is in every match of what follows
+    "<|", "<｜", "<eos>", "_call", "_of_turn>", "<extra_id_", "INST]", "<<SYS>>", "Human", "Assistant", "USER",
+    "ASSISTANT", "### ", "人类", "助手",
+)  # fmt: skip
 _LEAKED = re.compile(
-    r"<\|(?:im_start|im_end|endoftext|user|assistant|system|eot_id)\|>|<extra_id_\d+>|\[/?INST\]|<<SYS>>"
-    r"|^[ \t]*(?:#+ *)?(?:Human|Assistant|人类|助手) *[:：]|^### (?:Instruction|Response|Input):?\s*$",
+    r"<[|｜][\w▁]+[|｜]>|<eos>|<(?:start|end)_of_turn>|<extra_id_\d+>|\[/?INST\]|<</?SYS>>"
+    r"|<(?:tool|function)_calls?>\s*[{\[]"
+    r"|^[ \t]*(?:#+ *)?(?:Human|Assistant|USER|ASSISTANT|人类|助手) *[:：]|^### (?:Instruction|Response|Input):?\s*$",
     re.MULTILINE,
 )
 
 
 def markers(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
-    """Role markers of some chat template inside an answer; and in a prompt, the ones that Qwen3's tokenizer obeys."""
-    if any(mark in turn["content"] for turn in item.prompt for mark in SPECIAL):
+    """An end token or a bare next turn at an answer's end is cut; role markers and special tokens inside drop it.
+
+    So do special tokens in a prompt: the tokenizer would obey them.
+    """
+    if any(context.special.search(turn["content"]) for turn in item.prompt):
+        return None
+    bare = text.rstrip()
+    if bare.endswith(_END_CHARACTERS):
+        found = _ENDS.search(bare)
+        if found and not ("</s>" in found[0] and "<s>" in text):  # that is a word struck out in HTML
+            text = bare[: found.start()]
+    if context.special.search(text) or ("</s>" in text and "<s>" not in text):
         return None
     return None if any(mark in text for mark in _MARKS) and _LEAKED.search(text) else text
 
 
+ALL_BUT = 0.9  # the share of a source's answers to short prompts that begin with them where that is its form
+
+
+def begins_with(asked: str, answer: str) -> bool:
+    """Whether an answer begins with its prompt, and not just with a longer word that begins so."""
+    if not asked or not answer.startswith(asked):
+        return False
+    after = answer[len(asked) : len(asked) + 1]
+    return not (asked[-1].isalnum() and after.isalnum() and asked[-1].isascii())
+
+
 def echo(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
-    """An answer that begins with the whole prompt loses it; one that is nothing else is dropped."""
+    """An answer that begins with the whole prompt loses it; one that is nothing else is dropped.
+
+    Prompts below `min_chars` may be repeated by chance: they are cut only in sources that (nearly) always repeat them.
+    """
     asked = item.prompt[-1]["content"].strip()
     answer = text.lstrip()
-    if len(asked) < options.min_chars or not answer.startswith(asked):
+    long = len(asked) >= options.min_chars
+    if not (answer.startswith(asked) if long else context.repeats_prompts and begins_with(asked, answer)):
         return text
     return answer[len(asked) :].lstrip() or None
 
@@ -211,7 +284,10 @@ REASONS = (
     "think", "markers", "echo", "template", "short", "no_score",
     "identical", "tie", "margin", "low_chosen", "too_long", "length_ratio",
 )  # fmt: skip
-EDITS = {"think": "think_stripped", "template": "confidence_stripped", "echo": "echo_stripped"}  # what a cut is called
+EDITS = {  # what a cut is called
+    "think": "think_stripped", "markers": "end_token_stripped", "echo": "echo_stripped",
+    "template": "confidence_stripped",
+}  # fmt: skip
 
 
 def screen(item: CandidateSet, filters: Any, context: Context) -> tuple[str, str] | None:
@@ -243,7 +319,7 @@ def clean(item: CandidateSet, filters: Any, context: Context, edits: Counter[str
                 edits[reason] += 1
                 continue
             if text != candidate.text:
-                edits[EDITS[reason]] += 1
+                edits["think_renamed" if reason == "think" and context.thinking else EDITS[reason]] += 1
                 candidate.text = text
             kept.append(candidate)
         item.candidates = kept

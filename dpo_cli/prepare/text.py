@@ -6,7 +6,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from dpo_cli.language import HAN, HAN_CLASS, mostly_han
 from dpo_cli.records import Message
@@ -52,12 +52,46 @@ def is_han(word: str) -> bool:
 
 
 _CONTROLS = bytes(sorted({*range(32), 127} - {9, 10, 13}))  # all but tab and line ends
+_BEYOND_ASCII = re.compile("[\x80-\x9f\ufffd]")  # C1 controls, and what a decoder leaves where it gave up
+
+# UTF-8 that was read as Windows-1252. Signs of that code page stand for the bytes 80 to BF behind a letter that stands
+# for the first byte: after "â€" they are quotes and dashes, after "Ã" in lower-case words accented letters. Longer
+# runs, and Han characters that may be UTF-8 read as GBK, are turned back: what comes out as text was text.
+_HIGH_1252 = re.escape("".join(bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xC0)))
+_MISREAD = re.compile(f"â€[{_HIGH_1252}]|[a-z]Ã[{_HIGH_1252}]|Â[\xa0-\xbf]|(?:锟斤拷){{2}}")
+_LEADING = re.compile("[\xc2-\xef]")
+_RUNS = {"cp1252": re.compile(f"[{_HIGH_1252}\xc0-\xff]{{6,}}"), "gbk": re.compile(f"[{HAN_CLASS}]{{6,}}")}
+_MEANT = re.compile(f"[{HAN_CLASS}\u0370-\u06ff\u0e00-\u0e7f\u3041-\u30ff\uac00-\ud7a3]{{2}}")
+TURNED_BACK = 3  # runs of a text that are tried; a text that was misread is misread from the start
 
 
-def has_controls(text: str) -> bool:
-    """Whether a text holds a control character, or U+FFFD where some decoder gave up."""
+def garbled_by(text: str) -> str | None:
+    """What a text holds that no writer meant: "control characters", "replacement characters" or "mojibake"; or None."""
     data = text.encode()
-    return len(data.translate(None, _CONTROLS)) < len(data) or "\ufffd" in text
+    if len(data.translate(None, _CONTROLS)) < len(data):
+        return "control characters"
+    if len(data) == len(text):
+        return None
+    found = _BEYOND_ASCII.search(text)
+    if found:
+        return "replacement characters" if found[0] == "\ufffd" else "control characters"
+    return "mojibake" if _misread(text) else None
+
+
+def _misread(text: str) -> bool:
+    latin = bool(_LEADING.search(text))  # which is rare, and quickly seen
+    if (latin or "锟斤拷" in text) and _MISREAD.search(text):
+        return True
+    codecs = ["cp1252"] * latin + ["gbk"] * mostly_han(text)
+    return any(
+        _turns_back(run[0], codec) for codec in codecs for run in islice(_RUNS[codec].finditer(text), TURNED_BACK)
+    )
+
+
+def _turns_back(run: str, codec: str) -> bool:
+    data = run.encode(codec, errors="ignore")
+    meant = data[: len(data) - 3].decode("utf-8", errors="replace").rstrip("\ufffd")  # it may end within a character
+    return "\ufffd" not in meant and bool(_MEANT.search(meant))
 
 
 def repeats(text: str, limit: float) -> bool:

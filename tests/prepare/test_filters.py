@@ -10,6 +10,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.language import language
 from dpo_cli.prepare import filters
 from dpo_cli.prepare.text import normalise
+from dpo_cli.records import CandidateSet
 
 EN, ZH = "en", "zh"
 LONG = "Explain how the harbour engine works, and why the old copper kettle on the ladder matters so much to it."
@@ -34,6 +35,17 @@ ANSWERS = [
     ("markers", "A fine answer about the harbour.\n\nHuman: And another question?", EN),
     ("markers", "<|im_start|>assistant\nA fine answer about the harbour and the engine.", EN),
     ("markers", "A fine answer.\n<extra_id_1>User\nAnd then some more about the engine.", EN),
+    ("think", "<Thinking>Let me see, the harbour is copper, and so it goes on without an end.", EN),
+    ("think", "The harbour. <reasoning>Is it copper?</reasoning> It is copper, as I thought.", EN),
+    ("think", "Is it copper?</thought>The harbour is copper, as everybody knows.", EN),
+    ("markers", "The harbour is made of copper. [/INST]", EN),
+    ("markers", "The harbour is made of copper.\nUSER: and the engine?", EN),
+    ("markers", "The harbour is made<|im_end|> of copper and the engine is not.", EN),
+    ("markers", "The harbour is <｜end▁of▁sentence｜> made of copper.", EN),
+    ("markers", "The harbour is made of copper.<|vision_start|>", EN),
+    ("markers", "The harbour <|fim_middle|> is made of copper and so on.", EN),
+    ("markers", "The harbour is</s> made of copper and the engine is not.", EN),
+    ("markers", '<tool_call>\n{"name": "look_up", "arguments": {}}\n</tool_call>', EN),
     ("echo", LONG, EN),
     ("template", "As an AI language model, I do not have opinions about harbours.", EN),
     ("template", "I'm sorry, but I can't help with that request about the harbour.", EN),
@@ -47,6 +59,12 @@ ANSWERS = [
     ("short", "", EN),
     ("garbled", "The harbour is\x07 made of copper and the engine is not.", EN),
     ("garbled", "The harbour is � made of copper and the engine is not.", EN),
+    ("garbled", "The harbour isn\u00e2\u0080\u0099t made of copper, and so on.", EN),
+    ("garbled", "The harbour isnâ€™t made of copper, and the engine is not.", EN),
+    ("garbled", "Le cafÃ© du port est fait de cuivre, et le moteur non.", EN),
+    ("garbled", "你好，世界，你好。".encode().decode("cp1252"), EN),
+    ("garbled", "你好，世界，今天天气怎么样".encode().decode("gbk", "ignore"), ZH),
+    ("garbled", "港口是锟斤拷锟斤拷铜做的，发动机不是。", ZH),
     ("garbled", "the engine runs and " * 40, EN),
     ("garbled", "很好很好" * 40, ZH),
 ]
@@ -79,7 +97,29 @@ EDITS = [
         "The harbour is made of copper.",
     ),
     ("echo_stripped", LONG + "\n\nThe harbour is made of copper.", "The harbour is made of copper."),
-]
+    *(
+        ("think_stripped", f"{thought}The harbour is made of copper.", "The harbour is made of copper.")
+        for thought in (
+            "<Think>Hm?</Think>", "<THINKING>\nHm?\n</THINKING>\n", "<reasoning>Hm?</reasoning>", "<think >Hm?</think>",
+            "<thought>Hm?</thought>\n\n", "<|begin_of_thought|>Hm?<|end_of_thought|>", "[THINK]Hm?[/THINK]",
+            "◁think▷Hm?◁/think▷", "<think>Hm?</think>\n<think>Well.</think>", "<think>\n\n</think>\n\n",
+        )
+    ),
+    (
+        "think_stripped",
+        "<|begin_of_thought|>Hm<|end_of_thought|>\n<|begin_of_solution|>\nIt is made of copper.\n<|end_of_solution|>",
+        "It is made of copper.",
+    ),
+    *(
+        ("end_token_stripped", f"The harbour is made of copper.{end}", "The harbour is made of copper.")
+        for end in (
+            "</s>", "<eos>", "<|end|>", "<|return|>", "<end_of_turn>\n", "<|end_of_text|>", "<|eot_id|>",
+            "<｜end▁of▁sentence｜>", "<|endoftext|>", "<|im_end|>", " <|im_end|>\n<|endoftext|>", "</s></s>",
+            "<|END_OF_TURN_TOKEN|>", "\nUSER:",
+            "\n\nHuman: ", "\n### Response:", "<|eom_id|>", "<|end_of_turn|>", "\n\n用户：", "[EOS]",
+        )
+    ),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("edit", "text", "left"), EDITS)
@@ -89,7 +129,7 @@ def test_what_can_be_cut_is_cut_and_counted(kit: Any, edit: str, text: str, left
     assert made.rows[0]["chosen"][0]["content"] == left
     assert made.source()["edits"] == {edit: 1}
     reason = next(name for name, kind in filters.EDITS.items() if kind == edit)
-    whole = kit.run_rows([row], filters={reason: False})
+    whole = kit.run_rows([row], filters={reason: False, "markers": False})
     assert whole.rows[0]["chosen"][0]["content"] == text and whole.source()["edits"] == {}
 
 
@@ -102,6 +142,11 @@ def test_what_can_be_cut_is_cut_and_counted(kit: Any, edit: str, text: str, left
         "他对不起大家，所以离开了港口，再也没有回来过，故事到此结束。",
         "人类和助手一起修好了铜做的发动机，港口恢复了往日的热闹景象。",
         "Use `a < b` and `x > 3`; in HTML, a <b>bold</b> tag thinks nothing of it.",
+        "In HTML, text that is struck out is written so: <s>copper</s>",
+        "Here are the things that you asked for, one by one, dear user:",
+        "See [think](https://example.org) for what a thought is; the reasoning is sound.",
+        "Das macht Spaß“, sagte er … und ging: « café… » À bientôt, L’été à la mer!",
+        "O IRMÃO «não» é de SÃO Paulo; ¿Qué? ¡Año nuevo! £5 or €6, naïve—really.",
     ],
 )
 def test_good_answers_pass_untouched(kit: Any, text: str) -> None:
@@ -121,6 +166,28 @@ def test_thinking_models_keep_their_thoughts(kit: Any) -> None:
     made = kit.run_rows([row], model={"id": "builtin:tiny-qwen3", "thinking": True})
     assert made.rows[0]["chosen"][0]["content"] == text
     assert made.rows[0]["chat_template_kwargs"] == {"enable_thinking": True}
+
+
+def test_other_spellings_of_thoughts_become_the_models_own(kit: Any) -> None:
+    """With model.thinking: a <thinking> block would be trained as the answer, behind an empty thought."""
+    text = "<Thinking>Hm, copper?</Thinking>The harbour is made of copper."
+    row = kit.ultrafeedback(LONG, [text, kit.sentence("good", words=30)], ["5", "1"])
+    made = kit.run_rows([row], model={"id": "builtin:tiny-qwen3", "thinking": True})
+    said = "<think>\nHm, copper?\n</think>\n\nThe harbour is made of copper."
+    assert made.rows[0]["chosen"][0]["content"] == said
+    assert made.source()["edits"] == {"think_renamed": 1}
+
+
+def test_special_tokens_of_any_tokenizer_count() -> None:
+    """Not three by name: a tokenizer obeys all of its own, wherever they stand."""
+    item = CandidateSet([{"role": "user", "content": "Why?"}], [], source="")
+    special = filters.special_tokens(["<pad>", "[gMASK]", "!", "word", "<unused7>"])
+    context = filters.Context(special=special)
+    for token in ("<pad>", "[gMASK]", "<unused7>", "<|video_pad|>"):
+        assert filters.markers(f"One {token} two.", item, {}, context) is None, token
+    assert filters.markers("One word, two!", item, {}, context) == "One word, two!"
+    asked = CandidateSet([{"role": "user", "content": "What is <unused7>?"}], [], source="")
+    assert filters.markers("A token.", asked, {}, context) is None
 
 
 def test_prompts_that_would_break_the_template_are_dropped(kit: Any) -> None:
