@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -77,7 +79,7 @@ def train(
     recipe_path: RecipePath,
     settings: Settings = None,
     plan: Annotated[bool, typer.Option("--plan", help="Predict the memory, say whether it fits, and stop.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over, also in place of a finished run.")] = False,
     runs_dir: RunsDir = RUNS,
     force: Force = False,
     quiet: Quiet = False,
@@ -86,29 +88,42 @@ def train(
     """Train a LoRA on the pairs, preparing them first where needed."""
     with _reported(debug):
         loaded, run = _open(recipe_path, settings, runs_dir)
-        again, quiet = force or fresh, quiet or not processes.is_main()
-        with run.lock() if processes.is_main() else nullcontext():
+        main = processes.is_main()
+        again, quiet = force or fresh, quiet or not main
+
+        def goes_on(prepared: bool) -> bool:
+            """Whether to go on with what is here, where something is; an error where it would be replaced."""
+            from dpo_cli.train.checkpoints import start_of
+
+            if fresh or (force and run.record("train").get("status") != "complete"):
+                return False
+            another = _command("train", recipe_path, [*(settings or []), f"name={_free_name(run)}"], runs_dir)
+            return start_of(loaded, run, another, prepared).longer or not force
+
+        with run.lock(view=plan or (not again and run.state("train", loaded).fresh)) if main else nullcontext():
+            if main and not (plan and run.state("prepare", loaded).fresh):
+                goes_on(prepared=False)  # before prepare replaces the pairs that a finished run was trained on
             if plan:
                 _prepare(loaded, run, False, quiet)
                 console.print_plan(loaded, run)
                 return
-            if again or not processes.is_main() or not run.state("train", loaded).fresh:
+            if again or not main or not run.state("train", loaded).fresh:
                 from dpo_cli import backends
 
                 # Now, because prepare needs transformers, and Unsloth has to be imported before that.
                 backends.import_backend(backends.choose_backend(loaded))
                 backends.refuse_cpu(loaded)
 
-            def prepared() -> bool:
+            def prepared() -> tuple[bool, bool]:
                 _prepare(loaded, run, False, quiet)
-                return again or not run.state("train", loaded).fresh
+                return goes_on(prepared=True), again or not run.state("train", loaded).fresh
 
-            again = processes.from_main(prepared)
+            resume, again = processes.from_main(prepared)
 
             def work() -> None:
                 from dpo_cli.train.trainer import train as stage
 
-                trained = stage(loaded, run, fresh=fresh or force, quiet=quiet)
+                trained = stage(loaded, run, fresh=not resume, quiet=quiet)
                 best = trained.metrics.get("best")
                 kept = f", step {best['step']} was the best" if best else ""
                 each = next(one for one in ("pairs", "rows", "prompts") if f"{one}_per_second" in trained.metrics)
@@ -285,6 +300,16 @@ def _command(name: str, recipe_path: Path, settings: list[str] | None, runs_dir:
     options = [part for setting in settings or [] for part in ("--set", setting)]
     options += ["--runs-dir", str(runs_dir)] if runs_dir != RUNS else []
     return shlex.join(["dpo-cli", name, str(recipe_path), *options])
+
+
+def _free_name(run: Run) -> str:
+    """The name of a run that is not there yet, as `--set name=…` takes it."""
+    name = next(
+        name
+        for name in (f"{run.folder.name}-{number}" for number in itertools.count(2))
+        if not run.folder.with_name(name).exists()
+    )
+    return name if re.fullmatch(r"[A-Za-z][\w-]*", name) else json.dumps(name, ensure_ascii=False)
 
 
 def _unless_fresh(stage: str, loaded: Recipe, run: Run, force: bool, quiet: bool, work: Callable[[], None]) -> None:

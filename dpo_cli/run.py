@@ -15,6 +15,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,25 +45,45 @@ READS: dict[str, tuple[str, ...]] = {
 BEFORE = {"prepare": None, "train": "prepare", "eval": "train", "export": "train"}
 FOLDERS = {"prepare": "data", "train": "train", "eval": "eval", "export": "export"}
 
+# A finished training goes on where one of these was raised, and nothing else has changed.
+GO_ON = ("train.num_train_epochs", "train.max_steps")
+
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth")
 
 InputFiles = Callable[[Recipe], dict[str, Path]]
 
 
 @dataclass(frozen=True)
-class State:
-    """Where a stage stands: `fresh` (complete, nothing changed), `absent`, `cut_short` or `stale`, and why.
+class Reason:
+    """Why a stage's results are not what a run of it would make now.
 
-    `settings`: recipe keys are among the reasons.
+    Attributes:
+        text: the reason in words.
+        kind: `setting` (a recipe key), `input` (a file that it read), `edited` (a result), or `missing`.
+        stage: whose setting, input or result it is.
+        name: the key or the file.
     """
 
+    text: str
     kind: str
-    reasons: list[str] = field(default_factory=list)
-    settings: bool = False
+    stage: str
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a stage stands: `fresh` (complete, nothing changed), `absent`, `cut_short` or `stale`, and why."""
+
+    kind: str
+    details: list[Reason] = field(default_factory=list)
 
     @property
     def fresh(self) -> bool:
         return self.kind == "fresh"
+
+    @property
+    def reasons(self) -> list[str]:
+        return list(dict.fromkeys(reason.text for reason in self.details))
 
 
 @dataclass
@@ -127,12 +148,21 @@ class Run:
         """What the manifest says of a stage; empty where it never ran."""
         return dict(self.manifest()["stages"].get(stage, {}))
 
+    def forget(self, stage: str) -> None:
+        """Take a stage's record out of the manifest, before its results go."""
+        manifest = self.manifest()
+        if manifest["stages"].pop(stage, None) is not None:
+            self._write_manifest(manifest)
+
     def write_record(self, stage: str, recipe: Recipe, record: dict[str, Any]) -> None:
         """Put a stage's record into the manifest, and beside it the recipe that the stage was run with."""
         write_text(self.folder / "recipe.yaml", dump(recipe))
         manifest = self.manifest()
         manifest["dpo_cli"] = __version__
         manifest["stages"][stage] = record
+        self._write_manifest(manifest)
+
+    def _write_manifest(self, manifest: dict[str, Any]) -> None:
         write_text(self.folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
     # ---------------------------------------------------------------------------------------------- fresh or stale?
@@ -141,50 +171,49 @@ class Run:
         """Whether a stage's results are there, whole, and made from this recipe and these inputs."""
         record = self.record(stage)
         if not record:
-            return State("absent", [f"{stage} has not been run"])
+            return State("absent", [Reason(f"{stage} has not been run", "missing", stage)])
         if record["status"] != "complete":
             how = "did not pass its checks" if record["status"] == "unverified" else "was cut short"
-            return State("cut_short", [f"{stage} {how}"])
+            return State("cut_short", [Reason(f"{stage} {how}", "missing", stage)])
         before = BEFORE[stage]
-        earlier = self.state(before, recipe) if before else State("fresh")
-        keys = self._changed_keys(stage, recipe)
-        reasons = [*earlier.reasons, *keys, *self._changed_inputs(stage, recipe)]
+        details = [] if before is None else [*self.state(before, recipe).details]
+        details += self._changed_keys(stage, recipe) + self._changed_inputs(stage, recipe)
         for name, digest in record["outputs"].items():
             path = self.folder / name
             if not path.is_file():
-                reasons.append(f"{name} is missing")
+                details.append(Reason(f"{name} is missing", "missing", stage, name))
             elif sha256(path) != digest:
-                reasons.append(f"{name} has been changed since {stage} wrote it")
-        if not reasons:
-            return State("fresh")
-        return State("stale", list(dict.fromkeys(reasons)), settings=bool(keys) or earlier.settings)
+                details.append(Reason(f"{name} has been changed since {stage} wrote it", "edited", stage, name))
+        return State("stale", details) if details else State("fresh")
 
-    def changes(self, stage: str, recipe: Recipe) -> list[str]:
-        """What this recipe and these inputs have otherwise than the stage's record, in words."""
-        return self._changed_keys(stage, recipe) + self._changed_inputs(stage, recipe)
+    def changes(self, stage: str, recipe: Recipe) -> list[Reason]:
+        """What this recipe and these inputs have otherwise than the record of a stage, and of the stages before it."""
+        before = BEFORE[stage]
+        earlier = self.changes(before, recipe) if before and self.record(before) else []
+        return [*earlier, *self._changed_keys(stage, recipe), *self._changed_inputs(stage, recipe)]
 
-    def _changed_keys(self, stage: str, recipe: Recipe) -> list[str]:
+    def _changed_keys(self, stage: str, recipe: Recipe) -> list[Reason]:
         then, now = self.record(stage)["recipe"], recipe_keys(recipe, stage)
         return [
-            f"{key} is {_brief(now.get(key))}, was {_brief(then.get(key))}"
+            Reason(f"{key} is {_brief(now.get(key))}, was {_brief(then.get(key))}", "setting", stage, key)
             for key in dict.fromkeys([*then, *now])
             if then.get(key) != now.get(key)
         ]
 
-    def _changed_inputs(self, stage: str, recipe: Recipe) -> list[str]:
-        record, reasons = self.record(stage), list[str]()
+    def _changed_inputs(self, stage: str, recipe: Recipe) -> list[Reason]:
+        record, reasons = self.record(stage), list[Reason]()
         try:
             inputs = self.input_hashes(stage, recipe)
         except DpoError:
-            return reasons  # sources that are not on this machine can't be held against what was made of them
+            return reasons  # sources that are not on this machine can't be compared with what was made of them
         for name in dict.fromkeys([*record["inputs"], *inputs]):
             if name not in inputs:
-                # A whole source or model that is not on this machine can't be held against what was made of it.
+                # A whole source or model that is not on this machine can't be compared with what was made of it.
                 group = name.partition("/")[0] + "/"
                 if any(other.startswith(group) for other in inputs):
-                    reasons.append(f"{name} is gone")
+                    reasons.append(Reason(f"{name} is gone", "input", stage, name))
             elif record["inputs"].get(name) != inputs[name]:
-                reasons.append(f"{name} has changed")
+                reasons.append(Reason(f"{name} has changed", "input", stage, name))
         return reasons
 
     def input_hashes(self, stage: str, recipe: Recipe) -> dict[str, str]:
@@ -208,23 +237,31 @@ class Run:
         missing = state.kind in ("absent", "cut_short")
         what = state.reasons[0] if missing else f"what {stage} made is stale: {'; '.join(state.reasons[:5])}"
         more = "" if len(state.reasons) <= 5 else f" (and {len(state.reasons) - 5} more)"
-        hint = f"run `{command}` first" + (", or set again what it was run with (--set)" if state.settings else "")
+        hint = f"run `{command}` first"
+        if stage == "train" and any(one.kind != "missing" and one.name not in GO_ON for one in state.details):
+            hint = f"run `{command} --fresh` first"  # without it a finished adapter is not replaced
+        if any(reason.kind == "setting" for reason in state.details):
+            hint += ", or set again what it was run with (--set)"
         raise DpoError(what + more, where=str(self.folder), hint=hint)
 
     # ---------------------------------------------------------------------------------------------- writing results
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep a second dpo-cli out of this run; mend what a kill may have left half-renamed."""
+    def lock(self, view: bool = False) -> Iterator[None]:
+        """Keep a second dpo-cli out of this run; clear away what a kill may have left half-renamed.
+
+        Args:
+            view: nothing will be written, so that a run which may only be read needs no lock.
+        """
         from filelock import FileLock, Timeout
 
+        if view and not os.access(self.folder, os.W_OK):
+            yield
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock", timeout=0):
-                for old in [*self.folder.glob(".*.old"), *self["train"].glob(".*.old")]:
-                    target = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
-                    if not target.exists():
-                        old.rename(target)
+                self._clear()
                 yield
         except Timeout:
             raise DpoError(
@@ -233,6 +270,17 @@ class Run:
         except OSError as error:
             error.filename = error.filename or str(self.folder)  # a failed write does not say where
             raise
+
+    def _clear(self) -> None:
+        """Move back what was moved aside and never replaced; remove what else a killed stage left behind."""
+        paths = [self.folder / name for name in (*FOLDERS.values(), "recipe.yaml", "manifest.json")]
+        paths += [self["train"] / name for name in ("adapter", "log.jsonl", "metrics.json")]
+        for path in paths:
+            old = aside(path, "old")
+            if old.exists() and not path.exists():
+                old.rename(_real(path))
+            remove(old)
+            remove(aside(path, "new"))
 
     def started(self, stage: str, recipe: Recipe) -> dict[str, Any]:
         """A record of a stage that begins now: what it reads, and with what."""
@@ -245,7 +293,7 @@ class Run:
             "recipe": keys,
             "inputs": inputs,
             "versions": versions(),
-            "device": platform.processor() or platform.machine(),
+            "device": _device(stage),
             "git_commit": _git_commit(),
         }
 
@@ -254,11 +302,12 @@ class Run:
         """Make a stage's results aside; on leaving, rename them into place and write the manifest.
 
         Everything in the draft's folder replaces its namesake in the stage's folder; for all stages but `train`,
-        which keeps its checkpoints and log, what else was there goes. Left by an exception, nothing changes.
+        which keeps its checkpoints, the other results that the manifest names go. A person's own files stay. Left by
+        an exception, nothing changes.
         """
         start = time.monotonic()
         record = record or self.started(stage, recipe)
-        draft = Draft(self.folder / f".{FOLDERS[stage]}.new", record)
+        draft = Draft(aside(self[stage], "new"), record)
         shutil.rmtree(draft.folder, ignore_errors=True)
         draft.folder.mkdir(parents=True)
         try:
@@ -269,8 +318,9 @@ class Run:
                 for path in sorted(draft.folder.rglob("*"))
                 if path.is_file()
             }
+            self._keep_own_files(stage, draft.folder)
             if stage == "train":
-                self[stage].mkdir(exist_ok=True)
+                _real(self[stage]).mkdir(parents=True, exist_ok=True)
                 for item in sorted(draft.folder.iterdir()):
                     replace(item, self[stage] / item.name)
                 draft.folder.rmdir()
@@ -281,6 +331,22 @@ class Run:
             raise
         record.setdefault("seconds", round(time.monotonic() - start, 3))
         self.write_record(stage, recipe, {**record, "status": draft.status, "outputs": outputs})
+
+    def _keep_own_files(self, stage: str, draft: Path) -> None:
+        """Link what a person put among a stage's results into the folder that takes their place."""
+        results = self.record(stage).get("outputs", {})
+        folders = [path for path in draft.iterdir() if path.is_dir()] if stage == "train" else [draft]
+        for folder in folders:
+            there = self[stage] / folder.relative_to(draft)
+            for path in sorted(there.rglob("*")):
+                kept = folder / path.relative_to(there)
+                own = f"{FOLDERS[stage]}/{path.relative_to(self[stage]).as_posix()}" not in results
+                if results and own and (path.is_file() or path.is_symlink()) and not kept.exists():
+                    kept.parent.mkdir(parents=True, exist_ok=True)
+                    try:
+                        os.link(path, kept, follow_symlinks=False)
+                    except OSError:  # a file system without links
+                        shutil.copy2(path, kept, follow_symlinks=False)
 
 
 # ----------------------------------------------------------------------------------------------------------- helpers
@@ -355,15 +421,34 @@ def writing(folder: Path) -> Iterator[None]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
+def aside(path: Path, kind: str) -> Path:
+    """Where a file or folder is made (`new`), or moved to (`old`): beside it, or beside what it is a link to."""
+    real = _real(path)
+    return real.with_name(f".{real.name}.{kind}")
+
+
+def _real(path: Path) -> Path:
+    """What a link leads to, so that the link stays; anything else as it is."""
+    return path.resolve() if path.is_symlink() else path
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder; nothing there is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)  # on NFS what is still open leaves a file behind
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: aside, flushed to disk, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.new")
-    with open(aside, "w", encoding="utf-8", newline="\n") as file:
+    new = aside(path, "new")
+    with open(new, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    new.replace(_real(path))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -371,13 +456,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def replace(new: Path, target: Path) -> None:
-    """Rename `new` to `target`; a folder that stands there is moved aside first and removed last."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.is_dir():
-        target.rename(old)
-    new.replace(target)
-    shutil.rmtree(old, ignore_errors=True)
+    """Rename `new` to `target`; a folder that stands there is moved aside first and removed last.
+
+    Where `target` is a link, what it leads to is replaced, on whatever disk that is.
+    """
+    real, old = _real(target), aside(target, "old")
+    if target.is_symlink() and new != aside(target, "new"):
+        new = Path(shutil.move(new, aside(target, "new")))
+    remove(old)
+    if real.is_dir():
+        real.rename(old)
+    new.replace(real)
+    remove(old)
 
 
 def versions() -> dict[str, str]:
@@ -394,6 +484,14 @@ def versions() -> dict[str, str]:
 def _is_read_by(stage: str, output: str) -> bool:
     """Whether a stage reads that file of the stage before it (reports and logs change nothing)."""
     return output.startswith("train/adapter/") if stage in ("eval", "export") else output.endswith(".jsonl")
+
+
+def _device(stage: str) -> str:
+    """What a stage computes on: the GPU's name, where it runs the model and there is one; else the processor."""
+    torch = sys.modules.get("torch")  # a stage that runs the model has imported it
+    if stage != "prepare" and torch is not None and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return platform.processor() or platform.machine()
 
 
 def _git_commit() -> str | None:

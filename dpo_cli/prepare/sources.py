@@ -246,7 +246,8 @@ def source_files(recipe: Recipe, missing_ok: bool = False) -> dict[str, Path]:
             if not missing_ok:
                 raise
             continue
-        files |= {f"{source.label}/{name}": path for name, path in found.items()}
+        label = source.label.replace("/", ":")  # up to the first slash, a name says which source or model it is of
+        files |= {f"{label}/{name}": path for name, path in found.items()}
     try:
         return {**files, **contamination_files(recipe)}
     except DpoError:

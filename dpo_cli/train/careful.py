@@ -8,6 +8,7 @@ from typing import Any
 from dpo_cli import adapters
 from dpo_cli.recipe import HELD_OUT
 from dpo_cli.run import writing
+from dpo_cli.train.checkpoints import best_checkpoint, rotate, seal
 from dpo_cli.train.watchdog import check_finite
 
 
@@ -17,12 +18,16 @@ def careful(trainer_class: Any) -> Any:
     - stops at a loss that is no number, with the ids of the pairs;
     - resumes, and at the end restores, the policy's adapter and no other;
     - says where the disk was full while a checkpoint was written;
+    - calls a checkpoint whole when all of it is on disk, and only then removes older ones, by step and not by time;
+    - takes up a schedule that was laid out anew, over more steps than before, at its own rate;
     - evaluates by language under names that tell the languages apart, and over all of them, weighted by pairs.
     """
     import torch
+    from torch.optim.lr_scheduler import LambdaLR
 
     class Trainer(trainer_class):  # type: ignore[misc]
         _language: str | None = None  # of the held-out pairs under evaluation
+        checkpoint_limit: int | None = None  # in place of save_total_limit, which goes by the files' times
 
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             loss = super().training_step(model, inputs, *args, **kwargs)
@@ -36,12 +41,28 @@ def careful(trainer_class: Any) -> Any:
             adapters.load_adapter_weights(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
-            with writing(Path(self.args.output_dir)):
+            folder = Path(self.args.output_dir)
+            with writing(folder):
                 super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()  # each process saves a random state of its own
+                if self.args.should_save:
+                    seal(folder / f"checkpoint-{self.state.global_step}")
+                    rotate(folder, self.checkpoint_limit, self.state.best_global_step)
+
+        def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            scheduler = self.lr_scheduler
+            if checkpoint is not None and isinstance(scheduler, LambdaLR):
+                # The optimizer has the last rate of the old schedule; of one that has not changed it is the same.
+                shares = [share(scheduler.last_epoch) for share in scheduler.lr_lambdas]
+                rates = [base * share for base, share in zip(scheduler.base_lrs, shares, strict=True)]
+                for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate
+                scheduler._last_lr = rates
 
         def _load_best_model(self) -> None:
-            best = self.state.best_model_checkpoint
-            adapters.load_adapter_weights(self.accelerator.unwrap_model(self.model), Path(best))
+            best = best_checkpoint(Path(self.args.output_dir), self.state.best_global_step)
+            adapters.load_adapter_weights(self.accelerator.unwrap_model(self.model), best)
 
         def evaluate(self, eval_dataset: Any = None, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
             sets = self.eval_dataset if eval_dataset is None else eval_dataset

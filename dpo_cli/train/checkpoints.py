@@ -1,39 +1,123 @@
-"""What a run that was cut short left behind: its last whole checkpoint, and the log up to there."""
+"""Checkpoints: which ones are whole and which stay, where a training sets in again, and its log up to there.
+
+A checkpoint is whole where all its files are what they were when it was saved: their sizes and hashes are written into
+it last (`files.json`). What is not whole is passed over for the one before it, and said.
+"""
 
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dpo_cli import processes
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
-from dpo_cli.run import Run, replace
+from dpo_cli.run import GO_ON, Reason, Run, recipe_keys, remove, sha256, write_json, write_text
+
+SEAL = "files.json"
 
 
-def checkpoint_to_resume(recipe: Recipe, run: Run) -> Path | None:
-    """The last whole checkpoint of a run that was cut short; None to start over.
+@dataclass(frozen=True)
+class Start:
+    """Where a training sets in.
+
+    Attributes:
+        checkpoint: to go on from; None: from nothing.
+        longer: it goes on from the end of a finished run, for more steps.
+        remarks: what a person should know of the choice.
+    """
+
+    checkpoint: Path | None = None
+    longer: bool = False
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that are done already."""
+        return step_of(self.checkpoint) if self.checkpoint else 0
+
+
+def start_of(recipe: Recipe, run: Run, another: str | None = None, prepared: bool = True) -> Start:
+    """Where `train` sets in: a run that was cut short after its last whole checkpoint, a finished one for more steps.
+
+    Args:
+        another: the command that trains this recipe under another name.
+        prepared: the pairs are those of this recipe; if not, what is wrong with `data/` alone may still be put right.
 
     Raises:
-        DpoError: it was made from another recipe or other data.
+        DpoError: another recipe, other settings or other inputs than those of the run that is here, finished or not;
+            or no checkpoint of it is whole.
     """
-    state = run.state("train", recipe)
-    if state.kind != "cut_short":
-        return None
-    checkpoint = _last_checkpoint(run.checkpoints)
-    changed = run.changes("train", recipe)
-    before = run.record("train").get("processes", 1)
+    record = run.record("train")
+    if not record:
+        return Start()
+    results = [one for one in run.state("train", recipe).details if one.stage == "train"]
+    changes = run.changes("train", recipe) + [one for one in results if one.kind == "edited"]
+    if not prepared:
+        changes = [one for one in changes if not one.name.startswith("data/")]
+    before = record.get("processes", 1)
     if before != processes.count():  # the pairs of a step are dealt out to them
-        changed.append(f"{processes.count()} processes, were {before}")
-    if checkpoint and changed:
-        raise DpoError(
-            f"a run of something else was cut short here: {'; '.join(changed[:5])}",
-            where=str(run.checkpoints),
-            hint="undo the change to go on with it, or start over with --fresh",
-        )
-    return checkpoint
+        changes.append(Reason(f"{processes.count()} processes, were {before}", "setting", "train"))
+    finished = record["status"] == "complete"
+    if finished and changes and all(one.name in GO_ON for one in changes):
+        return _longer(recipe, run, changes, another)
+    if changes and (finished or saved(run.checkpoints)):
+        raise _refusal(run, changes, finished, another)
+    # Of a finished run whose adapter or log was deleted, the last checkpoint gives it again.
+    return _last_whole(run.checkpoints) if results or not finished else Start()
+
+
+def _longer(recipe: Recipe, run: Run, changes: list[Reason], another: str | None) -> Start:
+    """`start_of` where nothing but the number of steps is other than in the finished run."""
+    then, now = run.record("train")["recipe"], recipe_keys(recipe, "train")
+    start, why_not = Start(), "its last checkpoint is gone, or it ended early"
+    try:
+        start = _last_whole(run.checkpoints)
+    except DpoError as error:
+        why_not = error.message
+    epochs, steps = GO_ON
+    if now[steps] > 0:
+        more = now[steps] > max(then[steps], start.step)
+    else:
+        more = then[steps] <= 0 and now[epochs] > then[epochs]
+    if not more:
+        raise _refusal(run, changes, True, another)
+    if start.remarks or start.checkpoint is None or not is_last(start.checkpoint):
+        why_not = "; ".join(start.remarks) or why_not
+        raise _refusal(run, changes, True, another, f"; more steps can't go on from it: {why_not}")
+    return Start(start.checkpoint, longer=True)
+
+
+def _refusal(run: Run, changes: list[Reason], finished: bool, another: str | None, why_not: str = "") -> DpoError:
+    kinds = {one.kind for one in changes}
+    if any(re.fullmatch(r"model\.id|data\.sources\[\d+\]\.id", one.name) for one in changes):
+        what = f"{run.folder} was made by another recipe"
+    elif not finished:
+        what = "a run of something else was cut short here"
+    elif kinds == {"edited"}:
+        what = f"{run.folder} holds a finished run, and its results were changed"
+    else:
+        what = f"{run.folder} holds a finished run of other {'settings' if 'setting' in kinds else 'inputs'}"
+    named = list(dict.fromkeys(one.text for one in changes))
+    more = f" (and {len(named) - 5} more)" if named[5:] else ""
+    keep = "keep it" if finished else "undo the change to go on with it"
+    elsewhere = f"train under another name: {another}" if another else "train under another name (--set name=…)"
+    hint = f"{keep}; or {elsewhere}; or start over in its place with --fresh"
+    return DpoError(f"{what}: {'; '.join(named[:5])}{more}{why_not}", where=str(run["train"]), hint=hint)
+
+
+# ------------------------------------------------------------------------------------------------ the folder itself
+
+
+def saved(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, by step; what else lies there, such as a copy under another name, is none."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[1-9]\d*", path.name)]
+    return sorted((path for path in found if path.is_dir()), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -41,40 +125,121 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def start_log(log: Path, checkpoints: Path, checkpoint: Path | None) -> None:
-    """Begin `log.jsonl`, or cut it back to the checkpoint's step, with the checkpoints after it."""
-    if checkpoint is None:
-        shutil.rmtree(checkpoints, ignore_errors=True)
+def seal(checkpoint: Path) -> None:
+    """Flush a checkpoint to disk, and call it whole: the size and sha256 of each of its files."""
+    files = {}
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and path != checkpoint / SEAL:
+            _flush(path)
+            files[path.relative_to(checkpoint).as_posix()] = [path.stat().st_size, sha256(path)]
+    write_json(checkpoint / SEAL, files)
+    _flush(checkpoint)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Why a training can't go on from a checkpoint; None where it can."""
+    try:
+        files = dict(json.loads((checkpoint / SEAL).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return "it was cut off while it was written"
+    for name, known in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if [path.stat().st_size, sha256(path)] != known:
+            return f"{name} has changed"
+    if not any("optim" in name for name in files):  # optimizer.pt, or the shards of DeepSpeed and FSDP
+        return "it holds no optimizer state (train.save_only_model)"
+    return None
+
+
+def rotate(folder: Path, limit: int | None, best: int | None) -> None:
+    """Remove the oldest checkpoints, by step, until `limit` are left; the last one and the best one always stay."""
+    there = saved(folder)
+    removable = [path for path in there[:-1] if step_of(path) != best]
+    for path in removable[: len(there) - limit] if limit and len(there) > limit else []:
+        remove(path)
+
+
+def is_last(checkpoint: Path, continued_from: Sequence[int] = ()) -> bool:
+    """Whether nothing is left to train: the run was cut short between its last step and its end.
+
+    Args:
+        continued_from: the last steps of a run that was finished before, and then went on for more.
+    """
+    state = _state(checkpoint)
+    return bool(state["global_step"] >= state["max_steps"] and state["global_step"] not in continued_from)
+
+
+def best_checkpoint(folder: Path, step: int) -> Path:
+    """The checkpoint of the best step, in this run's folder, wherever it was when that was written.
+
+    Raises:
+        DpoError: it is gone, or not whole.
+    """
+    best = folder / f"checkpoint-{step}"
+    why_not = damage(best) if best.is_dir() else "it is gone"
+    if why_not:
+        raise DpoError(
+            f"step {step} was the best, and its checkpoint can't be used: {why_not}",
+            where=str(best),
+            hint="put it back, or start over with --fresh",
+        )
+    return best
+
+
+def start_log(log: Path, checkpoints: Path, start: Start) -> None:
+    """Begin `log.jsonl`, or cut it back to the step that is gone on from, with the checkpoints after it."""
+    for later in saved(checkpoints):
+        if step_of(later) > start.step:
+            remove(later)
+    if start.checkpoint is None:
         log.unlink(missing_ok=True)
         return
-    step = step_of(checkpoint)
-    for later in checkpoints.glob("checkpoint-*"):
-        if step_of(later) > step:
-            shutil.rmtree(later)
-    rows = [line for line in log.read_text(encoding="utf-8").splitlines() if _logged_until(line, step)]
-    aside = log.with_suffix(".new")
-    aside.write_text("".join(line + "\n" for line in rows), encoding="utf-8")
-    replace(aside, log)
+    if log.is_file():
+        rows = [row for row in log.read_text(encoding="utf-8").splitlines() if _logged_until(row, start.step)]
+    else:
+        rows = [json.dumps(row, ensure_ascii=False) for row in _state(start.checkpoint)["log_history"]]
+    write_text(log, "".join(row + "\n" for row in rows))
 
 
-def is_last(checkpoint: Path) -> bool:
-    """Whether nothing is left to train: the run was cut short between its last step and its end."""
-    state = _state(checkpoint)
-    return bool(state["global_step"] >= state["max_steps"])
+# ------------------------------------------------------------------------------------------------------------ pieces
 
 
-def _last_checkpoint(folder: Path) -> Path | None:
-    """Its last file is trainer_state.json, so without a whole one a checkpoint was cut off while being written."""
-    whole = [path for path in folder.glob("checkpoint-*") if _state(path).get("global_step") == step_of(path)]
-    return max(whole, key=step_of, default=None)
+def _last_whole(folder: Path) -> Start:
+    """The last whole checkpoint, and what was passed over.
+
+    Raises:
+        DpoError: none is whole, though some once were.
+    """
+    passed: list[str] = []
+    lost = False
+    for checkpoint in reversed(saved(folder)):
+        why_not = damage(checkpoint)
+        if why_not is None:
+            return Start(checkpoint, remarks=[f"{one}: going on from {checkpoint.name}" for one in passed])
+        passed.append(f"{checkpoint.name} can't be used ({why_not})")
+        lost = lost or (checkpoint / SEAL).is_file()
+    if lost:
+        raise DpoError(
+            f"the run can't go on: {'; '.join(passed)}",
+            where=str(folder),
+            hint="put it back, or start over with --fresh",
+        )
+    return Start(remarks=[f"{one}: starting over" for one in passed])
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _state(checkpoint: Path) -> dict[str, Any]:
-    """What transformers keeps of the training; empty where that is not whole."""
-    try:
-        return dict(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError):
-        return {}
+    """What transformers keeps of the training."""
+    return dict(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")))
 
 
 def _logged_until(line: str, step: int) -> bool:

@@ -18,7 +18,7 @@ from dpo_cli.errors import INTERRUPTED, DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run, write_json
 from dpo_cli.train.careful import careful
-from dpo_cli.train.checkpoints import checkpoint_to_resume, is_last, start_log, step_of
+from dpo_cli.train.checkpoints import Start, best_checkpoint, is_last, start_log, start_of
 from dpo_cli.train.engine import cache_reference, choose, rows_are
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.progress import StopAfterStep, peak_memory, print_remark, progress_callback
@@ -52,8 +52,8 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
             interrupted (exit code 130).
     """
     quiet = quiet or not processes.is_main()
-    checkpoint = None if fresh else processes.from_main(lambda: checkpoint_to_resume(recipe, run))
-    resumed_from = step_of(checkpoint) if checkpoint else None
+    begun = Start() if fresh else processes.from_main(lambda: start_of(recipe, run))
+    checkpoint, resumed_from = begun.checkpoint, begun.step or None
     backend = backends.choose_backend(recipe)
     backends.import_backend(backend)
     trainer = build(recipe, run, backend)
@@ -62,14 +62,21 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     trainer.add_callback(progress_callback(log, stop, quiet))
     say: Callable[[str], None] = (lambda line: None) if quiet else print
     before = processes.from_main(lambda: run.record("train").get("engine")) if checkpoint else None
+    trainer.add_callback(_set_in(begun, say))
+    _check_longer(recipe, trainer, begun)
     chosen = choose(recipe, trainer, before, say)
     chosen.reference_cache = cache_reference(recipe, trainer, run.folder.parent, before, say)
     _watch(recipe, trainer, quiet)
 
     def begin() -> dict[str, Any]:
         record = run.started("train", recipe) | _facts(recipe, trainer, backend) | {"engine": chosen.record()}
+        continued = run.record("train").get("continued_from", []) if checkpoint else []
+        if begun.longer or continued:
+            record["continued_from"] = [*continued, *([begun.step] if begun.longer else [])]
+        if checkpoint is None:
+            run.forget("train")  # first: a log or checkpoints that go belong to no record
         run["train"].mkdir(parents=True, exist_ok=True)
-        start_log(log, run.checkpoints, checkpoint)
+        start_log(log, run.checkpoints, begun)
         run.write_record("train", recipe, record)
         return record
 
@@ -79,15 +86,16 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     split = " (pairs split in two)" if recipe.data.format == "pairs" and rows_are(trainer) == "rows" else ""
     say(
         f"train: {rows} {rows_are(trainer)}{split}, {steps} a step{method}, on {record['device']}"
-        + (f", resumed from step {resumed_from}" if resumed_from else "")
+        + (f", {'on' if begun.longer else 'resumed'} from step {resumed_from}" if resumed_from else "")
+        + (" of the finished run" if begun.longer else "")
     )
     say(f"  backend {backend.name}: {backend.why}")
-    for line in (chosen.line(), *_notes(recipe, trainer), *chosen.notes):
+    for line in (*begun.remarks, chosen.line(), *_notes(recipe, trainer), *chosen.notes):
         say(textwrap.fill(line, 80, initial_indent="  ", subsequent_indent="    "))
 
     start = time.monotonic()
     with stop:
-        if checkpoint and is_last(checkpoint):
+        if checkpoint and is_last(checkpoint, record.get("continued_from", [])):
             _restore(trainer, checkpoint)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -135,6 +143,7 @@ def build(recipe: Recipe, run: Run, backend: backends.Backend) -> Any:
         eval_dataset=eval_sets,
         processing_class=tokenizer,
     )
+    trainer.checkpoint_limit = recipe.train.save_total_limit
     _check_nothing_dropped(train_set["id"], trainer.train_dataset["id"], recipe, rows_are(trainer))
     if recipe.model.adapter is None:
         _forget_reference_copy(trainer.model)
@@ -166,6 +175,7 @@ def _config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
     padded = getattr(recipe.train, "pad_to_multiple_of", None)
     arguments = recipe.train.model_dump(exclude={"method"}) | {
         "output_dir": str(run.checkpoints),
+        "save_total_limit": None,  # `careful` keeps to it, by step
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         "max_length": recipe.model.max_length,
@@ -252,6 +262,37 @@ def _forget_reference_copy(model: Any) -> None:
         model.delete_adapter("ref")
 
 
+def _check_longer(recipe: Recipe, trainer: Any, begun: Start) -> None:
+    """A fraction of an epoch more may round to the steps that are done."""
+    args, step_rows = trainer.args, trainer.get_total_train_batch_size(trainer.args)
+    epoch = math.ceil(len(trainer.train_dataset) / step_rows)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+    if begun.longer and steps <= begun.step:
+        raise DpoError(
+            f"that is {steps} steps, and the finished run has {begun.step}",
+            where=recipe.where("train", "num_train_epochs"),
+            hint="raise it further",
+        )
+
+
+def _set_in(begun: Start, say: Callable[[str], None]) -> Any:
+    """A callback for the moment when a checkpoint has been loaded."""
+    from transformers import TrainerCallback
+
+    class SetIn(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+            if args.load_best_model_at_end and state.best_global_step:
+                # A run that was moved or copied must not look where it was.
+                state.best_model_checkpoint = str(best_checkpoint(Path(args.output_dir), state.best_global_step))
+            if begun.longer:
+                rate = optimizer.param_groups[0]["lr"]
+                say(
+                    f"  learning rate {rate:.2e} at step {begun.step + 1}: the schedule is laid out anew over all steps"
+                )
+
+    return SetIn()
+
+
 def _watch(recipe: Recipe, trainer: Any, quiet: bool) -> None:
     """Add what looks at the figures as they come: the watchdog, and the early stopping that the recipe asks for."""
     from transformers import EarlyStoppingCallback
@@ -292,8 +333,9 @@ def _restore(trainer: Any, checkpoint: Path) -> None:
     from transformers import TrainerState
 
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-    adapters.load_adapter_weights(trainer.accelerator.unwrap_model(trainer.model), Path(best or checkpoint))
+    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    folder = best_checkpoint(checkpoint.parent, best) if best else checkpoint
+    adapters.load_adapter_weights(trainer.accelerator.unwrap_model(trainer.model), folder)
 
 
 def _remove_printers(trainer: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from dpo_cli import smoke
 from dpo_cli.cli import app
+from dpo_cli.train.checkpoints import saved
 from typer.testing import CliRunner, Result
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
@@ -107,9 +108,9 @@ def trainer(project: Any, model: Path, **more: Any) -> Callable[..., Result]:
     options = [f"train.{name}={json.dumps(value)}" for name, value in train.items()]
     options += [f"model.id={model}", "model.load_in_4bit=false", "lora.r=8", "lora.dropout=0.0"]
 
-    def go(*settings: str) -> Result:
+    def go(*settings: str, force: bool = False) -> Result:
         every = [part for setting in (*options, *settings) for part in ("--set", setting)]
-        return CliRunner().invoke(app, ["train", str(project.recipe), *every])
+        return CliRunner().invoke(app, ["train", str(project.recipe), *every, *(["--force"] if force else [])])
 
     return go
 
@@ -154,7 +155,7 @@ def change_weights(model: Path, project: Any) -> str:
 
 def change_data(model: Path, project: Any) -> str:
     project.write_rows(40, seed=1)
-    return "data/train.jsonl has changed"
+    return "rows/a.jsonl has changed"
 
 
 @pytest.mark.parametrize("change", [change_template, change_weights, change_data])
@@ -167,6 +168,66 @@ def test_a_run_of_other_files_is_not_resumed(project: Any, model: Path, change: 
     assert "something else was cut short" in message and reason in message and "--fresh" in message
     assert not (project.run / "train" / "adapter").exists()
     assert "train.beta is 0.3, was 0.1" in said(train("train.beta=0.3")), "each change is named, also a key"
+
+
+# ------------------------------------------------------------------------------------------- a run that is finished
+
+
+def state(run: Path) -> dict[str, bytes]:
+    """Everything that training wrote and the pairs it read, but what tells the time."""
+    files = [path for name in ("train/adapter", "train/checkpoints", "data") for path in (run / name).rglob("*")]
+    return {str(path): path.read_bytes() for path in files if path.is_file()}
+
+
+def test_a_finished_run_is_not_replaced_but_goes_on_for_more_steps(project: Any, model: Path) -> None:
+    train = trainer(project, model, save_steps=1, save_total_limit=3)
+    assert train().exit_code == 0
+    before, rows = state(project.run), log(project.run)
+    checkpoints = project.run / "train" / "checkpoints"
+    assert [path.name for path in saved(checkpoints)] == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
+
+    for other in (["train.beta=0.3"], ["train.beta=0.3", "data.filters.tie=false"], ["train.max_steps=2"]):
+        message = said(train(*other))
+        assert "holds a finished run of other settings" in message and other[0].split("=")[0] in message
+        assert "--set name=demo-2" in message and "--fresh" in message
+        assert state(project.run) == before
+    assert "holds a finished run" in said(train("train.beta=0.3", force=True)) and state(project.run) == before
+
+    longer = train("train.max_steps=6")
+    assert longer.exit_code == 0, longer.output
+    assert "on from step 4 of the finished run" in longer.stdout
+    assert "learning rate 1.67e-03 at step 5: the schedule is laid out anew" in longer.stdout
+    after = log(project.run)
+    assert after[:4] == rows and [row["step"] for row in after] == [1, 2, 3, 4, 5, 6]
+    # A third of the linear schedule is left at step 5, whose row tells the rate of the next.
+    assert [row["learning_rate"] for row in after[4:]] == pytest.approx([0.005 / 3, 0.005 / 6])
+    metrics = json.loads((project.run / "train" / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["steps"], metrics["resumed_from"], metrics["final"]) == (6, 4, after[-1])
+    assert train("train.max_steps=6").stdout.count("nothing has changed") == 2
+    expected = logged(project.run), weights(project.run)
+
+    for step in (5, 4):  # killed after a step of the continuation, and before its first
+        cut_short(project.run, step=step)
+        again = train("train.max_steps=6")
+        assert f"resumed from step {step}" in again.stdout, again.output
+        assert (logged(project.run), weights(project.run)) == expected
+
+
+def test_the_best_adapter_of_a_copied_run_is_its_own(project: Any, model: Path) -> None:
+    """Cut short after its last step, and copied: the folder that it came from must not be asked."""
+    train = trainer(project, model, eval_strategy="steps", eval_steps=1, save_steps=1, save_total_limit=9)
+    stopping = ["engine.early_stopping={metric: eval_rewards/margins, patience: 9}", "data.eval_fraction=0.4"]
+    assert train(*stopping).exit_code == 0
+    best = json.loads((project.run / "train" / "metrics.json").read_text(encoding="utf-8"))["best"]["step"]
+    expected = weights(project.run)
+    copies = {step: shutil.copytree(project.run, project.folder / "runs" / f"copy-{step}") for step in (4, 3)}
+    harmed = project.run / "train" / "checkpoints" / f"checkpoint-{best}" / "adapter_model.safetensors"
+    harmed.write_bytes(b"of another folder")
+    for step, copy in copies.items():
+        cut_short(copy, step=step)
+        done = train(*stopping, f"name={copy.name}")
+        assert done.exit_code == 0, done.output
+        assert weights(copy) == expected
 
 
 UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
