@@ -31,7 +31,7 @@ METRICS = ("correctness", "helpfulness", "coherence", "complexity", "verbosity")
 
 Layout = Literal[
     "auto", "ultrafeedback", "ultrafeedback_zh", "ultrafeedback_binarized", "helpsteer2", "helpsteer2_preference",
-    "helpsteer3", "hh_rlhf", "nectar", "sharegpt", "pairs", "kto",
+    "helpsteer3", "hh_rlhf", "nectar", "arena", "sharegpt", "swift", "alpaca", "orca", "pairs", "kto",
 ]  # fmt: skip
 
 
@@ -170,8 +170,8 @@ def _written(options: type[FilterOptions]) -> Any:
 FILTER_OPTIONS: dict[str, type[FilterOptions]] = {
     "garbled": Garbled, "contaminated": Contaminated, "language": Switch, "duplicate": Switch,
     "near_duplicate": NearDuplicate, "think": Switch, "markers": Switch, "echo": Echo, "template": Switch,
-    "short": Short, "identical": Identical, "tie": Switch, "margin": Switch, "low_chosen": Switch,
-    "too_long": TooLong, "length_ratio": LengthRatio,
+    "short": Short, "contradicts_scores": Switch, "identical": Identical, "tie": Switch, "margin": Switch,
+    "low_chosen": Switch, "too_long": TooLong, "length_ratio": LengthRatio,
 }  # fmt: skip
 OFF_BY_DEFAULT = ("length_ratio",)
 
@@ -197,7 +197,7 @@ else:
 
 class Data(Section):
     format: Literal["pairs", "ranked", "unpaired"] = Field(
-        "pairs", description="what prepare writes; ranked by default where train.method is lipo"
+        "pairs", description="what prepare writes; default: what train.method learns from"
     )
     sources: list[Source] = Field(min_length=1, description="where the preference data come from")
     score_weights: ScoreWeights = ScoreWeights()
@@ -395,7 +395,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
         document.values["name"] = path.stem
     method, data = method_of(document.values.get("train")), document.values.get("data")
     learns = trl_arguments()[method]["data"]
-    if isinstance(data, dict) and "format" not in data and "pairs" not in learns:
+    if isinstance(data, dict) and "format" not in data:
         data["format"] = learns[0]
     try:
         recipe = _recipe_model(method).model_validate(document.values)

@@ -35,9 +35,11 @@ class CandidateSet:
     """A prompt and the answers to it, in the source's order; the record every layout is read into.
 
     `subset` is the source's own name for where the prompt came from (UltraFeedback's `source` column), if any.
-    `ranked`: the source gives an order instead of scores, and the candidates stand in it, best first.
+    `ranked`: the source gives an order, and the candidates stand in it, best first, with or without scores.
     `labelled`: the source calls each answer good or bad by itself (score 1 or 0), without comparing them.
     `place`: the file and line (or row, where a file has no lines) that it was read from, the first of several.
+    `stated`: what the source scores chosen and rejected, by its columns' names and on its own scale.
+    `notes`: what its layout left out of the row.
     """
 
     prompt: list[Message]
@@ -48,6 +50,15 @@ class CandidateSet:
     ranked: bool = False
     labelled: bool = False
     place: str = ""
+    stated: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def lead(self) -> float | None:
+        """By how much the source itself scores chosen above rejected; None where it scores neither."""
+        if not self.stated:
+            return None
+        chosen, rejected = self.stated.values()
+        return chosen - rejected
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ class Broken:
     detail: str
     reason: str = "schema"
     place: str = ""
+    notes: tuple[str, ...] = ()  # what else is to be said of it
 
 
 Row = dict[str, Any] | Broken

@@ -242,6 +242,13 @@ def short(text: str, item: CandidateSet, options: Any, context: Context) -> str 
 # Each takes a set and the indexes of its chosen and rejected answer, and says why the pair must go, or None.
 
 
+def contradicts_scores(item: CandidateSet, chosen: int, rejected: int, options: Any, context: Context) -> str | None:
+    """What the source calls chosen, it scores below what it calls rejected."""
+    if (item.lead() or 0.0) >= 0:
+        return None
+    return " is below ".join(f"{name} {value:g}" for name, value in item.stated.items())
+
+
 def identical(item: CandidateSet, chosen: int, rejected: int, options: Any, context: Context) -> str | None:
     """The same answer twice but for case, spacing and punctuation, or nearly."""
     alike = similarity(item.candidates[chosen].text, item.candidates[rejected].text, options.similarity)
@@ -249,7 +256,7 @@ def identical(item: CandidateSet, chosen: int, rejected: int, options: Any, cont
 
 
 def tie(item: CandidateSet, chosen: int, rejected: int, options: Any, context: Context) -> str | None:
-    return "both score the same" if scoring.margin(item, chosen, rejected) == 0 else None
+    return "both score the same" if scoring.margin(item, chosen, rejected) == 0 or item.lead() == 0 else None
 
 
 def low_margin(item: CandidateSet, chosen: int, rejected: int, options: Any, context: Context) -> str | None:
@@ -275,14 +282,15 @@ ANSWER_FILTERS: dict[str, AnswerFilter] = {
     "think": think, "markers": markers, "echo": echo, "template": template, "short": short,
 }  # fmt: skip
 PAIR_FILTERS: dict[str, PairFilter] = {
-    "identical": identical, "tie": tie, "margin": low_margin, "low_chosen": low_chosen,
+    "contradicts_scores": contradicts_scores, "identical": identical, "tie": tie, "margin": low_margin,
+    "low_chosen": low_chosen,
 }  # fmt: skip
-# In the order of the contract. No function above gives `schema` (layouts.py), `duplicate` and `near_duplicate`
-# (dedup.py), nor what is told by counting answers or tokens (`clean` and `fit` below).
+# In the order of the contract. No function above gives `schema` and `unsupported` (layouts.py), `duplicate` and
+# `near_duplicate` (dedup.py), nor what is told by counting answers or tokens (`clean` and `fit` below).
 REASONS = (
-    "schema", "garbled", "contaminated", "language", "duplicate", "near_duplicate", "no_response", "single_response",
-    "think", "markers", "echo", "template", "short", "no_score",
-    "identical", "tie", "margin", "low_chosen", "too_long", "length_ratio",
+    "schema", "unsupported", "garbled", "contaminated", "language", "duplicate", "near_duplicate",
+    "no_response", "single_response", "think", "markers", "echo", "template", "short", "no_score",
+    "contradicts_scores", "identical", "tie", "margin", "low_chosen", "too_long", "length_ratio",
 )  # fmt: skip
 EDITS = {  # what a cut is called
     "think": "think_stripped", "markers": "end_token_stripped", "echo": "echo_stripped",

@@ -2,169 +2,42 @@
 
 A function takes a row and the source's settings and returns a CandidateSet, or raises `Malformed`; columns it doesn't
 know are ignored. To add a layout: write its function, add it to LAYOUTS below and to `Layout` in recipe.py.
+`read_row` calls them, and refuses rows of tools and images whatever their layout.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from dpo_cli.prepare import rated_layouts as rated
 from dpo_cli.prepare import scoring
+from dpo_cli.prepare.preferred import SIDES, Row, Settings, preferred, sides, spoken
 from dpo_cli.prepare.turns import (
-    ROLES,
     Malformed,
-    asked_by,
+    Unsupported,
     conversation,
-    label_of,
+    first,
+    holds,
+    is_transcript,
     list_of,
     literal,
     map_of,
     model_of,
     prompt_and_answers,
     text_of,
-    transcript,
 )  # fmt: skip
-from dpo_cli.records import Candidate, CandidateSet, Message
-
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a layout may need besides the row: the recipe's score weights, the source's column map (ours -> theirs)."""
-
-    weights: scoring.Weights
-    columns: Mapping[str, str] = field(default_factory=dict)
-
-
-def _preferred(
-    prompt: list[Message], texts: list[str], scores: Sequence[float | None], models: Sequence[Any]
-) -> CandidateSet:
-    """A chosen and a rejected answer: scored where both have a score, else in that order."""
-    scored = None not in scores
-    candidates = [
-        Candidate(text, value if scored else None, model_of(model))
-        for text, value, model in zip(texts, scores, models, strict=True)
-    ]
-    return CandidateSet(prompt, candidates, source="", ranked=not scored)
-
-
-def _strength(prompt: list[Message], texts: list[str], strength: Any) -> CandidateSet:
-    """Two answers and how much better the second is, -3..3: scores are 1/2 -+ strength/6, margins |strength|/3."""
-    second = scoring.rating(strength, -3, 3)
-    values = [None, None] if second is None else [round(1 - second, 6), round(second, 6)]
-    return CandidateSet(prompt, [Candidate(t, v) for t, v in zip(texts, values, strict=True)], source="")
-
-
-# ---------------------------------------------------------------------------------------------------- one per layout
-
-
-def ultrafeedback(row: Row, settings: Settings) -> CandidateSet:
-    """openbmb/UltraFeedback: four completions, each rated "1".."5" or "N/A" on four aspects.
-
-    `overall_score` is not used: 2,628 completions had a 1 stored as 10.
-    """
-    candidates = []
-    for completion in list_of(row.get("completions"), "completions"):
-        completion = map_of(completion, "a completion")
-        text = text_of(completion.get("response"), "response")
-        annotations = map_of(completion.get("annotations"), "annotations")
-        ratings = {
-            aspect: said["Rating"] for aspect, said in annotations.items() if type(said) is dict and "Rating" in said
-        }
-        value = scoring.score(ratings, scoring.ULTRAFEEDBACK, settings.weights)
-        candidates.append(Candidate(text, value, model_of(completion.get("model"))))
-    prompt = asked_by(row.get("instruction"), "instruction")
-    return CandidateSet(prompt, candidates, source="", subset=label_of(row.get("source")))
-
-
-def ultrafeedback_zh(row: Row, settings: Settings) -> CandidateSet:
-    """opencsg/UltraFeedback-chinese: as the English set, or one of its two binarized files.
-
-    Their `overall_score` is not used either: where honesty is N/A it tops out at 4 instead of 5.
-    """
-    if "completions" in row:
-        return ultrafeedback(row, settings)
-    candidates = []
-    for side in ("chosen", "rejected"):
-        ratings = row.get(f"{side}_rating")
-        ratings = map_of(literal(ratings) if isinstance(ratings, str) else ratings, f"{side}_rating")
-        value = scoring.score(ratings, scoring.ULTRAFEEDBACK, settings.weights)
-        candidates.append(Candidate(text_of(row.get(f"{side}_response"), f"{side}_response"), value))
-    prompt = asked_by(row.get("instruction"), "instruction")
-    return CandidateSet(prompt, candidates, source="", subset=label_of(row.get("source")))
-
-
-def ultrafeedback_binarized(row: Row, settings: Settings) -> CandidateSet:
-    """Pairs made from UltraFeedback: HuggingFaceH4's, argilla's (hyphens in its columns), trl-lib's (no `prompt`).
-
-    H4 and trl-lib keep `overall_score` (1..10), argilla the mean of the aspects (1..5).
-    """
-    prompt, texts = prompt_and_answers(row.get("prompt"), [(row.get(side), side) for side in ("chosen", "rejected")])
-    name, scale = ("-rating", scoring.MEAN_1_TO_5) if "chosen-rating" in row else ("", scoring.OVERALL_1_TO_10)
-    scores = [
-        scoring.rating(row.get(side + name if name else f"score_{side}"), *scale) for side in ("chosen", "rejected")
-    ]
-    rounded = [None if value is None else round(value, scoring.DECIMALS) for value in scores]
-    item = _preferred(prompt, texts, rounded, [row.get("chosen-model"), row.get("rejected-model")])
-    item.subset = label_of(row.get("source"))
-    return item
-
-
-def helpsteer2(row: Row, settings: Settings) -> CandidateSet:
-    """nvidia/HelpSteer2: one answer a row, five ratings 0..4; rows with the same prompt are put together afterwards."""
-    value = scoring.score(row, scoring.HELPSTEER2, settings.weights)
-    candidate = Candidate(text_of(row.get("response"), "response"), value)
-    return CandidateSet(_helpsteer_prompt(row.get("prompt")), [candidate], source="")
-
-
-_EXTRA_ID = re.compile(r"\n<extra_id_1>(Assistant|User)\n")
-
-
-def _helpsteer_prompt(value: Any) -> list[Message]:
-    """A prompt whose earlier turns are flattened with `\\n<extra_id_1>Assistant\\n` and `\\n<extra_id_1>User\\n`."""
-    parts = ["User", *_EXTRA_ID.split(text_of(value, "prompt"))]
-    turns: list[Message] = [
-        {"role": ROLES[speaker.lower()], "content": content}
-        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
-    ]
-    return prompt_and_answers(turns, [])[0]
-
-
-def helpsteer2_preference(row: Row, settings: Settings) -> CandidateSet:
-    """nvidia/HelpSteer2's preference folder: two answers, strength -3..3, above 0 for the second."""
-    texts = [text_of(row.get(name), name) for name in ("response_1", "response_2")]
-    return _strength(_helpsteer_prompt(row.get("prompt")), texts, row.get("preference_strength"))
-
-
-LANGUAGE_NAMES = {
-    "english": "en", "chinese": "zh", "japanese": "ja", "korean": "ko", "french": "fr", "german": "de", "spanish": "es",
-    "italian": "it", "portuguese": "pt", "russian": "ru", "vietnamese": "vi", "indonesian": "id", "polish": "pl",
-    "dutch": "nl",
-}  # fmt: skip
-
-
-def _spoken(value: Any) -> str | None:
-    """A language column as a code, from `en`, `zh-CN` or `Chinese`; None where it says something else."""
-    said = value.lower() if isinstance(value, str) else ""
-    return LANGUAGE_NAMES.get(said) or (said[:2] if re.fullmatch("[a-z]{2}(?:[-_].*)?", said) else None)
-
-
-def helpsteer3(row: Row, settings: Settings) -> CandidateSet:
-    """nvidia/HelpSteer3: messages, two answers, strength -3..3 as above. `language` may name a programming language."""
-    texts = [text_of(row.get(name), name) for name in ("response1", "response2")]
-    item = _strength(prompt_and_answers(row.get("context"), [])[0], texts, row.get("overall_preference"))
-    item.language, item.subset = LANGUAGE_NAMES.get(str(row.get("language")).lower()), label_of(row.get("domain"))
-    return item
+from dpo_cli.records import Candidate, CandidateSet
 
 
 def hh_rlhf(row: Row, settings: Settings) -> CandidateSet:
     """Anthropic/hh-rlhf: two transcripts that differ in their last answer; no scores."""
-    sides = [(transcript(row.get(side), side), side) for side in ("chosen", "rejected")]
-    prompt, texts = prompt_and_answers(None, sides)
-    return _preferred(prompt, texts, [None, None], [None, None])
+    for side in SIDES:
+        if not is_transcript(row.get(side)):
+            raise Malformed(f"{side} is not a Human/Assistant transcript")
+    return preferred(row, None, sides(row))
 
 
 def nectar(row: Row, settings: Settings) -> CandidateSet:
@@ -174,55 +47,135 @@ def nectar(row: Row, settings: Settings) -> CandidateSet:
     if None in ranks or len(set(ranks)) < len(ranks):
         raise Malformed("the answers' ranks are not an order")
     ordered = [answer for _, answer in sorted(zip(ranks, answers, strict=True), key=lambda ranked: ranked[0] or 0.0)]
-    turns: Any = row.get("prompt")
-    if isinstance(turns, str) and turns.lstrip().startswith("Human:"):
-        turns = transcript(turns, "prompt")
-        if turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip():
-            turns.pop()
+    prompt, _, notes = prompt_and_answers(row.get("prompt"), [], row.get("system"))
     candidates = [Candidate(text_of(one.get("answer"), "answer"), None, model_of(one.get("model"))) for one in ordered]
-    return CandidateSet(prompt_and_answers(turns, [])[0], candidates, source="", ranked=True)
+    return CandidateSet(prompt, candidates, source="", ranked=True, notes=notes)
 
 
 def sharegpt(row: Row, settings: Settings) -> CandidateSet:
-    """LLaMA-Factory's ShareGPT ranking: `conversations`, and a chosen and a rejected turn; no scores."""
-    sides = [(row.get(side), side) for side in ("chosen", "rejected")]
-    prompt, texts = prompt_and_answers(list_of(row.get("conversations"), "conversations"), sides, row.get("system"))
-    return _preferred(prompt, texts, [None, None], [None, None])
+    """LLaMA-Factory's ShareGPT ranking: `conversations`, and a chosen and a rejected turn."""
+    turns = list_of(row.get("conversations"), "conversations")
+    return preferred(row, turns, sides(row), row.get("system"))
+
+
+def swift(row: Row, settings: Settings) -> CandidateSet:
+    """ms-swift: `messages` that end in the chosen answer, or `query`, `response` and `history`; and a rejected one."""
+    chosen, rejected = first(row, "messages", "response"), first(row, "rejected_messages", "rejected_response")
+    answers = [(chosen, "the chosen answer"), (rejected, "the rejected answer")]
+    return preferred(row, row.get("query"), answers, row.get("system"), row.get("history"))
+
+
+def alpaca(row: Row, settings: Settings) -> CandidateSet:
+    """LLaMA-Factory's Alpaca: `instruction`, `input`, and chosen and rejected, or `output`, one answer or both."""
+    prompt, output = _instructed(row), row.get("output")
+    output = literal(output) if isinstance(output, str) and output.lstrip().startswith("[") else output
+    if isinstance(output, list) and len(output) == 2:
+        return preferred(row, prompt, [(one, "output") for one in output], row.get("system"), row.get("history"))
+    if first(row, *SIDES) is not None:
+        return preferred(row, prompt, sides(row), row.get("system"), row.get("history"))
+    answer = [(row.get("output"), "output")]
+    asked, texts, notes = prompt_and_answers(prompt, answer, row.get("system"), row.get("history"))
+    return CandidateSet(asked, [Candidate(texts[0])], source="", ranked=True, notes=notes)
+
+
+def _instructed(row: Row, instruction: str = "instruction") -> Any:
+    """Instruction and input as Alpaca's template joins them: a blank line in between."""
+    asked, given = row.get(instruction), row.get("input")
+    if not holds(given):
+        return asked
+    return f"{text_of(asked, instruction)}\n\n{text_of(given, 'input')}" if holds(asked) else given
+
+
+def orca(row: Row, settings: Settings) -> CandidateSet:
+    """Intel/orca_dpo_pairs and its kin: `system`, `question` (argilla: `input`), chosen, rejected."""
+    return preferred(row, first(row, "question", "input"), sides(row), row.get("system"))
+
+
+TIES = ("tie", "tie (bothbad)", "both_bad", "bothbad", "both_good")
+
+
+def arena(row: Row, settings: Settings) -> CandidateSet:
+    """Chatbot Arena: two conversations and the `winner`, model_a, model_b or a tie, which scores both alike.
+
+    Also lmsys-arena-human-preference-55k: lists of prompts and responses, and three columns for the winner.
+    """
+    winner = row.get("winner")
+    if winner is None:
+        winner = next(
+            (name for name in ("model_a", "model_b", "tie") if scoring.number(row.get(f"winner_{name}"))), None
+        )
+    winner = text_of(winner, "winner").strip().lower()
+    side = winner.removeprefix("model_")
+    if side not in ("a", "b") and winner not in TIES:
+        raise Malformed(f"winner is {winner[:40]!r}; known are model_a, model_b, {', '.join(TIES)}")
+    answers = [(_arena_turns(row, name), f"conversation_{name}") for name in ("a", "b")]
+    asked, texts, notes = prompt_and_answers(None, answers)
+    candidates = [
+        Candidate(text, None if side in ("a", "b") else 0.5, model_of(row.get(name)))
+        for text, name in zip(texts, ("model_a", "model_b"), strict=True)
+    ]
+    ordered = candidates[::-1] if side == "b" else candidates
+    return CandidateSet(asked, ordered, source="", language=spoken(row.get("language")), ranked=True, notes=notes)
+
+
+def _arena_turns(row: Row, side: str) -> Any:
+    """A side's messages up to the turn that was judged (MT-bench judges the first of two)."""
+    if row.get(f"conversation_{side}") is not None:
+        turns = list_of(conversation(row[f"conversation_{side}"], f"conversation_{side}"), f"conversation_{side}")
+        judged = scoring.number(row.get("turn"))
+        return turns[: int(2 * judged)] if judged and judged >= 1 else turns
+    written = [literal(text_of(row.get(name), name)) for name in ("prompt", f"response_{side}")]
+    asked, said = (list_of(value, name) for value, name in zip(written, ("prompt", f"response_{side}"), strict=True))
+    if len(asked) != len(said):
+        raise Malformed(f"prompt has {len(asked)} turns, response_{side} {len(said)}")
+    roles = ("user", "assistant")
+    exchanges = zip(asked, said, strict=True)
+    return [{"role": role, "content": text} for both in exchanges for role, text in zip(roles, both, strict=True)]
 
 
 def pairs(row: Row, settings: Settings) -> CandidateSet:
     """Any prompt, chosen, rejected, as text or messages; scores count where they are on 0..1. Columns can be mapped."""
     ours = _mapped(row, settings)
-    sides = [(ours.get(side), side) for side in ("chosen", "rejected")]
-    prompt, texts = prompt_and_answers(ours.get("prompt"), sides, ours.get("system"))
-    scores = [scoring.rating(ours.get(f"score_{side}"), *scoring.UNIT) for side in ("chosen", "rejected")]
-    item = _preferred(prompt, texts, scores, [ours.get("model_chosen"), ours.get("model_rejected")])
-    item.language = _spoken(ours.get("language"))
-    return item
+    return preferred(ours, _prompt(ours, settings), sides(ours), ours.get("system"), ours.get("history"))
+
+
+def _prompt(row: Row, settings: Settings) -> Any:
+    """The prompt column; with its input where an Alpaca set's instruction is mapped to it."""
+    return _instructed(row, "prompt") if settings.columns.get("prompt") == "instruction" else row.get("prompt")
 
 
 def kto(row: Row, settings: Settings) -> CandidateSet:
     """Unpaired: a prompt, one completion and whether it is good; or `messages` and a label. Columns can be mapped."""
     ours = _mapped(row, settings)
-    completion = next((ours[name] for name in ("completion", "messages", "conversations") if name in ours), None)
-    prompt, texts = prompt_and_answers(ours.get("prompt"), [(completion, "completion")], ours.get("system"))
-    label = str(ours.get("label", ours.get("kto_tag"))).lower()
-    if label not in LABELS:
-        raise Malformed(f"label is {label[:40]!r}, not true or false")
-    item = CandidateSet(
-        prompt, [Candidate(texts[0], LABELS[label], model_of(ours.get("model")))], source="", labelled=True
+    completion = first(ours, "completion", "messages", "conversations", "output", "response")
+    prompt = _prompt(ours, settings)
+    if prompt is None:
+        prompt = _instructed(ours) if holds(ours.get("instruction")) else ours.get("query")
+    answer = [(completion, "completion")]
+    asked, texts, notes = prompt_and_answers(prompt, answer, ours.get("system"), ours.get("history"))
+    label = first(ours, "label", "kto_tag")
+    written = str(label).strip().lower() if isinstance(label, str | int | float) else type(label).__name__
+    if written not in LABELS:
+        raise Malformed(f"label is {written[:40]!r}; known are {', '.join(LABELS)}")
+    candidate = Candidate(texts[0], LABELS[written], model_of(ours.get("model")))
+    language = spoken(ours.get("language"))
+    return CandidateSet(asked, [candidate], source="", language=language, labelled=True, notes=notes)
+
+
+LABELS = {
+    word: value
+    for value, words in (
+        (1.0, "true 1 1.0 yes good chosen desirable positive accepted preferred like liked up thumbs_up 是 好 真 对"),
+        (0.0, "false 0 0.0 -1 -1.0 no bad rejected undesirable negative dislike disliked down thumbs_down 否 坏 假 错"),
     )
-    item.language = _spoken(ours.get("language"))
-    return item
-
-
-LABELS = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
+    for word in words.split()
+}
 MAPPABLE = {
     "pairs": (
         "prompt", "chosen", "rejected", "system", "language", "score_chosen", "score_rejected", "model_chosen",
-        "model_rejected",
+        "model_rejected", "history",
     ),
-    "kto": ("prompt", "completion", "messages", "label", "system", "language", "model"),
+    "kto": ("prompt", "completion", "messages", "label", "system", "language", "model", "history"),
 }  # fmt: skip
 
 
@@ -247,8 +200,12 @@ class LayoutOf:
     grouped: bool = False
 
 
+def _names(columns: str) -> frozenset[str]:
+    return frozenset(columns.split())
+
+
 def _sets(*columns: str) -> tuple[frozenset[str], ...]:
-    return tuple(frozenset(names.split()) for names in columns)
+    return tuple(map(_names, columns))
 
 
 def _openbmb(row: Row) -> bool:
@@ -260,65 +217,114 @@ def _openbmb(row: Row) -> bool:
 def _beyond_one(row: Row) -> bool:
     """A score above 1: these sets count to 5 or 10, plain pairs to 1."""
     scores = (row.get("chosen-rating"), row.get("score_chosen"), row.get("score_rejected"))
-    return any(scoring.rating(score, *scoring.OVERALL_1_TO_10) for score in scores)
+    return _has_prompt(row) and any(scoring.rating(score, *scoring.OVERALL_1_TO_10) for score in scores)
 
 
 def _has_prompt(row: Row) -> bool:
     """A prompt in a column of its own or in front of the answers; what is neither needs a column map."""
-    try:
-        return "prompt" in row or not isinstance(conversation(row["chosen"], "chosen"), str)
-    except Malformed:
-        return False
+    if row.get("prompt") is not None:
+        return True
+    said = conversation(row["chosen"], "chosen")
+    return not isinstance(said, str) and len(said) > 1
 
 
-def _is_transcript(row: Row) -> bool:
-    return all(isinstance(row[side], str) and "\n\nAssistant:" in row[side] for side in ("chosen", "rejected"))
+def _has_no_prompt(row: Row) -> bool:
+    return row.get("prompt") is None
 
 
-_COMPLETIONS = frozenset(
-    [
-        "instruction",
-        "source",
-        "completions",
-        "response",
-        "model",
-        "annotations",
-        "Rating",
-        "helpfulness",
-        "honesty",
-        "truthfulness",
-        "instruction_following",
-    ]
-)
+def _is_alpaca(row: Row) -> bool:
+    """No prompt beside the instruction, and no label, which makes it a row of `kto`."""
+    return _has_no_prompt(row) and ("chosen" in row or first(row, "label", "kto_tag") is None)
+
+
+def _are_transcripts(row: Row) -> bool:
+    return _has_no_prompt(row) and all(is_transcript(row[side]) for side in SIDES)
+
+
+_ASPECTS = "helpfulness honesty truthfulness instruction_following"
+_COMPLETIONS = _names(f"instruction source completions response model annotations Rating {_ASPECTS}")
+_BINARIZED = "chosen_response rejected_response chosen_rating rejected_rating"
 
 # In the order in which `auto` tries them: the more telling columns first.
 LAYOUTS: dict[str, LayoutOf] = {
-    "ultrafeedback": LayoutOf(ultrafeedback, _sets("instruction completions"), _openbmb, _COMPLETIONS),
+    "ultrafeedback": LayoutOf(rated.ultrafeedback, _sets("instruction completions"), _openbmb, _COMPLETIONS),
     "ultrafeedback_zh": LayoutOf(
-        ultrafeedback_zh,
-        _sets("instruction completions", "instruction chosen_response rejected_response chosen_rating rejected_rating"),
-        reads=_COMPLETIONS | {"chosen_response", "rejected_response", "chosen_rating", "rejected_rating"},
+        rated.ultrafeedback_zh, _sets("instruction completions", f"instruction {_BINARIZED}"),
+        reads=_COMPLETIONS | _names(_BINARIZED),
     ),
     "ultrafeedback_binarized": LayoutOf(
-        ultrafeedback_binarized,
+        rated.ultrafeedback_binarized,
         _sets("chosen rejected chosen-rating rejected-rating", "chosen rejected score_chosen score_rejected"),
         _beyond_one,
     ),
     "helpsteer2": LayoutOf(
-        helpsteer2, _sets("prompt response helpfulness correctness coherence complexity verbosity"), grouped=True
+        rated.helpsteer2, _sets("prompt response helpfulness correctness coherence complexity verbosity"), grouped=True
     ),
     "helpsteer2_preference": LayoutOf(
-        helpsteer2_preference, _sets("prompt response_1 response_2 preference_strength"),
-        reads=frozenset({"prompt", "response_1", "response_2", "preference_strength"}),
+        rated.helpsteer2_preference, _sets("prompt response_1 response_2 preference_strength"),
+        reads=_names("prompt response_1 response_2 preference_strength"),
     ),
     "helpsteer3": LayoutOf(
-        helpsteer3, _sets("context response1 response2 overall_preference"),
-        reads=frozenset((
-            "domain", "language", "context", "role", "content", "response1", "response2", "overall_preference")),
+        rated.helpsteer3, _sets("context response1 response2 overall_preference"),
+        reads=_names("domain language context role content response1 response2 overall_preference"),
     ),
     "nectar": LayoutOf(nectar, _sets("prompt answers")),
+    "arena": LayoutOf(
+        arena,
+        _sets("conversation_a conversation_b winner", "prompt response_a response_b winner_model_a winner_model_b"),
+    ),
     "sharegpt": LayoutOf(sharegpt, _sets("conversations chosen rejected")),
-    "hh_rlhf": LayoutOf(hh_rlhf, _sets("chosen rejected"), _is_transcript),
+    "swift": LayoutOf(
+        swift,
+        _sets("messages rejected_response", "messages rejected_messages", "query response rejected_response"),
+    ),
+    "hh_rlhf": LayoutOf(hh_rlhf, _sets("chosen rejected"), _are_transcripts),
+    "orca": LayoutOf(
+        orca, _sets("system question chosen rejected", "system input chosen rejected"),
+        lambda row: _has_no_prompt(row) and row.get("instruction") is None,
+    ),
+    "alpaca": LayoutOf(alpaca, _sets("instruction chosen rejected", "instruction output"), _is_alpaca),
     "pairs": LayoutOf(pairs, _sets("prompt chosen rejected", "chosen rejected"), _has_prompt),
-    "kto": LayoutOf(kto, _sets("prompt completion label", "messages label", "conversations kto_tag"), grouped=True),
+    "kto": LayoutOf(
+        kto,
+        _sets(
+            "prompt completion label", "messages label", "conversations kto_tag", "messages kto_tag",
+            "instruction output label", "instruction output kto_tag", "query response label",
+        ),
+        grouped=True,
+    ),
 }  # fmt: skip
+
+MEDIA = ("image", "images", "video", "videos", "audio", "audios", "rejected_images")
+TOOLS = ("tools", "functions")
+_PLACEHOLDER = re.compile("<(?:image|video|audio)>")
+
+
+def read_row(row: Any, layout: LayoutOf, settings: Settings) -> CandidateSet:
+    """A raw row as a candidate set.
+
+    Raises:
+        Malformed: it is not what the layout promises.
+        Unsupported: it has images, sound or film, or an answer that calls a tool.
+    """
+    if not isinstance(row, dict):
+        raise Malformed(f"the row is {type(row).__name__}, not a map")
+    media = [name for name in MEDIA if name in row]
+    for name in media:
+        if holds(row[name]):
+            raise Unsupported(f"{name} is not empty, and only text can be trained on")
+    try:
+        item = layout.read(row, settings)
+    except RecursionError as error:
+        raise Malformed("lists or maps nested too deep") from error
+    if media:
+        texts = [*(turn["content"] for turn in item.prompt), *(candidate.text for candidate in item.candidates)]
+        found = next(filter(None, map(_PLACEHOLDER.search, texts)), None)
+        if found:
+            raise Unsupported(f"{found[0]} in the text, and only text can be trained on")
+    return item
+
+
+def tools_of(row: Any) -> list[str]:
+    """A note on each column of tools, which no layout reads."""
+    return [f"the {name} column" for name in TOOLS if holds(row.get(name))] if isinstance(row, dict) else []

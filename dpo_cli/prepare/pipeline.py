@@ -17,13 +17,15 @@ from dpo_cli.prepare.dedup import Sketches, clusters
 from dpo_cli.prepare.feed import Broken
 from dpo_cli.prepare.files import file_feed
 from dpo_cli.prepare.formats import FORMATS
-from dpo_cli.prepare.layouts import LAYOUTS, Settings
+from dpo_cli.prepare.layouts import LAYOUTS
+from dpo_cli.prepare.preferred import Settings
 from dpo_cli.prepare.progress import Progress
 from dpo_cli.prepare.recognise import candidate_sets, layout_of
 from dpo_cli.prepare.spool import Spool
 from dpo_cli.prepare.tally import Entry, Tally, excerpt, kept_example, row_id
 from dpo_cli.prepare.text import hash64, prompt_key
 from dpo_cli.recipe import NearDuplicate, Recipe
+from dpo_cli.recipe_train import trl_arguments
 from dpo_cli.records import CandidateSet, write_jsonl
 from dpo_cli.run import sha256
 
@@ -41,7 +43,7 @@ def run(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
             progress.stage("comparing prompts", "prompts")
             duplicates = _compare_prompts(recipe, entries, sketches, spool)
             _count_tokens(recipe, entries, spool, progress)
-            _settle(recipe, entries, spool, tally)
+            _settle(recipe, entries, spool, tally, {layout for layout, _ in read.values()})
             train, held, wanted, outside = _choose(recipe, entries)
             sides = [{entry.cluster for entry, _, _ in rows} for rows in (train, held)]
             duplicates["train_eval_overlap"] = len(sides[0] & sides[1])
@@ -51,12 +53,13 @@ def run(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
                     where=recipe.where("data", "languages" if not held else "eval_fraction"),
                     hint="give it more data, or look at data.languages, data.total and data.eval_fraction",
                 )
-            audit = Audit()
+            audit, labels = Audit(), Counter[bool]()
             progress.stage("writing", "rows")
             rows = {
-                "train": write_jsonl(folder / "train.jsonl", _rows(recipe, spool, train, audit, progress)),
-                "eval": write_jsonl(folder / "eval.jsonl", _rows(recipe, spool, held, None, progress)),
+                "train": write_jsonl(folder / "train.jsonl", _rows(recipe, spool, train, audit, progress, labels)),
+                "eval": write_jsonl(folder / "eval.jsonl", _rows(recipe, spool, held, None, progress, Counter())),
             }
+            _check_labels(recipe, labels)
             progress.stage("hashing the inputs", "files")
             inputs = {name: sha256(path) for name, path in files.items()}
     finally:
@@ -113,17 +116,37 @@ def _read(
             unpaired=data.format == "unpaired",
         )
         columns = Settings(weights, source.columns or {})
+        stated, contrary = 0, 0
         for item in candidate_sets(source, feeds, LAYOUTS[layout], columns, progress.tick):
             progress.count += 1
             tally.came[source.label] += 1
+            tally.notes.update((source.label, note) for note in set(item.notes))
             if isinstance(item, Broken):
-                fate = ("schema", item.detail)
+                fate = (item.reason, item.detail)
                 tally.drop(source.label, source.language or "und", fate, hash64(item.detail), lambda: "")
                 continue
+            lead = item.lead()
+            if lead is not None:
+                stated, contrary, names = stated + 1, contrary + (lead < 0), list(item.stated)
             entry = _judge(recipe, item, rank, context, spool, tally, sketches)
             if entry is not None:
                 entries.append(entry)
+        if data.filters.contradicts_scores and 2 * contrary > stated:
+            raise _upside_down(recipe, rank, names, contrary, stated)
     return entries, sketches, read
+
+
+def _upside_down(recipe: Recipe, rank: int, names: list[str], contrary: int, stated: int) -> DpoError:
+    """What to say of a source that scores most of its rejected answers above the chosen ones."""
+    chosen, rejected = names
+    swapped = f"score_chosen: {rejected}, score_rejected: {chosen}"
+    return DpoError(
+        f"{rejected} is the higher one in {contrary:,} of {stated:,} rows of {recipe.data.sources[rank].label}: "
+        "is lower better?",
+        where=recipe.where("data", "sources", rank, "id"),
+        hint=f"if it is, columns: {{{swapped}}}; if chosen and rejected are swapped, {{chosen: rejected, "
+        f"rejected: chosen, {swapped}}}; data.filters.contradicts_scores: false leaves such scores out",
+    )
 
 
 def _judge(
@@ -152,7 +175,11 @@ def _judge(
         return None
     edits = Counter(garbled=came - len(item.candidates))
     units: list[tuple[int, ...]] = []
-    fate = filters.clean(item, data.filters, context, edits)
+    if item.labelled:
+        edits += scoring.settle_labels(item)
+    if edits["identical"] and not item.candidates:
+        fate = ("identical", "each answer is called both good and bad")
+    fate = fate or filters.clean(item, data.filters, context, edits)
     if fate is None:
         units = _units(recipe, item, hashed, lone=filters.least(item, context) == 1)
         units, fate = filters.compare(item, units, data.filters, context)
@@ -256,8 +283,8 @@ def _count_tokens(recipe: Recipe, entries: list[Entry], spool: Spool, progress: 
         progress.tick(progress.count / len(alive))
 
 
-def _settle(recipe: Recipe, entries: list[Entry], spool: Spool, tally: Tally) -> None:
-    """Book every entry as kept or dropped, and assert that nothing got lost.
+def _settle(recipe: Recipe, entries: list[Entry], spool: Spool, tally: Tally, layouts: set[str]) -> None:
+    """Book every entry as kept or dropped, and assert that nothing got lost; `layouts` are those of the sources.
 
     Raises:
         DpoError: nothing is left.
@@ -283,10 +310,13 @@ def _settle(recipe: Recipe, entries: list[Entry], spool: Spool, tally: Tally) ->
         first = next(iter(reasons))
         shown = next(some[0][1] for (_, reason), some in tally.examples.items() if reason == first)
         said = f" ({shown['detail']})" if shown["detail"] else ""
+        hint = report.HINTS.get(first, f"data.filters.{first} says what it drops")
+        if "kto" in layouts and recipe.data.format != "unpaired" and first in ("single_response", "tie"):
+            hint = "these are answers that are called good or bad: take train.method: kto with data.format: unpaired"
         raise DpoError(
             f"nothing is left of {tally.came.total():,} prompts: {biggest}; such as: {shown['prompt'][:80]}{said}",
             where=recipe.where("data", "sources"),
-            hint=report.HINTS.get(first, f"data.filters.{first} says what it drops"),
+            hint=hint,
         )
 
 
@@ -327,18 +357,47 @@ def _choose(
 
 
 def _rows(
-    recipe: Recipe, spool: Spool, chosen: list[Chosen], audit: Audit | None, progress: Progress
+    recipe: Recipe,
+    spool: Spool,
+    chosen: list[Chosen],
+    audit: Audit | None,
+    progress: Progress,
+    labels: Counter[bool],
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a file in `data.format`."""
+    """The rows of a file in `data.format`; counts their labels, where they have one, in `labels`."""
     write = FORMATS[recipe.data.format]
     kwargs = models.chat_template_kwargs(recipe)
+    shared: dict[int, CandidateSet] = {}  # labelled prompts, which give a row an answer; to read each but once
     for number, (entry, unit, name) in enumerate(chosen):
-        item = spool.get(entry.place)[1]
+        item = shared.get(entry.place) or spool.get(entry.place)[1]
+        if item.labelled and len(entry.units) > 1:
+            shared[entry.place] = item
         if audit is not None and len(unit) > 1:
             audit.add(item, unit[0], unit[-1], entry)
-        yield from write(item, unit, name, kwargs)
+        for row in write(item, unit, name, kwargs):
+            if "label" in row:
+                labels[row["label"]] += 1
+            yield row
         progress.count += 1
         progress.tick(number / len(chosen))
+
+
+def _check_labels(recipe: Recipe, labels: Counter[bool]) -> None:
+    """Refuse labelled rows that are all good or all bad.
+
+    Raises:
+        DpoError: all rows have one label.
+    """
+    if len(labels) != 1:
+        return
+    [(good, count)] = labels.items()
+    kind, other = ("good", "bad") if good else ("bad", "good")
+    alone = "; good answers alone are for train.method: sft" if good and "sft" in trl_arguments() else ""
+    raise DpoError(
+        f"all {count:,} training rows are {kind} answers, and KTO learns from good ones and bad ones",
+        where=recipe.where("data", "sources"),
+        hint=f"add {other} answers, or look for what drops them in data.filters{alone}",
+    )
 
 
 def _provenance(recipe: Recipe, read: dict[int, tuple[str, str | None]], inputs: dict[str, str]) -> dict[str, Any]:

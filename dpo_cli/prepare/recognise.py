@@ -9,7 +9,8 @@ from typing import Any
 
 from dpo_cli.errors import USAGE, DpoError, did_you_mean
 from dpo_cli.prepare.feed import Broken, Feed, Ticker
-from dpo_cli.prepare.layouts import LAYOUTS, MAPPABLE, LayoutOf, Settings
+from dpo_cli.prepare.layouts import LAYOUTS, MAPPABLE, LayoutOf, read_row, tools_of
+from dpo_cli.prepare.preferred import Settings
 from dpo_cli.prepare.turns import Malformed
 from dpo_cli.recipe import Recipe, Source
 from dpo_cli.records import CandidateSet
@@ -24,14 +25,14 @@ def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str | None:
         DpoError: (exit code 2) the columns fit no layout or not the one the recipe names, files differ in their
             layout, or the column map names what isn't there.
     """
-    source = recipe.data.sources[index]
-    where = recipe.where("data", "sources", index, "layout" if source.layout != "auto" else "id")
+    source, key = recipe.data.sources[index], ("data", "sources", index)
+    where = recipe.where(*key, "layout" if source.layout != "auto" else "id")
     found: dict[str, str] = {}
     for feed in feeds:
         rows = [row for _, row in islice(feed.rows(None, lambda share: None), LOOKED_AT)]
         maps = [row for row in rows if isinstance(row, dict)]
         if maps:
-            found.setdefault(_told(source, maps, feed.name, where), feed.name)
+            found.setdefault(_told(source, maps, feed.name, where, recipe.where(*key, "columns")), feed.name)
         elif rows:
             why = rows[0].detail if isinstance(rows[0], Broken) else f"the first is {type(rows[0]).__name__}, not a map"
             hint = "write one JSON object a line, a JSON array of them, CSV with commas, or Parquet; in UTF-8"
@@ -43,10 +44,13 @@ def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str | None:
     return next(iter(found), None)
 
 
-def _told(source: Source, rows: list[dict[str, Any]], file: str, where: str) -> str:
+def _told(source: Source, rows: list[dict[str, Any]], file: str, where: str, map_where: str) -> str:
     seen = sorted({str(name) for row in rows for name in row})
     if source.columns:
-        rows = [{**row, **_mapped(source, seen, where, row)} for row in rows]
+        _check_map(source, seen, map_where)
+        rows = [
+            {**row, **{ours: row[theirs] for ours, theirs in source.columns.items() if theirs in row}} for row in rows
+        ]
     if source.layout != "auto":
         if not any(_fits(row, LAYOUTS[source.layout]) for row in rows):
             needs = " or ".join(", ".join(sorted(names)) for names in LAYOUTS[source.layout].needs)
@@ -54,7 +58,7 @@ def _told(source: Source, rows: list[dict[str, Any]], file: str, where: str) -> 
             raise DpoError(
                 f"{file} is not laid out as {source.layout}, which needs the columns {needs}; it has {_listed(seen)}",
                 where=where,
-                hint=f"it looks like {told}: set layout: {told}, or auto" if told else _nearest(seen),
+                hint=f"it looks like {told}: set layout: {told}, or auto" if told else _nearest(seen, file),
                 exit_code=USAGE,
             )
         return source.layout
@@ -63,7 +67,7 @@ def _told(source: Source, rows: list[dict[str, Any]], file: str, where: str) -> 
         told = next((name for name in MAPPABLE if any(_fits(row, LAYOUTS[name]) for row in rows)), None)
     if told is None:
         message = f"can't tell the layout of {file}: it has the columns {_listed(seen)}"
-        raise DpoError(message, where=where, hint=_nearest(seen), exit_code=USAGE)
+        raise DpoError(message, where=where, hint=_nearest(seen, file), exit_code=USAGE)
     return told
 
 
@@ -72,44 +76,86 @@ def _fits(row: dict[str, Any], layout: LayoutOf) -> bool:
 
 
 def _is(row: dict[str, Any], layout: LayoutOf) -> bool:
-    return _fits(row, layout) and layout.told_by(row)
+    try:
+        return _fits(row, layout) and layout.told_by(row)
+    except (Malformed, RecursionError):
+        return False
 
 
 def _listed(names: list[str]) -> str:
     return ", ".join(name[:40] for name in names[:12]) + (", …" if len(names) > 12 else "") if names else "none"
 
 
-def _nearest(seen: list[str]) -> str:
-    """The layout that shares most columns with `seen`, and what it would need."""
+# What sets call the columns of `pairs` and `kto`, by the name that these have here.
+ALSO_CALLED = {
+    "prompt": "question query instruction problem input user human text_prompt prompt_text 问题 提问 指令 提示",
+    "chosen": "chosen_response response_chosen chosen_answer answer_chosen accepted preferred better good positive win "
+    "winner_response best 好 好回答 优选",
+    "rejected": "rejected_response response_rejected rejected_answer answer_rejected dispreferred worse bad negative "
+    "lose loser_response worst 坏 差 差回答 拒绝",
+    "completion": "response answer output reply 回答 回复",
+    "label": "kto_tag is_good good liked like thumbs_up thumb feedback desirable is_desirable is_chosen 标签",
+}
+
+
+def _nearest(seen: list[str], file: str) -> str:
+    """The line to write: a column map where the columns are known by other names, else the nearest layout's needs."""
+    if file.lower().endswith((".csv", ".csv.gz")) and any(len(name.split()) > 4 or len(name) > 60 for name in seen):
+        return "the first line has to name the columns, such as prompt,chosen,rejected: has this file no header?"
+    maps = [(name, *_map(needs, seen)) for name in MAPPABLE for needs in LAYOUTS[name].needs if "prompt" in needs]
+    layout, found, missing = max(maps, key=lambda one: (not one[2], len(one[1]) / (len(one[1]) + len(one[2]))))
+    written = [f"{ours}: {theirs}" for ours, theirs in found.items() if ours != theirs]
+    if not missing and written:
+        return f"the nearest is {layout}, which also needs {_names(found)}: write columns: {{{', '.join(written)}}}"
     name, needs = max(
-        ((name, names) for name, layout in reversed(LAYOUTS.items()) for names in layout.needs if names - set(seen)),
+        ((name, names) for name, one in reversed(LAYOUTS.items()) for names in one.needs if names - set(seen)),
         key=lambda one: len(one[1] & set(seen)) / len(one[1] | set(seen)),
     )
-    missing = ", ".join(sorted(needs - set(seen)))
-    plain = "layout: pairs with columns: {prompt: <yours>, …}"
-    return f"the nearest is {name}, which also needs {missing}; for plain pairs: {plain}"
+    lacking = ", ".join(sorted(needs - set(seen)))
+    written += [f"{ours}: <yours>" for ours in missing]
+    plain = f"layout: {layout} with columns: {{{', '.join(written)}}}"
+    return f"the nearest is {name}, which also needs {lacking}; for plain {layout}: {plain}"
 
 
-def _mapped(source: Source, seen: list[str], where: str, row: dict[str, Any]) -> dict[str, Any]:
-    """The row's mapped columns under our names, after a check of the map."""
+def _map(needs: frozenset[str], seen: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Which of `seen` the needed columns are, and those that none of them is."""
+    folded = {name.lower().replace("-", "_").replace(" ", "_"): name for name in reversed(seen)}
+    found: dict[str, str] = {}
+    for ours in sorted(needs, key=list(ALSO_CALLED).index):
+        names = (name for name in [ours, *ALSO_CALLED[ours].split()] if name in folded)
+        theirs = next((folded[name] for name in names if folded[name] not in found.values()), None)
+        if theirs is not None:
+            found[ours] = theirs
+    return found, [ours for ours in ALSO_CALLED if ours in needs and ours not in found]
+
+
+def _names(found: dict[str, str]) -> str:
+    return ", ".join(ours for ours, theirs in found.items() if ours != theirs)
+
+
+def _check_map(source: Source, seen: list[str], where: str) -> None:
+    """Raise a DpoError where the column map names what isn't there, or stands the other way round."""
     columns = source.columns or {}
     layouts = [source.layout] if source.layout != "auto" else list(MAPPABLE)
-    known = [name for layout in layouts for name in MAPPABLE.get(layout, ())]
+    known = list(dict.fromkeys(name for layout in layouts for name in MAPPABLE.get(layout, ())))
     for ours, theirs in columns.items():
         problem = hint = None
         if not known:
             problem, hint = f"layout {source.layout} takes no columns:", "use it with layout: pairs or kto"
+        elif ours not in known and theirs in known:
+            problem = f"columns: '{ours}' and '{theirs}' are the wrong way round: our name comes first"
+            turned = (f"{b}: {a}" if b in known and a not in known else f"{a}: {b}" for a, b in columns.items())
+            hint = f"write columns: {{{', '.join(turned)}}}"
         elif ours not in known:
             near = did_you_mean(ours, known)
             problem = f"columns: there is no '{ours}' to map" + (f"; did you mean '{near}'?" if near else "")
-            hint = f"ours are {', '.join(dict.fromkeys(known))}"
+            hint = f"ours are {', '.join(known)}"
         elif theirs not in seen:
             near = did_you_mean(theirs, seen)
             problem = f"columns: no column '{theirs}' in the data" + (f"; did you mean '{near}'?" if near else "")
             hint = f"the data have {_listed(seen)}"
         if problem:
-            raise DpoError(problem, where=where.replace(".layout", ".columns"), hint=hint, exit_code=USAGE)
-    return {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+            raise DpoError(problem, where=where, hint=hint, exit_code=USAGE)
 
 
 def candidate_sets(
@@ -128,12 +174,11 @@ def candidate_sets(
                 yield replace(row, place=feed.place(line))
                 continue
             try:
-                if not isinstance(row, dict):
-                    raise Malformed(f"the row is {type(row).__name__}, not a map")
-                item = layout.read(row, settings)
+                item = read_row(row, layout, settings)
             except Malformed as error:
-                yield Broken(str(error), place=feed.place(line))
+                yield Broken(str(error), error.reason, feed.place(line), tuple(tools_of(row)))
                 continue
+            item.notes += tools_of(row)
             item.place = feed.place(line)
             item.source, item.language = label, source.language or item.language
             if not layout.grouped:
@@ -143,6 +188,7 @@ def candidate_sets(
             group = groups.setdefault(key, item)
             if group is not item:
                 group.candidates += item.candidates
+                group.notes += item.notes
                 group.language = min(filter(None, (group.language, item.language)), default=None)
     for item in groups.values():
         item.candidates.sort(key=lambda candidate: (candidate.text, candidate.score is None, candidate.score))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # What to look at where a reason took everything.
 HINTS = {
     "schema": "is layout: right? the README lists the columns of each",
+    "unsupported": "only text can be trained on: take the rows without tools, images, sound and film",
+    "contradicts_scores": "data.filters.contradicts_scores: false takes chosen and rejected without the scores",
     "contaminated": "check data.contamination and data.filters.contaminated",
     "language": "data.languages names the languages that may stay; a source's language: says what it is in",
     "single_response": "this source has one answer per prompt; pairs need two",
@@ -72,7 +74,7 @@ def build(
         "tokens": audit.token_counts(),
         "duplicates": duplicates,
         "shortcuts": shortcuts,
-        "warnings": [*short, *empty, *warnings(shortcuts)],
+        "warnings": [*short, *empty, *_left_out(tally), *warnings(shortcuts)],
         "examples": _examples(tally),
         "provenance": provenance,
     }
@@ -98,6 +100,14 @@ def _shortfall(language: str, figures: dict[str, Any], outside: dict[str, Counte
     causes += [f"{counts[language]:,} {why}" for why, counts in outside.items() if counts[language]]
     lost = f"; lost were {', '.join(causes)}" if causes else "; the sources hold no more"
     return f"{language}: {figures['wanted']:,} training pairs wanted, {figures['got']:,} got{lost}"
+
+
+def _left_out(tally: Tally) -> list[str]:
+    """What layouts left out of rows that they read."""
+    return [
+        f"{source}: left out of {count:,} of {tally.came[source]:,} prompts: {what}"
+        for (source, what), count in sorted(tally.notes.items())
+    ]
 
 
 def _examples(tally: Tally) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from dpo_cli.prepare.text import hash64
 from dpo_cli.recipe import METRICS, PairPolicy
-from dpo_cli.records import CandidateSet
+from dpo_cli.records import Candidate, CandidateSet
 
 # (rating name, metric it feeds, lowest, highest value) of a data set. Scales are declared, for guessing them from a
 # value would turn a 1 on a scale of 1..5 into the best score there is.
@@ -30,20 +31,22 @@ DECIMALS = 6  # scores equal but for the order of a sum are equal
 def rating(value: Any, low: float, high: float) -> float | None:
     """`(value - low) / (high - low)`; None where it is missing, N/A or off the scale (0 would be a verdict).
 
-    A list (HelpSteer2's raw annotations) counts as its mean.
+    A list (HelpSteer2's raw annotations) counts as its mean, a list of lists as nothing.
     """
-    if isinstance(value, list):
-        several = [rating(one, low, high) for one in value]
-        known = [one for one in several if one is not None]
-        return sum(known) / len(known) if known and len(known) == len(several) else None
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    several = [number(one) for one in (value if isinstance(value, list) else [value])]
+    units = [(one - low) / (high - low) for one in several if one is not None and low <= one <= high]
+    return sum(units) / len(units) if units and len(units) == len(several) else None
+
+
+def number(value: Any) -> float | None:
+    """A finite number, also one written as text; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    return (value - low) / (high - low) if low <= value <= high else None
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
 
 
 def score(ratings: Mapping[str, Any], scales: Scales, weights: Weights) -> float | None:
@@ -74,6 +77,22 @@ def _score(values: Sequence[Any], scales: Scales, weights: Weights) -> float | N
 
 
 _score_of_texts = lru_cache(maxsize=4096)(_score)
+
+
+def settle_labels(item: CandidateSet) -> Counter[str]:
+    """Drop answers that are called both good and bad, and all but one of equal ones; how many, by drop reason."""
+    labels: dict[str, set[float | None]] = defaultdict(set)
+    for candidate in item.candidates:
+        labels[candidate.text.strip()].add(candidate.score)
+    dropped, kept = Counter[str](), dict[str, Candidate]()
+    for candidate in item.candidates:
+        text = candidate.text.strip()
+        if len(labels[text]) > 1:
+            dropped["identical"] += 1
+        elif kept.setdefault(text, candidate) is not candidate:
+            dropped["duplicate"] += 1
+    item.candidates = list(kept.values())
+    return dropped
 
 
 def ranking(item: CandidateSet) -> list[int]:

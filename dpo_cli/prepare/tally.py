@@ -50,6 +50,7 @@ class Tally:
     kept: Counter[tuple[str, str]] = field(default_factory=Counter)
     dropped: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     edits: Counter[tuple[str, str]] = field(default_factory=Counter)
+    notes: Counter[tuple[str, str]] = field(default_factory=Counter)  # rows, by source and what was left out of them
     examples: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = field(default_factory=dict)
     _file: TextIO | None = None
 
@@ -62,7 +63,7 @@ class Tally:
         reason, detail = fate
         self.dropped[source, language, reason] += 1
         if self._file is not None:
-            name = None if reason == "schema" else row_id(source, order)
+            name = None if reason in ("schema", "unsupported") else row_id(source, order)
             told = {"language": language, "reason": reason, "detail": detail, "prompt": prompt()}
             row = {"id": name, "source": source, **told}
             self._file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -5,23 +5,49 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpo_cli.records import Message
 
 MAX_CHARS = 1_000_000  # a longer text is a broken row, not an answer: ten times the longest context a Qwen3 reads
-ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
+ROLES = {
+    theirs: ours
+    for ours, several in {
+        "user": "user human prompter 用户 人类",
+        "assistant": "assistant gpt chatgpt bot chatbot ai model 助手",
+        "system": "system developer 系统",
+    }.items()
+    for theirs in several.split()
+}
+TOOL_ROLES = {
+    "tool", "tools", "tool_call", "tool_calls", "tool_response", "function", "function_call", "function_response",
+    "observation", "ipython",
+}  # fmt: skip
+TEXT_PARTS, THOUGHT_PARTS = (None, "text", "input_text", "output_text"), ("thinking", "reasoning")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys that hold what was thought before the content
+CALLS = ("tool_calls", "function_call")
 
 
 class Malformed(Exception):
     """A row that is not what its layout promises, and in what way."""
 
+    reason = "schema"
+
+
+class Unsupported(Malformed):
+    """A row of tools or images, which a text model can't be trained on."""
+
+    reason = "unsupported"
+
+
+# ------------------------------------------------------------------------------------------------------ single values
+
 
 def text_of(value: Any, name: str) -> str:
     """`value` if it is text that UTF-8 can hold."""
     if not isinstance(value, str):
-        raise Malformed(f"{name} is {type(value).__name__}, not text")
+        raise Malformed(f"{name} is {kind_of(value)}, not text")
     if len(value) > MAX_CHARS:
         raise Malformed(f"{name} has {len(value):,} characters")
     if not value.isascii():
@@ -32,15 +58,19 @@ def text_of(value: Any, name: str) -> str:
     return value
 
 
+def kind_of(value: Any) -> str:
+    return "missing" if value is None else type(value).__name__
+
+
 def map_of(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Malformed(f"{name} is {type(value).__name__}, not a map")
+        raise Malformed(f"{name} is {kind_of(value)}, not a map")
     return value
 
 
 def list_of(value: Any, name: str) -> Sequence[Any]:
     if not isinstance(value, list | tuple):
-        raise Malformed(f"{name} is {type(value).__name__}, not a list")
+        raise Malformed(f"{name} is {kind_of(value)}, not a list")
     return value
 
 
@@ -52,37 +82,24 @@ def label_of(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def asked_by(value: Any, name: str) -> list[Message]:
-    """A prompt of one user turn."""
-    text = text_of(value, name)
-    if not text.strip():
-        raise Malformed(f"{name} is empty")
-    return [{"role": "user", "content": text}]
+def holds(value: Any) -> bool:
+    """Whether a value says anything: not null, not empty, and no text that writes out an empty one (as in CSV)."""
+    if isinstance(value, str):
+        return value.strip().lower() not in ("", "[]", "{}", "null", "none", "nan")
+    if isinstance(value, list | tuple):
+        return any(one not in (None, "") for one in value)
+    return value is not None and value is not False and value != {} and value == value  # NaN is not itself
 
 
-def messages(value: Any, name: str) -> list[Message]:
-    """Turns from `{role, content}` or ShareGPT's `{from, value}`; text that holds such a list (CSV) is parsed."""
-    turns: list[Message] = []
-    for turn in list_of(value, name):
-        turn = map_of(turn, f"a turn of {name}")
-        role = ROLES.get(str(turn.get("role", turn.get("from"))).lower())
-        if role is None or (role == "system" and turns):
-            raise Malformed(f"{name} has a turn by {str(turn.get('role', turn.get('from')))[:40]!r} at {len(turns)}")
-        turns.append({"role": role, "content": text_of(turn.get("content", turn.get("value")), f"a turn of {name}")})
-    return turns
+def first(row: Mapping[str, Any], *names: str) -> Any:
+    """The value of the first of these keys that holds something; else of the first that is not null; else None.
 
-
-def conversation(value: Any, name: str) -> list[Message] | str:
-    """Messages where `value` is a list of them (or text of one, as in CSV), else its text."""
-    if isinstance(value, str) and re.match(r"\s*\[\s*\{", value):
-        parsed = literal(value)
-        turns = isinstance(parsed, list) and all(
-            isinstance(one, dict) and {"role", "from"} & one.keys() for one in parsed
-        )
-        value = parsed if turns else value
-    if isinstance(value, dict):
-        value = [value]
-    return text_of(value, name) if isinstance(value, str) else messages(value, name)
+    Arrow gives every row all keys, and null for those that it hasn't got.
+    """
+    there = [row[name] for name in names if row.get(name) is not None]
+    return next(
+        (value for value in there if not isinstance(value, str | list | dict) or value), next(iter(there), None)
+    )
 
 
 def literal(text: str) -> Any:
@@ -95,47 +112,222 @@ def literal(text: str) -> Any:
     return None
 
 
-def prompt_and_answers(
-    prompt: Any, answers: Sequence[tuple[Any, str]], system: Any = None
-) -> tuple[list[Message], list[str]]:
-    """A prompt and the last turns of its answers, whatever of the three repeats the conversation.
+# -------------------------------------------------------------------------------------------------------- chat turns
 
-    Answers are text, or messages that may hold the prompt again. Raises Malformed where they answer different prompts.
+
+def asked_by(value: Any, name: str) -> list[Message]:
+    """A prompt of one user turn."""
+    text = text_of(value, name)
+    if not text.strip():
+        raise Malformed(f"{name} is empty")
+    return [{"role": "user", "content": text}]
+
+
+def messages(value: Any, name: str) -> list[Message]:
+    """Turns from `{role, content}` or ShareGPT's `{from, value}`; a thought in a key of its own opens the content.
+
+    Raises:
+        Unsupported: a turn of a tool, or one that calls a tool.
+    """
+    turns: list[Message] = []
+    for turn in list_of(value, name):
+        turn = map_of(turn, f"a turn of {name}")
+        role = _role(first(turn, "role", "from"), name, len(turns))
+        if role == "system" and turns:
+            raise Malformed(f"{name} has a system turn at {len(turns)}; only the first turn may be one")
+        if any(holds(turn.get(call)) for call in CALLS):
+            raise Unsupported(f"{name} calls a tool, which is not supported")
+        content, thought = _content(first(turn, "content", "value", "text"), f"a turn of {name}")
+        written_thought = first(turn, *THOUGHTS)
+        thought = thought or (text_of(written_thought, f"a thought of {name}") if holds(written_thought) else "")
+        if role == "assistant" and thought.strip() and "</think>" not in content:
+            content = f"<think>\n{thought.strip()}\n</think>\n\n{content}"
+        turns.append({"role": role, "content": content})
+    return turns
+
+
+def _role(value: Any, name: str, place: int) -> str:
+    written = text_of(value, f"the role of turn {place} of {name}").strip()
+    if written.lower() in TOOL_ROLES:
+        raise Unsupported(f"{name} has a turn by {written!r}: tools are not supported")
+    if written.lower() not in ROLES:
+        raise Malformed(f"{name} has a turn by {written[:40]!r} at {place}; known are {', '.join(ROLES)}")
+    return ROLES[written.lower()]
+
+
+def _content(value: Any, name: str) -> tuple[str, str]:
+    """Text and thought of a turn's content: a text, or parts that are joined as chat templates join them."""
+    if not isinstance(value, list | tuple | dict):
+        return text_of(value, name), ""
+    texts, thoughts = [], []
+    for part in [value] if isinstance(value, dict) else value:
+        if isinstance(part, str):
+            texts.append(text_of(part, name))
+            continue
+        kind = map_of(part, f"a part of {name}").get("type")
+        if kind in THOUGHT_PARTS:
+            thoughts.append(text_of(first(part, kind, "text", "content"), f"a thought of {name}"))
+        elif kind not in TEXT_PARTS or (kind is None and part.get("text") is None):
+            said = kind or ", ".join(str(key) for key in part if part[key] is not None) or "nothing"
+            raise Malformed(f"{name} has a part of {str(said)[:40]!r}, and only text can be trained on")
+        else:
+            texts.append(text_of(first(part, "text", "content"), f"a part of {name}"))
+    return "".join(texts), "\n".join(thoughts)
+
+
+_OPENS_LIST, _MESSAGE_KEYS = re.compile(r"\s*(?:\[\s*)?\{"), ({"role", "content"}, {"from", "value"})
+
+
+def conversation(value: Any, name: str) -> list[Message] | str:
+    """Messages where `value` is a list of them, one, the text of such (as in CSV) or a transcript; else its text."""
+    if isinstance(value, str) and _OPENS_LIST.match(value):
+        parsed = literal(value)
+        several = [parsed] if isinstance(parsed, dict) else parsed
+        if isinstance(several, list) and all(
+            isinstance(one, dict) and any(keys <= one.keys() for keys in _MESSAGE_KEYS) for one in several
+        ):
+            value = several
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, str):
+        return messages(value, name)
+    return transcript(value, name) if is_transcript(value) else text_of(value, name)
+
+
+_OPENS_TRANSCRIPT = re.compile(r"\s*Human:")
+_SPEAKER, _SPEAKER_LINE = (re.compile(rf"(?:^|{gap})[ \t]*(Human|Assistant):[ ]?") for gap in (r"\n\n", r"\n+"))
+
+
+def is_transcript(value: Any) -> bool:
+    """Whether a text is Anthropic's `\\n\\nHuman: …\\n\\nAssistant: …`."""
+    return isinstance(value, str) and bool(_OPENS_TRANSCRIPT.match(value)) and "\nAssistant:" in value
+
+
+def transcript(value: Any, name: str) -> list[Message]:
+    """A Human/Assistant transcript as turns, without the blanks that only set its lines apart."""
+    text = text_of(value, name).lstrip()
+    before, *parts = (_SPEAKER if "\n\nAssistant:" in text else _SPEAKER_LINE).split(text)
+    if before.strip() or not parts:
+        raise Malformed(f"{name} is not a Human/Assistant transcript")
+    return [
+        {"role": ROLES[{"Human": "human", "Assistant": "assistant"}[speaker]], "content": content.rstrip()}
+        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+# ------------------------------------------------------------------------------------------- a prompt and its answers
+
+_EARLIER_THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
+
+
+def prompt_and_answers(
+    prompt: Any, answers: Sequence[tuple[Any, str]], system: Any = None, history: Any = None
+) -> tuple[list[Message], list[str], list[str]]:
+    """A prompt, the last turns of its answers, and notes on what was left out.
+
+    Whatever of prompt and answers repeats the conversation, it is asked once, the system turn first. `answers` are
+    (value, its column): text, or messages that may hold the prompt again. `history`: earlier (question, answer) pairs.
+
+    Raises:
+        Malformed: they ask different things, or what comes out is no conversation that ends in a question.
     """
     asked = conversation(prompt, "prompt") if prompt is not None else []
-    texts, heads = [], []
+    turns = asked_by(asked, "prompt") if isinstance(asked, str) else asked
+    if is_transcript(prompt) and turns[-1]["role"] == "assistant" and not turns[-1]["content"]:
+        turns = turns[:-1]  # where the answer goes
+    opening = [turn for turn in turns[:1] if turn["role"] == "system"]
+    turns = [*opening, *_history(history), *turns[len(opening) :]]
+    texts, wholes = [], []
     for value, name in answers:
         said = conversation(value, name)
         if isinstance(said, str):
-            texts.append(said)
+            texts.append(said.lstrip(" ") if is_transcript(prompt) else said)
             continue
         if not said or said[-1]["role"] != "assistant":
             raise Malformed(f"{name} does not end in an answer")
         texts.append(said[-1]["content"])
-        heads.append(said[:-1])
-    if any(head != heads[0] for head in heads):
+        if said[:-1]:
+            wholes.append(_asked_once(turns, said[:-1], name, text=isinstance(asked, str)))
+    wholes = wholes or [turns]
+    if any(_bare(whole) != _bare(wholes[0]) for whole in wholes):
         raise Malformed(f"{' and '.join(name for _, name in answers)} differ before their last turn")
-    turns = asked_by(asked, "prompt") if isinstance(asked, str) else asked
-    if heads and heads[0]:
-        repeated = isinstance(asked, str) or heads[0][: len(turns)] == turns
-        turns = heads[0] if repeated else turns + heads[0]
-    if isinstance(system, str) and system.strip() and not (turns and turns[0]["role"] == "system"):
-        turns = [{"role": "system", "content": text_of(system, "system")}, *turns]
+    systems = {turn["content"].strip(): turn for whole in wholes for turn in whole if turn["role"] == "system"}
+    if len(systems) > 1:
+        raise Malformed(f"{' and '.join(name for _, name in answers)} have different system turns")
+    whole = [*systems.values(), *(turn for turn in wholes[0] if turn["role"] != "system")]
+    whole, notes = _with_system(whole, system)
+    _check(whole)
+    cut = [_without_thought(turn) for turn in whole]
+    if cut != whole:
+        notes.append("thoughts in earlier turns")
+    return cut, texts, notes
+
+
+def _history(value: Any) -> list[Message]:
+    """Earlier turns, from LLaMA-Factory's and ms-swift's `[[question, answer], …]` or from messages."""
+    value = literal(value) if isinstance(value, str) else value
+    if not holds(value):
+        return []
+    if all(isinstance(one, dict) for one in list_of(value, "history")):
+        return messages(value, "history")
+    turns: list[Message] = []
+    for one in value:
+        if len(list_of(one, "a turn of history")) != 2:
+            raise Malformed("a turn of history is no question with its answer")
+        turns += [
+            {"role": role, "content": text_of(text, "a turn of history")}
+            for role, text in zip(("user", "assistant"), one, strict=True)
+        ]
+    return turns
+
+
+def _bare(turns: Sequence[Message]) -> list[tuple[str, str]]:
+    """Turns for comparing: without the system turn and outer white space."""
+    return [(turn["role"], turn["content"].strip()) for turn in turns if turn["role"] != "system"]
+
+
+def _asked_once(turns: list[Message], head: list[Message], name: str, text: bool) -> list[Message]:
+    """The prompt's turns and those in front of an answer as one conversation, system turns of both in front."""
+    asked, again = _bare(turns), _bare(head)
+    systems = [turn for turn in (*turns, *head) if turn["role"] == "system"]
+    if len({turn["content"].strip() for turn in systems}) > 1:
+        raise Malformed(f"prompt and {name} have different system turns")
+    rest, more = ([turn for turn in some if turn["role"] != "system"] for some in (turns, head))
+    if not again or asked[-len(again) :] == again:
+        more = []
+    elif again[: len(asked)] == asked or again[-len(asked) :] == asked or (text and asked[-1] in again):
+        rest = []
+    elif text:
+        raise Malformed(f"the text of prompt is not asked in {name}")
+    elif asked[-1][0] == again[0][0]:
+        raise Malformed(f"prompt and {name} ask different things")
+    return [*systems[:1], *rest, *more]
+
+
+def _with_system(turns: list[Message], system: Any) -> tuple[list[Message], list[str]]:
+    """`turns` behind the text of a system column; where they have a system turn that says otherwise, it stays."""
+    if not holds(system):
+        return turns, []
+    text = text_of(system, "system")
+    if not turns or turns[0]["role"] != "system":
+        return [{"role": "system", "content": text}, *turns], []
+    if turns[0]["content"].strip() == text.strip():
+        return turns, []
+    return turns, ["the system column, where the system turn of the prompt says otherwise"]
+
+
+def _check(turns: Sequence[Message]) -> None:
+    """Raise Malformed unless `turns` are a conversation that ends in a question."""
     if not turns or turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
         raise Malformed("the prompt does not end in a question")
-    return turns, texts
+    for place, turn in enumerate(turns):
+        if turn["role"] == "system" and place:
+            raise Malformed(f"the prompt has a system turn at {place}; only the first turn may be one")
+        if place and turn["role"] == "user" == turns[place - 1]["role"]:
+            raise Malformed("the prompt has two user turns in a row")
 
 
-_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):[ ]?")
-
-
-def transcript(value: Any, name: str) -> list[Message]:
-    """Anthropic's `\\n\\nHuman: …\\n\\nAssistant: …` as turns; a trailing empty answer is left out."""
-    before, *parts = _SPEAKER.split(text_of(value, name))
-    if before.strip() or not parts:
-        raise Malformed(f"{name} is not a Human/Assistant transcript")
-    turns: list[Message] = [
-        {"role": ROLES["human" if speaker == "Human" else "assistant"], "content": content}
-        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
-    ]
-    return turns
+def _without_thought(turn: Message) -> Message:
+    if turn["role"] != "assistant" or "</think>" not in turn["content"]:
+        return turn
+    return {"role": turn["role"], "content": _EARLIER_THOUGHT.sub("", turn["content"], count=1)}

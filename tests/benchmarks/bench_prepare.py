@@ -133,7 +133,8 @@ def score_and_pair(path: Path) -> int:
     from dpo_cli.prepare import scoring
     from dpo_cli.prepare.feed import Broken
     from dpo_cli.prepare.files import file_feed
-    from dpo_cli.prepare.layouts import LAYOUTS, Settings
+    from dpo_cli.prepare.layouts import LAYOUTS
+    from dpo_cli.prepare.preferred import Settings
     from dpo_cli.prepare.recognise import candidate_sets
     from dpo_cli.recipe import ScoreWeights
 

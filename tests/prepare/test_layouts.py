@@ -233,6 +233,104 @@ ROWS: dict[str, tuple[list[dict[str, Any]], str, str, str, tuple[float | None, f
         BAD,
         (None, None),
     ),
+    "swift": ([{"messages": CHOSEN, "rejected_response": BAD}], ASKED, GOOD, BAD, (None, None)),
+    "swift messages": (
+        [{"messages": CHOSEN, "rejected_messages": REJECTED, "rejected_response": None}],
+        ASKED,
+        GOOD,
+        BAD,
+        (None, None),
+    ),
+    "swift query": (
+        [
+            {
+                "query": ZH,
+                "response": ZH_GOOD,
+                "rejected_response": ZH_BAD,
+                "history": [["你好", "你好！"]],
+                "system": "",
+            }
+        ],
+        ZH,
+        ZH_GOOD,
+        ZH_BAD,
+        (None, None),
+    ),
+    "alpaca": (
+        [{"instruction": "Answer briefly.", "input": ASKED, "chosen": GOOD, "rejected": BAD}],
+        f"Answer briefly.\n\n{ASKED}",
+        GOOD,
+        BAD,
+        (None, None),
+    ),
+    "alpaca scored": (
+        [
+            {
+                "instruction": ASKED,
+                "input": "",
+                "chosen": CHOSEN[1:],
+                "rejected": REJECTED[1:],
+                "score_chosen": 0.75,
+                "score_rejected": 0.5,
+            }
+        ],
+        ASKED,
+        GOOD,
+        BAD,
+        (0.75, 0.5),
+    ),
+    "alpaca outputs": ([{"instruction": ASKED, "input": None, "output": [GOOD, BAD]}], ASKED, GOOD, BAD, (None, None)),
+    "orca": (
+        [{"system": "Be brief.", "question": ASKED, "chosen": GOOD, "rejected": BAD}],
+        ASKED,
+        GOOD,
+        BAD,
+        (None, None),
+    ),
+    "orca argilla": (
+        [{"system": "", "input": ASKED, "chosen": GOOD, "rejected": BAD, "rating": [9.0, 8.0]}],
+        ASKED,
+        GOOD,
+        BAD,
+        (None, None),
+    ),
+    "arena": (
+        [
+            {
+                "question_id": "58210e39b3fd4441a2bd4a518bb44c2d",
+                "model_a": "chatglm-6b",
+                "model_b": "koala-13b",
+                "winner": "model_b",
+                "conversation_a": REJECTED,
+                "conversation_b": CHOSEN,
+                "turn": 1,
+                "language": "English",
+            }
+        ],
+        ASKED,
+        GOOD,
+        BAD,
+        (None, None),
+    ),
+    "arena lists": (
+        [
+            {
+                "id": 30192,
+                "model_a": "gpt-4-1106-preview",
+                "model_b": "gpt-4-0613",
+                "prompt": json.dumps([ZH]),
+                "response_a": json.dumps([ZH_GOOD]),
+                "response_b": json.dumps([ZH_BAD]),
+                "winner_model_a": 1,
+                "winner_model_b": 0,
+                "winner_tie": 0,
+            }
+        ],
+        ZH,
+        ZH_GOOD,
+        ZH_BAD,
+        (None, None),
+    ),
     "pairs": ([{"prompt": ASKED, "chosen": GOOD, "rejected": BAD}], ASKED, GOOD, BAD, (None, None)),
     "pairs of messages": (
         [
@@ -256,6 +354,16 @@ ROWS: dict[str, tuple[list[dict[str, Any]], str, str, str, tuple[float | None, f
             {"prompt": [TURN], "completion": REJECTED[1:], "label": False},
         ],
         ASKED,
+        GOOD,
+        BAD,
+        (1.0, 0.0),
+    ),
+    "kto alpaca": (
+        [
+            {"instruction": "Answer briefly.", "input": ASKED, "output": text, "kto_tag": tag}
+            for text, tag in ((GOOD, True), (BAD, False))
+        ],
+        f"Answer briefly.\n\n{ASKED}",
         GOOD,
         BAD,
         (1.0, 0.0),

@@ -1,0 +1,118 @@
+"""The layouts of public sets that rate answers: one function each, as in layouts.py."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from dpo_cli.prepare import scoring
+from dpo_cli.prepare.preferred import LANGUAGE_NAMES, SIDES, Row, Settings, preferred, score_both, sides
+from dpo_cli.prepare.turns import (
+    ROLES,
+    asked_by,
+    label_of,
+    list_of,
+    literal,
+    map_of,
+    model_of,
+    prompt_and_answers,
+    text_of,
+)  # fmt: skip
+from dpo_cli.records import Candidate, CandidateSet, Message
+
+
+def _strength(prompt: list[Message], texts: list[str], strength: Any) -> CandidateSet:
+    """Two answers and how much better the second is, -3..3: scores are 1/2 -+ strength/6, margins |strength|/3."""
+    second = scoring.rating(strength, -3, 3)
+    values = [None, None] if second is None else [round(1 - second, 6), round(second, 6)]
+    return CandidateSet(prompt, [Candidate(t, v) for t, v in zip(texts, values, strict=True)], source="")
+
+
+def ultrafeedback(row: Row, settings: Settings) -> CandidateSet:
+    """openbmb/UltraFeedback: four completions, each rated "1".."5" or "N/A" on four aspects.
+
+    `overall_score` is not used: 2,628 completions had a 1 stored as 10.
+    """
+    candidates = []
+    for completion in list_of(row.get("completions"), "completions"):
+        completion = map_of(completion, "a completion")
+        text = text_of(completion.get("response"), "response")
+        annotations = map_of(completion.get("annotations"), "annotations")
+        ratings = {
+            aspect: said["Rating"] for aspect, said in annotations.items() if type(said) is dict and "Rating" in said
+        }
+        value = scoring.score(ratings, scoring.ULTRAFEEDBACK, settings.weights)
+        candidates.append(Candidate(text, value, model_of(completion.get("model"))))
+    prompt = asked_by(row.get("instruction"), "instruction")
+    return CandidateSet(prompt, candidates, source="", subset=label_of(row.get("source")))
+
+
+def ultrafeedback_zh(row: Row, settings: Settings) -> CandidateSet:
+    """opencsg/UltraFeedback-chinese: as the English set, or one of its two binarized files.
+
+    Their `overall_score` is not used either: where honesty is N/A it tops out at 4 instead of 5.
+    """
+    if row.get("completions") is not None:
+        return ultrafeedback(row, settings)
+    candidates = []
+    for side in SIDES:
+        ratings = row.get(f"{side}_rating")
+        ratings = map_of(literal(ratings) if isinstance(ratings, str) else ratings, f"{side}_rating")
+        value = scoring.score(ratings, scoring.ULTRAFEEDBACK, settings.weights)
+        candidates.append(Candidate(text_of(row.get(f"{side}_response"), f"{side}_response"), value))
+    prompt = asked_by(row.get("instruction"), "instruction")
+    item = CandidateSet(prompt, candidates, source="", subset=label_of(row.get("source")))
+    values = [candidate.score for candidate in candidates]
+    if None not in values:
+        item.ranked = True
+        for candidate in candidates:
+            candidate.score = None
+        score_both(
+            item, {f"{side}_rating": value or 0.0 for side, value in zip(SIDES, values, strict=True)}, scoring.UNIT
+        )
+    return item
+
+
+def ultrafeedback_binarized(row: Row, settings: Settings) -> CandidateSet:
+    """Pairs made from UltraFeedback: HuggingFaceH4's, argilla's (hyphens in its columns), trl-lib's (no `prompt`).
+
+    H4 and trl-lib keep `overall_score` (1..10), argilla the mean of the aspects (1..5).
+    """
+    scores = {"{}-rating": scoring.MEAN_1_TO_5, "score_{}": scoring.OVERALL_1_TO_10}
+    item = preferred(row, row.get("prompt"), sides(row), row.get("system"), scores=scores)
+    item.subset = label_of(row.get("source"))
+    return item
+
+
+def helpsteer2(row: Row, settings: Settings) -> CandidateSet:
+    """nvidia/HelpSteer2: one answer a row, five ratings 0..4; rows with the same prompt are put together afterwards."""
+    value = scoring.score(row, scoring.HELPSTEER2, settings.weights)
+    candidate = Candidate(text_of(row.get("response"), "response"), value)
+    return CandidateSet(_helpsteer_prompt(row.get("prompt")), [candidate], source="")
+
+
+_EXTRA_ID = re.compile(r"\n<extra_id_1>(Assistant|User)\n")
+
+
+def _helpsteer_prompt(value: Any) -> list[Message]:
+    """A prompt whose earlier turns are flattened with `\\n<extra_id_1>Assistant\\n` and `\\n<extra_id_1>User\\n`."""
+    parts = ["User", *_EXTRA_ID.split(text_of(value, "prompt"))]
+    turns: list[Message] = [
+        {"role": ROLES[speaker.lower()], "content": content}
+        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    return prompt_and_answers(turns, [])[0]
+
+
+def helpsteer2_preference(row: Row, settings: Settings) -> CandidateSet:
+    """nvidia/HelpSteer2's preference folder: two answers, strength -3..3, above 0 for the second."""
+    texts = [text_of(row.get(name), name) for name in ("response_1", "response_2")]
+    return _strength(_helpsteer_prompt(row.get("prompt")), texts, row.get("preference_strength"))
+
+
+def helpsteer3(row: Row, settings: Settings) -> CandidateSet:
+    """nvidia/HelpSteer3: messages, two answers, strength -3..3 as above. `language` may name a programming language."""
+    texts = [text_of(row.get(name), name) for name in ("response1", "response2")]
+    item = _strength(prompt_and_answers(row.get("context"), [])[0], texts, row.get("overall_preference"))
+    item.language, item.subset = LANGUAGE_NAMES.get(str(row.get("language")).lower()), label_of(row.get("domain"))
+    return item
