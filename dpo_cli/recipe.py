@@ -197,7 +197,7 @@ else:
 
 class Data(Section):
     format: Literal["pairs", "ranked", "unpaired"] = Field(
-        "pairs", description="what prepare writes; default: what train.method learns from"
+        "pairs", description="what prepare writes; ranked by default where train.method is lipo"
     )
     sources: list[Source] = Field(min_length=1, description="where the preference data come from")
     score_weights: ScoreWeights = ScoreWeights()
@@ -395,7 +395,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
         document.values["name"] = path.stem
     method, data = method_of(document.values.get("train")), document.values.get("data")
     learns = trl_arguments()[method]["data"]
-    if isinstance(data, dict) and "format" not in data:
+    if isinstance(data, dict) and "format" not in data and "pairs" not in learns:
         data["format"] = learns[0]
     try:
         recipe = _recipe_model(method).model_validate(document.values)
