@@ -171,6 +171,7 @@ def print_plan(loaded: Recipe, run: Run) -> None:
         config,
         available_memory(loaded),
         device="cuda" if gpu else "cpu",
+        unsloth=backend.name == "unsloth",
         card=card,
         shared=loaded.engine.shared_prefix != "off" and "shared_prefix" in fits,
         budgeted=loaded.engine.token_budget != "off" and "token_budget" in fits and whole(loaded.train.losses) is None,

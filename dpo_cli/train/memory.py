@@ -1,7 +1,8 @@
 """Whether a run fits the memory, predicted from the architecture: what `train --plan` shows.
 
-Sizes are bytes, GiB is 2**30. The GPU formula is the one that `tests/train/test_preflight.py` holds against published
-figures; no constant of it was measured on a GPU by us. The CPU formula is held against resident memory there.
+Sizes are bytes, GiB is 2**30. What layers keep is in `shape.py`. The rest of the GPU formula is the one that
+`tests/train/test_preflight.py` compares with published figures; no constant of it was measured on a GPU by us. The CPU
+formula is compared with resident memory there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.train.methods import METHODS
+from dpo_cli.train.shape import Shape
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,104 +44,6 @@ STATES = {"sgd": 0, "adafactor": 0, "lion": 1, "rmsprop": 1, "adagrad": 1}
 # Where a larger pass gains no more. On a GPU its launches are hidden by then (a guess until one has run). On a CPU
 # 1,024 took 10.7 CPU seconds, 2,048 took 13.4 and 4,096 15.4 (tests/benchmarks, 512 wide): more leaves the caches.
 LARGEST_PASS: dict[str, int] = {"cuda": 8192, "cpu": 1024}
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What of an architecture decides its memory; widths are in elements."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    tied: bool
-    qk_norm: bool = True
-    bias: int = 0  # elements of a layer's linear biases
-
-    @classmethod
-    def of(cls, config: Any) -> Shape:
-        """Read off a transformers config.
-
-        Raises:
-            DpoError: a mixture of experts, or no decoder with gated MLPs, which the formulas don't know.
-        """
-        text = config.get_text_config()
-        names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-        if any(getattr(text, name, None) is None for name in names) or getattr(text, "num_experts", None):
-            raise DpoError(
-                f"memory is predicted for dense decoders such as Qwen3, not for {text.model_type}",
-                where="model.id",
-                hint="train without --plan; engine.preflight tries the longest pairs before step 1",
-            )
-        heads = text.num_attention_heads
-        kv_heads = getattr(text, "num_key_value_heads", None) or heads
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-        q, kv = heads * head_dim, kv_heads * head_dim
-        bias = 0
-        if text.model_type == "qwen2":
-            bias = q + 2 * kv
-        elif getattr(text, "attention_bias", False):
-            bias = q + 2 * kv + text.hidden_size
-        return cls(
-            layers=text.num_hidden_layers,
-            hidden=text.hidden_size,
-            intermediate=text.intermediate_size,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            vocabulary=text.vocab_size,
-            tied=bool(text.tie_word_embeddings),
-            qk_norm=text.model_type.startswith("qwen3"),
-            bias=bias,
-        )
-
-    @property
-    def sides(self) -> dict[str, tuple[int, int]]:
-        """A layer's linear modules, as (inputs, outputs)."""
-        h, i, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return dict(zip(LINEARS, ((h, q), (h, kv), (h, kv), (q, h), (h, i), (h, i), (i, h)), strict=True))
-
-    @property
-    def linear(self) -> int:
-        """Weights of all layers' linear modules: what NF4 quantises."""
-        return self.layers * sum(inputs * outputs for inputs, outputs in self.sides.values())
-
-    @property
-    def other(self) -> int:
-        """Parameters outside of them: embedding, untied head, norms, biases."""
-        norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
-        tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return tables + self.layers * (norms + self.bias) + self.hidden
-
-    @property
-    def parameters(self) -> int:
-        return self.linear + self.other
-
-    def lora(self, rank: int, targets: Sequence[str]) -> int:
-        """Parameters of a LoRA: rank x (inputs + outputs) for each module it sits on."""
-        return self.layers * rank * sum(sum(sides) for name, sides in self.sides.items() if name in targets)
-
-    def kept(self, width: int, rank: int, targets: Sequence[str], row: int = 0) -> int:
-        """Bytes that one layer keeps for the backward, per token, with frozen weights.
-
-        Read off Qwen3's forward in transformers 5.17: float32 inputs of the four norms and their factors, SDPA's
-        inputs, output and log-sum-exp, the MLP's four products, the adapters' inner activations.
-
-        Args:
-            width: bytes of an activation (2 for bfloat16, 4 for float32).
-            row: tokens of a padded row; its mask then repeats keys and values for each head, and is kept, as a bias,
-                for each layer. 0: no padding.
-        """
-        h, i, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_heads * self.head_dim
-        norms = 4 * (2 * h + q + kv) + 4 * (2 + self.heads + self.kv_heads)
-        products = width * (4 * i + 2 * h + 2 * q + 2 * kv) + 4 * self.heads
-        adapter = width * rank * sum(name in targets for name in self.sides)
-        padding = width * (2 * (q - kv) + row) if row else 0
-        return norms + products + adapter + padding
 
 
 @dataclass(frozen=True)
@@ -172,17 +76,20 @@ def predict(
     tokens: int,
     scored: int,
     row: int = 0,
+    again: float = 0.0,
     fused_head: bool = True,
     device: Device = "cuda",
+    unsloth: bool = False,
     reference_copy: bool = False,
 ) -> Memory:
-    """The peak of one forward and backward of a method with LoRA.
+    """Predict the peak of one forward and backward of a method with LoRA.
 
     Args:
         precision: of the frozen weights; activations are 16-bit, but 32-bit for fp32 and for nf4 on a CPU.
         tokens: positions of one micro-batch, padding included: answers x longest row.
         scored: answer tokens among them.
-        row: tokens of a row where rows are padded, 0 where none is; see `Shape.kept`.
+        row, again: of padded rows and of shared prefixes, see `Shape.kept`; 0 where there are none.
+        unsloth: the layers and their checkpointing are Unsloth's.
         fused_head: TRL >= 1.15 makes the logits tile by tile: on a GPU for `scored` positions, else for all. The
             trainers of CPO and ORPO hold them all.
         reference_copy: a frozen second adapter, kept where training goes on from an SFT adapter.
@@ -192,11 +99,22 @@ def predict(
     h, columns = shape.hidden, min(HEAD_COLUMNS, shape.vocabulary)
     lora = shape.lora(rank, targets)
     lora_bytes = 4  # float32 on both backends, see `trainer.build`
-    layer = shape.kept(width, rank, targets, row)
+    unsloth = unsloth and on_gpu
+    casts = precision in ("bf16", "fp16")
+    if not unsloth:
+        layer = tokens * shape.kept(width, rank, targets, row=row, again=again, casts=casts)
+    elif shape.fuses(targets):
+        layer = tokens * shape.kept_fused(width, flex=again > 0)
+    else:  # Unsloth's attention, which lays out nothing twice, between PEFT's own layers
+        layer = tokens * shape.kept(width, rank, targets, casts=casts)
 
-    # With checkpointing, a layer keeps its input, and one layer at a time is computed again.
-    activations = tokens * shape.layers * (width * h if checkpointing else layer)
-    workspace = tokens * layer if checkpointing else 0
+    # With checkpointing, a layer keeps its input, and one layer at a time is computed again. Unsloth's own sends the
+    # inputs to the host (`offloaded`) through two buffers on the card.
+    inputs = tokens * width * h * (2 if unsloth else shape.layers)
+    activations = inputs if checkpointing else shape.layers * layer
+    if width < lora_bytes and not unsloth:
+        activations += lora * width  # autocast's copy of the LoRA; Unsloth's kernels cast what they are about to read
+    workspace = layer if checkpointing else 0
     if precision == "nf4":
         workspace += width * h * shape.intermediate
     if not fused_head:
@@ -212,8 +130,9 @@ def predict(
     if not on_gpu:
         workspace += tokens * width * shape.intermediate  # gradient of the MLP's product
         head = max(0, head - workspace)  # the head's tiles are given back before the layers' backward
+    in_4bit = shape.linear - shape.whole if precision == "nf4" else 0
     parts = {
-        "weights": round(shape.linear * (NF4_BYTES if precision == "nf4" else width)) + shape.other * width,
+        "weights": round(in_4bit * NF4_BYTES) + (shape.parameters - in_4bit) * width,
         "adapter": lora * lora_bytes * (2 if reference_copy else 1),
         "gradients": lora * lora_bytes,
         "optimizer": lora * state_bytes(optimizer, lora_bytes),
@@ -223,6 +142,11 @@ def predict(
         "context": CUDA_CONTEXT if on_gpu else CPU_LIBRARIES + CPU_TRAINER,
     }
     return Memory(**parts, margin=round(CUDA_MARGIN * sum(parts.values())) if on_gpu else 0)
+
+
+def offloaded(shape: Shape, tokens: int) -> int:
+    """Bytes of the host's memory that Unsloth's checkpointing takes: a 16-bit input of each layer but one."""
+    return 2 * tokens * shape.hidden * (shape.layers - 1)
 
 
 def state_bytes(optimizer: str, parameter_bytes: int) -> int:
@@ -242,6 +166,7 @@ class Setting:
     checkpointing: bool
     memory: Memory
     token_budget: int | None = None  # tokens of a pass; the whole step is then one micro-batch
+    host: int = 0  # bytes that Unsloth's checkpointing keeps in the host's memory
 
     @property
     def says(self) -> str:
@@ -294,7 +219,10 @@ class Plan:
         by = "at once" if self.recipe.token_budget else f"{self.rows_are} at once x accumulation"
         table.add_row(by, *(one.at_once for one in columns))
         table.add_row("gradient checkpointing", *("on" if one.checkpointing else "off" for one in columns))
-        table.caption = "\n".join((f"longest row: {self.longest} tokens. {self.verdict}", *self.notes))
+        notes = [*self.notes]
+        if columns[-1].host:
+            notes.append(f"Unsloth's checkpointing keeps {gib(columns[-1].host)} GiB more in the machine's own memory.")
+        table.caption = "\n".join((f"longest row: {self.longest} tokens. {self.verdict}", *notes))
         table.caption_justify = "left"
         return table
 
@@ -318,13 +246,14 @@ def plan(
     available_bytes: int | None,
     *,
     device: Device = "cuda",
+    unsloth: bool = False,
     card: str | None = None,
     shared: bool = False,
     budgeted: bool = False,
 ) -> Plan:
-    """The predicted peak of a recipe at its longest pairs, and the setting to take.
+    """Predict the peak of a recipe at its longest pairs, and choose the setting to take.
 
-    Tried are passes, or micro-batches, by halving; first without gradient checkpointing, and with it only where one
+    Tried are passes by `budgets`, or micro-batches by `cuts`; first without gradient checkpointing, and with it only where one
     pair at a time does not fit without. (Checkpointing costs a third forward, while more at once gains little.) What
     the recipe sets itself, it keeps; where it then does not fit, a proposal says what would. The effective batch
     stays as it is.
@@ -334,25 +263,16 @@ def plan(
             micro-batch.
         config: the model's transformers config.
         available_bytes: the card's memory, or `engine.memory_limit`; None where nobody knows.
+        unsloth: the layers and their checkpointing are Unsloth's, which keep less on the card.
         shared: the prompt is computed once a pair, and nothing is padded.
         budgeted: a step is cut by tokens: `engine.token_budget`.
     """
-    train, limit = recipe.train, recipe.model.max_length
-    shape = Shape.of(config)
-    precision = _precision(recipe, config, device)
-    method = METHODS[train.method]
-    rows = [(prompt, *(min(answer, limit - prompt) for answer in answers)) for prompt, *answers in pairs]
-    width = max((len(row) - 1 for row in rows), default=2)  # answers of a row
-    rows_are = {"unpaired": "rows", "ranked": "prompts"}.get(method.data[0], "pairs")
-    top = max((prompt + max(answers) for prompt, *answers in rows), default=0)
-    streams = sorted(map(sum, rows), reverse=True)
-    alone = (streams[0] if streams else 0) if shared else width * top  # the least a pass can take
-    answers = sorted((sum(max(answer, 0) for answer in some) for _, *some in rows), reverse=True)
+    train, data = recipe.train, _Batches.of(pairs, recipe.model.max_length, shared)
+    shape, precision, method = Shape.of(config), _precision(recipe, config, device), METHODS[train.method]
     micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
 
     def setting(pairs_at_once: int, times: int, budget: int | None, checkpointing: bool) -> Setting:
-        by_pairs = sum(streams[:pairs_at_once]) if shared else width * pairs_at_once * top
-        tokens = max(budget, alone) if budget else by_pairs
+        tokens = max(budget, data.tokens(1)) if budget else data.tokens(pairs_at_once)
         memory = predict(
             shape,
             precision=precision,
@@ -361,13 +281,16 @@ def plan(
             optimizer=train.optim,
             checkpointing=checkpointing,
             tokens=tokens,
-            scored=min(sum(answers) if budget else sum(answers[:pairs_at_once]), tokens),
-            row=0 if shared else top,
+            scored=min(data.scored(None if budget else pairs_at_once), tokens),
+            row=0 if shared else data.longest,
+            again=data.again,
             device=device,
+            unsloth=unsloth,
             fused_head=not method.whole_logits,
             reference_copy=method.reference and recipe.model.adapter is not None,
         )
-        return Setting(pairs_at_once, times, checkpointing, memory, budget)
+        host = offloaded(shape, tokens) if checkpointing and unsloth and device == "cuda" else 0
+        return Setting(pairs_at_once, times, checkpointing, memory, budget, host)
 
     def fits(one: Setting) -> bool:
         return available_bytes is None or one.memory.total <= available_bytes
@@ -378,7 +301,7 @@ def plan(
         sizes = [size for size in sizes if size[0] > 1]  # its KL term is a mean over the rows at once
     if budgeted:
         largest = asked if isinstance(asked, int) else LARGEST_PASS[device]
-        sizes = [(micro * accumulation, 1, budget) for budget in budgets(largest, alone)]
+        sizes = [(micro * accumulation, 1, budget) for budget in budgets(largest, data.tokens(1))]
     every = [setting(*size, checkpointing) for checkpointing in (False, True) for size in sizes]
     allowed = [
         one
@@ -388,18 +311,62 @@ def plan(
     ]
     own = next(filter(fits, allowed), allowed[-1])
     proposal = own if available_bytes is None else next(filter(fits, every), None)
+    rows_are = {"unpaired": "rows", "ranked": "prompts"}.get(method.data[0], "pairs")
     notes = [] if method.reference else [f"No reference: {train.method} compares answers without one."]
     if proposal and not budgeted and proposal.micro_batch not in {micro / 2**times for times in range(64)}:
         notes.append(
             f"{micro} {rows_are} can't be halved evenly: {proposal.micro_batch} at once keeps the effective batch."
         )
-    return Plan(own, available_bytes, card or device, top, proposal, tuple(notes), rows_are)
+    return Plan(own, available_bytes, card or device, data.longest, proposal, tuple(notes), rows_are)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """What the longest rows of a data set take, as many of them at once as are asked for."""
+
+    rows: list[Lengths]  # those that take most come first
+    shared: bool
+
+    @classmethod
+    def of(cls, pairs: Sequence[Lengths], limit: int, shared: bool) -> _Batches:
+        rows = [(prompt, *(min(answer, limit - prompt) for answer in answers)) for prompt, *answers in pairs]
+        return cls(sorted(rows, key=sum, reverse=True), shared)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max((prompt + max(answers) for prompt, *answers in self.rows), default=0)
+
+    @property
+    def again(self) -> float:
+        """Tokens of the texts after the first, per token of a stream; for `Shape.kept`."""
+
+        def share(rows: list[Lengths]) -> float:
+            further = sum(prompt + answer for prompt, _, *answers in rows for answer in answers)
+            return further / max(sum(map(sum, rows)), 1)
+
+        return max(share(self.rows), share(self.rows[:1])) if self.shared else 0.0
+
+    def tokens(self, count: int) -> int:
+        """Positions of a forward of so many rows, padding included."""
+        if self.shared:
+            return sum(map(sum, self.rows[:count]))
+        return count * self.longest * max((len(row) - 1 for row in self.rows), default=2)
+
+    def scored(self, count: int | None) -> int:
+        """Answer tokens of as many rows at most."""
+        answers = sorted((sum(max(answer, 0) for answer in some) for _, *some in self.rows), reverse=True)
+        return sum(answers[:count])
 
 
 def budgets(largest: int, alone: int) -> list[int]:
-    """Tokens of a pass to try: the largest, and by halving down to a pass that holds the longest pair alone."""
-    halved = [largest >> times for times in range(largest.bit_length()) if largest >> times > alone]
-    return [*halved, alone] if halved else [largest]
+    """Tokens of a pass to try: the largest, then 2**n and 3 * 2**n down to a pass that holds the longest pair alone.
+
+    So whoever goes on from a smaller one, as the preflight does, tries the same: 8192, 6144, 4096, 3072, …
+    """
+    steps = {largest, *(part << times for part in (2, 3) for times in range(largest.bit_length()))}
+    tried = sorted((step for step in steps if alone < step <= largest), reverse=True)
+    return [*tried, alone] if tried else [largest]
 
 
 def cuts(micro_batch: int, accumulation: int) -> Iterator[tuple[int, int]]:

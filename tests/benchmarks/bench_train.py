@@ -217,7 +217,8 @@ def gpu_figures(one: Contender, every: Sequence[Measured], work: Work) -> dict[s
     the backward is of activations only, and what is computed twice is not needed.
     """
     import torch
-    from dpo_cli.train.memory import Shape, predict
+    from dpo_cli.train.memory import predict
+    from dpo_cli.train.shape import Shape
     from dpo_cli.train.token_budget import groups
     from transformers import AutoConfig
 
@@ -241,6 +242,7 @@ def gpu_figures(one: Contender, every: Sequence[Measured], work: Work) -> dict[s
         largest = every[0].token_budget
     else:
         largest = 2 * one.micro_batch * top
+    further = sum(row.prompt + row.rejected for row in work.rows)
     memory = predict(
         shape,
         precision="nf4",
@@ -251,6 +253,8 @@ def gpu_figures(one: Contender, every: Sequence[Measured], work: Work) -> dict[s
         tokens=largest,
         scored=min(largest, scored),
         row=0 if shared else top,
+        again=further / tokens if shared else 0.0,
+        unsloth=work.backend == "unsloth",
     )
     return {
         "peak_gib": max(made.peak for made in every) / 2**30,
