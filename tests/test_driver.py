@@ -238,7 +238,8 @@ def test_only_what_is_made_for_a_cpu_trains_beside_a_card_that_fails(tools: Path
 
 def test_the_memory_that_each_size_takes_is_the_formulas() -> None:
     """Rank 32 on all linear layers, one pair of 2 x 1,024 tokens at once, two thirds of them answers."""
-    from dpo_cli.train.memory import LINEARS, Shape, predict
+    from dpo_cli.train.memory import predict
+    from dpo_cli.train.shape import LINEARS, Shape
 
     shapes = {
         "0.6B": Shape(28, 1024, 3072, 16, 8, 128, 151936, True),

@@ -200,7 +200,7 @@ def _plan_step(recipe: Recipe, trainer: Any, cut: bool) -> None:
             trainer.model.config,
             available_memory(recipe),
             device=device,
-            unsloth=models.patched_by_unsloth(type(trainer)),
+            unsloth=backends.patched_by_unsloth(type(trainer)),
             shared=trainer.shared_prefix,
             budgeted=cut,
         ).recipe

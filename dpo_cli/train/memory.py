@@ -39,6 +39,8 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 HEAD_ROWS, HEAD_COLUMNS = 4096, 32768
 # `_backward_tile` there, the torch fallback: y, z, log_p, p, grad and two products in float32, a mask of one byte.
 CPU_TILE = 7 * 4 + 1
+# From this max_length on, Unsloth's checkpointing offloads; below, it is the usual one (2026.10.9, models/_utils.py).
+UNSLOTH_OFFLOADS = 512
 # Optimizer state a trained parameter has, in parameters of its own dtype; Adam's two moments where nothing is named.
 STATES = {"sgd": 0, "adafactor": 0, "lion": 1, "rmsprop": 1, "adagrad": 1}
 # Where a larger pass gains no more. On a GPU its launches are hidden by then (a guess until one has run). On a CPU
@@ -80,6 +82,7 @@ def predict(
     fused_head: bool = True,
     device: Device = "cuda",
     unsloth: bool = False,
+    offloading: bool = False,
     reference_copy: bool = False,
 ) -> Memory:
     """Predict the peak of one forward and backward of a method with LoRA.
@@ -89,7 +92,8 @@ def predict(
         tokens: positions of one micro-batch, padding included: answers x longest row.
         scored: answer tokens among them.
         row, again: of padded rows and of shared prefixes, see `Shape.kept`; 0 where there are none.
-        unsloth: the layers and their checkpointing are Unsloth's.
+        unsloth: the layers are Unsloth's.
+        offloading: checkpointing keeps the inputs of layers in the host's memory; see `offloaded`.
         fused_head: TRL >= 1.15 makes the logits tile by tile: on a GPU for `scored` positions, else for all. The
             trainers of CPO and ORPO hold them all.
         reference_copy: a frozen second adapter, kept where training goes on from an SFT adapter.
@@ -108,9 +112,9 @@ def predict(
     else:  # Unsloth's attention, which lays out nothing twice, between PEFT's own layers
         layer = tokens * shape.kept(width, rank, targets, casts=casts)
 
-    # With checkpointing, a layer keeps its input, and one layer at a time is computed again. Unsloth's own sends the
-    # inputs to the host (`offloaded`) through two buffers on the card.
-    inputs = tokens * width * h * (2 if unsloth else shape.layers)
+    # With checkpointing, a layer keeps its input, and one layer at a time is computed again. Offloading sends the
+    # inputs through two buffers on the card.
+    inputs = tokens * width * h * (2 if offloading else shape.layers)
     activations = inputs if checkpointing else shape.layers * layer
     if width < lora_bytes and not unsloth:
         activations += lora * width  # autocast's copy of the LoRA; Unsloth's kernels cast what they are about to read
@@ -219,9 +223,10 @@ class Plan:
         by = "at once" if self.recipe.token_budget else f"{self.rows_are} at once x accumulation"
         table.add_row(by, *(one.at_once for one in columns))
         table.add_row("gradient checkpointing", *("on" if one.checkpointing else "off" for one in columns))
+        host = max(one.host for one in columns)
         notes = [*self.notes]
-        if columns[-1].host:
-            notes.append(f"Unsloth's checkpointing keeps {gib(columns[-1].host)} GiB more in the machine's own memory.")
+        if host:
+            notes.append(f"Unsloth's checkpointing keeps {gib(host)} GiB more in the machine's own memory.")
         table.caption = "\n".join((f"longest row: {self.longest} tokens. {self.verdict}", *notes))
         table.caption_justify = "left"
         return table
@@ -253,10 +258,10 @@ def plan(
 ) -> Plan:
     """Predict the peak of a recipe at its longest pairs, and choose the setting to take.
 
-    Tried are passes by `budgets`, or micro-batches by `cuts`; first without gradient checkpointing, and with it only where one
-    pair at a time does not fit without. (Checkpointing costs a third forward, while more at once gains little.) What
-    the recipe sets itself, it keeps; where it then does not fit, a proposal says what would. The effective batch
-    stays as it is.
+    Tried are passes by `budgets`, or micro-batches by `cuts`; first without gradient checkpointing, and with it only
+    where one pair at a time does not fit without. (Checkpointing costs a third forward, while more at once gains
+    little.) What the recipe sets itself, it keeps; where it then does not fit, a proposal says what would. The
+    effective batch stays as it is.
 
     Args:
         pairs: token counts of the pairs, KTO's rows or LiPO's lists; of the longest ones, at least as many as make a
@@ -270,6 +275,7 @@ def plan(
     train, data = recipe.train, _Batches.of(pairs, recipe.model.max_length, shared)
     shape, precision, method = Shape.of(config), _precision(recipe, config, device), METHODS[train.method]
     micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    offloading = unsloth and device == "cuda" and recipe.model.max_length >= UNSLOTH_OFFLOADS
 
     def setting(pairs_at_once: int, times: int, budget: int | None, checkpointing: bool) -> Setting:
         tokens = max(budget, data.tokens(1)) if budget else data.tokens(pairs_at_once)
@@ -286,10 +292,11 @@ def plan(
             again=data.again,
             device=device,
             unsloth=unsloth,
+            offloading=offloading,
             fused_head=not method.whole_logits,
             reference_copy=method.reference and recipe.model.adapter is not None,
         )
-        host = offloaded(shape, tokens) if checkpointing and unsloth and device == "cuda" else 0
+        host = offloaded(shape, tokens) if checkpointing and offloading else 0
         return Setting(pairs_at_once, times, checkpointing, memory, budget, host)
 
     def fits(one: Setting) -> bool:

@@ -86,7 +86,7 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
 
 
 def _passes(trainer: Any, rows: list[dict[str, Any]]) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
-    """(tokens, 1, the rows of the fullest pass) from the trainer's budget down, by halving, to the longest pair."""
+    """(tokens, 1, the rows of the fullest pass) from the trainer's budget down to the longest pair."""
     shared = trainer.shared_prefix
     tokens = [row_tokens(row) if shared else _row_length(row) for row in rows]
     alone = max(tokens) if shared else 2 * max(tokens)

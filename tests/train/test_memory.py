@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dpo_cli.recipe import Recipe, load
-from dpo_cli.train.memory import GIB, Plan, budgets, plan, predict
+from dpo_cli.recipe import load
+from dpo_cli.train.memory import GIB, NF4_BYTES, budgets, plan, predict
 from dpo_cli.train.shape import LINEARS, Shape
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+FOLDER, REPOSITORY = Path(__file__).parent, Path(__file__).parents[2]
+sys.path.append(str(REPOSITORY / "tests" / "benchmarks"))
+import lengths  # noqa: E402
+
 # hidden, intermediate, heads, KV heads, head_dim. The first is not one of Qwen3's, so that no two widths are equal.
 WIDTHS = {
     "odd": (96, 160, 6, 2, 32), "0.6B": (1024, 3072, 16, 8, 128), "1.7B": (2048, 6144, 16, 8, 128),
@@ -41,8 +44,8 @@ def model_of(size: str, in_4bit: bool) -> Any:
     from transformers import Qwen3ForCausalLM
 
     with torch.device("meta"):
-        empty: Any = Qwen3ForCausalLM(qwen3(size, num_hidden_layers=2)).to(torch.bfloat16)
-    model = empty.to_empty(device="cpu")
+        empty: Any = Qwen3ForCausalLM(qwen3(size, num_hidden_layers=2))
+    model = empty.to(torch.bfloat16).to_empty(device="cpu")
     if in_4bit:
         for name, module in list(model.model.named_modules()):
             if type(module) is torch.nn.Linear:
@@ -102,3 +105,110 @@ def test_the_formula_is_within_2_percent_of_what_a_layer_saves_for_its_backward(
     formula += 2 * shape.lora(32, LINEARS)  # autocast's copy
     print(f"formula {formula / tokens / 1024:.1f}, counted {(two - one) / tokens / 1024:.1f} KiB a token and layer")
     assert formula == pytest.approx(two - one, rel=0.02)
+
+
+# ------------------------------------------------------------------------------------------------ Unsloth's own rule
+
+
+def of_1_7b(**options: Any) -> Any:
+    shape = Shape.of(qwen3("1.7B", num_hidden_layers=28, vocab_size=151936))
+    chosen: dict[str, Any] = {
+        "precision": "nf4", "rank": 32, "targets": LINEARS, "optimizer": "adamw_torch_fused", "checkpointing": False,
+        "tokens": 4096, "scored": 2048, "again": 0.5,
+    }  # fmt: skip
+    return predict(shape, **chosen | options)
+
+
+def test_unsloths_kernels_keep_about_60_kib_of_a_token_and_layer() -> None:
+    """The review's figure for 1.7B, and its 9.6 GiB at 4,096 tokens, to its last digit."""
+    shape = Shape.of(qwen3("1.7B"))
+    assert shape.kept_fused(2, flex=True) / 1024 == pytest.approx(60, rel=0.05)
+    assert shape.kept_fused(2, flex=False) / 1024 == pytest.approx(60, rel=0.05)
+    assert of_1_7b(unsloth=True).total / GIB == pytest.approx(9.6, abs=0.5)
+    assert of_1_7b(unsloth=True).total < 0.7 * of_1_7b().total
+
+
+def test_what_unsloth_does_not_fuse_is_counted_as_peft_keeps_it() -> None:
+    """It fuses a layer only where each linear module has a LoRA, and none a bias."""
+    some = LINEARS[:4]
+    assert of_1_7b(unsloth=True, targets=some).activations > 1.4 * of_1_7b(unsloth=True).activations
+    assert of_1_7b(unsloth=True, targets=some).activations < of_1_7b(targets=some).activations
+
+
+# ------------------------------------------------------------------------------------- the shipped recipe's repository
+
+
+def dynamic_4bit() -> Any:
+    """The config of a Qwen3-1.7B whose 4-bit weights leave some modules in 16 bits, as such repositories have it."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(FOLDER / "qwen3_dynamic_4bit")
+
+
+def test_what_a_4bit_repository_leaves_in_16_bits_is_what_transformers_leaves() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+    config = dynamic_4bit()
+    quantization = BitsAndBytesConfig(**config.quantization_config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model = replace_with_bnb_linear(model, quantization.llm_int8_skip_modules, quantization, pre_quantized=True)
+    left = [module.weight.numel() for module in model.model.modules() if type(module) is torch.nn.Linear]
+    assert len(left) == 3 * 3 + 4 + 1
+    shape = Shape.of(config)
+    assert shape.whole == sum(left)
+
+    plain = Shape.of(qwen3("1.7B", num_hidden_layers=28, vocab_size=151936))
+    whole, all_in_4bit = (of.parameters * 2 - of.linear * 2 for of in (shape, plain))
+    assert whole == all_in_4bit, "they differ in nothing else"
+    options: dict[str, Any] = {"rank": 32, "targets": LINEARS, "optimizer": "adamw", "tokens": 2048, "scored": 1024}
+    some, none = (predict(of, precision="nf4", checkpointing=True, **options).weights for of in (shape, plain))
+    assert some - none == pytest.approx(sum(left) * (2 - NF4_BYTES))
+
+
+@pytest.mark.parametrize("taken", [0.0, 1.0], ids=["bare", "desktop"])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("unsloth", [True, False])
+def test_the_shipped_recipe_fits_an_rtx_4080(unsloth: bool, shared: bool, taken: float) -> None:
+    """Of its 15.57 GiB a desktop takes one; real pairs, of which the longest fill max_length."""
+    rows = [(row.prompt, row.chosen, row.rejected) for language in ("en", "zh") for row in lengths.load(language)]
+    recipe = load(REPOSITORY / "recipes" / "ultrafeedback_zh_en.yaml")
+    there = int((15.57 - taken) * GIB)
+    made = plan(recipe, rows, dynamic_4bit(), there, shared=shared, budgeted=True, unsloth=unsloth)
+    assert made.fits and made.longest == recipe.model.max_length == 1024
+    assert made.recipe == made.proposal and not made.recipe.checkpointing, "no layer has to be computed twice"
+    assert made.recipe.token_budget in ((6144, 4096) if unsloth else (4096, 3072))
+
+
+@pytest.mark.parametrize("max_length", [511, 512])
+def test_unsloths_checkpointing_keeps_layer_inputs_in_the_machines_memory_and_the_plan_says_so(max_length: int) -> None:
+    """All but two, where texts are not short: Unsloth then takes the usual checkpointing."""
+    settings = ["train.gradient_checkpointing=true", f"model.max_length={max_length}"]
+    recipe = load(REPOSITORY / "recipes" / "ultrafeedback_zh_en.yaml", settings)
+    rows = [(300, 200, 200)] * 24
+    plain, made = (
+        plan(recipe, rows, dynamic_4bit(), 15 * GIB, budgeted=True, unsloth=unsloth) for unsloth in (False, True)
+    )
+    note = "Unsloth's checkpointing keeps 0.84 GiB more in the machine's own memory."
+    saved = plain.recipe.memory.activations - made.recipe.memory.activations
+    assert plain.recipe.checkpointing and plain.recipe.host == 0
+    copy = 2 * Shape.of(dynamic_4bit()).lora(32, LINEARS)  # autocast's, which Unsloth does not keep
+    if max_length < 512:
+        assert saved == copy
+        assert made.recipe.host == 0 and note not in str(made.table().caption)
+    else:
+        assert saved == 26 * 8192 * 2048 * 2 + copy
+        assert made.recipe.host == 27 * 8192 * 2048 * 2 and note in str(made.table().caption)
+
+
+# ------------------------------------------------------------------------------------------------------ token budgets
+
+
+def test_budgets_are_halves_and_three_quarters_and_whoever_goes_on_tries_the_same() -> None:
+    tried = budgets(8192, 1000)
+    assert tried == [8192, 6144, 4096, 3072, 2048, 1536, 1024, 1000]
+    assert all(budgets(tried[at], 1000) == tried[at:] for at in range(len(tried))), "the preflight goes on from a plan"
+    assert budgets(5000, 2100) == [5000, 4096, 3072, 2100]
+    assert budgets(1000, 1000) == [1000] and budgets(500, 1000) == [500]
