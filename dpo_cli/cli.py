@@ -60,8 +60,12 @@ def prepare(
         from dpo_cli.prepare import source_files
 
         source_files(loaded)  # a missing one is an error here, even where what was made of it is still whole
-        with run.lock():
+        with run.lock(view=not force and run.state("prepare", loaded).fresh):
             _prepare(loaded, run, force, quiet, examples)
+            trained = run.record("train")
+            pairs = run.record("prepare")["outputs"]["data/train.jsonl"]
+            if trained.get("status") == "complete" and trained["inputs"].get("data/train.jsonl") != pairs:
+                _say(quiet, f"! {run.adapter} was trained on other pairs than these; keep it with --set name=…")
             if preview:
                 from rich.console import Console
 
@@ -157,7 +161,7 @@ def evaluate(
         if samples and prompt is None:
             raise DpoError("--samples says how many answers to --prompt", hint="add --prompt TEXT", exit_code=USAGE)
         loaded, run = _open(recipe_path, settings, runs_dir)
-        with run.lock():
+        with run.lock(view=prompt is not None or (not force and run.state("eval", loaded).fresh)):
             run.require("train", loaded, _command("train", recipe_path, settings, runs_dir))
             if prompt is not None:
                 from dpo_cli.evaluate.evaluate import answer
@@ -194,7 +198,7 @@ def export(
     """Write adapter, merged model, GGUF, …; verify and push."""
     with _reported(debug):
         loaded, run = _open(recipe_path, settings, runs_dir)
-        with run.lock():
+        with run.lock(view=dry_run or (not force and run.state("export", loaded).fresh)):
             run.require("train", loaded, _command("train", recipe_path, settings, runs_dir))
             from dpo_cli.export.export import export as stage
             from dpo_cli.export.export import push
@@ -253,10 +257,12 @@ def version(
 
 
 def main() -> None:
-    """The program: quiet libraries, no telemetry unless asked for, and SIGTERM treated like Ctrl-C."""
+    """The program: quiet libraries, no telemetry unless asked for, and SIGTERM and hang-up treated like Ctrl-C."""
     never_fail_to_print()
     prepare_environment(next(iter(sys.argv[1:]), ""))
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in processes.stop_signals():
+        if number != signal.SIGINT:  # which Python has made a KeyboardInterrupt, unless it is ignored
+            signal.signal(number, _interrupt)
     app()
 
 
@@ -345,6 +351,7 @@ def _say(quiet: bool, line: str) -> None:
 
 
 def _interrupt(number: int, frame: Any) -> None:
+    processes.leave_terminal(number)
     raise KeyboardInterrupt
 
 

@@ -6,6 +6,8 @@ Started alone, a process is the main one and nothing here costs anything.
 from __future__ import annotations
 
 import os
+import signal
+import stat
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -24,6 +26,23 @@ def count() -> int:
 def is_main() -> bool:
     """The one process that writes files and talks."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def stop_signals() -> list[int]:
+    """Ctrl-C, SIGTERM, and the hang-up of a terminal or connection that closes, unless `nohup` switched it off."""
+    found: list[int] = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        found.append(signal.SIGHUP)
+    return found
+
+
+def leave_terminal(number: int) -> None:
+    """After a hang-up nothing can be shown any more, and trying to must not cost the results."""
+    if number == getattr(signal, "SIGHUP", None):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for output in (1, 2):
+            if stat.S_ISCHR(os.fstat(output).st_mode):
+                os.dup2(nowhere, output)
 
 
 def from_main(work: Callable[[], T]) -> T:

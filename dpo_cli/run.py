@@ -281,6 +281,9 @@ class Run:
                 old.rename(_real(path))
             remove(old)
             remove(aside(path, "new"))
+        work, done = self.folder / ".eval", self.record("eval").get("samples")
+        if done and any(done[:16] in path.name for path in work.glob("*")):
+            remove(work)  # answers that stand in the results by now
 
     def started(self, stage: str, recipe: Recipe) -> dict[str, Any]:
         """A record of a stage that begins now: what it reads, and with what."""

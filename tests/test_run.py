@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from dpo_cli import prepare
+from dpo_cli import prepare, processes
 from dpo_cli.errors import FAILED, DpoError
 from dpo_cli.recipe import Recipe, load
 from dpo_cli.run import Run, fingerprint, recipe_keys
@@ -296,6 +302,181 @@ def test_a_second_process_on_the_same_run_is_refused(home: Home, spawn: Spawn) -
         pass  # and this one is free again, though its owner was killed
 
 
+# ---------------------------------------------------------------------------------------- leftovers, links, own files
+
+
+def leave_behind(path: Path) -> None:
+    """A folder with something in it, or a file where the name says so."""
+    if "." in path.name[1:].removesuffix(".new").removesuffix(".old"):
+        path.write_text("half", encoding="utf-8")
+    else:
+        (path / "deep").mkdir(parents=True)
+        (path / "deep" / "half").write_text("x", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f".{folder}.{kind}" for folder in ("data", "train", "eval", "export") for kind in ("new", "old")),
+        ".recipe.yaml.new", ".manifest.json.new", "train/.adapter.new", "train/.adapter.old", "train/.log.jsonl.new",
+        "train/.metrics.json.new",
+    ],
+)  # fmt: skip
+def test_what_a_killed_stage_left_beside_whole_results_goes(home: Home, name: str) -> None:
+    home.go_all()
+    before = files(home.run.folder)
+    leave_behind(home.run.folder / name)
+    with home.run.lock():
+        assert files(home.run.folder) == before
+    assert not (home.run.folder / name).exists()
+    assert home.fresh() == list(OUTPUTS)
+
+
+def test_answers_that_stand_in_the_results_go_and_others_stay(home: Home) -> None:
+    home.go_all()
+    record = home.run.record("eval") | {"samples": "f" * 64}
+    home.run.write_record("eval", home.recipe(), record)
+    work = home.run.folder / ".eval"
+    for name, stays in ((f"samples-{'a' * 16}.jsonl", True), (f"samples-{'f' * 16}.jsonl", False)):
+        work.mkdir(exist_ok=True)
+        (work / name).write_text("{}", encoding="utf-8")
+        with home.run.lock():
+            assert work.exists() is stays
+
+
+@pytest.mark.parametrize("dangling", [True, False])
+@pytest.mark.parametrize("stage", OUTPUTS)
+def test_a_linked_folder_is_filled_anew_and_stays_a_link(
+    home: Home, tmp_path: Path, stage: str, dangling: bool
+) -> None:
+    home.go_all()
+    link, disk = home.run[stage], tmp_path / "disk" / "big"
+    disk.parent.mkdir()
+    shutil.move(link, disk)
+    link.symlink_to(disk)
+    if dangling:
+        shutil.rmtree(disk.parent)
+    for text in ("second", "third"):
+        home.go(stage, text=text)
+        assert link.is_symlink()
+        assert files(disk) == files(link)
+        assert all(content.startswith(text.encode()) for content in files(disk).values())
+    assert [path.name for path in disk.parent.iterdir()] == ["big"]
+    assert home.run.record(stage)["outputs"]
+    # A kill between the two renames, on the other disk.
+    if stage != "train":
+        disk.rename(disk.with_name(".big.old"))
+        with home.run.lock():
+            assert files(disk) == files(link) != {}
+
+
+def test_a_linked_adapter_is_replaced_where_it_lies(home: Home, tmp_path: Path) -> None:
+    home.go_all()
+    shutil.move(home.run.adapter, tmp_path / "adapter")
+    home.run.adapter.symlink_to(tmp_path / "adapter")
+    home.go("train", text="anew")
+    assert home.run.adapter.is_symlink()
+    assert (tmp_path / "adapter" / "weights.bin").read_bytes().startswith(b"anew")
+    assert home.run.state("train", home.recipe()).fresh
+
+
+@pytest.mark.parametrize("stage", OUTPUTS)
+def test_a_persons_own_files_stay_among_new_results(home: Home, stage: str) -> None:
+    home.go_all()
+    folder = home.run.adapter if stage == "train" else home.run[stage]
+    (folder / "notes").mkdir()
+    (folder / "notes" / "读我.md").write_text("mine", encoding="utf-8")
+    (folder / "link").symlink_to("nowhere")
+    for text in ("second", "third"):
+        home.go(stage, text=text)
+        assert (folder / "notes" / "读我.md").read_text(encoding="utf-8") == "mine"
+        assert (folder / "link").is_symlink()
+    assert not [name for name in home.run.record(stage)["outputs"] if "notes" in name or "link" in name]
+    assert home.run.state(stage, home.recipe()).kind == "fresh"
+
+
+def test_a_log_is_part_of_the_results(home: Home) -> None:
+    """It goes into place with the adapter, under the same record."""
+    home.go("prepare")
+    with home.run.stage("train", home.recipe()) as draft:
+        (draft.folder / "log.jsonl").write_text("{}\n", encoding="utf-8")
+    (home.run["train"] / "log.jsonl").unlink()
+    assert home.reasons("train") == ["train/log.jsonl is missing"]
+
+
+def test_a_record_is_forgotten_alone(home: Home) -> None:
+    home.go_all()
+    home.run.forget("train")
+    assert set(home.run.manifest()["stages"]) == {"prepare", "eval", "export"}
+    assert home.run.state("train", home.recipe()).kind == "absent"
+
+
+def test_an_evaluation_says_which_gpu_it_ran_on(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for torch on a machine with a card; `prepare` runs beside it."""
+    home.go_all()
+    card = SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "NVIDIA T4")
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=card))
+    assert home.run.started("eval", home.recipe())["device"] == "NVIDIA T4"
+    assert home.run.started("prepare", home.recipe())["device"] != "NVIDIA T4"
+    card.is_available = lambda: False
+    assert home.run.started("eval", home.recipe())["device"] == home.run.record("prepare")["device"]
+
+
+def test_a_run_that_may_only_be_read_can_be_looked_at(project: Any, dpo_cli: Callable[..., Any]) -> None:
+    """A read-only mount, which root can't write to either."""
+    assert dpo_cli("prepare", project.recipe).returncode == 0
+    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mount = 'mount --bind -o ro "$1" "$1" || exit 99; shift; exec "$@"'
+    command = [*unshare, mount, "sh", str(project.run), sys.executable, "-m", "dpo_cli", "prepare", str(project.recipe)]
+    if not shutil.which("unshare"):
+        pytest.skip("no unshare here")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode == 99:
+        pytest.skip("this machine lets an ordinary user mount nothing")
+    assert done.returncode == 0, done.stderr
+    assert "nothing has changed" in done.stdout
+    forced = subprocess.run([*command, "--force"], capture_output=True, text=True, timeout=120)
+    assert forced.returncode == 1 and forced.stderr.startswith("error: Read-only file system")
+
+
+# ------------------------------------------------------------------------------------------------------ hanging up
+
+HANG_UP = """
+import sys, time
+from pathlib import Path
+from dpo_cli.train.progress import StopAfterStep
+stop = StopAfterStep()
+with stop:
+    print("ready", flush=True)
+    while not stop.asked:
+        time.sleep(0.01)
+print("saving the step at hand", flush=True)
+print("interrupted", file=sys.stderr, flush=True)
+Path(sys.argv[1]).write_text("saved")
+"""
+
+
+def test_a_terminal_that_closes_is_ctrl_c_and_what_is_printed_then_costs_nothing(tmp_path: Path) -> None:
+    main, terminal = pty.openpty()
+    command = [sys.executable, "-c", HANG_UP, str(tmp_path / "saved")]
+    process = subprocess.Popen(command, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    assert b"ready" in os.read(main, 100)
+    os.close(main)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 0
+    assert (tmp_path / "saved").read_text() == "saved"
+
+
+def test_nohup_keeps_a_hang_up_from_stopping_anything() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in processes.stop_signals()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.SIGHUP in processes.stop_signals()
+
+
 # ------------------------------------------------------------------------------------------------ a broken manifest
 
 
@@ -458,6 +639,22 @@ def test_a_deleted_file_of_a_source_folder_is_noticed(home: Home) -> None:
     (folder / "c.jsonl").unlink()
     (folder / "b.jsonl").unlink()
     assert any("many/b.jsonl" in reason for reason in run.state("prepare", home.recipe()).reasons)
+
+
+def test_a_slash_in_a_sources_name_keeps_sources_apart(home: Home) -> None:
+    """One of two is not on this machine: it is no reason to call the pairs stale."""
+    for name in ("one", "two"):
+        (home.folder / f"{name}.jsonl").write_text("{}\n", encoding="utf-8")
+    ids = (home.folder / "one.jsonl", home.folder / "two.jsonl")
+    sources = f"data.sources=[{{name: org/one, id: {ids[0]}}}, {{name: org/two, id: {ids[1]}}}]"
+    recipe = home.recipe(sources, "data.contamination=[]")
+    run = Run(home.run.folder, {"prepare": lambda one: prepare.source_files(one, missing_ok=True)})
+    with run.stage("prepare", recipe) as draft:
+        (draft.folder / "train.jsonl").write_text("x", encoding="utf-8")
+    (home.folder / "two.jsonl").unlink()
+    assert run.state("prepare", recipe).fresh
+    (home.folder / "one.jsonl").write_text("{}\n{}\n", encoding="utf-8")
+    assert run.state("prepare", recipe).reasons == ["org:one/one.jsonl has changed"]
 
 
 def test_sources_that_are_not_on_this_machine_leave_the_results_usable(home: Home) -> None:

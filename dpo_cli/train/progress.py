@@ -20,18 +20,19 @@ SHOWN = (("loss", "loss", ".4f"), ("accuracy", "rewards/accuracies", ".3f"), ("m
 
 
 class StopAfterStep:
-    """Within it the first Ctrl-C or SIGTERM asks for a stop after the step at hand; the second stops at once."""
+    """Within it the first Ctrl-C, SIGTERM or hang-up asks for a stop after the step at hand; a second stops at once."""
 
     asked = False
 
     def __enter__(self) -> None:
-        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {number: signal.signal(number, self._ask) for number in processes.stop_signals()}
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: Any) -> None:
+        processes.leave_terminal(number)
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True

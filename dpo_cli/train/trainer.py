@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import textwrap
 import time
 from collections.abc import Callable, Sequence
@@ -116,9 +117,11 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
         metrics = _metrics(trainer, log, seconds, resumed_from)
         record["seconds"] = round(seconds, 3)
         with run.stage("train", recipe, record) as draft:
-            adapter = str(draft.folder / "adapter")
-            trainer.model.save_pretrained(adapter, state_dict=weights, selected_adapters=["default"])
-            trainer.processing_class.save_pretrained(adapter)
+            adapter = draft.folder / "adapter"
+            trainer.model.save_pretrained(str(adapter), state_dict=weights, selected_adapters=["default"])
+            _sort_modules(adapter / "adapter_config.json")
+            trainer.processing_class.save_pretrained(str(adapter))
+            shutil.copyfile(log, draft.folder / "log.jsonl")
             write_json(draft.folder / "metrics.json", metrics)
         return metrics
 
@@ -336,6 +339,14 @@ def _restore(trainer: Any, checkpoint: Path) -> None:
     best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
     folder = best_checkpoint(checkpoint.parent, best) if best else checkpoint
     adapters.load_adapter_weights(trainer.accelerator.unwrap_model(trainer.model), folder)
+
+
+def _sort_modules(config: Path) -> None:
+    """PEFT writes `target_modules` in another order in each process; equal trainings should give equal files."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    if isinstance(content["target_modules"], list):
+        content["target_modules"].sort()
+    config.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _remove_printers(trainer: Any) -> None:
