@@ -1,0 +1,79 @@
+"""The program's commands on the smoke recipe's data, few of them, on a pretended card or on the CPU."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo_cli.cli import app
+from pretended import Card
+from pretended_torch import pretending
+from typer.testing import CliRunner
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+SMALL = (
+    "data.total=24", "data.eval_size=6", "model.max_length=192", "model.dtype=float32", "engine.backend=hf",
+    "engine.token_budget=400", "train.max_steps=3", "train.logging_steps=1", "train.save_strategy=no",
+    "train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=1", "eval.prompts=3",
+    "eval.max_new_tokens=8",
+)  # fmt: skip
+FIGURES = ("loss", "grad_norm", "eval_loss", "rewards/margins", "eval_en_rewards/margins")
+
+
+@dataclass
+class Runs:
+    """A folder of runs, and what the commands have written there."""
+
+    folder: Path
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "smoke"
+
+    def go(self, command: str, *settings: str, card: Card | None = None) -> str:
+        """Run a command on the smoke recipe, on a card or on the CPU; what it prints. It has to end well."""
+        options = [part for one in (*SMALL, *settings) for part in ("--set", one)]
+        arguments = [command, str(SMOKE), "--runs-dir", str(self.folder), "--debug", *options]
+        if card is None:
+            done = CliRunner().invoke(app, arguments)
+        else:
+            with pretending(card):
+                done = CliRunner().invoke(app, arguments)
+            assert not card.refused, card.refused
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    def read(self, path: str) -> Any:
+        return json.loads((self.run / path).read_text(encoding="utf-8"))
+
+    @property
+    def engine(self) -> dict[str, Any]:
+        """What training chose, as the manifest keeps it."""
+        return dict(self.read("manifest.json")["stages"]["train"]["engine"])
+
+    def figures(self) -> list[list[float]]:
+        """Those of the training's log that the CPU's have to equal."""
+        lines = (self.run / "train" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
+        return [[row[key] for key in FIGURES if key in row] for row in rows]
+
+    def copy(self, folder: Path) -> Runs:
+        return Runs(shutil.copytree(self.folder, folder))
+
+    def weights(self) -> bytes:
+        return (self.run / "train" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+    def cut_short(self, after: int) -> None:
+        """Leave training as a kill does some time after the checkpoint of a step."""
+        for checkpoint in (self.run / "train" / "checkpoints").glob("checkpoint-*"):
+            if int(checkpoint.name.removeprefix("checkpoint-")) > after:
+                shutil.rmtree(checkpoint)
+        shutil.rmtree(self.run / "train" / "adapter")
+        manifest = self.read("manifest.json")
+        manifest["stages"]["train"]["status"] = "running"
+        (self.run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")

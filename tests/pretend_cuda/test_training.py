@@ -1,0 +1,162 @@
+"""Training on a pretended card: tensors of the two devices never meet, and the figures are those of the CPU."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from card_runs import Runs
+from dpo_cli.train.memory import CUDA_CONTEXT
+from dpo_cli.train.methods import METHODS
+from pretended import Card
+from transformers import Trainer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
+
+EVALUATED = ("train.eval_strategy=steps", "train.eval_steps=2")
+OFF = ("engine.shared_prefix=off", "engine.token_budget=off")
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+NewRuns = Callable[[], Runs]
+
+
+def assert_same_on_cpu(on_card: Runs, on_cpu: Runs, *settings: str) -> None:
+    """Train on both, with evaluation, and compare the logs."""
+    on_card.go("train", *EVALUATED, *settings, card=Card())
+    on_cpu.go("train", *EVALUATED, *settings)
+    rows, wanted = on_card.figures(), on_cpu.figures()
+    assert len(rows) == len(wanted) >= 5
+    for one, other in zip(rows, wanted, strict=True):
+        assert one == pytest.approx(other, rel=2e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [
+        ((), {"shared_prefix": True, "token_budget": 400, "gradient_checkpointing": False}),
+        (("engine.shared_prefix=off",), {"shared_prefix": False, "token_budget": 400}),
+        (OFF, {"shared_prefix": False, "token_budget": None}),
+        (("train.gradient_checkpointing=true",), {"gradient_checkpointing": True, "shared_prefix": True}),
+        (("train.optim=adamw_torch_fused", "train.loss_type=sigmoid_norm"), {"shared_prefix": True}),
+    ],
+    ids=["shared prefix", "padded passes", "stock", "checkpointing", "fused optimizer"],
+)
+def test_training_on_a_card_gives_the_figures_of_the_cpu(
+    settings: tuple[str, ...], chosen: dict[str, Any], new_runs: NewRuns
+) -> None:
+    on_card = new_runs()
+    assert_same_on_cpu(on_card, new_runs(), *settings)
+    assert chosen.items() <= on_card.engine.items()
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "dpo"])
+def test_every_method_trains_on_a_card_as_on_the_cpu(method: str, new_runs: NewRuns) -> None:
+    data = METHODS[method].data
+    form = "pairs" if "pairs" in data else data[0]
+    assert_same_on_cpu(
+        new_runs(), new_runs(), f"train.method={method}", f"data.format={form}", "engine.token_budget=auto"
+    )
+
+
+def test_a_training_that_was_cut_short_goes_on_from_its_checkpoint(runs: Runs) -> None:
+    """With early stopping, so that the best adapter is loaded at the end."""
+    stopping = "engine.early_stopping={metric: eval_loss, patience: 5}"
+    settings = (*EVALUATED, "train.save_strategy=steps", "train.save_steps=2", "train.max_steps=4", stopping)
+    runs.go("train", *settings, card=Card())
+    weights, figures = runs.weights(), runs.figures()
+    runs.cut_short(after=2)
+    assert "resumed from step 2" in runs.go("train", *settings, card=Card())
+    assert runs.figures() == figures
+    assert runs.weights() == weights
+
+
+def test_an_adapter_is_trained_on_with_a_cached_reference(new_runs: NewRuns, trained: Runs) -> None:
+    on_card = new_runs()
+    settings = (f"model.adapter={trained.run / 'train' / 'adapter'}", "engine.reference_cache=on")
+    assert_same_on_cpu(on_card, new_runs(), *settings)
+    assert on_card.engine["reference_cache"]
+    shutil.rmtree(on_card.run / "train")
+    again = on_card.go("train", *EVALUATED, *settings, "train.learning_rate=1e-4", "train.max_steps=1", card=Card())
+    assert "reference of 0 of 24 pairs to compute" in again
+
+
+# ---------------------------------------------------------------------------------------------------------- preflight
+
+
+def test_the_preflight_leaves_a_training_as_it_was(new_runs: NewRuns) -> None:
+    """With dropout, whose random numbers are the card's."""
+    settings = ("lora.dropout=0.3", "train.disable_dropout=false")
+    tried, untried = new_runs(), new_runs()
+    card = Card()
+    tried.go("train", *settings, card=card)
+    untried.go("train", *settings, "engine.preflight=false", card=Card())
+    assert card.emptied >= 2
+    assert tried.figures() == untried.figures()
+    assert tried.weights() == untried.weights()
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:30])
+def test_every_name_of_running_out_of_memory_halves_the_batch(
+    error: Exception, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two texts a pair; the card holds four."""
+    small_card(monkeypatch, error, lambda ids: len(ids) > 4)
+    said = runs.go("train", *OFF, "train.per_device_train_batch_size=8", "train.max_steps=1", card=Card())
+    assert "8 pairs at once don't fit the memory: 2 at once" in said
+    assert runs.engine["micro_batch"] == 2
+
+
+def test_running_out_of_memory_halves_the_tokens(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_card(monkeypatch, OUT_OF_MEMORY[0], lambda ids: ids.numel() > 900)
+    said = runs.go("train", "engine.token_budget=1600", "train.per_device_train_batch_size=12", card=Card())
+    assert "1600 tokens at once don't fit the memory: 800 at once" in said
+
+
+def test_a_memory_limit_holds_for_the_card_and_halves_the_batch(new_runs: NewRuns) -> None:
+    """The largest tensor, which stands for the peak here, grows with the pairs at once."""
+    settings = (*OFF, "train.per_device_train_batch_size=8", "train.max_steps=1")
+    card, other = Card(), Card()
+    new_runs().go("train", *settings, card=card)
+    limit = CUDA_CONTEXT + card.largest * 2 // 3
+    limited = new_runs()
+    limited.go("train", *settings, f"engine.memory_limit={limit / 2**20:.3f} MB", card=other)
+    assert limited.engine["micro_batch"] == 4
+    assert other.share == pytest.approx((limit - CUDA_CONTEXT) / other.total, rel=0.01)
+
+
+def small_card(monkeypatch: pytest.MonkeyPatch, error: Exception, too_large: Callable[[Any], bool]) -> None:
+    """Have the model raise where a batch is too large."""
+    forward = Qwen3Model.forward
+
+    def on_small_card(self: Any, input_ids: Any = None, **kwargs: Any) -> Any:
+        if too_large(input_ids):
+            raise error
+        return forward(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(Qwen3Model, "forward", on_small_card)
+
+
+# -------------------------------------------------------------------------------------------------------------- dtype
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((8, 9), torch.bfloat16)])
+def test_training_takes_the_dtype_that_the_card_computes_in(
+    capability: tuple[int, int], dtype: torch.dtype, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    step = Trainer.training_step
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append((self.args.fp16, self.args.bf16, self.model.get_input_embeddings().weight.dtype))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", watched)
+    runs.go("train", "model.dtype=auto", card=Card(capability))
+    assert set(seen) == {(dtype == torch.float16, dtype == torch.bfloat16, dtype)}
+    assert runs.figures()
