@@ -23,6 +23,7 @@ from dpo_cli.environment import never_fail_to_print, prepare_environment
 from dpo_cli.errors import FAILED, INTERRUPTED, USAGE, DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
+from dpo_cli.show import say, terminal
 
 app = typer.Typer(
     help="One YAML recipe from raw preference data to a verified, aligned Qwen3.",
@@ -67,15 +68,13 @@ def prepare(
             if trained.get("status") == "complete" and trained["inputs"].get("data/train.jsonl") != pairs:
                 _say(quiet, f"! {run.adapter} was trained on other pairs than these; keep it with --set name=…")
             if preview:
-                from rich.console import Console
-
                 from dpo_cli.prepare import preview as show
                 from dpo_cli.records import AcrossPrompts, read_pairs
 
                 pairs = read_pairs(run.train_pairs)
                 if any(isinstance(pair, AcrossPrompts) for pair in pairs):
                     raise DpoError("--preview shows pairs, and here no prompt has both a good and a bad answer")
-                show(loaded, pairs, preview, Console())
+                show(loaded, pairs, preview, terminal())
 
 
 @app.command()
@@ -234,7 +233,7 @@ def doctor(debug: Debug = False) -> None:
 
         able = True
         for finding in examine():
-            typer.echo(finding.line())
+            say(finding.line())
             able = able and (finding.ok or not finding.needed)
         if not able:
             raise typer.Exit(FAILED)
@@ -272,6 +271,7 @@ def main() -> None:
 def _open(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> tuple[Recipe, Run]:
     """The recipe and its run, which knows the files from outside that each stage reads."""
     loaded = recipe.load(recipe_path, settings)
+    os.fsencode(loaded.name)  # raises where no folder can be called so
     from dpo_cli import models
     from dpo_cli.prepare import source_files
 
@@ -347,7 +347,7 @@ def _prepare(loaded: Recipe, run: Run, force: bool, quiet: bool, examples: bool 
 
 def _say(quiet: bool, line: str) -> None:
     if not quiet:
-        typer.echo(line)
+        say(line)
 
 
 def _interrupt(number: int, frame: Any) -> None:
@@ -372,6 +372,10 @@ def _reported(debug: bool) -> Iterator[None]:
         hint = "free some disk space, or choose another folder with --runs-dir" if full else None
         place = str(error.filename) if error.filename else None
         _fail(DpoError(error.strerror or str(error), where=place, hint=hint), debug)
+    except UnicodeEncodeError as error:
+        name = error.object[error.start : error.end]
+        what = f"file names are {error.encoding} here, which has no {name!r}"
+        _fail(DpoError(what, hint="export PYTHONUTF8=1, or a UTF-8 locale: export LC_ALL=C.UTF-8"), debug)
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
@@ -381,6 +385,6 @@ def _reported(debug: bool) -> Iterator[None]:
 
 def _fail(error: DpoError, debug: bool) -> None:
     if debug:
-        traceback.print_exc()
-    typer.echo(f"error: {error}", err=True)
+        say(traceback.format_exc().rstrip(), sys.stderr)
+    say(f"error: {error}", sys.stderr)
     raise typer.Exit(error.exit_code) from None

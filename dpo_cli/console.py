@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,9 @@ import typer
 from dpo_cli.errors import UNVERIFIED
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
+from dpo_cli.show import say, terminal
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from dpo_cli.evaluate.generate import Answer
@@ -24,15 +23,13 @@ def print_funnel(run: Run, quiet: bool, examples: bool) -> None:
     """Where every prompt went, from `data/report.json`."""
     if quiet:
         return
-    from rich.console import Console
-
     from dpo_cli.prepare import funnel_table
     from dpo_cli.prepare.report import rows_are
 
     report = json.loads((run["prepare"] / "report.json").read_text(encoding="utf-8"))
-    Console().print(funnel_table(report, examples))
+    terminal().print(funnel_table(report, examples))
     pairs = report["pairs"]
-    typer.echo(f"prepare: {pairs['train']} training {rows_are(report)}, {pairs['eval']} held out -> {run['prepare']}")
+    say(f"prepare: {pairs['train']} training {rows_are(report)}, {pairs['eval']} held out -> {run['prepare']}")
 
 
 def print_metrics(run: Run) -> None:
@@ -40,7 +37,7 @@ def print_metrics(run: Run) -> None:
     from dpo_cli.evaluate.tables import judged
 
     metrics: dict[str, Any] = json.loads((run["eval"] / "metrics.json").read_text(encoding="utf-8"))
-    console = _console()
+    console = terminal()
     for table in _metrics_tables(metrics):
         console.print(table)
         console.print()
@@ -48,13 +45,6 @@ def print_metrics(run: Run) -> None:
     if any(said):
         console.print(*filter(None, said), "", sep="\n")
     console.print(f"{metrics['verdict']}\nreport: {run['eval'] / 'report.html'}")
-
-
-def _console() -> Console:
-    """One that shows names and texts as they are: no [markup] and no :emoji: in them, no colours of its own."""
-    from rich.console import Console
-
-    return Console(markup=False, emoji=False, highlight=False)
 
 
 def _metrics_tables(metrics: dict[str, Any]) -> Iterator[Table]:
@@ -117,26 +107,21 @@ def print_answers(prompt: str, base: Sequence[Answer], tuned: Sequence[Answer]) 
     from rich.table import Table
     from rich.text import Text
 
-    console = _console()
-    console.print(Text(re.sub(_CONTROL, "\ufffd", prompt), style="bold"))
+    console = terminal()
+    console.print(Text(prompt, style="bold"))
     for number, (one, other) in enumerate(zip(base, tuned, strict=True), 1):
         console.print(Rule(f"answer {number} of {len(base)}", style="dim"))
         table = Table(box=None, padding=(0, 1), expand=True, pad_edge=False)
         for name, answer in (("base", one), ("tuned", other)):
             ended = "" if answer.finished else ", cut off"
             table.add_column(f"{name} ({len(answer.said)} tokens{ended})", ratio=1, overflow="fold")
-        table.add_row(*(Text(re.sub(_CONTROL, "\ufffd", answer.text)) for answer in (one, other)))
+        table.add_row(*(Text(answer.text) for answer in (one, other)))
         console.print(table)
-
-
-# What a terminal would obey instead of showing it; a model may say anything.
-_CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 
 
 def print_plan(loaded: Recipe, run: Run) -> None:
     """What a run would take, at its longest pairs; exit code 3 where that does not fit."""
     import torch
-    from rich.console import Console
     from transformers import AutoConfig
 
     from dpo_cli import backends, models
@@ -177,9 +162,9 @@ def print_plan(loaded: Recipe, run: Run) -> None:
         budgeted=loaded.engine.token_budget != "off" and "token_budget" in fits and whole(loaded.train.losses) is None,
     )
     epochs = "one epoch" if loaded.train.num_train_epochs == 1 else f"{loaded.train.num_train_epochs:g} epochs"
-    typer.echo(f"train: {len(rows)} {found.rows_are}, {epochs}, {card}")
-    typer.echo(f"  backend {backend.name}: {backend.why}")
-    Console(width=80).print(found.table())
+    say(f"train: {len(rows)} {found.rows_are}, {epochs}, {card}")
+    say(f"  backend {backend.name}: {backend.why}")
+    terminal(width=80).print(found.table())
     if not found.fits:
         raise typer.Exit(UNVERIFIED)
 
@@ -189,13 +174,13 @@ def print_files(loaded: Recipe, planned: Sequence[tuple[str, int]]) -> None:
     from dpo_cli.export import hub
 
     formats = loaded.export.formats
-    typer.echo(f"export would write {len(planned)} files, {sum(size for _, size in planned):,} bytes; 0: not yet known")
+    say(f"export would write {len(planned)} files, {sum(size for _, size in planned):,} bytes; 0: not yet known")
     for name, size in planned:
-        typer.echo(f"  {size:>15,}  {name}")
+        say(f"  {size:>15,}  {name}")
     if "hub" in formats:
         parts = ((name.split("/", 1), size) for name, size in planned)
         sent = {hub.path_in_repo(kind, name, formats): size for (kind, name), size in parts} | {"verify.json": 0}
-        typer.echo(hub.listing(loaded, sorted(sent.items())))
+        say(hub.listing(loaded, sorted(sent.items())))
 
 
 def print_comparison(runs: Sequence[tuple[Recipe, Run]]) -> None:
@@ -206,7 +191,7 @@ def print_comparison(runs: Sequence[tuple[Recipe, Run]]) -> None:
     from dpo_cli.evaluate.tables import NATS, RATIO, Unit, show
 
     compared, remarks = compare(runs)
-    console = _console()
+    console = terminal()
 
     def table(*heads: str) -> Table:
         made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)

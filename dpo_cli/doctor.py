@@ -21,6 +21,7 @@ from urllib.request import Request, urlopen
 
 from dpo_cli.driver import CUDA_12, QWEN3_GIB, Card, find_driver, lacks_kernels, oldest_driver
 from dpo_cli.run import versions
+from dpo_cli.show import one_line
 
 NEEDED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 GIB = 2**30
@@ -44,8 +45,8 @@ class Finding:
 
     def line(self) -> str:
         mark = "ok  " if self.ok else "MISS" if self.needed else "--  "
-        fix = f"\n     fix: {self.fix}" if self.fix and not self.ok else ""
-        return f"{mark} {self.what:<13} {self.state}{fix}"
+        fix = f"\n     fix: {one_line(self.fix)}" if self.fix and not self.ok else ""
+        return f"{mark} {self.what:<13} {one_line(self.state)}{fix}"
 
 
 def examine() -> Iterator[Finding]:

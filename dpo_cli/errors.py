@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from dpo_cli.show import one_line
+
 FAILED = 1  # a stage failed, or its input is missing or stale
 USAGE = 2  # the command line or the recipe is wrong
 UNVERIFIED = 3  # a verification failed
@@ -15,25 +19,34 @@ class DpoError(Exception):
         message: what is wrong, in one sentence.
         where: file, line, key or row it is about.
         hint: the command or edit that fixes it.
+        details: lines of their own below the message.
         exit_code: what the process ends with (`FAILED`, `USAGE`, `UNVERIFIED` or `INTERRUPTED`).
     """
 
     def __init__(
-        self, message: str, *, where: str | None = None, hint: str | None = None, exit_code: int = FAILED
+        self,
+        message: str,
+        *,
+        where: str | None = None,
+        hint: str | None = None,
+        exit_code: int = FAILED,
+        details: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
         self.message = message
         self.where = where
         self.hint = hint
+        self.details = details
         self.exit_code = exit_code
 
     def __str__(self) -> str:
-        lines = [self.message]
+        """The block as printed; what came from outside can't look like a line of it."""
+        lines = [self.message, *(f"  {detail}" for detail in self.details)]
         if self.where:
             lines.append(f"  where: {self.where}")
         if self.hint:
             lines.append(f"  fix:   {self.hint}")
-        return "\n".join(lines)
+        return "\n".join(map(one_line, lines))
 
 
 def did_you_mean(word: str, known: list[str]) -> str | None:

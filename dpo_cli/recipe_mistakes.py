@@ -41,14 +41,14 @@ def recipe_error(path: Path, places: dict[Key, str], problems: list[tuple[Key, s
     def position(key: Key) -> int:  # of what is missing, that of the section it is missing in
         return next((order[key[:end]] for end in range(len(key), -1, -1) if key[:end] in order), -1)
 
-    blocks = []
+    blocks: list[str] = []
     for key, problem in sorted(problems, key=lambda found: position(found[0])):
         known = next((places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in places), str(path))
         if key[:2] == ("eval", "judge") and known.startswith("--set "):
             known = "--set"  # the place is what was typed, and there an API key may be
-        blocks.append(f"{known}  {show_key(key)}\n    {problem}")
+        blocks += [f"{known}  {show_key(key)}", f"  {problem}"]
     count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-    return DpoError(f"the recipe has {count}\n  " + "\n  ".join(blocks), exit_code=USAGE)
+    return DpoError(f"the recipe has {count}", details=blocks, exit_code=USAGE)
 
 
 def problems_of(error: ValidationError, values: dict[str, Any], schema: dict[str, Any]) -> list[tuple[Key, str]]:

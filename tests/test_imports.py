@@ -21,7 +21,7 @@ HEAVY = {
 
 # The floors, lowest first; a part imports from its own floor or from below.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "processes"),
+    ("show", "errors", "processes"),
     ("recipe", "recipe_yaml", "recipe_train", "recipe_mistakes", "run", "records", "stats", "language"),
     ("driver", "preinstall", "machine", "environment", "device"),
     ("adapters", "backends", "models", "smoke"),

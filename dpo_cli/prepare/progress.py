@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from dpo_cli.show import one_line
+
 PATIENCE = 2.0  # seconds before a bar shows
 EVERY = 0.1  # seconds between two looks at it
 
@@ -40,13 +42,13 @@ class Progress:
 
             console = Console(stderr=True)
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TaskProgressColumn(),
                 TextColumn("{task.fields[rate]}"),
             )
             self._bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
-            self._bar.add_task(self._name, total=1.0, rate="")
+            self._bar.add_task(one_line(self._name), total=1.0, rate="")
             self._bar.start()
         rate = f"{self.count:,} {self._unit}, {self.count / (now - self._began):,.0f}/s"
         self._bar.update(self._bar.task_ids[0], completed=share, rate=rate)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_cli import machine, processes
+from dpo_cli.show import one_line
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -102,8 +103,10 @@ def progress_callback(log: Path, stop: StopAfterStep, quiet: bool) -> TrainerCal
 
 def print_remark(text: str) -> None:
     """A remark of the watchdog in its own lines, at most 80 columns wide, over a live line if there is one."""
-    lines = textwrap.fill(text, 80, initial_indent="  ! ", subsequent_indent="    ")
-    print(f"\r{lines:<79}" if sys.stdout.isatty() else lines, flush=True)
+    lines = textwrap.wrap(one_line(text), 80, initial_indent="  ! ", subsequent_indent="    ")
+    if sys.stdout.isatty():
+        lines[0] = f"\r{lines[0]:<79}"  # all of the live line is written over, however short the first line is
+    print("\n".join(lines), flush=True)
 
 
 def peak_memory() -> int:

