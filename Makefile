@@ -67,8 +67,8 @@ bench: .venv/installed-dev  ## the figures of the README, measured here
 bench-quick: .venv/installed-dev  ## equal numbers and token counts of the training step, in half a minute
 	@OMP_NUM_THREADS=1 .venv/bin/python tests/benchmarks/bench_train.py --quick
 
-gpu-check: .venv-gpu/installed  ## what is claimed of a 16 GB card, asked of this one, in ten minutes, offline
-	.venv-gpu/bin/python tests/benchmarks/gpu_check.py
+gpu-check: .venv-gpu/installed  ## what is claimed of a 16 GB card, asked of this one, in calls of ten minutes, offline (ONLY=… for a part, speed for one)
+	.venv-gpu/bin/python tests/benchmarks/gpu_check.py $(if $(ONLY),--only $(ONLY))
 
 clean:  ## remove the venvs (runs stay)
 	rm -rf .venv .venv-gpu .venv-unsloth

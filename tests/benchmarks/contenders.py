@@ -584,14 +584,11 @@ def _start(model: Any) -> None:
                 weight.copy_(0.02 * torch.randn(weight.shape, generator=generator))
 
 
-def make_model(folder: Path, shape: Shape, device: str = "cpu") -> Path:
-    """Write a Qwen3 of random weights, and a tokenizer whose token i is the word `wi`, unless they are there."""
+def random_qwen3(shape: Shape, device: str, dtype: Any, **special_tokens: Any) -> Any:
+    """A Qwen3 of random weights, made in its dtype: 4B in float32 would not fit into 16 GB."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    if (folder / "tokenizer.json").is_file():
-        return folder
     config = Qwen3Config(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
@@ -602,15 +599,27 @@ def make_model(folder: Path, shape: Shape, device: str = "cpu") -> Path:
         head_dim=shape.head_dim,
         max_position_embeddings=8192,
         tie_word_embeddings=True,
-        pad_token_id=0,
-        eos_token_id=1,
+        **special_tokens,
     )
     torch.manual_seed(0)
-    with torch.device(device):
-        model = Qwen3ForCausalLM(config)
-    if device == "cuda":
-        model.bfloat16()
-    model.save_pretrained(folder)
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return Qwen3ForCausalLM(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def make_model(folder: Path, shape: Shape, device: str = "cpu") -> Path:
+    """Write a Qwen3 of random weights, and a tokenizer whose token i is the word `wi`, unless they are there."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    if (folder / "tokenizer.json").is_file():
+        return folder
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    random_qwen3(shape, device, dtype, pad_token_id=0, eos_token_id=1).save_pretrained(folder)
     special = ["<pad>", "<eos>", "<unk>"]
     words = special + [f"w{number}" for number in range(len(special), shape.vocabulary)]
     plain = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))

@@ -3,7 +3,8 @@
 Speed, memory, resume and merge don't depend on what the weights are. So a Qwen3 of a real shape is made with random
 ones, in 16-bit and in NF4, with English and Chinese pairs of real lengths, and goes through the real commands with the
 real recipe under `engine.memory_limit: 16`. Each command is a process of its own with a time limit: one that crashes
-loses its own question. Answers go to OUT/answers.jsonl as they come, and at the end, as a table, to OUT/table.md.
+loses its own question. What is worth most is asked first. Answers go to OUT/answers.jsonl and OUT/table.md as they
+come, and the same command goes on after them; models and runs lie in WORK.
 """
 
 from __future__ import annotations
@@ -38,14 +39,15 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 RECIPE = REPOSITORY / "recipes" / "ultrafeedback_zh_en.yaml"
 REAL_PAIRS = 7500
-BACKENDS = ("hf", "unsloth")
 LIBRARIES = ("torch", "triton", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "unsloth_zoo")
 GIB = 2**30
-# The questions, and the most seconds that one may take.
-LIMITS = {
-    "environment": 90, "load": 120, "train": 300, "agree": 10, "shared": 90, "memory": 90, "resume": 300,
-    "evaluate": 120, "export": 240, "speed": 500,
+# The questions, with the seconds that one may take on an H100 (a guess until one has run; a first compile of one to two
+# minutes is in `train`, 15 to 20 s of imports and loading in each process), and the most that it gets.
+QUESTIONS = {
+    "environment": (20, 90), "load": (60, 240), "train": (150, 420), "shared": (0, 10), "resume": (140, 420),
+    "evaluate": (60, 240), "export": (120, 420), "memory": (60, 240), "agree": (0, 10), "speed": (480, 560),
 }  # fmt: skip
+IN_16BIT = "model.layers.1.mlp"  # left so in the NF4 model, as the published 4-bit repositories do with some layers
 # Nats of an answer's log-probability, as a mean over a step's pairs. A token has about -12 with random weights, which
 # bfloat16 rounds by up to 0.05: over 300 tokens and 24 pairs about 0.2. Answers that see a wrong context are about 4
 # apart, each logit having a deviation of 0.9. (Reckoned, not measured on a GPU.)
@@ -54,6 +56,7 @@ SAME_LOGPS = {"cuda": 1.0, "cpu": 0.01}
 # up in any order. A resume that lost its adapter is off by 1.
 SAME_MARGINS = {"cuda": 0.05, "cpu": 0.0}
 PLAN_TOLERANCE = 0.10
+CONTEXT_GIB = 0.6  # the driver's, which PyTorch's peak leaves out: `memory.CUDA_CONTEXT`
 
 
 @dataclass(frozen=True)
@@ -111,17 +114,23 @@ class Task:
     backend: str = ""
     length: int = 0  # max_length, where the question is asked at several
 
+    def __str__(self) -> str:
+        at = f"at {self.length}" if self.length else ""
+        return " ".join(filter(None, (self.question, self.shape, self.backend, at)))
+
 
 @dataclass
 class GpuCheck:
     """One call. A method for each question returns its figures; `holds`, where given, says whether the claim does.
 
     Attributes:
+        out, work: folders of the answers, and of models and runs.
         settings: of each dpo-cli command, as `--set` takes them.
         end, until: `time.monotonic()` at which the whole check, and the task at hand, are to be over.
     """
 
     out: Path
+    work: Path
     device: str
     scale: Scale
     settings: Sequence[str]
@@ -134,23 +143,18 @@ class GpuCheck:
     def environment(self) -> dict[str, Any]:
         """What Triton's launcher and the backends need, and what `dpo-cli doctor` says."""
         doctor = self.python("-m", "dpo_cli", "doctor")
-        header = Path(sysconfig.get_paths()["include"], "Python.h")
-        imported = "not installed"
-        if find_spec("unsloth"):
-            done = self.python("-c", "import unsloth")
-            imported = "works" if done.code == 0 else done.error
         return {
+            "backends": backends(),
             "gcc": shutil.which("gcc"),
-            "python_h": header.is_file(),
-            "import_unsloth": imported,
+            "python_h": Path(sysconfig.get_paths()["include"], "Python.h").is_file(),
             "printed": doctor.text,
-            "holds": doctor.code == 0 and imported in ("works", "not installed"),
+            "holds": doctor.code == 0,
         }
 
     def load(self) -> dict[str, Any]:
         """Make what is missing of data and model, and load its NF4 folder."""
-        place = ["--out", str(self.out), "--device", self.device]
-        made = self.python(__file__, "--make", self.task.shape, *place).worked()
+        options = ["--make", self.task.shape, "--work", str(self.work), "--device", self.device]
+        made = self.python(__file__, *options).worked()
         self.recipe.write_text(json.dumps(self.document(), indent=1), encoding="utf-8")
         return dict(json.loads(next(line for _, line in reversed(made.lines) if line.startswith("{"))))
 
@@ -158,15 +162,12 @@ class GpuCheck:
         """The recipe's settings for some steps; minutes of the real recipe, from the median step."""
         done = self.dpo_cli("train", "--fresh").worked()
         rows, step = self.rows(), _seconds_per_step(done)
-        remarks = [
-            line.strip() for _, line in done.lines if re.search(r"^\s*(warning:|no (shared|token))|Warning:", line)
-        ]
+        remarks = re.findall(r"^ *((?:warning:|no (?:shared|token)).*|.*Warning:.*)", done.text, flags=re.MULTILINE)
         return {
             "steps": len(rows),
             "first_loss": rows[0]["loss"],
             "last_loss": rows[-1]["loss"],
             "seconds_per_step": round(step, 3),
-            "pairs_per_second": round(self.scale.pairs / step, 2),
             "minutes_of_7500_pairs": round(REAL_PAIRS / self.scale.pairs * step / 60, 1),
             "peak_gib": round(self.read("train/metrics.json")["peak_memory_bytes"] / GIB, 2),
             **self.taken(),
@@ -176,21 +177,18 @@ class GpuCheck:
 
     def agree(self) -> dict[str, Any]:
         """Whether both backends start alike. The first loss is ln 2 on any; log-probabilities tell more."""
-        return self.compared(*(self.rows(backend=backend) for backend in BACKENDS))
+        one, other = (self.rows(backend=backend)[:1] for backend in ("unsloth", "hf"))
+        loss, *logps = (_apart(one, other, key) for key in ("loss", "logps/chosen", "logps/rejected"))
+        limit = SAME_LOGPS[self.device]
+        return {"loss_apart": loss, "logps_apart": max(logps), "may_be": limit, "holds": max(logps) <= limit}
 
     def shared(self) -> dict[str, Any]:
-        """Whether `train` took the shared prefix, which it holds against the stock path; and the first step without."""
-        two_steps = ["train.max_steps=2", "engine.shared_prefix=off"]
-        self.dpo_cli("train", "--fresh", run="apart", settings=two_steps).worked()
-        found = self.compared(self.rows(), self.rows("apart"))
+        """Whether `train` took the shared prefix, which it has compared with the stock path, forward and backward."""
         taken = self.taken()["shared_prefix"]
-        return {"shared_prefix": taken, **found, "holds": taken and found["holds"]}
+        return {"shared_prefix": taken, "holds": taken}
 
     def memory(self) -> dict[str, Any]:
         """`train --plan` against what was seen; the preflight tries the longest pairs, so that two steps will do."""
-        sys.path.append(str(REPOSITORY))
-        from dpo_cli.train.memory import CUDA_CONTEXT
-
         length = self.task.length
         run, settings = f"at{length}", [f"model.max_length={length}", "train.max_steps=2"]
         if length == self.scale.max_length:
@@ -199,9 +197,10 @@ class GpuCheck:
         total = re.search(r"\btotal\W+([\d.]+)", plan.text)
         if total is None:
             raise Failed(plan.error)
-        self.dpo_cli("train", run=run, settings=settings).worked()  # nothing to do where it has been done
+        if not (self.folder(run) / "train" / "metrics.json").is_file():
+            self.dpo_cli("train", "--fresh", run=run, settings=settings).worked()
         seen = self.read("train/metrics.json", run)["peak_memory_bytes"]
-        seen = (seen + (CUDA_CONTEXT if self.device == "cuda" else 0)) / GIB
+        seen = seen / GIB + (CONTEXT_GIB if self.device == "cuda" else 0)
         ratio = float(total[1]) / seen
         return {
             "predicted_gib": float(total[1]),
@@ -231,20 +230,11 @@ class GpuCheck:
 
     def evaluate(self) -> dict[str, Any]:
         """Held-out pairs and sampled answers of both models, on the weights as they were trained."""
-        began = time.monotonic()
         self.dpo_cli("eval", "--force", settings=["eval.prompts=32", "eval.max_new_tokens=64"]).worked()
-        seconds = time.monotonic() - began
         metrics = self.read("eval/metrics.json")
-        samples = metrics["samples"]
-        tokens = sum(samples[f"tokens_{side}"]["value"] * samples["kl"]["n"] for side in ("base", "tuned"))
-        return {
-            "pairs": metrics["pairs"]["reward_accuracy"]["n"],
-            "answers": 2 * samples["kl"]["n"],
-            "tokens": round(tokens),
-            "kl": samples["kl"]["value"],
-            "seconds_with_loading": round(seconds, 1),
-            "holds": math.isfinite(samples["kl"]["value"]),
-        }
+        kl = metrics["samples"]["kl"]
+        pairs = metrics["pairs"]["reward_accuracy"]["n"]
+        return {"pairs": pairs, "answers": 2 * kl["n"], "kl": kl["value"], "holds": math.isfinite(kl["value"])}
 
     def export(self) -> dict[str, Any]:
         """Merged into the 16-bit weights and as GGUF, each read back and compared."""
@@ -271,7 +261,7 @@ class GpuCheck:
         """A process of our own; killed with its children where the task's time is up, or where it prints `kill_at`."""
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120", "PYTHONUNBUFFERED": "1"}
         environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment["UNSLOTH_COMPILE_LOCATION"] = str(self.out / "unsloth_compiled")  # else in the working directory
+        environment["UNSLOTH_COMPILE_LOCATION"] = str(self.work / "unsloth_compiled")  # else in the working directory
         if self.device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
         options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": environment}
@@ -302,7 +292,7 @@ class GpuCheck:
         if late.is_set() and time.monotonic() >= self.end:
             raise TimeIsUp
         if late.is_set():
-            raise Failed(f"took longer than {LIMITS[self.task.question]} s; {ran.error}")
+            raise Failed(f"took longer than {QUESTIONS[self.task.question][1]} s; {ran.error}")
         return ran
 
     def dpo_cli(
@@ -310,12 +300,12 @@ class GpuCheck:
     ) -> Ran:
         named = [f"name={self.folder(run).name}", f"engine.backend={self.task.backend}", *settings, *self.settings]
         parts = [part for one in named for part in ("--set", one)]
-        place = [str(self.recipe), "--runs-dir", str(self.out / "runs")]
+        place = [str(self.recipe), "--runs-dir", str(self.work / "runs")]
         return self.python("-m", "dpo_cli", command, *place, *options, *parts, kill_at=kill_at)
 
     @property
     def recipe(self) -> Path:
-        return self.out / f"{self.task.shape}.yaml"
+        return self.work / f"{self.task.shape}.yaml"
 
     def document(self) -> dict[str, Any]:
         """The real recipe on what was made.
@@ -323,16 +313,10 @@ class GpuCheck:
         Its learning rate would hardly move anything in so few steps, and a resume or a merge that loses the adapter
         could not be told from one that keeps it.
         """
-        scale, model = self.scale, self.out / self.task.shape
+        scale, model = self.scale, self.work / self.task.shape
         train = {"learning_rate": 2e-4, "gradient_accumulation_steps": scale.pairs, "logging_steps": 1}
-        sources = [
-            {
-                "id": str(self.out / f"pairs_{language}_{scale.max_length}.jsonl"),
-                "layout": "pairs",
-                "language": language,
-            }
-            for language in ("en", "zh")
-        ]
+        files = {lang: f"{self.work}/pairs_{lang}_{scale.max_length}.jsonl" for lang in ("en", "zh")}
+        sources = [{"id": file, "layout": "pairs", "language": language} for language, file in files.items()]
         return {
             "extends": str(RECIPE),
             "model": {"id": f"{model}/nf4", "merge_base": f"{model}/16bit", "max_length": scale.max_length},
@@ -342,7 +326,7 @@ class GpuCheck:
         }
 
     def folder(self, run: str = "whole", backend: str = "") -> Path:
-        return self.out / "runs" / f"{self.task.shape}-{backend or self.task.backend}-{run}"
+        return self.work / "runs" / f"{self.task.shape}-{backend or self.task.backend}-{run}"
 
     def read(self, file: str, run: str = "whole") -> Any:
         return json.loads((self.folder(run) / file).read_text(encoding="utf-8"))
@@ -358,12 +342,6 @@ class GpuCheck:
             raise Failed(f"there is no finished run {train.parent.name} to look at")
         return [json.loads(line) for line in (train / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
-    def compared(self, one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The first steps, which both begin with the base model."""
-        loss, *logps = (_apart(one[:1], other[:1], key) for key in ("loss", "logps/chosen", "logps/rejected"))
-        limit = SAME_LOGPS[self.device]
-        return {"loss_apart": loss, "logps_apart": max(logps), "may_be": limit, "holds": max(logps) <= limit}
-
 
 def _apart(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], key: str) -> float:
     """The largest difference of a figure between rows of the same step."""
@@ -378,38 +356,29 @@ def _seconds_per_step(ran: Ran) -> float:
 # ------------------------------------------------------------------------------------------------- what is trained on
 
 
-def make(out: Path, name: str, device: str, scale: Scale) -> dict[str, Any]:
+def make(work: Path, name: str, device: str, scale: Scale) -> dict[str, Any]:
     """Write pairs and, as `16bit` and `nf4`, the model of a shape; what is there stays. Runs in its own process."""
     import torch
-    from contenders import SHAPES
+    from contenders import SHAPES, random_qwen3
     from dpo_cli import smoke
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
     tiny = smoke.resolve("builtin:tiny-qwen3")
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     for language in ("en", "zh"):
-        write_pairs(out / f"pairs_{language}_{scale.max_length}.jsonl", language, tokenizer, scale)
+        write_pairs(work / f"pairs_{language}_{scale.max_length}.jsonl", language, tokenizer, scale)
     shape = {one.lower(): shape for one, shape in SHAPES.items()}[name]
     shape = replace(shape, vocabulary=max(shape.vocabulary, len(tokenizer)))
-    half, quarter, whole = out / name / "16bit", out / name / "nf4", out / name / "whole"
+    half, quarter, whole = (work / name / part for part in ("16bit", "nf4", "whole"))
     on: Any = {"": 0 if device == "cuda" else "cpu"}
     began = time.monotonic()
     if not whole.is_file():
-        config = Qwen3Config(
-            vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
-            num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
-            head_dim=shape.head_dim, max_position_embeddings=8192, tie_word_embeddings=True,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-        torch.manual_seed(0)
-        torch.set_default_dtype(torch.bfloat16)  # 4B in float32 would not fit into 16 GB
-        with torch.device(device):
-            Qwen3ForCausalLM(config).save_pretrained(half)
-        torch.set_default_dtype(torch.float32)
+        special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        random_qwen3(shape, device, torch.bfloat16, **special).save_pretrained(half)
         computed = torch.bfloat16 if device == "cuda" else torch.float32
         nf4 = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=computed,
+            bnb_4bit_compute_dtype=computed, llm_int8_skip_modules=["lm_head", IN_16BIT],
         )  # fmt: skip
         model = AutoModelForCausalLM.from_pretrained(half, quantization_config=nf4, dtype=computed, device_map=on)
         model.save_pretrained(quarter)
@@ -425,7 +394,7 @@ def make(out: Path, name: str, device: str, scale: Scale) -> dict[str, Any]:
         "layers_in_4bit": layers,
         "seconds_to_make": round(made - began, 1),
         "seconds_to_load": round(time.monotonic() - made, 1),
-        "holds": layers == 7 * shape.layers,
+        "holds": layers == 7 * shape.layers - 3,
     }
 
 
@@ -464,52 +433,57 @@ def write_pairs(path: Path, language: str, tokenizer: Any, scale: Scale) -> None
 # ---------------------------------------------------------------------------------------------------------- one call
 
 
+def backends() -> list[str]:
+    """Unsloth comes first where it is installed: the recipe then takes it."""
+    return ["unsloth", "hf"] if find_spec("unsloth") else ["hf"]
+
+
 def tasks(shapes: Sequence[str], scale: Scale) -> Iterator[Task]:
-    """In the order of their worth: everything of the first shape, then of the others what depends on the shape."""
-    yield Task("environment")
+    """In the order of their worth: one shape on one backend through everything, then what the other may differ in.
+
+    Eval and export never touch Unsloth, and are asked once.
+    """
+    (main, *others), (shape, *shapes), (length, *lengths) = backends(), shapes, scale.memory_at
+    yield from (Task("environment"), Task("load", shape))
+    yield from (Task(question, shape, main) for question in ("train", "shared", "resume", "evaluate", "export"))
+    yield Task("memory", shape, main, length)
+    for other in others:
+        yield from (Task("train", shape, other), Task("shared", shape, other), Task("agree", shape, "both"))
+        yield from (Task("memory", shape, other, length), Task("resume", shape, other))
+    yield from (Task("memory", shape, backend, longer) for longer in lengths for backend in (main, *others))
     for shape in shapes:
-        every = BACKENDS if shape == shapes[0] else ()
-        yield Task("load", shape)
-        yield from (Task("train", shape, backend) for backend in BACKENDS)
-        yield Task("agree", shape, "both")
-        yield from (Task("shared", shape, backend) for backend in every)
-        yield from (Task("memory", shape, backend, length) for length in scale.memory_at for backend in BACKENDS)
-        yield from (
-            Task(question, shape, backend) for question in ("resume", "evaluate", "export") for backend in every
-        )
+        yield from (Task("load", shape), Task("train", shape, main), Task("memory", shape, main, length))
     yield Task("speed")
 
 
 def answer(check: GpuCheck, task: Task) -> dict[str, Any]:
-    """Ask one question: `ok`, `off` (answered, but not as claimed), `failed`, `not reached` or `not installed`."""
+    """Ask one question: `ok`, `off` (answered, but not as claimed), `failed` or `not reached`."""
     began = time.monotonic()
-    check.task, check.until = task, min(began + LIMITS[task.question], check.end)
-    title = f"{task.question} at {task.length}" if task.length else task.question
-    row: dict[str, Any] = {"question": title, "shape": task.shape, "backend": task.backend, "state": ""}
+    check.task, check.until = task, min(began + QUESTIONS[task.question][1], check.end)
+    row: dict[str, Any] = {"date": str(date.today()), "question": str(task), "state": "failed"}
     try:
         if began >= check.end:
             raise TimeIsUp
-        if task.backend in ("unsloth", "both") and find_spec("unsloth") is None:
-            row["state"] = "not installed"
-        else:
-            found = getattr(check, task.question)()
-            row |= {"state": "ok" if found.pop("holds", True) else "off", **found}
+        found = getattr(check, task.question)()
+        row |= {"state": "ok" if found.pop("holds", True) else "off", **found}
     except TimeIsUp:
         row["state"] = "not reached"
     except Failed as error:
-        row |= {"state": "failed", "error": str(error)}
+        row["error"] = str(error)
     except Exception as error:  # a file that is not as expected; the other questions go on
-        row |= {"state": "failed", "error": f"{type(error).__name__}: {error}"}
+        row["error"] = f"{type(error).__name__}: {error}"
     return row | {"seconds": round(time.monotonic() - began, 1)}
 
 
 def table(rows: Sequence[dict[str, Any]], device: str, command: str) -> str:
     """The answers as tests/benchmarks/RESULTS.md has them."""
-    columns = ("question", "shape", "backend", "state", "seconds")
+    columns = ("question", "state", "seconds")
     lines = [f"## {machine(device)}, {date.today()}", "", f"`{command}`", ""]
-    lines += ["| question | shape | backend | answer | s | figures |", "|---|---|---|---|---|---|"]
+    lines += ["| question | answer | s | figures |", "|---|---|---|---|"]
     for row in rows:
-        figures = [f"{name.replace('_', ' ')} {_shown(row[name])}" for name in row if name not in (*columns, "printed")]
+        figures = [
+            f"{name.replace('_', ' ')} {_shown(row[name])}" for name in row if name not in (*columns, "date", "printed")
+        ]
         cells = [*(str(row[name]) for name in columns), "; ".join(figures)]
         lines.append("| " + " | ".join(re.sub(r"[|\n]", " ", cell) for cell in cells) + " |")
     for row in rows:
@@ -542,32 +516,49 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--shapes", default="1.7b,0.6b,4b", help="the first is asked everything; or tiny, for a CPU")
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu-check"), help="models and runs are kept here")
-    parser.add_argument("--only", default=",".join(LIMITS), help="some of %(default)s; load is always asked")
-    parser.add_argument("--minutes", type=float, default=10, help="what is not reached by then is said to be so")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu-check"), help="for the answers")
+    parser.add_argument("--work", type=Path, default=Path("runs/gpu-check-work"), help="for models and runs")
+    everything = ",".join(name for name in QUESTIONS if name != "speed")
+    parser.add_argument("--only", default=everything, help="some of %(default)s; or speed. load is always asked")
+    parser.add_argument("--minutes", type=float, default=10, help="of this call; the next one goes on")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of each dpo-cli command")
     parser.add_argument("--make", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    shapes, asked, out = given.shapes.lower().split(","), given.only.split(","), given.out.resolve()
-    if strange := sorted(set(asked) - LIMITS.keys()):
+    shapes, asked = given.shapes.lower().split(","), given.only.split(",")
+    out, work = given.out.resolve(), given.work.resolve()
+    if strange := sorted(set(asked) - QUESTIONS.keys()):
         parser.error(f"no such question: {', '.join(strange)}")
-    out.mkdir(parents=True, exist_ok=True)
+    if work.is_relative_to(out):
+        parser.error("--work lies in --out, which is for what is small and is kept")
+    work.mkdir(parents=True, exist_ok=True)
     scale = TINY if "tiny" in (*shapes, given.make) else Scale()
     if given.make:
-        print(json.dumps(make(out, given.make, given.device, scale)))
+        print(json.dumps(make(work, given.make, given.device, scale)))
         return 0
-    check = GpuCheck(out, given.device, scale, given.set, time.monotonic() + 60 * given.minutes)
-    rows = []
-    for task in tasks(shapes, scale):
-        if task.question in (*asked, "load"):
-            rows.append(answer(check, task))
-            with open(out / "answers.jsonl", "a", encoding="utf-8") as file:
-                print(json.dumps({"date": str(date.today()), **rows[-1]}, ensure_ascii=False), file=file)
-            print(" ".join(filter(None, list(rows[-1].values())[:4])), rows[-1].get("error", ""), flush=True)
-    text = table(rows, given.device, shlex.join(["python", *sys.argv]))
-    (out / "table.md").write_text(text, encoding="utf-8")
-    print(f"\n{text}\n{out / 'table.md'}; what the commands printed: {out / 'log.txt'}")
-    return int(any(row["state"] in ("failed", "off") for row in rows))
+
+    out.mkdir(parents=True, exist_ok=True)
+    file, every = out / "answers.jsonl", list(tasks(shapes, scale))
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    known = {row["question"]: row for row in map(json.loads, lines)}
+    wanted = [task for task in every if task.question in asked or (task.question == "load" and asked != ["speed"])]
+    # What failed comes last, so that it takes no time from what was not reached.
+    left = [task for task in wanted if str(task) not in known]
+    left += [task for task in wanted if known.get(str(task), {}).get("state") == "failed"]
+    expected = {str(task): QUESTIONS[task.question][0] for task in left}
+    minutes = sum(expected.values()) / 60
+    print(f"about {minutes:.0f} minutes, in calls of {given.minutes:g}; seconds expected: {expected}", flush=True)
+    check = GpuCheck(out, work, given.device, scale, given.set, time.monotonic() + 60 * given.minutes)
+    for task in left:
+        row = known[str(task)] = answer(check, task)
+        if row["state"] != "not reached":
+            with open(file, "a", encoding="utf-8") as answers:
+                print(json.dumps(row, ensure_ascii=False), file=answers)
+        print(task, row["state"], row.get("error", ""), flush=True)
+        rows = [known[str(one)] for one in every if str(one) in known]
+        text = table(rows, given.device, shlex.join(["python", *sys.argv]))
+        (out / "table.md").write_text(text, encoding="utf-8")
+    print(f"\n{(out / 'table.md').read_text(encoding='utf-8')}\nwhat the commands printed: {out / 'log.txt'}")
+    return int(any(row["state"] in ("failed", "off") for row in known.values()))
 
 
 if __name__ == "__main__":
