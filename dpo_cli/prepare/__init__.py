@@ -31,8 +31,8 @@ class Prepared:
 def prepare(recipe: Recipe, folder: Path, *, quiet: bool = False) -> Prepared:
     """Write train.jsonl, eval.jsonl, report.json and report.md (dropped.jsonl with data.keep_dropped) into `folder`.
 
-    The same recipe and rows give the same files, whatever the order of the rows. `folder` has to exist and be empty;
-    what stands in it after an error or Ctrl-C is of no use.
+    The same recipe and rows give the same files, whatever the order of the rows, but for the line numbers in the
+    report. `folder` has to exist and be empty; what stands in it after an error or Ctrl-C is of no use.
 
     Raises:
         DpoError: an input is missing or empty (exit code 1), its layout can't be told (2), or nothing is left.

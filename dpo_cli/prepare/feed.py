@@ -33,14 +33,17 @@ class Feed:
     name: str
     rows: Callable[[frozenset[str] | None, Ticker], Rows]
     notes: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)  # notes that the user should look at
     count: int = 0
 
     def place(self, number: int) -> str:
         return f"{self.name}:{number}"
 
-    def note(self, said: str) -> None:
-        if said not in self.notes:
-            self.notes.append(said)
+    def note(self, said: str, doubt: bool = False) -> None:
+        """Keep what reading found out, once."""
+        for kept in (self.notes, self.doubts) if doubt else (self.notes,):
+            if said not in kept:
+                kept.append(said)
 
 
 class Unreadable(Exception):

@@ -71,7 +71,7 @@ def text_lines(path: Path) -> list[str]:
 
 def _text_rows(path: Path, feed: Feed, encoding: Encoding, tick: Ticker) -> Rows:
     if encoding.guessed:
-        feed.note(f"read as {encoding.codec}, which its bytes look like; save it as UTF-8 to be sure")
+        feed.note(f"read as {encoding.codec}, which its bytes look like; save it as UTF-8 to be sure", doubt=True)
     elif encoding.codec not in ("utf-8", "utf-8-sig"):
         feed.note(f"read as {encoding.codec}")
     *others, last = ("", *(suffix.lower() for suffix in path.suffixes))

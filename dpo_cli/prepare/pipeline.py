@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpo_cli import models
 from dpo_cli.errors import DpoError
-from dpo_cli.language import language
-from dpo_cli.prepare import Prepared, filters, report, scoring, sources, split, tokens
+from dpo_cli.language import language, latin_language
+from dpo_cli.prepare import Prepared, filters, remarks, report, scoring, sources, split, survey, tokens
 from dpo_cli.prepare.audit import Audit
 from dpo_cli.prepare.benchmark import read_benchmark
 from dpo_cli.prepare.dedup import Sketches, clusters
-from dpo_cli.prepare.feed import Broken
+from dpo_cli.prepare.feed import Broken, Feed
 from dpo_cli.prepare.files import file_feed
 from dpo_cli.prepare.formats import FORMATS
 from dpo_cli.prepare.layouts import LAYOUTS
@@ -29,6 +30,9 @@ from dpo_cli.recipe_train import trl_arguments
 from dpo_cli.records import CandidateSet, write_jsonl
 from dpo_cli.run import sha256
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Chosen = tuple[Entry, tuple[int, ...], str]  # a row to write: its prompt, which of the candidates, and its id
 
 
@@ -37,13 +41,16 @@ def run(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
     files = sources.source_files(recipe)  # before anything else: a missing file is said at once
     tally = Tally(folder / "dropped.jsonl" if recipe.data.keep_dropped else None)
     spool = Spool(folder)
+    options = recipe.data.filters
     try:
         with Progress(quiet) as progress:
-            entries, sketches, read = _read(recipe, spool, tally, progress)
+            tokenizer = models.load_tokenizer(recipe) if options.too_long or options.length_ratio else None
+            entries, sketches, read = _read(recipe, spool, tally, progress, tokenizer)
             progress.stage("comparing prompts", "prompts")
             duplicates = _compare_prompts(recipe, entries, sketches, spool)
-            _count_tokens(recipe, entries, spool, progress)
-            _settle(recipe, entries, spool, tally, {layout for layout, _ in read.values()})
+            if tokenizer is not None:
+                _count_tokens(recipe, tokenizer, entries, spool, progress)
+            _settle(recipe, entries, spool, tally, {one.layout for one in read.values()})
             train, held, wanted, outside = _choose(recipe, entries)
             sides = [{entry.cluster for entry, _, _ in rows} for rows in (train, held)]
             duplicates["train_eval_overlap"] = len(sides[0] & sides[1])
@@ -67,29 +74,47 @@ def run(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
         tally.close()
     left = sum(len(entry.units) for entry in entries if entry.fate is None) - len(train) - len(held)
     got = {"train": Counter(entry.language for entry, _, _ in train), "eval": Counter(e.language for e, _, _ in held)}
+    rows["quota"] = left
+    said = [*remarks.losses(recipe, tally, entries), *remarks.languages(tally), *remarks.held_out(recipe, rows)]
+    said += remarks.left_out(tally)
+    for rank, one in read.items():
+        said += remarks.files(recipe.data.sources[rank].label, one.feeds, one.overlooked)
     found = report.build(
-        recipe, tally, {**rows, "quota": left}, got, wanted, outside, duplicates, audit,
-        _provenance(recipe, read, inputs),
-    )  # fmt: skip
+        recipe, tally, rows, got, wanted, outside, duplicates, audit, said, _provenance(recipe, read, inputs)
+    )
     report.write(found, folder)
     return Prepared(
-        found, inputs, {recipe.data.sources[rank].id: commit for rank, (_, commit) in read.items() if commit}
+        found, inputs, {recipe.data.sources[rank].id: one.commit for rank, one in read.items() if one.commit}
     )
 
 
 # -------------------------------------------------------------------------------------------------- row by row
 
 
+@dataclass
+class Read:
+    """What a source was read as: its layout, its commit on the Hub, its files and what of it was not read."""
+
+    layout: str
+    commit: str | None
+    feeds: list[Feed]
+    repeats_prompts: bool
+    unread_columns: list[str]
+    left_out: list[str]
+    overlooked: list[str]
+
+
 def _read(
-    recipe: Recipe, spool: Spool, tally: Tally, progress: Progress
-) -> tuple[list[Entry], Sketches, dict[int, tuple[str, str | None]]]:
-    """Every prompt that reached the duplicates, its sketch, and per source its layout and commit."""
+    recipe: Recipe, spool: Spool, tally: Tally, progress: Progress, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[list[Entry], Sketches, dict[int, Read]]:
+    """Every prompt that reached the duplicates, its sketch, and what each source was read as."""
     data = recipe.data
     benchmark = read_benchmark(recipe)
     weights = tuple(data.score_weights.model_dump().items())
     entries: list[Entry] = []
     sketches = Sketches()
-    read: dict[int, tuple[str, str | None]] = {}
+    read: dict[int, Read] = {}
+    special = filters.special_tokens(tokens.special(tokenizer) if tokenizer is not None else [])
     for rank, source in enumerate(data.sources):
         progress.stage(f"reading {source.label}", "prompts")
         commit = None
@@ -105,7 +130,8 @@ def _read(
                 where=recipe.where("data", "sources", rank, "id"),
                 hint="check that the file is whole, and data_files and split",
             )
-        read[rank] = layout, commit
+        columns = Settings(weights, source.columns or {})
+        read[rank] = _survey(recipe, rank, layout, commit, feeds, columns)
         context = filters.Context(
             languages=frozenset(data.languages) if data.languages is not None else None,
             thinking=recipe.model.thinking,
@@ -114,16 +140,17 @@ def _read(
             min_margin=data.pairs.min_margin,
             min_chosen_score=data.pairs.min_chosen_score,
             unpaired=data.format == "unpaired",
+            special=special,
+            repeats_prompts=read[rank].repeats_prompts,
         )
-        columns = Settings(weights, source.columns or {})
         stated, contrary = 0, 0
         for item in candidate_sets(source, feeds, LAYOUTS[layout], columns, progress.tick):
             progress.count += 1
             tally.came[source.label] += 1
             tally.notes.update((source.label, note) for note in set(item.notes))
             if isinstance(item, Broken):
-                fate = (item.reason, item.detail)
-                tally.drop(source.label, source.language or "und", fate, hash64(item.detail), lambda: "")
+                fate, at = (item.reason, item.detail), ("", item.place)
+                tally.drop(source.label, source.language or "und", fate, hash64(item.detail), lambda at=at: at)  # type: ignore[misc]
                 continue
             lead = item.lead()
             if lead is not None:
@@ -149,6 +176,14 @@ def _upside_down(recipe: Recipe, rank: int, names: list[str], contrary: int, sta
     )
 
 
+def _survey(recipe: Recipe, rank: int, layout: str, commit: str | None, feeds: list[Feed], columns: Settings) -> Read:
+    source, echo = recipe.data.sources[rank], recipe.data.filters.echo
+    unread = survey.unread_columns(feeds, layout, LAYOUTS[layout], columns)
+    repeats = bool(echo) and survey.repeats_prompts(source, feeds, LAYOUTS[layout], columns, echo.min_chars)
+    left_out = sources.left_out(recipe, rank)
+    return Read(layout, commit, feeds, repeats, unread, left_out, sources.overlooked(recipe, rank, left_out))
+
+
 def _judge(
     recipe: Recipe,
     item: CandidateSet,
@@ -163,7 +198,11 @@ def _judge(
     What comes after the duplicates is asked here already, for the row is at hand; a duplicate's fate then wins.
     """
     data = recipe.data
-    item.language = item.language or _language(item)
+    if item.language is None:
+        item.language = _language(item)
+        if item.language == "en":
+            looks = latin_language(item.prompt[-1]["content"])
+            tally.latin.setdefault(item.source, Counter()).update(filter(None, [looks]))
     key = prompt_key(item.prompt)
     hashed = hash64(key)
     content = hash64(item.prompt, *((c.text, c.score) for c in item.candidates))
@@ -171,7 +210,7 @@ def _judge(
     fate = filters.screen(item, data.filters, context)
     if fate is not None:
         asked = item.prompt[-1]["content"]
-        tally.drop(item.source, item.language, fate, hashed, lambda: excerpt(asked))
+        tally.drop(item.source, item.language, fate, hashed, lambda: (excerpt(asked), item.place))
         return None
     edits = Counter(garbled=came - len(item.candidates))
     units: list[tuple[int, ...]] = []
@@ -263,13 +302,12 @@ def _name(entry: Entry) -> str:
 TOKEN_BATCH = 64  # prompts counted together
 
 
-def _count_tokens(recipe: Recipe, entries: list[Entry], spool: Spool, progress: Progress) -> None:
+def _count_tokens(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, entries: list[Entry], spool: Spool, progress: Progress
+) -> None:
     """Drop what is too long for the model, or too unequal in length. The slowest filter, so only on what is left."""
     options = recipe.data.filters
     alive = [entry for entry in entries if entry.fate is None]
-    if not (options.too_long or options.length_ratio) or not alive:
-        return
-    tokenizer = models.load_tokenizer(recipe)
     kwargs = models.chat_template_kwargs(recipe)
     progress.stage("counting tokens", "prompts")
     for start in range(0, len(alive), TOKEN_BATCH):
@@ -290,8 +328,9 @@ def _settle(recipe: Recipe, entries: list[Entry], spool: Spool, tally: Tally, la
         DpoError: nothing is left.
     """
 
-    def asked(entry: Entry) -> str:
-        return excerpt(spool.get(entry.place)[1].prompt[-1]["content"])
+    def asked(entry: Entry) -> tuple[str, str]:
+        item = spool.get(entry.place)[1]
+        return excerpt(item.prompt[-1]["content"]), item.place
 
     def example(entry: Entry) -> dict[str, Any]:
         return kept_example(spool.get(entry.place)[1], entry.units[0])
@@ -310,11 +349,12 @@ def _settle(recipe: Recipe, entries: list[Entry], spool: Spool, tally: Tally, la
         first = next(iter(reasons))
         shown = next(some[0][1] for (_, reason), some in tally.examples.items() if reason == first)
         said = f" ({shown['detail']})" if shown["detail"] else ""
-        hint = report.HINTS.get(first, f"data.filters.{first} says what it drops")
+        such = " ".join(filter(None, [shown["where"], shown["prompt"][:80]])) + said
+        hint = remarks.hint(first)
         if "kto" in layouts and recipe.data.format != "unpaired" and first in ("single_response", "tie"):
             hint = "these are answers that are called good or bad: take train.method: kto with data.format: unpaired"
         raise DpoError(
-            f"nothing is left of {tally.came.total():,} prompts: {biggest}; such as: {shown['prompt'][:80]}{said}",
+            f"nothing is left of {tally.came.total():,} prompts: {biggest}; such as: {such}",
             where=recipe.where("data", "sources"),
             hint=hint,
         )
@@ -400,21 +440,30 @@ def _check_labels(recipe: Recipe, labels: Counter[bool]) -> None:
     )
 
 
-def _provenance(recipe: Recipe, read: dict[int, tuple[str, str | None]], inputs: dict[str, str]) -> dict[str, Any]:
-    """Where the data come from, and with what they were made."""
+def _provenance(recipe: Recipe, read: dict[int, Read], inputs: dict[str, str]) -> dict[str, Any]:
+    """Where the data come from, what was read of them, and with what they were made."""
     from importlib.metadata import version
 
     import dpo_cli
 
+    found = {}
+    for rank, one in read.items():
+        files = {feed.name: {"rows": feed.count, **({"notes": feed.notes} if feed.notes else {})} for feed in one.feeds}
+        more = {
+            "columns_not_read": one.unread_columns,
+            "files_not_read": one.left_out,
+            "short_prompts_cut_from_answers": one.repeats_prompts,
+        }
+        found[recipe.data.sources[rank].label] = {
+            "id": recipe.data.sources[rank].id, "layout": one.layout, "revision": one.commit, "files": files,
+            **{name: value for name, value in more.items() if value},
+        }  # fmt: skip
     return {
         "dpo_cli": dpo_cli.__version__,
         "datasets": version("datasets"),
         "seed": recipe.seed,
         "model": recipe.model.id,
         "format": recipe.data.format,
-        "sources": {
-            recipe.data.sources[rank].label: {"id": recipe.data.sources[rank].id, "layout": layout, "revision": commit}
-            for rank, (layout, commit) in read.items()
-        },
+        "sources": found,
         "inputs": inputs,
     }

@@ -9,28 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_cli.prepare.audit import MODEL, SHORTCUTS, Audit, warnings
 from dpo_cli.prepare.filters import REASONS
-from dpo_cli.prepare.tally import Tally
+from dpo_cli.prepare.tally import CONTROL, Tally
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import ROWS_ARE
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.text import Text
-
-# What to look at where a reason took everything.
-HINTS = {
-    "schema": "is layout: right? the README lists the columns of each",
-    "unsupported": "only text can be trained on: take the rows without tools, images, sound and film",
-    "contradicts_scores": "data.filters.contradicts_scores: false takes chosen and rejected without the scores",
-    "contaminated": "check data.contamination and data.filters.contaminated",
-    "language": "data.languages names the languages that may stay; a source's language: says what it is in",
-    "single_response": "this source has one answer per prompt; pairs need two",
-    "template": "for safety data set keep_refusals: true on the source",
-    "margin": "lower data.pairs.min_margin",
-    "low_chosen": "lower data.pairs.min_chosen_score",
-    "too_long": "raise model.max_length, or data.filters.too_long",
-    "length_ratio": "raise data.filters.length_ratio",
-}
 
 
 def build(
@@ -42,6 +27,7 @@ def build(
     outside: dict[str, Counter[str]],
     duplicates: dict[str, int],
     audit: Audit,
+    remarks: list[str],
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
     """What stands in report.json.
@@ -52,6 +38,7 @@ def build(
         wanted: training rows per language that the mix asked for; empty without shares.
         outside: kept rows by language that could not train, by why not.
         audit: of the training pairs.
+        remarks: what else is to be said, a sentence each.
     """
     shortcuts = audit.shortcuts()
     languages: dict[str, dict[str, Any]] = {}
@@ -62,9 +49,6 @@ def build(
             "dropped": tally.reasons(language=name),
         }  # fmt: skip
     short = [_shortfall(name, one, outside) for name, one in languages.items() if (one["wanted"] or 0) > one["got"]]
-    empty = (
-        [] if rows["eval"] else ["no pair was held out: eval.jsonl is empty; more data or a larger data.eval_fraction"]
-    )
     return {
         "sources": {source.label: _source(tally, source.label) for source in recipe.data.sources},
         "pairs": rows,
@@ -74,7 +58,7 @@ def build(
         "tokens": audit.token_counts(),
         "duplicates": duplicates,
         "shortcuts": shortcuts,
-        "warnings": [*short, *empty, *_left_out(tally), *warnings(shortcuts)],
+        "warnings": [*remarks, *short, *warnings(shortcuts)],
         "examples": _examples(tally),
         "provenance": provenance,
     }
@@ -100,14 +84,6 @@ def _shortfall(language: str, figures: dict[str, Any], outside: dict[str, Counte
     causes += [f"{counts[language]:,} {why}" for why, counts in outside.items() if counts[language]]
     lost = f"; lost were {', '.join(causes)}" if causes else "; the sources hold no more"
     return f"{language}: {figures['wanted']:,} training pairs wanted, {figures['got']:,} got{lost}"
-
-
-def _left_out(tally: Tally) -> list[str]:
-    """What layouts left out of rows that they read."""
-    return [
-        f"{source}: left out of {count:,} of {tally.came[source]:,} prompts: {what}"
-        for (source, what), count in sorted(tally.notes.items())
-    ]
 
 
 def _examples(tally: Tally) -> dict[str, Any]:
@@ -204,7 +180,7 @@ def funnel_table(report: dict[str, Any], examples: bool = False) -> Group:
     table.add_column("", no_wrap=True)
     for head in heads:  # a long name keeps its end; a Chinese character takes two columns
         cuts = [head, *("…" + head[start:] for start in range(1, len(head) + 1))]
-        table.add_column(next(cut for cut in cuts if cell_len(cut) <= wide), justify="right", no_wrap=True)
+        table.add_column(Text(next(cut for cut in cuts if cell_len(cut) <= wide)), justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     came = sum(one["in"] for one in report["sources"].values())
     for what, *cells in rows:
@@ -216,7 +192,7 @@ def funnel_table(report: dict[str, Any], examples: bool = False) -> Group:
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column()
     for name, said in _facts(report).items():
-        facts.add_row(name, said)
+        facts.add_row(name, Text(said))
     warned = [Text(f"! {warning}", style="yellow") for warning in report["warnings"]]
     return Group(table, Text(), facts, *warned, *(_example_texts(report) if examples else []))
 
@@ -231,7 +207,7 @@ def _example_texts(report: dict[str, Any]) -> list[Text]:
             shown.append(Text.assemble((f"\nkept  {source}\n", "bold green"), f"  {row['prompt']}\n", better, worse))
     for reason, rows in report["examples"]["dropped"].items():
         for row in rows:
-            head = (f"\n{reason}  {row['source']}: {row['detail']}\n", "bold red")
+            head = (f"\n{reason}  {row['where'] or row['source']}: {row['detail']}\n", "bold red")
             shown.append(Text.assemble(head, f"  {row['prompt']}"))
     return shown
 
@@ -244,7 +220,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         return "\n".join(f"| {' | '.join(map(quoted, line))} |" for line in lines)
 
     def quoted(text: str) -> str:
-        return text.replace("|", "\\|").replace("<", "&lt;")
+        return CONTROL.sub(" ", text).replace("|", "\\|").replace("<", "&lt;")
 
     heads, rows = _funnel(report, most=100)
     numbers = {
@@ -260,24 +236,25 @@ def to_markdown(report: dict[str, Any]) -> str:
         for name, one in report["shortcuts"].items()
     ]
     kept = [
-        f"- {source}: {quoted(one['prompt'])}\n"
+        f"- {quoted(source)}: {quoted(one['prompt'])}\n"
         f"  - chosen: {quoted(one['chosen'])}\n"
         f"  - rejected: {quoted(one['rejected'])}"
         for source, several in report["examples"]["kept"].items()
         for one in several
     ]
     dropped = [
-        f"- **{reason}**, {one['source']}, {quoted(one['detail'])}: {quoted(one['prompt'])}"
+        f"- **{reason}**, {quoted(' '.join(filter(None, [one['source'], one['where']])))}, {quoted(one['detail'])}: "
+        f"{quoted(one['prompt'])}"
         for reason, several in report["examples"]["dropped"].items()
         for one in several
     ]
     within = ", ".join(f"{limit}x {count:,}" for limit, count in report["length"]["within_ratio"].items())
     parts = [
         "# Data report",
-        *(f"> {warning}" for warning in report["warnings"]),
+        *(f"> {quoted(warning)}" for warning in report["warnings"]),
         "## Funnel",
         table(["prompts", *heads], rows),
-        "\n".join(f"- {name}: {said}" for name, said in _facts(report).items()),
+        "\n".join(f"- {name}: {quoted(said)}" for name, said in _facts(report).items()),
         "## Shortcuts",
         "How often each, all by itself, picks the chosen answer, with a 95 % interval; a draw counts half.",
         table(["bet on", "right", "pairs where answers differ"], bets),

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,8 +15,10 @@ from dpo_cli.prepare.text import hash64
 from dpo_cli.records import CandidateSet
 
 KEPT_EXAMPLES, DROPPED_EXAMPLES = 3, 2  # per source; per source and reason
+KEPT_CAUSES = 200  # per source and reason
 EXCERPT = 200  # characters
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+_NUMBER = re.compile(r"\d[\d,.]*|0x[\da-f]{2}")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(slots=True)
@@ -42,6 +45,16 @@ class Entry:
 
 
 @dataclass
+class Cause:
+    """Why some rows were dropped: in the words of the one of lowest hash, where it stands, and how many they are."""
+
+    order: int
+    detail: str
+    place: str
+    count: int = 0
+
+
+@dataclass
 class Tally:
     """Counts by source and language. Every prompt that came is kept, or dropped once: `check` asserts it."""
 
@@ -51,6 +64,8 @@ class Tally:
     dropped: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     edits: Counter[tuple[str, str]] = field(default_factory=Counter)
     notes: Counter[tuple[str, str]] = field(default_factory=Counter)  # rows, by source and what was left out of them
+    latin: dict[str, Counter[str]] = field(default_factory=dict)  # by source: what prompts that count as en look like
+    causes: dict[tuple[str, str], dict[str, Cause]] = field(default_factory=dict)  # by source and reason
     examples: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = field(default_factory=dict)
     _file: TextIO | None = None
 
@@ -58,16 +73,34 @@ class Tally:
         if self.dropped_file is not None:
             self._file = self.dropped_file.open("w", encoding="utf-8", newline="\n")
 
-    def drop(self, source: str, language: str, fate: tuple[str, str], order: int, prompt: Callable[[], str]) -> None:
-        """A prompt goes, for `fate`'s reason; `order` is a hash that picks examples whatever the order of rows."""
+    def drop(
+        self, source: str, language: str, fate: tuple[str, str], order: int, row: Callable[[], tuple[str, str]]
+    ) -> None:
+        """A prompt goes, for `fate`'s reason; `order` is a hash that picks examples whatever the order of rows.
+
+        `row` gives an excerpt of the prompt, and the file and line that it came from.
+        """
         reason, detail = fate
         self.dropped[source, language, reason] += 1
+        told = cache(
+            lambda: dict(zip(("prompt", "where"), row(), strict=True)) | {"detail": detail}
+        )  # few are asked for
+        causes = self.causes.setdefault((source, reason), {})
+        kind = _NUMBER.sub("0", detail)  # "1,203 tokens" and "1,204 tokens" are one cause
+        if kind in causes or len(causes) < KEPT_CAUSES:
+            cause = causes.get(kind)
+            if cause is None or order < cause.order:
+                causes[kind] = cause = Cause(order, detail, told()["where"], cause.count if cause else 0)
+            cause.count += 1
         if self._file is not None:
             name = None if reason in ("schema", "unsupported") else row_id(source, order)
-            told = {"language": language, "reason": reason, "detail": detail, "prompt": prompt()}
-            row = {"id": name, "source": source, **told}
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._example((source, reason), order, DROPPED_EXAMPLES, lambda: {"prompt": prompt(), "detail": detail})
+            line = {"id": name, "source": source, "language": language, "reason": reason, **told()}
+            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._example((source, reason), order, DROPPED_EXAMPLES, told)
+
+    def commonest(self, source: str, reason: str) -> Cause:
+        """The cause of most of a reason's drops in a source."""
+        return max(self.causes[source, reason].values(), key=lambda one: (one.count, one.detail))
 
     def keep(self, source: str, language: str, order: int, example: Callable[[], dict[str, Any]]) -> None:
         self.kept[source, language] += 1
@@ -108,7 +141,7 @@ def row_id(source: str, prompt_hash: int, unit: tuple[int, ...] = ()) -> str:
 
 def excerpt(text: str) -> str:
     """The first 200 characters on one line, without what a terminal would obey."""
-    flat = " ".join(_CONTROL.sub(" ", text[: 2 * EXCERPT]).split())
+    flat = " ".join(CONTROL.sub(" ", text[: 2 * EXCERPT]).split())
     return flat if len(flat) <= EXCERPT else flat[: EXCERPT - 1] + "…"
 
 

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from itertools import islice, pairwise
 
-from dpo_cli.language import HAN, HAN_CLASS, mostly_han
+from dpo_cli.language import HAN, HAN_CLASS, han_characters, mostly_han
 from dpo_cli.records import Message
 
 _WORD = re.compile(f"[{HAN_CLASS}]|[^\\W{HAN_CLASS}]+")
@@ -60,8 +60,8 @@ _BEYOND_ASCII = re.compile("[\x80-\x9f\ufffd]")  # C1 controls, and what a decod
 _HIGH_1252 = re.escape("".join(bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xC0)))
 _MISREAD = re.compile(f"â€[{_HIGH_1252}]|[a-z]Ã[{_HIGH_1252}]|Â[\xa0-\xbf]|(?:锟斤拷){{2}}")
 _LEADING = re.compile("[\xc2-\xef]")
-_RUNS = {"cp1252": re.compile(f"[{_HIGH_1252}\xc0-\xff]{{6,}}"), "gbk": re.compile(f"[{HAN_CLASS}]{{6,}}")}
-_MEANT = re.compile(f"[{HAN_CLASS}\u0370-\u06ff\u0e00-\u0e7f\u3041-\u30ff\uac00-\ud7a3]{{2}}")
+_RUNS = {"cp1252": re.compile(f"[{_HIGH_1252}\xc0-\xff]{{6,}}"), "gbk": re.compile("[^\x00-\x7f]{6,}")}
+_OTHER_SCRIPT = re.compile("[\u0370-\u06ff\u0e00-\u0e7f\u3041-\u30ff\uac00-\ud7a3]{2}")
 TURNED_BACK = 3  # runs of a text that are tried; a text that was misread is misread from the start
 
 
@@ -91,7 +91,11 @@ def _misread(text: str) -> bool:
 def _turns_back(run: str, codec: str) -> bool:
     data = run.encode(codec, errors="ignore")
     meant = data[: len(data) - 3].decode("utf-8", errors="replace").rstrip("\ufffd")  # it may end within a character
-    return "\ufffd" not in meant and bool(_MEANT.search(meant))
+    if "\ufffd" in meant:
+        return False
+    if codec == "cp1252" and _OTHER_SCRIPT.search(meant):  # of two bytes a letter, which come out of good Chinese too
+        return True
+    return han_characters(meant) >= max(2, len(meant) / 2)
 
 
 def repeats(text: str, limit: float) -> bool:

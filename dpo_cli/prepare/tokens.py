@@ -32,6 +32,12 @@ def rendered(
     return list(texts)
 
 
+def special(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Every token that the tokenizer obeys where it stands in a text."""
+    added = tokenizer.added_tokens_decoder.values()
+    return [*tokenizer.all_special_tokens, *(token.content for token in added if token.special)]
+
+
 def lengths(
     tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any], items: Sequence[tuple[CandidateSet, Sequence[int]]]
 ) -> list[tuple[int, dict[int, int]]]:
@@ -71,7 +77,7 @@ def show(recipe: Recipe, pairs: Sequence[Pair], console: Console) -> None:
         prompt = rendered(tokenizer, kwargs, [pair.prompt], True)[0]
         asked = len(_ids(tokenizer, prompt))
         margin = "no scores" if pair.margin is None else f"margin {pair.margin:.3f}"
-        console.rule(f"{number}  {pair.source}, {pair.language}, {margin}, {pair.id}", align="left")
+        console.rule(Text(f"{number}  {pair.source}, {pair.language}, {margin}, {pair.id}"), align="left")
         console.print(Text(prompt, style="dim"), soft_wrap=True)
         for name, answer, style in (("chosen", pair.chosen, "green"), ("rejected", pair.rejected, "red")):
             whole = rendered(tokenizer, kwargs, [[*pair.prompt, *answer]], False)[0]

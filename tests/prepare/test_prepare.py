@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -91,6 +92,11 @@ def planted_run(kit: Any, rows: list[Any]) -> Any:
     )
 
 
+def without_lines(report: Any) -> str:
+    """A report, but for the line numbers of rows."""
+    return re.sub(r"rows\.jsonl:\d+", "rows.jsonl", json.dumps(report))
+
+
 def test_planted_defects_are_recovered_exactly(kit: Any) -> None:
     """Every count, by reason; and the rows' order changes nothing at all."""
     rows = planted(kit)
@@ -103,7 +109,7 @@ def test_planted_defects_are_recovered_exactly(kit: Any) -> None:
     random.Random(3).shuffle(every)
     again = planted_run(kit, every)
     assert (again.train, again.held) == (made.train, made.held)
-    assert {**again.report, "provenance": 0} == {**made.report, "provenance": 0}
+    assert without_lines({**again.report, "provenance": 0}) == without_lines({**made.report, "provenance": 0})
 
 
 def test_spellings_of_one_prompt_in_any_order(kit: Any) -> None:
@@ -117,7 +123,8 @@ def test_spellings_of_one_prompt_in_any_order(kit: Any) -> None:
     made = kit.run_rows(rows)
     random.Random(0).shuffle(rows)
     again = kit.run_rows(rows)
-    assert (again.train, again.held, again.report["examples"]) == (made.train, made.held, made.report["examples"])
+    assert (again.train, again.held) == (made.train, made.held)
+    assert without_lines(again.report["examples"]) == without_lines(made.report["examples"])
     assert "\x07" not in json.dumps(made.report, ensure_ascii=False)
 
 

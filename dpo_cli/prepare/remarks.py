@@ -1,0 +1,115 @@
+"""What `prepare` has to say beyond its counts: what was lost, or is too little, and the edit that changes it."""
+
+from __future__ import annotations
+
+import math
+
+from dpo_cli.prepare.feed import Feed
+from dpo_cli.prepare.filters import REASONS
+from dpo_cli.prepare.tally import Entry, Tally
+from dpo_cli.recipe import Recipe
+from dpo_cli.records import ROWS_ARE
+from dpo_cli.stats import wilson
+
+UNREAD_SHARE, DROPPED_SHARE = 0.1, 0.3  # of a source's prompts; more that can't be read, or go for one reason, is said
+KEPT_BY_LENGTH = 0.95  # the share of prompts that a proposed model.max_length would keep
+ENOUGH_HELD_OUT = 50  # pairs, from which on an accuracy says something
+FOREIGN_SHARE = 0.5  # of the prompts that are taken for English
+
+# What to look at where a reason took everything, or much.
+HINTS = {
+    "schema": "look at the file there; name its layout: or columns: where they are not what was detected",
+    "unsupported": "only text can be trained on: take the rows without tools, images, sound and film",
+    "contradicts_scores": "data.filters.contradicts_scores: false takes chosen and rejected without the scores",
+    "contaminated": "check data.contamination and data.filters.contaminated",
+    "language": "data.languages names the languages that may stay; a source's language: says what it is in",
+    "single_response": "this source has one answer per prompt; pairs need two",
+    "template": "for safety data set keep_refusals: true on the source",
+    "margin": "lower data.pairs.min_margin",
+    "low_chosen": "lower data.pairs.min_chosen_score",
+    "too_long": "raise model.max_length, or data.filters.too_long",
+    "length_ratio": "raise data.filters.length_ratio",
+}
+
+
+def hint(reason: str) -> str:
+    return HINTS.get(reason, f"data.filters.{reason} tunes it")
+
+
+def losses(recipe: Recipe, tally: Tally, entries: list[Entry]) -> list[str]:
+    """A sentence for every source and reason that took a bad share of it: the commonest cause, a row, and the fix."""
+    said = []
+    for source, came in tally.came.items():
+        for reason, count in sorted(tally.reasons(source).items(), key=lambda one: REASONS.index(one[0])):
+            if count <= (UNREAD_SHARE if reason == "schema" else DROPPED_SHARE) * came:
+                continue
+            cause = tally.commonest(source, reason)
+            fix = hint(reason)
+            if reason == "too_long":
+                needed = length_needed(recipe, [entry for entry in entries if entry.source == source])
+                fix = f"model.max_length: {needed} would keep {KEPT_BY_LENGTH:.0%}" if needed else fix
+            elif reason == "language":
+                fix = f"data.languages has no such share; where that is not their language, set language: on {source}"
+            such = ": ".join(filter(None, [cause.place, cause.detail]))
+            said.append(f"{source}: {count:,} of {came:,} dropped as {reason}, such as {such}; {fix}")
+    return said
+
+
+def length_needed(recipe: Recipe, entries: list[Entry]) -> int | None:
+    """The model.max_length that would keep 95 % of the prompts whose tokens were counted, up to the next 64."""
+    options = recipe.data.filters.too_long
+    share = options.max_prompt if options else 1.0
+    needs = sorted(max(*one.tokens[1].values(), math.ceil(one.tokens[0] / share)) for one in entries if one.tokens)
+    return math.ceil(needs[math.ceil(KEPT_BY_LENGTH * len(needs)) - 1] / 64) * 64 if needs else None
+
+
+def files(label: str, feeds: list[Feed], overlooked: list[str]) -> list[str]:
+    """What is to be known about the files of a source: guesses that were made, and what gave no rows."""
+    said = [f"{label}: {feed.name} was {note}" for feed in feeds for note in feed.doubts]
+    empty = [feed.name for feed in feeds if not feed.count]
+    if empty:
+        said.append(f"{label}: no rows in {_listed(empty)}")
+    if overlooked:
+        said.append(f"{label}: not read: {_listed(overlooked)}; data_files: names the files that are meant")
+    return said
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def held_out(recipe: Recipe, rows: dict[str, int]) -> list[str]:
+    """What can't be measured with so few held-out pairs, and how to hold out more."""
+    held, every = rows["eval"], rows["train"] + rows["eval"] + rows["quota"]
+    if held >= min(ENOUGH_HELD_OUT, recipe.data.eval_size):
+        return []
+    kind = ROWS_ARE[recipe.data.format]
+    if not held:
+        known = f"no {kind[:-1]} was held out: eval can measure nothing"
+    else:
+        half = wilson(held / 2, held)
+        known = f"only {held} {kind} held out: eval can't tell an accuracy of 50% from one of {half['high']:.0%}"
+    if every < 2 * ENOUGH_HELD_OUT:
+        fix = f"gather hundreds; of {every}, data.eval_fraction: 0.5 holds out half"
+        return [f"{known}; {fix}"]
+    share = math.ceil(100 * ENOUGH_HELD_OUT / every) / 100
+    return [f"{known}; data.eval_fraction: {share:g} holds out about {ENOUGH_HELD_OUT} of {every:,}"]
+
+
+def languages(tally: Tally) -> list[str]:
+    """Sources whose prompts are counted as English by their script, and read like another language."""
+    said = []
+    for source, found in tally.latin.items():
+        for name, count in found.most_common(1):
+            if name != "en" and count > FOREIGN_SHARE * found.total():
+                seen = f"{count:,} of {found.total():,} prompts that are counted as en look like {name}"
+                said.append(f"{source}: {seen}; set language: {name} on the source")
+    return said
+
+
+def left_out(tally: Tally) -> list[str]:
+    """What layouts left out of rows that they read."""
+    return [
+        f"{source}: left out of {count:,} of {tally.came[source]:,} prompts: {what}"
+        for (source, what), count in sorted(tally.notes.items())
+    ]

@@ -1,0 +1,78 @@
+"""What a source as a whole is like, looked at before its rows are judged one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from dpo_cli.prepare.feed import Broken, Feed
+from dpo_cli.prepare.filters import ALL_BUT, begins_with
+from dpo_cli.prepare.layouts import MAPPABLE, LayoutOf, read_row
+from dpo_cli.prepare.preferred import Settings
+from dpo_cli.prepare.recognise import LOOKED_AT, candidate_sets
+from dpo_cli.prepare.turns import Malformed
+from dpo_cli.recipe import Source
+from dpo_cli.records import CandidateSet
+
+ENOUGH = 5  # answers to short prompts, below which nothing is said of a source's form
+
+
+def repeats_prompts(source: Source, feeds: list[Feed], layout: LayoutOf, settings: Settings, below: int) -> bool:
+    """Whether (nearly) every answer of a source begins with its prompt, by the prompts shorter than `below`.
+
+    A look at the first rows comes before reading all of them, which the answer does not depend on.
+    """
+    alone = replace(layout, grouped=False)
+
+    def sets() -> Iterator[CandidateSet | Broken]:
+        return candidate_sets(source, feeds, alone, settings, lambda share: None)
+
+    answers, repeated = _repetitions(islice(sets(), LOOKED_AT), below)
+    if not answers or repeated < answers / 2:
+        return False
+    answers, repeated = _repetitions(sets(), below)
+    return answers >= ENOUGH and repeated >= ALL_BUT * answers
+
+
+def _repetitions(sets: Iterator[CandidateSet | Broken], below: int) -> tuple[int, int]:
+    answers = repeated = 0
+    for item in sets:
+        asked = "" if isinstance(item, Broken) else item.prompt[-1]["content"].strip()
+        if isinstance(item, Broken) or not 0 < len(asked) < below:
+            continue
+        answers += len(item.candidates)
+        repeated += sum(begins_with(asked, candidate.text.lstrip()) for candidate in item.candidates)
+    return answers, repeated
+
+
+class _Watched(dict[str, Any]):
+    """A row that remembers which of its columns were asked for."""
+
+    def __init__(self, row: dict[str, Any], asked: set[str]) -> None:
+        super().__init__(row)
+        self.asked = asked
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.asked.add(name)
+        return super().get(name, default)
+
+
+def unread_columns(feeds: list[Feed], name: str, layout: LayoutOf, settings: Settings) -> list[str]:
+    """The columns of a source's first rows that nothing reads."""
+    asked = {*settings.columns.values(), *(MAPPABLE.get(name, ()) if settings.columns else ())}
+    seen: dict[str, None] = {}
+    for feed in feeds:
+        for _, row in islice(feed.rows(None, lambda share: None), LOOKED_AT):
+            if isinstance(row, dict):
+                seen |= dict.fromkeys(map(str, row))
+                try:
+                    read_row(_Watched(row, asked), layout, settings)
+                except Malformed:
+                    continue
+    return [column for column in seen if column not in asked]

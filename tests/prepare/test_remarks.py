@@ -1,0 +1,212 @@
+"""What prepare says: of every bad share of rows the cause, a row and the fix; of every file what was read of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpo_cli.errors import DpoError
+from dpo_cli.language import latin_language
+from dpo_cli.prepare import funnel_table
+from rich.console import Console
+
+TINY = {"id": "builtin:tiny-qwen3", "max_length": 64}
+
+
+def pair(kit: Any, seed: object, language: str = "en", **more: Any) -> dict[str, Any]:
+    said = {name: kit.sentence((seed, name), language, 20) for name in ("chosen", "rejected")}
+    return {"prompt": kit.sentence((seed, "q"), language), **said, **more}
+
+
+def said(made: Any, start: str) -> str:
+    """The one warning that begins so, which also stands in report.md and on the terminal."""
+    [found] = [one for one in made.report["warnings"] if one.startswith(start)]
+    return str(found)
+
+
+def test_rows_that_can_not_be_read_are_said_with_cause_line_and_fix(kit: Any, prepared: Any) -> None:
+    """39 of 40 went as schema with exit 0 and no word."""
+    rows = [pair(kit, n) for n in range(40)]
+    bad = [{"prompt": row["prompt"], "chosen": None, "bad": row["rejected"]} for row in rows[:6]]
+    made = prepared({"rows": [*bad, *rows[6:], "not a map"]})
+    assert made.dropped() == {"schema": 7}
+    warning = said(made, "rows: 7 of 41 dropped as schema")
+    assert "such as rows.jsonl:" in warning and "chosen is" in warning and "columns:" in warning
+    text = (made.folder / "report.md").read_text(encoding="utf-8")
+    assert f"> {warning}" in text
+    assert re.search(r"\*\*schema\*\*, rows rows\.jsonl:\d+, (chosen is|the row is)", text)
+    few = prepared({"rows": [*bad[:4], *rows[4:]]})
+    assert not [one for one in few.report["warnings"] if "schema" in one], "10 % is not above 10 %"
+
+
+def test_a_broken_line_is_named_in_the_report(kit: Any, prepared: Any, tmp_path: Path) -> None:
+    rows = [pair(kit, n) for n in range(100)]
+    path = kit.write_rows(tmp_path / "a.jsonl", rows)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:41], '{"prompt": "cut of\n', *lines[42:]]))
+    made = kit.run(kit.recipe([{"id": str(path)}]), tmp_path / "out")
+    [example] = made.report["examples"]["dropped"]["schema"]
+    assert (example["where"], example["source"]) == ("a.jsonl:42", "a")
+    assert "not JSON" in example["detail"]
+
+
+def test_too_long_names_the_length_that_keeps_nearly_all(kit: Any) -> None:
+    rows = [pair(kit, n) for n in range(40)]
+    made = kit.run_rows(rows, filters={"too_long": True}, model={**TINY, "max_length": 128})
+    if "too_long" not in made.dropped():
+        pytest.fail("the rows fit: they have to be longer")
+    warning = said(made, f"rows: {made.dropped()['too_long']} of 40 dropped as too_long")
+    needed = int(warning.split("model.max_length: ")[1].split()[0])
+    longer = kit.run_rows(rows, filters={"too_long": True}, model={**TINY, "max_length": needed})
+    assert 38 <= longer.source()["kept"] <= 40
+    shorter = kit.run_rows(rows, filters={"too_long": True}, model={**TINY, "max_length": needed - 64})
+    assert shorter.source()["kept"] < 38
+
+
+def test_another_language_asks_for_its_name(kit: Any) -> None:
+    rows = [pair(kit, n, "zh") for n in range(20)] + [pair(kit, n) for n in range(20)]
+    made = kit.run_rows(rows, languages={"en": 1.0})
+    warning = said(made, "rows: 20 of 40 dropped as language")
+    assert "in zh" in warning and "language:" in warning and "rows.jsonl:" in warning
+
+
+def test_a_reason_that_took_a_third_says_what_tunes_it(kit: Any) -> None:
+    rows = [pair(kit, n) for n in range(20)] + [{**pair(kit, n), "chosen": "No."} for n in range(20, 31)]
+    assert "data.filters.short" in said(kit.run_rows(rows), "rows: 11 of 31 dropped as short")
+
+
+def test_nothing_left_names_a_row(kit: Any) -> None:
+    rows = [{**pair(kit, n), "chosen": "No."} for n in range(3)]
+    with pytest.raises(DpoError, match=r"3 short; such as: rows\.jsonl:\d "):
+        kit.run_rows(rows)
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "fix"),
+    [
+        (3, 0.05, "3 pairs held out|data.eval_fraction: 0.5 holds out half"),
+        (200, 0.05, "data.eval_fraction: 0.25 holds out about 50 of 200"),
+        (200, 0.4, None),
+    ],
+)
+def test_too_few_held_out_pairs_say_what_they_can_not_tell(kit: Any, count: int, fraction: float, fix: str) -> None:
+    made = kit.run_rows([pair(kit, n) for n in range(count)], eval_fraction=fraction)
+    found = [one for one in made.report["warnings"] if "held out" in one]
+    if fix is None:
+        assert found == []
+        return
+    assert fix.rsplit("|", 1)[-1] in found[0]
+    held = made.report["pairs"]["eval"]
+    assert found[0].startswith(f"only {held} pairs held out: eval can't tell" if held else "no pair was held out")
+
+
+FRENCH = [
+    "Comment est-ce que le moteur du port fonctionne, et pourquoi est-il en cuivre ?",
+    "Quelle est la meilleure façon de planter des arbres dans un jardin avec des enfants ?",
+    "Pourquoi les oiseaux chantent-ils le matin dans la forêt, et que disent-ils ?",
+]
+
+
+def test_french_without_a_language_is_said(kit: Any) -> None:
+    """Latin script counts as English unless a source says otherwise."""
+    rows = [{**pair(kit, n), "prompt": f"{FRENCH[n % 3]} {kit.sentence(n, words=4)}"} for n in range(12)]
+    assert "set language: fr" in said(kit.run_rows(rows), "rows: 12 of 12 prompts that are counted as en look like fr")
+    assert not [one for one in kit.run_rows(rows, {"language": "fr"}).report["warnings"] if "look like" in one]
+    english = [{**pair(kit, n), "prompt": f"What is the best of these {kit.sentence(n)}"} for n in range(12)]
+    assert not [one for one in kit.run_rows(english).report["warnings"] if "look like" in one]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("How does the engine of the harbour work, and what is it made of?", "en"),
+        ("Wie funktioniert der Motor und warum ist er nicht aus Kupfer?", "de"),
+        ("¿Cómo funciona el motor del puerto y por qué es de cobre?", "es"),
+        ("Come funziona il motore della nave e perché è di rame?", "it"),
+        ("Como você explica o motor da nave e por que não é de cobre?", "pt"),
+        ("Hoe werkt het motor van een schip en waarom is dat niet van koper?", "nl"),
+        ("print(harbour)", None),
+    ],
+)
+def test_languages_of_latin_script(text: str, name: str | None) -> None:
+    assert latin_language(text) == name
+
+
+# ------------------------------------------------------------------------------------------------------ what was read
+
+
+def test_a_source_whose_answers_all_repeat_short_prompts_loses_them(kit: Any) -> None:
+    """Where only some do, it may be chance, and they stay; the report says which it was."""
+
+    def rows(echoing: int) -> list[Any]:
+        made = [pair(kit, n) | {"prompt": f"Why {kit.sentence(n, words=2)[:-1].lower()}?"} for n in range(40)]
+        for row in made[:echoing]:
+            row |= {side: f"{row['prompt']} {row[side]}" for side in ("chosen", "rejected")}
+        return made
+
+    loose = {"near_duplicate": False, "duplicate": False, "identical": False}
+    for echoing, cut in ((40, True), (37, True), (30, False)):
+        made = kit.run_rows(rows(echoing), filters=loose)
+        assert made.source()["kept"] == 40
+        repeated = [row for row in made.rows if row["chosen"][0]["content"].startswith(row["prompt"][0]["content"])]
+        assert len(repeated) == (0 if cut else echoing)
+        assert made.source()["edits"] == ({"echo_stripped": 2 * echoing} if cut else {})
+        assert made.report["provenance"]["sources"]["rows"].get("short_prompts_cut_from_answers", False) == cut
+    off = kit.run_rows(rows(40), filters={**loose, "echo": False})
+    assert off.source()["edits"] == {}
+    words = [
+        pair(kit, n) | {"prompt": "Art", "chosen": f"Artists {n} paint.", "rejected": f"Artful {n}."} for n in range(9)
+    ]
+    kept = kit.run_rows(words, filters={**loose, "short": False})
+    assert {row["chosen"][0]["content"][:7] for row in kept.rows} == {"Artists"}
+
+
+def test_columns_that_nothing_reads_are_listed(kit: Any) -> None:
+    rows = [
+        pair(kit, n, language="en", topic="x", judge_note="y", score_chosen=0.9, score_rejected=0.2) for n in range(9)
+    ]
+    source = kit.run_rows(rows).report["provenance"]["sources"]["rows"]
+    assert source["columns_not_read"] == ["topic", "judge_note"]
+    mapped = [{"q": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"], "n": 1} for row in rows]
+    source = kit.run_rows(mapped, {"columns": {"prompt": "q"}}).report["provenance"]["sources"]["rows"]
+    assert source["columns_not_read"] == ["n"]
+
+
+def test_a_folder_says_what_was_read_of_it(kit: Any, tmp_path: Path) -> None:
+    """Rows by file, encodings and separators that were detected, empty files, and files that were passed over."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    rows = [pair(kit, n, "zh") for n in range(30)]
+    kit.write_rows(folder / "a.jsonl", rows[:20])
+    lines = [";".join(("prompt", "chosen", "rejected")), *(";".join(row.values()) for row in rows[20:])]
+    (folder / "b.csv").write_bytes("\n".join(lines).encode("gbk"))
+    (folder / "c.jsonl").write_bytes(b"\n")
+    for name in ("validation.jsonl", "notes.txt", "old.xlsx"):
+        (folder / name).write_text("x")
+    made = kit.run(kit.recipe([{"id": str(folder)}]), tmp_path / "out")
+    assert made.source("mixed")["kept"] == 30
+    assert {row["chosen"][0]["content"] for row in made.rows} == {row["chosen"] for row in rows}
+    read = made.report["provenance"]["sources"]["mixed"]
+    assert read["files"]["a.jsonl"] == {"rows": 20}
+    assert read["files"]["b.csv"]["rows"] == 10
+    assert "columns are separated by semicolons" in read["files"]["b.csv"]["notes"]
+    assert read["files_not_read"] == ["notes.txt", "old.xlsx", "validation.jsonl"]
+    assert "b.csv was read as gb18030" in said(made, "mixed: b.csv")
+    assert said(made, "mixed: no rows in") == "mixed: no rows in c.jsonl"
+    assert said(made, "mixed: not read").startswith("mixed: not read: notes.txt, old.xlsx;")
+
+
+def test_names_are_shown_as_they_are(kit: Any, prepared: Any) -> None:
+    """Brackets are no markup, neither on the terminal nor in the keys of the report."""
+    name = "[bold]a/b[/bold] [red]中文 :smile:"
+    made = prepared({"rows": [pair(kit, n) for n in range(9)]}, {"rows": {"name": name}})
+    assert list(made.report["sources"]) == [name] and {row["source"] for row in made.rows} == {name}
+    out = io.StringIO()
+    Console(file=out, width=200).print(funnel_table(made.report, examples=True))
+    assert out.getvalue().count("[/bold] [red]中文 :smile:") >= 2
+    assert name in json.loads((made.folder / "report.json").read_text(encoding="utf-8"))["sources"]
+    assert name in (made.folder / "report.md").read_text(encoding="utf-8")
