@@ -17,7 +17,7 @@ define check
 	@$(PYTHON) -m dpo_cli.preinstall $(1) $(TORCH_INDEX)
 endef
 
-.PHONY: help smoke compare test test-unsloth train eval export check-cpu check-gpu lint bench bench-quick gpu-check clean
+.PHONY: help smoke compare test test-all test-unsloth train eval export check-cpu check-gpu lint bench bench-quick gpu-check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -50,8 +50,13 @@ check-cpu:  ## whether make smoke can install here
 check-gpu:  ## whether make train can install and run here
 	$(call check,gpu)
 
-test: .venv/installed-dev  ## all tests
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest
+# Two at a time, unless told otherwise (TESTS="-n 8"): each takes a core and up to 2 GB.
+TESTS ?= -n 2
+test: .venv/installed-dev  ## all tests but the slow ones
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(TESTS) --dist loadgroup -m "not slow"
+
+test-all: .venv/installed-dev  ## all tests
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(TESTS) --dist loadgroup
 
 test-unsloth: .venv-unsloth/installed  ## what we take Unsloth for, against the package itself; no GPU needed
 	OMP_NUM_THREADS=1 .venv-unsloth/bin/python -m pytest tests/unsloth_real

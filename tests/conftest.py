@@ -10,20 +10,25 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import program
 
 Finished = subprocess.CompletedProcess[str]
 DpoCli = Callable[..., Finished]
 
 _scratch: list[str] = []
+_servers = ExitStack()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set before any test module is imported, for torch and huggingface_hub read these once, at import."""
+    if hasattr(config, "workerinput"):  # one of pytest-xdist's, which has all this from the process that started it
+        return
     folder = tempfile.mkdtemp(prefix="dpo-cli-tests-")
     _scratch.append(folder)
     os.environ.update(
@@ -37,13 +42,25 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_DATASETS_CACHE"):
         os.environ.pop(name, None)
+    _servers.enter_context(program.server(Path(folder)))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    _servers.close()
     while _scratch:
         shutil.rmtree(_scratch.pop(), ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under pytest-xdist, keep a file's tests together, and those that share the smoke run; the longest files first."""
+    shared = [name for item in items if "smoke" in getattr(item, "fixturenames", ()) for name in [item.path]]
+    for item in items:
+        group = "smoke" if item.path in shared and item.path.parent.name == "end_to_end" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: ORDER.get(item.path.parent.name, len(ORDER)))
+
+
+ORDER = {name: place for place, name in enumerate(("end_to_end", "train", "benchmarks", "reference", "evaluate"))}
 WORDS = (  # noqa: SIM905
     "amber basket candle dragon engine falcon garden harbour island jungle kettle ladder marble needle orchid pepper "
     "quarry ribbon saddle tunnel umbrella velvet window yellow zipper anchor bridge copper desert feather"
@@ -122,12 +139,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 @pytest.fixture
 def dpo_cli() -> DpoCli:
     """`dpo_cli("check", "x.yaml")`: the real program, in a process of its own."""
-
-    def go(*arguments: str | Path, **options: Any) -> Finished:
-        command = [sys.executable, "-m", "dpo_cli", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
-
-    return go
+    return program.run
 
 
 @pytest.fixture
@@ -136,9 +148,11 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def go(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
-        command = [sys.executable, *map(str, arguments)]
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe, **options)
+        options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        if arguments[:2] == ("-m", "dpo_cli"):
+            process = program.start(*arguments[2:], **options)
+        else:
+            process = subprocess.Popen([sys.executable, *map(str, arguments)], text=True, **options)
         started.append(process)
         return process
 

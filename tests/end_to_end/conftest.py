@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests import program
 
 REPOSITORY = Path(__file__).parents[2]
 SMOKE = REPOSITORY / "recipes" / "smoke.yaml"
@@ -21,9 +22,8 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def dpo_cli(*arguments: object, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run `python -m dpo_cli` as a user would; with `ok`, failing fails the test with what it printed."""
-    command = [sys.executable, "-m", "dpo_cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}, check=False)
+    """Run `dpo-cli` as a user would; with `ok`, failing fails the test with what it printed."""
+    done = program.run(*arguments, timeout=None, env={**os.environ, "COLUMNS": "80"})
     if ok:
         assert done.returncode == 0, done.stdout + done.stderr
     return done

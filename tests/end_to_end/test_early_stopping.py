@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from tests import program
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 # Accuracy comes to 1.0 within a few steps on the smoke data; from there on nothing is better.
@@ -49,12 +49,7 @@ def test_stops_and_keeps_the_best_adapter_also_after_a_kill(tmp_path: Path, comm
 
     # Killed one evaluation before its end, the run remembers how long it has waited.
     killed = tmp_path / "killed" / "smoke" / "train"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dpo_cli", "train", *arguments(tmp_path / "killed")],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ,
-    )
+    process = program.start("train", *arguments(tmp_path / "killed"), stdout=subprocess.PIPE)
     assert process.stdout is not None
     for line in process.stdout:
         if f"step {best + 5}/48" in line:

@@ -23,6 +23,7 @@ from dpo_cli.cli import app
 from dpo_cli.errors import DpoError
 from dpo_cli.evaluate.evaluate import evaluate
 from dpo_cli.run import Run
+from tests import program
 from typer.testing import CliRunner
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
@@ -90,8 +91,7 @@ def started() -> Iterator[Any]:
     running: list[subprocess.Popen[str]] = []
 
     def start(*arguments: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "dpo_cli", "eval", *map(str, arguments)]
-        running.append(subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        running.append(program.start("eval", *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
         return running[-1]
 
     yield start

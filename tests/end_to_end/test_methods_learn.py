@@ -13,7 +13,15 @@ from typer.testing import CliRunner
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 COMPARED = sorted((RECIPES / "compare").glob("*.yaml"))
-LEARNERS = [*((path, ()) for path in COMPARED if path.stem != "dpo"), (RECIPES / "smoke.yaml", ("train.method=cpo",))]
+OFTEN = ("kto", "lipo")  # rows and lists; the others take the same code as DPO, with another loss
+LEARNERS = [
+    *(
+        pytest.param(path, (), marks=[] if path.stem in OFTEN else pytest.mark.slow)
+        for path in COMPARED
+        if path.stem != "dpo"
+    ),
+    pytest.param(RECIPES / "smoke.yaml", ("train.method=cpo",), marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("recipe", "settings"), LEARNERS, ids=lambda value: getattr(value, "stem", None))

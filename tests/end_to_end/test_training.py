@@ -6,11 +6,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import program
 
 REPOSITORY = Path(__file__).parents[2]
 SMOKE = REPOSITORY / "recipes" / "smoke.yaml"
@@ -22,9 +22,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def test_a_killed_run_goes_on_to_the_same_losses_and_the_same_adapter(smoke: Any, tmp_path: Path, command: Any) -> None:
     arguments = [str(SMOKE), "--runs-dir", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dpo_cli", "train", *arguments], stdout=subprocess.PIPE, text=True, env=os.environ
-    )
+    process = program.start("train", *arguments, stdout=subprocess.PIPE)
     assert process.stdout is not None
     for line in process.stdout:
         if "step 35/48" in line:  # checkpoint-25 is whole by then, and steps 26 to 35 are logged
@@ -55,9 +53,7 @@ def test_a_cut_short_run_of_another_recipe_is_not_resumed(tmp_path: Path, comman
         "--set",
         "train.logging_steps=1",
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dpo_cli", "train", *arguments], stdout=subprocess.PIPE, text=True, env=os.environ
-    )
+    process = program.start("train", *arguments, stdout=subprocess.PIPE)
     assert process.stdout is not None
     for line in process.stdout:
         if "step  4/48" in line:
@@ -151,12 +147,7 @@ def test_ctrl_c_saves_the_step_at_hand_and_the_next_run_goes_on_from_it(tmp_path
         "--set",
         "train.save_steps=30",
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dpo_cli", "train", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = program.start("train", *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
     for line in process.stdout:
         if "step  4/48" in line:
@@ -212,11 +203,7 @@ def test_training_goes_on_from_an_adapter_and_holds_it_as_the_reference(
     assert reference == pytest.approx(policy, abs=1e-3)
     command("export", *arguments, "--runs-dir", whole)
 
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dpo_cli", "train", *arguments, "--runs-dir", str(killed)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = program.start("train", *arguments, "--runs-dir", killed, stdout=subprocess.PIPE)
     assert process.stdout is not None
     for line in process.stdout:
         if "step  6/12" in line:

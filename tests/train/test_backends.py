@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import program
 
 HERE = Path(__file__).parent
 SMOKE = HERE.parents[1] / "recipes" / "smoke.yaml"
@@ -27,9 +28,8 @@ def train(runs: Path, *settings: str, unsloth: bool, dead: bool = False) -> subp
         "train.logging_steps=1",
         *settings,
     )
-    command = [sys.executable, "-m", "dpo_cli", "train", str(SMOKE), "--runs-dir", str(runs)]
-    command += [part for setting in settings for part in ("--set", setting)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    options = [part for setting in settings for part in ("--set", setting)]
+    return program.run("train", SMOKE, "--runs-dir", runs, *options, timeout=None, env=environment)
 
 
 def losses(runs: Path) -> list[float]:
