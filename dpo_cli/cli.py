@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -280,7 +280,13 @@ def _open(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> tupl
         "train": models.local_files,
         "export": models.merge_files,
     }
-    return loaded, Run(runs_dir / loaded.name, inputs)
+    run = Run(runs_dir / loaded.name, inputs)
+    try:
+        with suppress(FileNotFoundError):
+            (run.folder / "manifest.json").stat()
+    except OSError as error:  # a part of the path is a file, too long, or not to be entered
+        raise run.unwritable(error) from error
+    return loaded, run
 
 
 def _compared(path: Path, runs_dir: Path) -> tuple[Recipe, Run]:
@@ -368,8 +374,10 @@ def _reported(debug: bool) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(FAILED) from None
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        hint = "free some disk space, or choose another folder with --runs-dir" if full else None
+        elsewhere = ", or choose another folder with --runs-dir"
+        hints = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"free some disk space{elsewhere}")
+        hints |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"check who may write there{elsewhere}")
+        hint = hints.get(error.errno or 0)
         place = str(error.filename) if error.filename else None
         _fail(DpoError(error.strerror or str(error), where=place, hint=hint), debug)
     except UnicodeEncodeError as error:

@@ -246,6 +246,11 @@ class Run:
 
     # ---------------------------------------------------------------------------------------------- writing results
 
+    def unwritable(self, error: OSError) -> DpoError:
+        """Say that this run's folder can't be there."""
+        what = f"can't write to {self.folder} ({error.strerror})"
+        return DpoError(what, hint="choose another folder with --runs-dir")
+
     @contextmanager
     def lock(self, view: bool = False) -> Iterator[None]:
         """Keep a second dpo-cli out of this run; clear away what a kill may have left half-renamed.
@@ -258,7 +263,10 @@ class Run:
         if view and not os.access(self.folder, os.W_OK):
             yield
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self.unwritable(error) from error
         try:
             with FileLock(self.folder / ".lock", timeout=0):
                 self._clear()

@@ -211,6 +211,26 @@ def test_the_command_that_mends_mends_this_run(project: Any, invoke: Invoke, com
     assert_one_block(done, 1, "dpo-cli train demo.yaml", "--runs-dir else", "--set name=other", "--set train.beta=0.2")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and /sys")
+@pytest.mark.parametrize("command", ["prepare", "train", "eval", "export"])
+@pytest.mark.parametrize(
+    "folder",
+    ["/proc/x", "/sys/x/y", "/dev/null", "a-file", "a-file/deeper", "n" * 300],
+    ids=lambda one: one[:9],
+)
+def test_a_runs_folder_that_can_not_be(project: Any, invoke: Invoke, command: str, folder: str) -> None:
+    (project.folder / "a-file").write_text("x", encoding="utf-8")
+    done = invoke(command, "demo.yaml", "--runs-dir", folder)
+    assert_one_block(done, 1, f"can't write to {folder[:200]}", "choose another folder with --runs-dir")
+
+
+def test_a_run_that_is_a_file(project: Any, invoke: Invoke) -> None:
+    (project.folder / "runs").mkdir()
+    (project.folder / "runs" / "demo").write_text("x", encoding="utf-8")
+    done = invoke("prepare", "demo.yaml")
+    assert_one_block(done, 1, "can't write to runs/demo", "choose another folder with --runs-dir")
+
+
 @pytest.mark.parametrize("command", ["prepare", "train", "eval", "export", "check"])
 def test_a_wrong_recipe_exits_2_in_every_command(project: Any, invoke: Invoke, command: str) -> None:
     done = invoke(command, "demo.yaml", "--set", "train.betta=0.2")
