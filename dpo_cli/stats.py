@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from statistics import NormalDist
 from typing import Any, TypedDict
 
@@ -20,21 +20,58 @@ class Figure(TypedDict):
     n: int
 
 
-def wilson(wins: float, count: int) -> Figure:
+def wilson(wins: float, count: float) -> Figure:
     """A share with Wilson's score interval (Wilson 1927).
 
     centre (p + z²/2n) / (1 + z²/n), half-width z √(p(1-p)/n + z²/4n²) / (1 + z²/n)
 
     Args:
         wins: successes, 0..count; a tie may count ½.
-        count: trials.
+        count: trials; an effective number of them may be none of the integers, and `n` is then rounded.
     """
     if count == 0:
         return _figure(math.nan, None, None, 0)
     share, z2 = wins / count, Z95**2
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = Z95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
-    return _figure(share, max(0.0, centre - half), min(1.0, centre + half), count)
+    return _figure(share, max(0.0, centre - half), min(1.0, centre + half), round(count))
+
+
+def share(wins: Sequence[float], units: Sequence[Hashable]) -> Figure:
+    """A share of independent units, each the mean of its observations, with Wilson's interval.
+
+    The pairs of one prompt are not independent: prompts count. Wilson's n is then the effective one (Kish 1965; Korn
+    and Graubard 1998), units / r: r is the variance between the units' means over p(1 - p), what it is where the
+    observations of a unit are all alike. Both are taken after one unit that won all and one that lost all were added,
+    so that n grows beyond the units only where they show it. It is at most the number of observations; with one a unit
+    the interval is `wilson`'s own.
+
+    Args:
+        wins: 0..1 an observation; a tie may count ½.
+        units: what each observation belongs to, equally long.
+
+    Returns:
+        `n`: the units.
+    """
+    means = unit_means(wins, units)
+    if len(means) == len(wins):
+        return wilson(sum(wins), len(wins))
+    count, value = len(means), sum(means) / len(means)
+    centre = (sum(means) + 1) / (count + 2)
+    variance = (sum(mean * mean for mean in means) + 1) / (count + 2) - centre**2
+    effective = min(count * centre * (1 - centre) / variance, float(len(wins)))
+    # Few units tell their variance badly: Student's point in the place of the normal one (Korn and Graubard).
+    effective = effective * (student(len(wins) - 1) / student(count - 1)) ** 2 if count > 1 else 1.0
+    figure = wilson(value * effective, effective)
+    return Figure(value=figure["value"], low=figure["low"], high=figure["high"], n=count)
+
+
+def unit_means(values: Sequence[float], units: Sequence[Hashable]) -> list[float]:
+    """The mean of each unit's values, in the order in which the units come first; NaN where one of its values is."""
+    found: dict[Hashable, list[float]] = {}
+    for value, unit in zip(values, units, strict=True):
+        found.setdefault(unit, []).append(value)
+    return [sum(some) / len(some) if some[1:] else some[0] for some in found.values()]
 
 
 def bootstrap(
@@ -124,10 +161,22 @@ def share_change(before: Sequence[float], after: Sequence[float]) -> Figure:
     return _figure(sum(changes) / count, max(-1.0, centre - half), min(1.0, centre + half), count)
 
 
+# Below six degrees of freedom the expansion is too small.
+_STUDENT = (12.706205, 4.302653, 3.182446, 2.776445, 2.570582)
+
+
 def student(freedom: int) -> float:
-    """Student's 97.5 % point, within 0.02 from 6 degrees of freedom on (Abramowitz and Stegun 26.7.5)."""
+    """Student's 97.5 % point, within 0.001 for 1, 2, 3, … degrees of freedom (Abramowitz and Stegun 26.7.5)."""
+    if freedom <= len(_STUDENT):
+        return _STUDENT[freedom - 1]
     z, v = Z95, freedom
-    return z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / v**power for power, term in enumerate(terms, 1))
 
 
 def _figure(value: float, low: float | None, high: float | None, count: int) -> Figure:

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 from dpo_cli.cli import app
-from tests.test_run import OUTPUTS, Home
+from dpo_cli.recipe import Recipe, load
+from dpo_cli.run import Run
 from typer.testing import CliRunner
 
 POINTS = {"os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "os.symlink"}
@@ -93,27 +94,44 @@ def every_point(before: Path, folder: Path, work: Callable[[], Any], points: Ite
         yield point
 
 
+# Stand-ins for the stages, and what each writes.
+OUTPUTS = {
+    "prepare": ("train.jsonl", "eval.jsonl"),
+    "train": ("adapter/weights.bin", "result.bin"),
+    "eval": ("result.bin",),
+    "export": ("merged/model.bin", "result.bin"),
+}
+
+
+def write(run: Run, recipe: Recipe, stage: str, text: str) -> None:
+    with run.lock(), run.stage(stage, recipe) as draft:
+        for name in OUTPUTS[stage]:
+            (draft.folder / name).parent.mkdir(exist_ok=True)
+            (draft.folder / name).write_text(text, encoding="utf-8")
+
+
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("stage", OUTPUTS)
 def test_a_stage_killed_anywhere_leaves_old_results_or_new_ones(tmp_path: Path, stage: str, again: bool) -> None:
-    """Stand-ins for the stages, each file operation of `Run`: for the first time, and in the place of other results."""
-    home, before = Home.made(tmp_path / "home"), tmp_path / "before"
+    """Each file operation of `Run`: for the first time, and in the place of other results with a person's own file."""
+    (tmp_path / "demo.yaml").write_text("model: {id: a/b}\ndata: {sources: [{id: rows.jsonl}]}\n", encoding="utf-8")
+    recipe, run, before = load(tmp_path / "demo.yaml"), Run(tmp_path / "runs" / "demo"), tmp_path / "before"
     for one in list(OUTPUTS)[: list(OUTPUTS).index(stage) + again]:
-        home.go(one)
+        write(run, recipe, one, "first")
     if again:
-        (home.run[stage] / "own.txt").write_text("a person's own", encoding="utf-8")
-    if home.run.folder.exists():
-        shutil.copytree(home.run.folder, before)
+        (run[stage] / "own.txt").write_text("a person's own", encoding="utf-8")
+    if run.folder.exists():
+        shutil.copytree(run.folder, before)
 
     def work() -> None:
-        home.go(stage, text="anew")
+        write(run, recipe, stage, "anew")
 
     work()
-    expected = contents(home.run.folder)
+    expected = contents(run.folder)
     reached = 0
-    for point in every_point(before, home.run.folder, work, itertools.count(1)):
-        assert contents(home.run.folder) == expected, f"killed at operation {point}"
-        assert home.run.state(stage, home.recipe()).fresh
+    for point in every_point(before, run.folder, work, itertools.count(1)):
+        assert contents(run.folder) == expected, f"killed at operation {point}"
+        assert run.state(stage, recipe).fresh
         reached = point
     assert reached > 8
 

@@ -9,7 +9,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from dpo_cli.stats import Figure, bootstrap, bootstrap_mean, bootstrap_quantile, share_change, wilson
+from dpo_cli.stats import (
+    Figure,
+    bootstrap,
+    bootstrap_mean,
+    bootstrap_quantile,
+    share,
+    share_change,
+    student,
+    unit_means,
+    wilson,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -291,3 +301,53 @@ def test_share_change_holds_the_truth_as_often_as_it_says(rises: float, falls: f
     after = numpy.where((rises <= chance) & (chance < rises + falls), 0.0, 1.0)
     figures = [share_change(*rows) for rows in zip(before.tolist(), after.tolist(), strict=True)]
     assert 0.92 <= coverage(figures, rises - falls) <= 0.98
+
+
+# ----------------------------------------------------------------------------------------------- several pairs a prompt
+
+
+def test_students_point_is_scipys() -> None:
+    scipy_stats = pytest.importorskip("scipy.stats")
+    freedoms = [*range(1, 60), 100, 1000, 10_000]
+    assert [student(one) for one in freedoms] == pytest.approx(
+        [float(scipy_stats.t.ppf(0.975, one)) for one in freedoms], abs=1e-3
+    )
+    assert [round(student(one), 2) for one in (1, 2, 3)] == [12.71, 4.30, 3.18]
+
+
+def test_means_of_units_by_hand() -> None:
+    assert unit_means([1, 0, 0.5, 1, math.nan], ["a", "b", "a", "a", "c"])[:2] == [2.5 / 3, 0]
+    assert math.isnan(unit_means([1, math.nan, 1], "aab")[0])
+    assert unit_means([], []) == []
+
+
+@steady
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), max_size=40))
+def test_one_pair_a_prompt_is_wilson(wins: list[float]) -> None:
+    assert share(wins, list(range(len(wins)))) == wilson(sum(wins), len(wins))
+
+
+@steady
+@given(st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=40), st.integers(2, 6))
+def test_pairs_that_are_all_alike_are_worth_one(wins: list[float], times: int) -> None:
+    """As often as it is repeated, a pair says no more; a little less, for few prompts tell their variance badly."""
+    once, repeated = wilson(sum(wins), len(wins)), share(wins * times, list(range(len(wins))) * times)
+    assert (repeated["n"], repeated["value"]) == (once["n"], once["value"])
+    assert repeated["low"] <= once["low"] and repeated["high"] >= once["high"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "pairs", "law"),
+    [(99, 6, (3, 2)), (99, 6, (30, 20)), (40, 6, (3, 2)), (99, 1, (3, 2)), (200, 6, (0.3, 0.2)), (60, 3, (3, 1))],
+)
+def test_shares_of_clustered_pairs_hold_the_truth(prompts: int, pairs: int, law: tuple[float, float]) -> None:
+    """Prompts differ in how hard they are; counted as pairs, the first interval held the truth in 85% of cases."""
+    numpy = pytest.importorskip("numpy")
+    random_numbers, truth, held, draws = numpy.random.default_rng(5), law[0] / sum(law), 0, 2000
+    units = numpy.repeat(numpy.arange(prompts), pairs).tolist()
+    for _ in range(draws):
+        hard = random_numbers.beta(*law, prompts)[:, None]
+        wins = (random_numbers.random((prompts, pairs)) < hard).astype(float).ravel().tolist()
+        found = share(wins, units)
+        held += found["low"] <= truth <= found["high"]  # type: ignore[operator]
+    assert 0.93 <= held / draws <= 0.97

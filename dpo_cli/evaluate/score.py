@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from dpo_cli import models
 from dpo_cli.errors import DpoError
 from dpo_cli.evaluate.batches import in_batches
 from dpo_cli.records import AcrossPrompts, Pair
-from dpo_cli.stats import Figure, bootstrap_mean, bootstrap_quantile, share_change, wilson
+from dpo_cli.stats import Figure, bootstrap_mean, bootstrap_quantile, share, share_change, unit_means
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -27,7 +29,8 @@ class Scored:
     """One held-out pair: log-probabilities in nats, summed over the answer's tokens with its end token.
 
     `policy` is the tuned model, `reference` what it started from: the base alone, or with `model.adapter`. `margin` is
-    the data's own, score_chosen - score_rejected in 0..1; None where the source has no scores.
+    the data's own, score_chosen - score_rejected in 0..1; None where the source has no scores. Pairs of one `prompt`
+    share its hash.
     """
 
     id: str
@@ -40,6 +43,12 @@ class Scored:
     reference_chosen: float
     reference_rejected: float
     margin: float | None = None
+    prompt: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What figures count: the prompt, of which there may be several pairs."""
+        return self.prompt or self.id
 
     @property
     def chosen_drift(self) -> float:
@@ -177,6 +186,7 @@ def score_pairs(
                 reference_chosen=sums[2],
                 reference_rejected=sums[3],
                 margin=pair.margin,
+                prompt=hashlib.sha256(json.dumps(pair.prompt).encode()).hexdigest()[:16],
             )
         )
     return scored
@@ -187,6 +197,8 @@ def score_pairs(
 
 def pair_metrics(scored: Sequence[Scored], beta: float, seed: int) -> dict[str, Figure]:
     """The `pairs` figures of `eval/metrics.json`. In shares a tie counts ½, so an untrained adapter stands at 0.5.
+
+    Where a prompt has several pairs (`data.pairs.pick: all`), each prompt counts once, with the mean of its pairs.
 
     reward_accuracy: share of pairs whose implicit reward β (log π - log π_ref) is higher for chosen.
     reward_accuracy_per_token: the same with rewards divided by length.
@@ -211,20 +223,28 @@ def pair_metrics(scored: Sequence[Scored], beta: float, seed: int) -> dict[str, 
         _divide([pair.policy_chosen for pair in scored], chosen_length),
         _divide([pair.policy_rejected for pair in scored], rejected_length),
     )
+    units = [pair.unit for pair in scored]
+
+    def mean(values: Sequence[float]) -> Figure:
+        return bootstrap_mean(unit_means(values, units), seed)
+
+    def quantile(at: float) -> Figure:
+        return bootstrap_quantile(unit_means(margins, units), at, seed)
+
     return {
-        "reward_accuracy": _share(_wins(chosen, rejected)),
-        "reward_accuracy_per_token": _share(_wins(chosen_per_token, rejected_per_token)),
-        "margin": bootstrap_mean(margins, seed),
-        "margin_median": bootstrap_quantile(margins, 0.5, seed),
-        "margin_p10": bootstrap_quantile(margins, 0.1, seed),
-        "margin_p90": bootstrap_quantile(margins, 0.9, seed),
-        "chosen_drift": bootstrap_mean(chosen, seed),
-        "rejected_drift": bootstrap_mean(rejected, seed),
-        "chosen_drift_per_token": bootstrap_mean(chosen_per_token, seed),
-        "rejected_drift_per_token": bootstrap_mean(rejected_per_token, seed),
-        "ranking_accuracy_base": _share(base),
-        "ranking_accuracy_tuned": _share(tuned),
-        "ranking_accuracy_change": share_change(base, tuned),
+        "reward_accuracy": share(_wins(chosen, rejected), units),
+        "reward_accuracy_per_token": share(_wins(chosen_per_token, rejected_per_token), units),
+        "margin": mean(margins),
+        "margin_median": quantile(0.5),
+        "margin_p10": quantile(0.1),
+        "margin_p90": quantile(0.9),
+        "chosen_drift": mean(chosen),
+        "rejected_drift": mean(rejected),
+        "chosen_drift_per_token": mean(chosen_per_token),
+        "rejected_drift_per_token": mean(rejected_per_token),
+        "ranking_accuracy_base": share(base, units),
+        "ranking_accuracy_tuned": share(tuned, units),
+        "ranking_accuracy_change": share_change(unit_means(base, units), unit_means(tuned, units)),
         "longer_wins": _longer_wins(scored),
     }
 
@@ -279,9 +299,13 @@ def baselines(scored: Sequence[Scored], prepared: Mapping[str, Any]) -> dict[str
     learnt = prepared["length"]["languages"]
     wins = []
     for pair, longer in zip(scored, _longer(scored), strict=True):
-        share = learnt.get(pair.language, {}).get("value")
-        wins.append(0.5 if share is None or share == 0.5 else longer if share > 0.5 else 1 - longer)
-    return {"longer_wins": _longer_wins(scored), "majority": _share(wins), "shortcut": _shortcut(prepared)}
+        known = learnt.get(pair.language, {}).get("value")
+        wins.append(0.5 if known is None or known == 0.5 else longer if known > 0.5 else 1 - longer)
+    return {
+        "longer_wins": _longer_wins(scored),
+        "majority": share(wins, [pair.unit for pair in scored]),
+        "shortcut": _shortcut(prepared),
+    }
 
 
 def _shortcut(prepared: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -354,15 +378,11 @@ def _longer(scored: Sequence[Scored]) -> list[float]:
 
 
 def _longer_wins(scored: Sequence[Scored]) -> Figure:
-    return _share(_longer(scored))
+    return share(_longer(scored), [pair.unit for pair in scored])
 
 
 def _wins(one: Sequence[float], other: Sequence[float]) -> list[float]:
     return [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(one, other, strict=True)]
-
-
-def _share(wins: Sequence[float]) -> Figure:
-    return wilson(sum(wins), len(wins))
 
 
 def _divide(values: Sequence[float], lengths: Sequence[int]) -> list[float]:

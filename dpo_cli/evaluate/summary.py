@@ -41,8 +41,11 @@ def _verdict_on_pairs(metrics: Mapping[str, Any]) -> str:
         "the longer or the shorter answer, as in training": metrics["baselines"]["majority"]["value"],
     }
     bet, length = max(bets.items(), key=lambda one: one[1])
+    # Figures count prompts; where each has one pair, that is the same.
+    several = "histogram" in metrics and figure["n"] < sum(metrics["histogram"]["counts"])
+    units = "prompts" if several else "pairs"
     seen = (
-        f"moved towards the chosen answer in {percent(figure['value'])} of {figure['n']} held-out pairs "
+        f"moved towards the chosen answer in {percent(figure['value'])} of {figure['n']} held-out {units} "
         f"(95% interval {percent(low)} to {percent(high)}; 50% before training, {percent(length)} for {bet})"
     )
     if low <= 0.5 <= high:

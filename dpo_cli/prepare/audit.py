@@ -6,6 +6,7 @@ A shortcut is anything but quality that alone predicts which answer was chosen; 
 from __future__ import annotations
 
 import re
+import sys
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from dpo_cli.prepare import scoring
 from dpo_cli.prepare.filters import refuses
 from dpo_cli.prepare.tally import Entry
 from dpo_cli.records import CandidateSet
-from dpo_cli.stats import wilson
+from dpo_cli.stats import share
 
 WARN_ABOVE = 0.6  # a rule of thumb that wins three pairs in five without reading them
 RATIOS = (1.2, 1.5, 2.0, 3.0, 5.0)
@@ -55,15 +56,33 @@ MODEL = "the answer of the model that usually wins"
 
 
 @dataclass
+class Wins:
+    """Which of the pairs a rule of thumb gets right: 2 a win, 1 a draw; and of which prompt each is, by its hash."""
+
+    doubled: array[int] = field(default_factory=lambda: array("b"))
+    prompts: array[int] = field(default_factory=lambda: array("Q"))
+
+    def add(self, first: float, second: float, prompt: int) -> None:
+        """A pair's chosen answer, and its rejected one, in the rule's eyes."""
+        self.doubled.append(2 * (first > second) + (first == second))
+        self.prompts.append(prompt)
+
+    def figure(self) -> dict[str, Any]:
+        """{value, low, high, n, differs}: how often the rule is right, and in how many pairs it says anything."""
+        wins = [doubled / 2 for doubled in self.doubled]
+        return {**share(wins, self.prompts), "differs": len(wins) - self.doubled.count(1)}
+
+
+@dataclass
 class Audit:
     """Figures of the pairs added; memory is a few numbers a pair.
 
-    A tally counts `pairs`, `wins` (2 a win, 1 a draw) and where the answers `differ`.
+    Shares count prompts: of a prompt's pairs, which are not independent, the mean.
     """
 
-    wins: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))  # by shortcut
-    longer: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))  # by language
-    models: tuple[Counter[Any], Counter[Any]] = field(default_factory=lambda: (Counter(), Counter()))  # (winner, loser)
+    wins: defaultdict[str, Wins] = field(default_factory=lambda: defaultdict(Wins))  # by shortcut
+    longer: defaultdict[str, Wins] = field(default_factory=lambda: defaultdict(Wins))  # by language
+    models: list[tuple[str, str, int]] = field(default_factory=list)  # (winner, loser, prompt), strings shared
     numbers: defaultdict[str, array[float]] = field(default_factory=lambda: defaultdict(lambda: array("d")))
 
     def add(self, item: CandidateSet, chosen: int, rejected: int, entry: Entry) -> None:
@@ -72,12 +91,10 @@ class Audit:
         asked = item.language or "und"
         for name, (_, look) in SHORTCUTS.items():
             first, second = look(better.text, asked), look(worse.text, asked)
-            for tally in (self.wins[name], self.longer[asked]) if name == "length" else (self.wins[name],):
-                tally["pairs"] += 1
-                tally["wins"] += 2 * (first > second) + (first == second)
-                tally["differ"] += first != second
+            for wins in (self.wins[name], self.longer[asked]) if name == "length" else (self.wins[name],):
+                wins.add(first, second, entry.hash)
         if better.model and worse.model:
-            self.models[entry.hash & 1][better.model, worse.model] += 1
+            self.models.append((sys.intern(better.model), sys.intern(worse.model), entry.hash))
         margin = scoring.margin(item, chosen, rejected)
         figures: dict[str, float] = {"chosen": len(better.text), "rejected": len(worse.text)}
         if margin is not None:
@@ -110,8 +127,8 @@ class Audit:
             "chosen": quantiles(chosen),
             "rejected": quantiles(rejected),
             "ratio": quantiles(ratio),
-            "longer_wins": self._share(self.wins["length"]),
-            "languages": {name: self._share(tally) for name, tally in sorted(self.longer.items())},
+            "longer_wins": self.wins["length"].figure(),
+            "languages": {name: wins.figure() for name, wins in sorted(self.longer.items())},
             "within_ratio": {f"{limit:g}": int((ratio <= limit).sum()) for limit in RATIOS},
             "correlation_with_margin": _spearman(self.numbers["longer_by"], self.numbers["margin"]),
         }
@@ -123,27 +140,23 @@ class Audit:
 
     def shortcuts(self) -> dict[str, Any]:
         """Per shortcut {value, low, high, n, differs}: how often it is right (a draw is half) and says anything."""
-        return {**{name: self._share(self.wins[name]) for name in SHORTCUTS}, "model": self._model()}
-
-    @staticmethod
-    def _share(tally: Counter[str]) -> dict[str, Any]:
-        return {**wilson(tally["wins"] / 2, tally["pairs"]), "differs": tally["differ"]}
+        return {**{name: self.wins[name].figure() for name in SHORTCUTS}, "model": self._model()}
 
     def _model(self) -> dict[str, Any]:
-        """ "The model that wins more often": win rates from one half of the pairs, tried on the other."""
-        found = Counter[str]()
-        for learnt, tried in (self.models, self.models[::-1]):
-            won, met = Counter[str](), Counter[str]()
-            for (better, worse), times in learnt.items():
-                won[better] += times
-                met[better] += times
-                met[worse] += times
-            for names, times in tried.items():
-                first, second = (won[name] / met[name] if met[name] else 0.5 for name in names)
-                found["wins"] += times * (2 * (first > second) + (first == second))
-                found["differ"] += times * (first != second)
-                found["pairs"] += times
-        return self._share(found)
+        """ "The model that wins more often": win rates from one half of the prompts, tried on the other."""
+        found = Wins()
+        won, met = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
+        for better, worse, prompt in self.models:
+            won[better, prompt & 1] += 1
+            met[better, prompt & 1] += 1
+            met[worse, prompt & 1] += 1
+        for better, worse, prompt in self.models:
+            other = 1 - (prompt & 1)
+            first, second = (
+                won[name, other] / met[name, other] if met[name, other] else 0.5 for name in (better, worse)
+            )
+            found.add(first, second, prompt)
+        return found.figure()
 
 
 def _spearman(one: Any, other: Any) -> float | None:

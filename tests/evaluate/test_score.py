@@ -293,6 +293,22 @@ def test_pair_metrics_by_hand() -> None:
     )
 
 
+def test_prompts_count_where_they_repeat() -> None:
+    """Six pairs of two prompts: n is 2, each prompt weighs the same, and no interval is narrower than of two pairs."""
+    alike = [scored(number, policy_chosen=-9, prompt="a") for number in range(5)]
+    figures = pair_metrics([*alike, scored(5, policy_chosen=-12, prompt="b")], beta=1.0, seed=1)
+    two = pair_metrics([scored(0, policy_chosen=-9), scored(1, policy_chosen=-12)], beta=1.0, seed=1)
+    assert {figure["n"] for figure in figures.values()} == {2}
+    assert figures["reward_accuracy"]["value"] == 0.5
+    assert figures["margin"]["value"] == figures["chosen_drift"]["value"] == (1 - 2) / 2
+    for name, figure in figures.items():
+        assert figure["value"] == two[name]["value"]
+        assert figure["low"] <= two[name]["low"] and figure["high"] >= two[name]["high"]  # type: ignore[operator]
+    found = grouped_metrics([*alike, scored(5, prompt="b")], beta=1.0, seed=1)
+    assert found["languages"]["en"]["pairs"]["margin"]["n"] == found["sources"]["s"]["pairs"]["margin"]["n"] == 2
+    assert baselines(alike, {"length": {"languages": {}}, "shortcuts": {}})["longer_wins"]["n"] == 1
+
+
 def test_no_pairs_give_figures_of_nothing() -> None:
     nothing = {"value": None, "low": None, "high": None, "n": 0}
     found = grouped_metrics([], beta=0.1, seed=1)

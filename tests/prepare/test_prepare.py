@@ -524,6 +524,20 @@ def test_shortcuts_are_measured_and_warned_of(kit: Any) -> None:
     assert fair.report["shortcuts"]["length"]["low"] < 0.5 < fair.report["shortcuts"]["length"]["high"]
 
 
+def test_shares_count_prompts_where_all_their_pairs_are_taken(kit: Any) -> None:
+    """Six pairs of a prompt are no six witnesses: n is the prompts, and the interval is as wide as of those."""
+    rows = [kit.plain(n, ratings=("5", "4", "2", "1")) for n in range(60)]
+    made = kit.run_rows(rows, pairs={"pick": "all"})
+    report = made.report
+    prompts = len({json.dumps(row["prompt"]) for row in made.train})
+    assert report["pairs"]["train"] > 3 * prompts
+    figures = [report["length"]["longer_wins"], report["length"]["languages"]["en"], *report["shortcuts"].values()]
+    assert {figure["n"] for figure in figures} <= {prompts, 0}
+    length = report["length"]["longer_wins"]
+    assert length["differs"] > prompts  # pairs, in which the rule says something
+    assert length["high"] - length["low"] > 0.1
+
+
 def test_reports_say_the_same_thing(kit: Any) -> None:
     """report.json, report.md and the terminal hold the same counts; the terminal's fit 80 columns."""
     from rich.console import Console
