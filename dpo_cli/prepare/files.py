@@ -77,7 +77,7 @@ def _text_rows(path: Path, feed: Feed, encoding: Encoding, tick: Ticker) -> Rows
     *others, last = ("", *(suffix.lower() for suffix in path.suffixes))
     kind = others[-1] if last in COMPRESSED and others else last
     with _opened(path) as (stream, share):
-        end = "" if kind in CSV else "\n"
+        end = "" if kind in CSV else None
         text = io.TextIOWrapper(stream, encoding.codec, errors="surrogateescape", newline=end)
         rows = csv_rows(text, feed, tabs=kind != ".csv") if kind in CSV else json_rows(text, feed)
         for index, row in enumerate(rows):

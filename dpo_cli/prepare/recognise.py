@@ -29,14 +29,18 @@ def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str | None:
     where = recipe.where(*key, "layout" if source.layout != "auto" else "id")
     found: dict[str, str] = {}
     for feed in feeds:
-        rows = [row for _, row in islice(feed.rows(None, lambda share: None), LOOKED_AT)]
+        numbered = list(islice(feed.rows(None, lambda share: None), LOOKED_AT))
+        rows = [row for _, row in numbered]
         maps = [row for row in rows if isinstance(row, dict)]
         if maps:
             found.setdefault(_told(source, maps, feed.name, where, recipe.where(*key, "columns")), feed.name)
         elif rows:
             why = rows[0].detail if isinstance(rows[0], Broken) else f"the first is {type(rows[0]).__name__}, not a map"
             hint = "write one JSON object a line, a JSON array of them, CSV with commas, or Parquet; in UTF-8"
-            raise DpoError(f"no row of {feed.name} can be read: {why}", where=where, hint=hint, exit_code=USAGE)
+            such = f"{feed.place(numbered[0][0])}: {why}"
+            raise DpoError(
+                f"no row of {feed.name} can be read; such as {such}", where=where, hint=hint, exit_code=USAGE
+            )
     if len(found) > 1:
         listed = ", ".join(f"{file} is {layout}" for layout, file in found.items())
         hint = "name the files you mean in data_files, or make them two sources"

@@ -32,6 +32,18 @@ HINTS = {
 }
 
 
+# What a reason means, where its cause in a row says less.
+MEANS = {
+    "duplicate": "the same prompt again", "near_duplicate": "nearly the same prompt", "no_response": "no answer at all",
+    "think": "tags of thinking that are no closed block at the start of an answer",
+    "markers": "special tokens, or another chat's role markers, in an answer or a prompt",
+    "echo": "answers that are only their prompt", "template": "templated refusals or self-introductions",
+    "short": "answers too short to prefer", "no_score": "answers without a score", "tie": "both answers score the same",
+    "identical": "both answers are nearly the same", "contradicts_scores": "chosen scores below rejected",
+    "contaminated": "prompts that must not be trained on",
+}  # fmt: skip
+
+
 def hint(reason: str) -> str:
     return HINTS.get(reason, f"data.filters.{reason} tunes it")
 
@@ -50,8 +62,9 @@ def losses(recipe: Recipe, tally: Tally, entries: list[Entry]) -> list[str]:
                 fix = f"model.max_length: {needed} would keep {KEPT_BY_LENGTH:.0%}" if needed else fix
             elif reason == "language":
                 fix = f"data.languages has no such share; where that is not their language, set language: on {source}"
-            such = ": ".join(filter(None, [cause.place, cause.detail]))
-            said.append(f"{source}: {count:,} of {came:,} dropped as {reason}, such as {such}; {fix}")
+            means = f" ({MEANS[reason]})" if reason in MEANS else ""
+            such = cause.place if means else f"{cause.place}: {cause.detail}"
+            said.append(f"{source}: {count:,} of {came:,} dropped as {reason}{means}, such as {such}; {fix}")
     return said
 
 
@@ -85,15 +98,15 @@ def held_out(recipe: Recipe, rows: dict[str, int]) -> list[str]:
         return []
     kind = ROWS_ARE[recipe.data.format]
     if not held:
-        known = f"no {kind[:-1]} was held out: eval can measure nothing"
+        known = f"no {kind[:-1]} is held out, so eval can measure nothing"
     else:
-        half = wilson(held / 2, held)
-        known = f"only {held} {kind} held out: eval can't tell an accuracy of 50% from one of {half['high']:.0%}"
+        chance = wilson(held / 2, held)
+        are = f"{kind} are" if held > 1 else f"{kind[:-1]} is"
+        known = f"only {held} {are} held out: eval can't tell an accuracy of 50% from one of {chance['high']:.0%}"
     if every < 2 * ENOUGH_HELD_OUT:
-        fix = f"gather hundreds; of {every}, data.eval_fraction: 0.5 holds out half"
-        return [f"{known}; {fix}"]
+        return [f"{known}; data.eval_fraction: 0.5 would hold out half of the {every}, but gather some hundreds"]
     share = math.ceil(100 * ENOUGH_HELD_OUT / every) / 100
-    return [f"{known}; data.eval_fraction: {share:g} holds out about {ENOUGH_HELD_OUT} of {every:,}"]
+    return [f"{known}; data.eval_fraction: {share:g} would hold out about {ENOUGH_HELD_OUT} of {every:,}"]
 
 
 def languages(tally: Tally) -> list[str]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_cli.prepare.audit import MODEL, SHORTCUTS, Audit, warnings
 from dpo_cli.prepare.filters import REASONS
-from dpo_cli.prepare.tally import CONTROL, Tally
+from dpo_cli.prepare.tally import Tally
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import ROWS_ARE
+from dpo_cli.show import one_line
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -144,9 +145,16 @@ def _facts(report: dict[str, Any]) -> dict[str, str]:
         for name, one in report["languages"].items()
         if one["got"] or one["wanted"]
     ]
-    layouts = [f"{name} {one['layout']}" for name, one in report["provenance"]["sources"].items()]
+    sources = report["provenance"]["sources"]
+    read = [
+        f"{name}: {note}"
+        for one in sources.values()
+        for name, file in one["files"].items()
+        for note in file.get("notes", ())
+    ]
     return {
-        "layouts": ", ".join(layouts),
+        "layouts": ", ".join(f"{name} {one['layout']}" for name, one in sources.items()),
+        **({"files": "; ".join(read[:5])} if read else {}),
         rows_are(
             report
         ): f"{pairs['train']:,} to train on, {pairs['eval']:,} held out, {pairs['quota']:,} over the mix",
@@ -220,7 +228,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         return "\n".join(f"| {' | '.join(map(quoted, line))} |" for line in lines)
 
     def quoted(text: str) -> str:
-        return CONTROL.sub(" ", text).replace("|", "\\|").replace("<", "&lt;")
+        return one_line(text).replace("|", "\\|").replace("<", "&lt;")
 
     heads, rows = _funnel(report, most=100)
     numbers = {

@@ -47,7 +47,17 @@ class _Json:
         except json.JSONDecodeError as error:
             return Broken(f"not JSON: {error.msg} at column {error.colno}")
         except (ValueError, RecursionError) as error:  # a key twice, a number of 5,000 digits, 10,000 brackets
-            return Broken(f"not JSON: {error}")
+            return Broken(str(error))
+
+    def is_part(self, line: str) -> bool:
+        """Whether a line is the start of something longer, or holds several values."""
+        try:
+            self._decoder.decode(line)
+        except json.JSONDecodeError as error:
+            return error.pos >= len(line) or error.msg == "Extra data"
+        except (ValueError, RecursionError):
+            pass
+        return False
 
     def values(self, text: str) -> Iterator[Any]:
         """Values one after the other, with white space or commas between them."""
@@ -74,16 +84,17 @@ def json_rows(text: TextIO, feed: Feed) -> Rows:
         yield from _document([row], feed)
         return
     rest = [first, *([second] if second else [])]
-    if first[1].startswith("[") or (isinstance(row, Broken) and first[1].startswith("{")):
-        rest += filled  # it has to be read whole, unless the first line is just a broken one
+    is_array = first[1].startswith("[")
+    if is_array or reader.is_part(_bare(first[1])):  # it has to be read whole
+        rest += filled
         try:
             values = list(reader.values("\n".join(line for _, line in rest)))
         except (ValueError, RecursionError) as error:
-            if first[1].startswith("[") or (len(rest) > 1 and not _is_row(reader, rest[1:])):
+            if is_array or not _is_row(reader, rest[1:]):  # else it is JSON lines, of which the first is broken
                 raise Unreadable(f"not JSON: {_where(error, rest)}", AS_LINES) from error
         else:
-            if len(values) != 1 or first[1] != rest[-1][1] or not isinstance(row, Broken):
-                feed.note("one JSON array" if first[1].startswith("[") else "JSON objects over several lines")
+            if not is_array:
+                feed.note("JSON objects over several lines")
             yield from _document(values, feed)
             return
     commas = False

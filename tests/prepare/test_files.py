@@ -222,6 +222,7 @@ JSON_FORMS = {
     "an array with a row a line": "[\n" + ",\n".join(map(json.dumps, ROWS)) + "\n]\n",
     "pretty objects": "\n".join(json.dumps(row, indent=2) for row in ROWS),
     "pretty objects and commas": ",\n".join(json.dumps(row, indent=2) for row in ROWS),
+    "objects on one line": ", ".join(map(json.dumps, ROWS)),
     "old line ends": "\r".join(map(json.dumps, ROWS)),
     "Windows line ends": lines(ROWS).replace("\n", "\r\n"),
     **{
