@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dpo_cli import __version__, console, processes, recipe
+from dpo_cli import __version__, console, processes, recipe, recipe_paths
 from dpo_cli.environment import never_fail_to_print, prepare_environment
 from dpo_cli.errors import FAILED, INTERRUPTED, USAGE, DpoError
 from dpo_cli.recipe import Recipe
@@ -58,9 +58,11 @@ def prepare(
     """Turn raw sources into clean pairs, with a report of every drop."""
     with _reported(debug):
         loaded, run = _open(recipe_path, settings, runs_dir)
+        # What is missing is an error here, even where what was made of it is still whole.
+        recipe_paths.require(loaded, ["data", *_tokenizer(loaded)])
         from dpo_cli.prepare import source_files
 
-        source_files(loaded)  # a missing one is an error here, even where what was made of it is still whole
+        source_files(loaded)
         with run.lock(view=not force and run.state("prepare", loaded).fresh):
             _prepare(loaded, run, force, quiet, examples)
             trained = run.record("train")
@@ -93,6 +95,7 @@ def train(
         loaded, run = _open(recipe_path, settings, runs_dir)
         main = processes.is_main()
         again, quiet = force or fresh, quiet or not main
+        recipe_paths.require(loaded, ["model", "adapter"])
 
         def goes_on(prepared: bool) -> bool:
             """Whether to go on with what is here, where something is; an error where it would be replaced."""
@@ -114,8 +117,14 @@ def train(
                 from dpo_cli import backends
 
                 # Now, because prepare needs transformers, and Unsloth has to be imported before that.
-                backends.import_backend(backends.choose_backend(loaded))
+                backend = backends.choose_backend(loaded)
+                fresh_data = run.state("prepare", loaded).fresh
+                _look_at(loaded, ["model", "adapter"] if fresh_data else ["model", "adapter", "data"])
+                backends.import_backend(backend)
                 backends.refuse_cpu(loaded)
+                from dpo_cli.train.rehearsal import rehearse
+
+                rehearse(loaded, run)
 
             def prepared() -> tuple[bool, bool]:
                 _prepare(loaded, run, False, quiet)
@@ -163,6 +172,7 @@ def evaluate(
         with run.lock(view=prompt is not None or (not force and run.state("eval", loaded).fresh)):
             run.require("train", loaded, _command("train", recipe_path, settings, runs_dir))
             if prompt is not None:
+                _look_at(loaded, ["model", "adapter"])
                 from dpo_cli.evaluate.evaluate import answer
 
                 console.print_answers(prompt, *answer(loaded, run, prompt, samples or 3))
@@ -171,6 +181,7 @@ def evaluate(
             others = [_compared(path, runs_dir) for path in compare or []]
 
             def work() -> None:
+                _look_at(loaded, ["model", "adapter", "judge"])
                 from dpo_cli.evaluate.evaluate import evaluate as stage
 
                 stage(loaded, run, quiet=quiet)
@@ -207,6 +218,7 @@ def export(
                 return
 
             def work() -> None:
+                _look_at(loaded, ["model", "merge_base"])
                 _say(quiet, f"export: {', '.join(loaded.export.formats)}")
                 exported = stage(loaded, run, quiet=quiet)
                 _say(quiet, f"export: {len(exported.checks)} checks passed -> {run['export']}")
@@ -221,8 +233,12 @@ def export(
 def check(recipe_path: RecipePath, settings: Settings = None, debug: Debug = False) -> None:
     """Validate a recipe and print it with every default."""
     with _reported(debug):
-        sys.stdout.write(recipe.dump(recipe.load(recipe_path, settings)))
+        loaded = recipe.load(recipe_path, settings)
+        remarks = recipe.check(loaded, recipe_path)
+        sys.stdout.write(recipe.dump(loaded))
         sys.stdout.flush()  # here, where a reader that is gone is no error
+        for remark in remarks:
+            typer.echo(f"note: {remark}", err=True)
 
 
 @app.command()
@@ -337,6 +353,7 @@ def _nothing_to_do(stage: str, run: Run, quiet: bool) -> None:
 
 def _prepare(loaded: Recipe, run: Run, force: bool, quiet: bool, examples: bool = False) -> None:
     def work() -> None:
+        recipe_paths.require_hub(loaded, _tokenizer(loaded))
         from dpo_cli.prepare import prepare as stage
 
         with run.stage("prepare", loaded) as draft:
@@ -349,6 +366,18 @@ def _prepare(loaded: Recipe, run: Run, force: bool, quiet: bool, examples: bool 
     _unless_fresh("prepare", loaded, run, force, quiet, work)
     if shown_again:
         console.print_funnel(run, quiet, examples)
+
+
+def _tokenizer(loaded: Recipe) -> list[recipe_paths.Part]:
+    """`model` where prepare counts tokens."""
+    filters = loaded.data.filters
+    return ["model"] if filters.too_long or filters.length_ratio else []
+
+
+def _look_at(loaded: Recipe, parts: list[recipe_paths.Part]) -> None:
+    """Refuse to begin where what a recipe names is not there, locally or on the Hub."""
+    recipe_paths.require(loaded, parts)
+    recipe_paths.require_hub(loaded, parts)
 
 
 def _say(quiet: bool, line: str) -> None:

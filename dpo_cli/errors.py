@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from dpo_cli.show import one_line
@@ -32,11 +33,11 @@ class DpoError(Exception):
         exit_code: int = FAILED,
         details: Sequence[str] = (),
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.where = where
-        self.hint = hint
-        self.details = details
+        super().__init__(without_secrets(message))
+        self.message = without_secrets(message)
+        self.where = where and without_secrets(where)
+        self.hint = hint and without_secrets(hint)
+        self.details = [without_secrets(line) for line in details]
         self.exit_code = exit_code
 
     def __str__(self) -> str:
@@ -49,12 +50,34 @@ class DpoError(Exception):
         return "\n".join(map(one_line, lines))
 
 
+# Keys of well-known services, which people paste into the wrong place.
+SECRET = re.compile(
+    r"(?<![A-Za-z0-9])(?:sk-[\w-]{4,}|hf_(?!transfer|xet|hub|home)[A-Za-z0-9]{4,}|gh[opsu]_\w{4,}|gsk_\w{4,}"
+    r"|glpat-[\w-]{4,}|xox[abp]-[\w-]{4,}|AKIA[A-Z0-9]{8,})"
+)
+
+
+def without_secrets(text: str) -> str:
+    """`text` with whatever looks like the key of a service replaced by `…`."""
+    return SECRET.sub("…", text)
+
+
 def did_you_mean(word: str, known: list[str]) -> str | None:
-    """The known word nearest to `word`, or None where nothing is near."""
+    """The known word nearest to `word`, or None where nothing is near; its first number is the same.
+
+    So q4_0 is near q4_k_s, and never q8_0.
+    """
+    number = re.findall(r"\d+", word)[:1]
+    same = [one for one in known if not number or re.findall(r"\d+", one)[:1] == number]
+    return next(iter(nearest(word, same, 1)), None)
+
+
+def nearest(word: str, known: list[str], count: int) -> list[str]:
+    """Up to `count` known words that may be meant by `word`, the nearest first, upper and lower case alike."""
     import difflib
 
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return near[0] if near else None
+    lower = {one.lower(): one for one in known}
+    return [lower[one] for one in difflib.get_close_matches(word[:100].lower(), list(lower), n=count, cutoff=0.6)]
 
 
 def either(words: list[str]) -> str:

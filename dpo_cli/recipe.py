@@ -22,10 +22,37 @@ from pydantic import (
     model_validator,
 )
 
-from dpo_cli.errors import did_you_mean, either
+from dpo_cli.errors import SECRET, either
 from dpo_cli.recipe_mistakes import problems_of, recipe_error
-from dpo_cli.recipe_train import Section, method_of, methods_with_data, train_model, train_schema, trl_arguments
+from dpo_cli.recipe_paths import PARTS, hub_id_problem, json_in, missing
+from dpo_cli.recipe_rules import against_model, problems, remarks
+from dpo_cli.recipe_train import (
+    HELD_OUT,
+    Section,
+    held_out_metric_problem,
+    language_of,
+    method_of,
+    methods_with_data,
+    train_model,
+    train_schema,
+    trl_arguments,
+)
 from dpo_cli.recipe_yaml import Dumper, Key, read_recipe, show_key
+
+__all__ = ["HELD_OUT", "Recipe", "check", "dump", "json_schema", "load"]
+
+
+def _one_as_list(value: Any) -> Any:
+    """So that a list of one may be written as a word."""
+    return [value] if isinstance(value, str) else value
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+# A size of memory: GB where no unit is written.
+MEMORY_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([gm])(?:i?b)?)?\s*", re.IGNORECASE)
 
 METRICS = ("correctness", "helpfulness", "coherence", "complexity", "verbosity")
 
@@ -54,7 +81,7 @@ class Lora(Section):
     alpha: float = Field(64, gt=0, description="scale; the update is multiplied by alpha / r")
     dropout: float = Field(0.01, ge=0, lt=1, description="see train.disable_dropout: 0 in effect unless that is false")
     bias: Literal["none", "all", "lora_only"] = Field("none", description="which biases train")
-    target_modules: list[str] = Field(
+    target_modules: Annotated[list[str], BeforeValidator(_one_as_list, json_schema_input_type=str | list[str])] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         min_length=1,
         description="linear layers that get an adapter",
@@ -229,10 +256,6 @@ class Data(Section):
         return sources
 
 
-# Figures of the held-out pairs during training that tell a better adapter from a worse one.
-HELD_OUT = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "logps/chosen")
-
-
 class EarlyStopping(Section):
     """Stop when a held-out figure gets no better, and keep the adapter of its best evaluation."""
 
@@ -242,20 +265,15 @@ class EarlyStopping(Section):
     @field_validator("metric")
     @classmethod
     def _metric_is_logged(cls, metric: str) -> str:
-        if not re.fullmatch(rf"eval_([a-z]+_)?({'|'.join(HELD_OUT)})", metric):
-            known = [f"eval_{name}" for name in HELD_OUT]
-            near = did_you_mean(metric, known)
-            raise ValueError(
-                f"must be one of {', '.join(known)}, or of one language, as eval_zh_loss"
-                + (f"; did you mean {near}?" if near else "")
-            )
+        problem = held_out_metric_problem(metric)
+        if problem:
+            raise ValueError(problem)
         return metric
 
     @property
     def language(self) -> str | None:
         """The one language whose held-out pairs decide; None: all."""
-        words = self.metric.split("/")[0].split("_")
-        return words[1] if len(words) == 3 else None
+        return language_of(self.metric)
 
 
 class Engine(Section):
@@ -274,19 +292,29 @@ class Engine(Section):
     memory_limit: str | float | None = Field(None, description="GB this run may use, e.g. 16; default: all")
     early_stopping: EarlyStopping | None = Field(None, description="{metric, patience}; keeps the best adapter")
 
+    @field_validator("memory_limit")
+    @classmethod
+    def _limit_is_a_size(cls, limit: str | float | None) -> str | float | None:
+        match = MEMORY_SIZE.fullmatch(str(limit))
+        if limit is not None and not (match and 0 < float(match[1]) < 1e6):
+            raise ValueError(f"must be a size above 0, in GB: 16, 7.5 or 500MB, not {str(limit)[:60]}")
+        return limit
+
 
 class OpenAIJudge(Section):
     """A judge behind any OpenAI-compatible server: vLLM, Ollama, llama.cpp, transformers serve, or a hosted one."""
 
     kind: Literal["openai"]
     base_url: str = Field(
-        pattern=r"^https?://[^/@\s]+(/\S*)?$", description="the server's address, such as http://localhost:8000/v1"
+        pattern=r"^https?://[^/@?#\s]+(/[^@?#\s]*)?$",  # a key may stand before an @, or behind a ?
+        description="the server's address, such as http://localhost:8000/v1, without keys (api_key_env names one)",
     )
     model: str = Field(min_length=1, description="the model's name on that server")
     api_key_env: str | None = Field(
         None,
-        pattern=r"^[A-Z_][A-Z0-9_]*$",  # capitals, so that a key that is written here by mistake is told from a name
-        description="the name of the environment variable that holds the key, in capitals; never the key itself",
+        # So a key written here is told from a name, and no recipe can send another variable to a server of its own.
+        pattern=r"^[A-Z_][A-Z0-9_]*_(KEY|TOKEN)$",
+        description="the name of an environment variable, in capitals, with _KEY or _TOKEN at its end; never the key",
     )
     max_tokens: int = Field(1024, ge=1, description="tokens of a judgment")
     concurrency: int = Field(8, ge=1, description="requests at a time")
@@ -323,12 +351,23 @@ GgufType = Literal["f32", "f16", "bf16", "q8_0", "q2_k", "q3_k_m", "q4_k_s", "q4
 
 
 class Export(Section):
-    formats: list[Literal["adapter", "merged", "gguf", "ollama", "hub"]] = Field(
-        ["adapter", "merged"], min_length=1, description="what export writes"
+    formats: Annotated[
+        list[Literal["adapter", "merged", "gguf", "ollama", "hub"]],
+        BeforeValidator(_one_as_list, json_schema_input_type=Any),
+    ] = Field(["adapter", "merged"], min_length=1, description="what export writes")
+    gguf: Annotated[GgufType, BeforeValidator(_lower)] = Field(
+        "q8_0", description="GGUF weight type; q2_k to q6_k need llama.cpp's llama-quantize"
     )
-    gguf: GgufType = Field("q8_0", description="GGUF weight type; q2_k to q6_k need llama.cpp's llama-quantize")
     hub: str | None = Field(None, description="repository to push to, as user/name; formats names hub too")
     hub_private: bool = Field(True, description="whether a repository that is made by the push is private")
+
+    @field_validator("hub")
+    @classmethod
+    def _hub_is_a_repository(cls, hub: str | None) -> str | None:
+        problem = hub_id_problem(hub) if hub is not None else None
+        if problem:
+            raise ValueError(f"{problem}; write user/name")
+        return hub
 
 
 # ------------------------------------------------------------------------------------------------------ the recipe
@@ -360,8 +399,10 @@ class Recipe(Section):
     @field_validator("name")
     @classmethod
     def _name_is_a_folder(cls, name: str) -> str:
-        if not name.strip() or name.startswith(".") or set(name) & set('/\\:*?"<>|\0\n'):
-            raise ValueError("must be usable as the name of a folder")
+        odd = sorted(set(name) & set('/\\:*?"<>|,=')) or [repr(one)[1:-1] for one in name if not one.isprintable()]
+        if not name.strip() or name.startswith(".") or odd or len(name.encode("utf-8", "replace")) > 200:
+            why = f"without {' '.join(odd)}" if odd else "not empty, not too long, and without a dot in front"
+            raise ValueError(f"must be usable as the name of a folder and in commands: {why}; name: sets it")
         return name
 
     def where(self, *key: str | int) -> str:
@@ -393,6 +434,9 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     document = read_recipe(path, overrides or [])
     if document.values.get("name") is None:
         document.values["name"] = path.stem
+    secrets = _secrets(document.values)
+    if secrets:
+        raise recipe_error(path, document.places, secrets)
     method, data = method_of(document.values.get("train")), document.values.get("data")
     learns = trl_arguments()[method]["data"]
     if isinstance(data, dict) and "format" not in data and "pairs" not in learns:
@@ -400,12 +444,41 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     try:
         recipe = _recipe_model(method).model_validate(document.values)
     except ValidationError as error:
-        raise recipe_error(path, document.places, problems_of(error, document.values, json_schema())) from None
+        mistakes = problems_of(error, document.values, json_schema(), document.places)
+        raise recipe_error(path, document.places, mistakes) from None
     recipe._places.update(document.places)
-    problems = _conflicts_in_training(recipe) + _conflicts_in_export(recipe)
-    if problems:
-        raise recipe_error(path, document.places, problems)
+    found = [*_conflicts_in_training(recipe), *_conflicts_in_export(recipe), *problems(recipe)]
+    if found:
+        raise recipe_error(path, document.places, found)
     return recipe
+
+
+def _secrets(values: Any, key: Key = ()) -> list[tuple[Key, str]]:
+    """Texts in a recipe, as written, that look like the key of a service."""
+    if isinstance(values, dict):
+        return [found for name, value in values.items() for found in _secrets(value, (*key, name))]
+    if isinstance(values, list):
+        return [found for index, value in enumerate(values) for found in _secrets(value, (*key, index))]
+    if not (isinstance(values, str) and any(re.search("[A-Z0-9]", one) for one in SECRET.findall(values))):
+        return []
+    return [(key, "holds what looks like the key of a service: keep keys in environment variables, out of recipes")]
+
+
+def check(recipe: Recipe, path: Path) -> list[str]:
+    """Look at what a recipe names outside of itself, without a network.
+
+    Returns:
+        Remarks on settings that have no effect, each with its line.
+
+    Raises:
+        DpoError: (exit code 2) a file or folder is not there, or is something else than it should be, or a local
+            model can't do what the recipe asks of it.
+    """
+    local = json_in(recipe.model.id, "config.json") if Path(recipe.model.id).is_absolute() else {}
+    found = missing(recipe, PARTS) + against_model(recipe, local)
+    if found:
+        raise recipe_error(path, recipe._places, found)
+    return [f"{recipe.where(*key)} {sentence}" for key, sentence in remarks(recipe)]
 
 
 def _conflicts_in_training(recipe: Recipe) -> list[tuple[Key, str]]:
@@ -416,11 +489,15 @@ def _conflicts_in_training(recipe: Recipe) -> list[tuple[Key, str]]:
         return found
     if train.eval_strategy == "no":
         found.append((("engine", "early_stopping"), "needs evaluations: set train.eval_strategy: steps, or epoch"))
+
+    def differs(name: str) -> bool:  # not `model_fields_set`: a resolved recipe sets every key
+        return bool(getattr(train, name) != type(train).model_fields[name].default)
+
     for name in ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"):
-        if name in train.model_fields_set:
+        if differs(name):
             found.append((("train", name), "is said by engine.early_stopping; remove it"))
     for name in ("save_strategy", "save_steps"):
-        if name in train.model_fields_set and getattr(train, name) != getattr(train, name.replace("save", "eval")):
+        if differs(name) and getattr(train, name) != getattr(train, name.replace("save", "eval")):
             found.append((("train", name), "with engine.early_stopping each evaluation is saved; remove it"))
     return found
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +37,33 @@ _KINDS = {
 }
 
 
-def recipe_error(path: Path, places: dict[Key, str], problems: list[tuple[Key, str]]) -> DpoError:
+MOST_SHOWN = 20  # of a file that is something else, thousands of keys are unknown
+Problem = tuple[Key, str | Callable[[], str]]  # a sentence, or what makes it where it is shown
+
+
+def recipe_error(path: Path, places: dict[Key, str], problems: Sequence[Problem], code: int = USAGE) -> DpoError:
+    """All problems of a recipe as one error, in the order of the file."""
     order = {key: index for index, key in enumerate(places)}
 
     def position(key: Key) -> int:  # of what is missing, that of the section it is missing in
         return next((order[key[:end]] for end in range(len(key), -1, -1) if key[:end] in order), -1)
 
     blocks: list[str] = []
-    for key, problem in sorted(problems, key=lambda found: position(found[0])):
+    for key, problem in sorted(problems, key=lambda found: position(found[0]))[:MOST_SHOWN]:
         known = next((places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in places), str(path))
-        if key[:2] == ("eval", "judge") and known.startswith("--set "):
-            known = "--set"  # the place is what was typed, and there an API key may be
-        blocks += [f"{known}  {show_key(key)}", f"  {problem}"]
-    count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-    return DpoError(f"the recipe has {count}", details=blocks, exit_code=USAGE)
+        shown = show_key(key)
+        shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
+        blocks += [f"{known}  {shown}", f"  {problem if isinstance(problem, str) else problem()}"]
+    if len(problems) > MOST_SHOWN:
+        blocks.append(f"and {len(problems) - MOST_SHOWN:,} more")
+    count = "a mistake" if len(problems) == 1 else f"{len(problems):,} mistakes"
+    return DpoError(f"the recipe has {count}", details=blocks, exit_code=code)
 
 
-def problems_of(error: ValidationError, values: dict[str, Any], schema: dict[str, Any]) -> list[tuple[Key, str]]:
-    """Pydantic's errors as (key, sentence); the branches of one union become one sentence."""
+def problems_of(
+    error: ValidationError, values: dict[str, Any], schema: dict[str, Any], places: dict[Key, str]
+) -> list[Problem]:
+    """Pydantic's errors by key; the branches of one union become one sentence."""
     by_key: dict[Key, list[Any]] = {}
     for item in error.errors(include_url=False):
         key = _real_key(item["loc"], item["type"], values)
@@ -61,9 +72,15 @@ def problems_of(error: ValidationError, values: dict[str, Any], schema: dict[str
         if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
             key = (*key, item["ctx"]["discriminator"].strip("'"))
         by_key.setdefault(key, []).append(item)
-    deepest = [key for key in by_key if not any(key == other[: len(key)] != other for other in by_key)]
+    above = {key[:end] for key in by_key for end in range(len(key))}
     method = method_of(values.get("train"))
-    return [(key, _sentence(key, by_key[key], schema, method)) for key in deepest]
+    found: list[Problem] = []
+    for key in by_key:
+        if key not in above:
+            place = next((places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in places), "")
+            hidden = _is_secret(key) or place.endswith("=…")  # as `--set` hides a value
+            found.append((key, partial(_sentence, key, by_key[key], schema, method, hidden)))
+    return found
 
 
 def _real_key(loc: tuple[str | int, ...], kind: str, values: Any) -> Key:
@@ -79,8 +96,9 @@ def _real_key(loc: tuple[str | int, ...], kind: str, values: Any) -> Key:
     return tuple(key)
 
 
-def _sentence(key: Key, items: list[Any], schema: dict[str, Any], method: str) -> str:
+def _sentence(key: Key, items: list[Any], schema: dict[str, Any], method: str, hidden: bool) -> str:
     first = items[0]
+    shown = "…" if hidden else _shown(first["input"])
     if key[:1] == ("train",):
         sentence = _of_another_method(key, first, method)
         if sentence:
@@ -94,30 +112,31 @@ def _sentence(key: Key, items: list[Any], schema: dict[str, Any], method: str) -
     if first["type"] == "missing":
         return f"is missing: {_description(first['loc'], schema)}"
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return _wrong_branch(first, schema)
+        return _wrong_branch(first, schema, hidden)
     if first["type"] == "string_pattern_mismatch":
-        shown = "" if _is_secret(key) or "@" in first["input"] else f", not {_shown(first['input'])}"
-        return f"must be {_description(first['loc'], schema)}{shown}"
+        said = "" if hidden or set("@?") & set(first["input"]) else f", not {shown}"
+        return f"must be {_description(first['loc'], schema)}{said}"
     others = [item for item in items if item["type"] not in _KINDS and item["type"] != "literal_error"]
     if (kinds or values) and not others:
         options = [*kinds, *(text.replace("'", "").replace("False", "false") for text in values)]
-        sentence = f"must be {' or '.join(options)}, not {_shown(first['input'])}"
+        sentence = f"must be {' or '.join(options)}, not {shown}"
         words = [word for text in values for word in text.replace("'", "").replace(" or ", ", ").split(", ")]
         near = did_you_mean(first["input"], words) if isinstance(first["input"], str) else None
         return f"{sentence}; did you mean {near}?" if near else sentence
     first = others[0] if others else first
     message = str(first["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
-    return message if first["type"] in ("value_error", "key") else f"{message}, not {_shown(first['input'])}"
+    return message if first["type"] in ("value_error", "key") else f"{message}, not {shown}"
 
 
-def _wrong_branch(item: Any, schema: dict[str, Any]) -> str:
+def _wrong_branch(item: Any, schema: dict[str, Any], hidden: bool) -> str:
     """Of a map that is one of several kinds: the key that says which is not there, or says none of them."""
     kinds = list(_branches(_node_at(schema, item["loc"])))
     if item["type"] == "union_tag_not_found":
         return f"is missing: {' or '.join(kinds)}"
     said = item["input"][item["ctx"]["discriminator"].strip("'")]
     near = did_you_mean(str(said), kinds)
-    return f"must be {' or '.join(kinds)}, not {_shown(said)}" + (f"; did you mean {near}?" if near else "")
+    shown = "…" if hidden else _shown(said)
+    return f"must be {' or '.join(kinds)}, not {shown}" + (f"; did you mean {near}?" if near else "")
 
 
 def _is_secret(key: Key) -> bool:

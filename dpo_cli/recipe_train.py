@@ -6,12 +6,15 @@ Nothing here imports TRL: what its arguments are called stands in the generated 
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 from pydantic_core import PydanticCustomError
+
+from dpo_cli.errors import did_you_mean
 
 
 class Section(BaseModel):
@@ -59,6 +62,9 @@ OWNED_TRAIN_ARGUMENTS: dict[str, str] = {
     "precompute_ref_batch_size": "use engine.reference_cache",
 }
 
+# Figures of the held-out pairs during training that tell a better adapter from a worse one.
+HELD_OUT = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "logps/chosen")
+
 # Arguments of the reference model, which some methods don't have.
 OF_THE_REFERENCE = (
     "precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model", "ref_model_mixup_alpha",
@@ -73,7 +79,7 @@ OLD_TRAIN_ARGUMENTS: dict[str, str] = {
     "max_target_length": "TRL dropped it; prepare drops long pairs by model.max_length",
     "evaluation_strategy": "it is called eval_strategy now",
     "no_cuda": "the device is found by itself",
-    "group_by_length": "train_sampling_strategy: group_by_length",
+    "group_by_length": "pairs can't be grouped by length; engine.shared_prefix pads nothing instead",
     "rpo_alpha": "loss_type: [sigmoid, sft] with loss_weights: [1.0, alpha]",
     "reference_free": "train.method: simpo, cpo or orpo need no reference",
     "generate_during_eval": "eval samples from both models",
@@ -89,6 +95,9 @@ OLD_TRAIN_ARGUMENTS: dict[str, str] = {
     "batch_size": "it is called per_device_train_batch_size",
     "epochs": "it is called num_train_epochs",
     "lr": "it is called learning_rate",
+    "micro_batch_size": "it is called per_device_train_batch_size",
+    "num_epochs": "it is called num_train_epochs",
+    "max_seq_length": "set model.max_length",
 }
 
 _POSITIVE: dict[str, Any] = {"gt": 0}
@@ -119,6 +128,13 @@ TRAIN_RANGES: dict[str, dict[str, Any]] = {
     "save_total_limit": _AT_LEAST_ONE,
     "dataset_num_proc": _AT_LEAST_ONE,
     "dataloader_num_workers": _NOT_NEGATIVE,
+    "dataloader_prefetch_factor": _AT_LEAST_ONE,
+    "torch_empty_cache_steps": _AT_LEAST_ONE,
+    "eval_delay": _NOT_NEGATIVE,
+    "neftune_noise_alpha": _POSITIVE,
+    "discopop_tau": _POSITIVE,
+    "ddp_timeout": _AT_LEAST_ONE,
+    "ddp_bucket_cap_mb": _AT_LEAST_ONE,
 }
 
 
@@ -144,6 +160,22 @@ def methods_with(argument: str) -> list[str]:
 def methods_with_data(given: str) -> list[str]:
     """The methods that learn from that `data.format`."""
     return [method for method, one in trl_arguments().items() if given in one["data"]]
+
+
+def held_out_metric_problem(metric: str) -> str | None:
+    """What is wrong with the name of a held-out figure, such as `eval_loss` or `eval_zh_rewards/margins`."""
+    if re.fullmatch(rf"eval_([a-z]+_)?({'|'.join(HELD_OUT)})", metric):
+        return None
+    known = [f"eval_{name}" for name in HELD_OUT]
+    near = did_you_mean(metric, known)
+    sentence = f"must be one of {', '.join(known)}, or of one language, as eval_zh_loss"
+    return f"{sentence}; did you mean {near}?" if near else sentence
+
+
+def language_of(metric: str) -> str | None:
+    """The one language whose held-out rows a figure such as `eval_zh_loss` is of; None: all."""
+    words = metric.split("/")[0].split("_")
+    return words[1] if len(words) == 3 else None
 
 
 def methods_with_loss(loss: Any) -> list[str]:

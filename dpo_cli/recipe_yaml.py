@@ -14,17 +14,52 @@ from typing import Any, ClassVar
 
 import yaml
 
-from dpo_cli.errors import USAGE, DpoError
+from dpo_cli.errors import USAGE, DpoError, nearest
 
 Key = tuple[str | int, ...]  # ("data", "sources", 0, "id")
+
+# More than any recipe has; what goes beyond is a mistake or an attack, and must not take minutes or gigabytes.
+MOST_BYTES, MOST_NODES, DEEPEST = 1_000_000, 20_000, 50
 
 DATA_SUFFIXES = (".json", ".jsonl", ".gz", ".csv", ".parquet", ".txt")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's scalars (true/false only, `5e-6` a number, no dates, no base 60)."""
+    """SafeLoader with YAML 1.2's scalars (true/false only, `5e-6` a number, no dates, no base 60), and limits.
+
+    Aliases let a few lines stand for billions of values, so nodes and levels are counted as if written out.
+    """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._level = 0
+        self._sizes: dict[int, tuple[int, int]] = {}  # by node: nodes and levels, aliases written out
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        start: Any = self.peek_event()
+        start, alias = start.start_mark, self.check_event(yaml.AliasEvent)
+        self._level += 1
+        if self._level > DEEPEST:
+            raise yaml.MarkedYAMLError(problem=f"nested more than {DEEPEST} levels deep", problem_mark=start)
+        if len(self._sizes) > MOST_NODES:
+            raise yaml.MarkedYAMLError(problem=f"more than {MOST_NODES:,} values", problem_mark=start)
+        node: Any = super().compose_node(parent, index)
+        self._level -= 1
+        if alias:
+            if id(node) not in self._sizes:
+                raise yaml.MarkedYAMLError(problem="an alias that contains itself", problem_mark=node.start_mark)
+            return node
+        items = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = [part for item in items for part in (item if isinstance(item, tuple) else (item,))]
+        sizes = [self._sizes[id(part)] for part in inner]
+        size, levels = 1 + sum(one[0] for one in sizes), 1 + max((one[1] for one in sizes), default=0)
+        if size > MOST_NODES or levels > DEEPEST:
+            limit = f"more than {MOST_NODES:,} values" if size > MOST_NODES else f"more than {DEEPEST} levels"
+            raise yaml.MarkedYAMLError(problem=f"{limit}, its aliases written out", problem_mark=start)
+        self._sizes[id(node)] = size, levels
+        return node
 
 
 for _tag, _pattern, _first in (
@@ -141,12 +176,7 @@ def _both_maps(one: Any, other: Any, key: Key) -> bool:
 
 def _read_file(path: Path) -> Document:
     where = _short(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DpoError(f"no recipe at {where}", hint=_recipes_nearby(path), exit_code=USAGE) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DpoError(f"can't read the recipe: {error}", where=where, exit_code=USAGE) from None
+    text = _text_of(path, where)
     places: dict[Key, str] = {}
     values = _parse(text, "not valid YAML", lambda line: f"{where}:{line}" if line else where, places)
     if values is None and () not in places:
@@ -156,13 +186,43 @@ def _read_file(path: Path) -> Document:
     return Document(_absolute_paths(values, (), path.parent, lambda key: places.get(key, where)), places)
 
 
+def _text_of(path: Path, where: str) -> str:
+    """The text of a recipe file.
+
+    Raises:
+        DpoError: (exit code 2) it is not there, no file, too large, or not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MOST_BYTES + 1)
+    except IsADirectoryError:
+        raise DpoError(f"{where} is a folder, not a recipe", hint=_recipes_nearby(path), exit_code=USAGE) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise DpoError(f"no recipe at {where}", hint=_recipes_nearby(path), exit_code=USAGE) from None
+    except (OSError, ValueError) as error:  # may not be read; a null byte in its name
+        said = error.strerror if isinstance(error, OSError) else error
+        raise DpoError(f"can't read the recipe: {said}", where=where, exit_code=USAGE) from None
+    hint = "give the path of a recipe, a .yaml file"
+    if len(raw) > MOST_BYTES:
+        raise DpoError(f"too large for a recipe: over {MOST_BYTES:,} bytes", where=where, hint=hint, exit_code=USAGE)
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DpoError("the recipe is UTF-16 text", where=where, hint="save it as UTF-8", exit_code=USAGE)
+    if b"\0" in raw:
+        raise DpoError("not a text file, so not a recipe", where=where, hint=hint, exit_code=USAGE)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        where = f"{where}:{len(raw[: error.start].splitlines() or [b''])}"
+        raise DpoError("the recipe is not UTF-8 text", where=where, hint="save it as UTF-8", exit_code=USAGE) from None
+
+
 def _parse(text: str, problem: str, place: Callable[[int], str], places: dict[Key, str]) -> Any:
     """One YAML value, None where there is none; fills `places`, which `place` makes of line numbers (0: unknown)."""
     hint = "check the indentation, colons and quotes on that line and the one above it"
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        _walk(node, (), place, places, [])
+        _walk(node, (), place, places)
         return loader.construct_document(node) if node is not None else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -174,18 +234,14 @@ def _parse(text: str, problem: str, place: Callable[[int], str], places: dict[Ke
         raise DpoError(f"{problem}: {error}", where=place(0), exit_code=USAGE) from None
 
 
-def _walk(
-    node: yaml.Node | None, key: Key, place: Callable[[int], str], places: dict[Key, str], above: list[yaml.Node]
-) -> None:
-    """Fill `places` for every key below `node`; refuse a key that stands twice, and a node that holds itself."""
+def _walk(node: yaml.Node | None, key: Key, place: Callable[[int], str], places: dict[Key, str]) -> None:
+    """Fill `places` for every key below `node`; refuse a key that stands twice."""
     if node is None:
         return
-    if node in above:
-        raise yaml.MarkedYAMLError(problem="an alias that contains itself", problem_mark=node.start_mark)
     places[key] = place(node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _walk(item, (*key, index), place, places, [*above, node])
+            _walk(item, (*key, index), place, places)
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for name_node, value_node in node.value:
@@ -204,18 +260,21 @@ def _walk(
                     exit_code=USAGE,
                 )
             seen[name] = line
-            _walk(value_node, (*key, name), place, places, [*above, node])
+            _walk(value_node, (*key, name), place, places)
             places[(*key, name)] = place(line)
 
 
 def _apply_override(document: Document, override: str) -> None:
     """Apply one `--set data.sources.0.quota=100`; the value is YAML."""
-    place = f"--set {override}" if len(override) <= 120 else f"--set {override[:117]}..."
+    place = f"--set {_shown_setting(override)}"
     dotted, equals, text = override.partition("=")
     if not equals or not dotted.strip():
-        raise DpoError(f"--set takes KEY=VALUE, not '{override}'", hint="--set train.beta=0.2", exit_code=USAGE)
+        shown = place.removeprefix("--set ")
+        raise DpoError(f"--set takes KEY=VALUE, not '{shown}'", hint="--set train.beta=0.2", exit_code=USAGE)
     value = _parse(text, "not a YAML value", lambda line: place, {})
     parts = dotted.strip().replace("[", ".").replace("]", "").split(".")
+    if len(parts) > DEEPEST:
+        raise DpoError(f"nested more than {DEEPEST} levels deep", where=place, exit_code=USAGE)
     target: Any = document.values
     key: list[str | int] = []
     for part in parts[:-1]:
@@ -232,6 +291,18 @@ def _apply_override(document: Document, override: str) -> None:
     for old in [known for known in document.places if known[: len(full)] == full]:
         del document.places[old]  # what stood below is gone, and so are its lines
     document.places[full] = place
+
+
+_TELLING = re.compile("key|token|secret|passw|credential|judg", re.IGNORECASE)
+_HARMLESS = re.compile("token_budget|max_tokens|max_new_tokens|pad_token")
+
+
+def _shown_setting(override: str) -> str:
+    """A `--set` as errors show it: without its value where that may be a key, whether it was meant to be or not."""
+    if _TELLING.search(_HARMLESS.sub("", override)):
+        path = re.match(r"[\w.\[\] -]{0,60}", override)
+        return f"{path.group().rstrip() if path else ''}=…"
+    return override if len(override) <= 120 else f"{override[:117]}..."
 
 
 def _step(target: Any, part: str, place: str) -> str | int:
@@ -270,6 +341,8 @@ def names_a_path(key: Key) -> bool:
             return True
         case ("data", "contamination", int()) | ("eval", "judge", "id"):
             return True
+        case ("train", "deepspeed" | "fsdp_config" | "accelerator_config"):
+            return True
     return False
 
 
@@ -282,6 +355,10 @@ def _short(path: Path) -> str:
 
 
 def _recipes_nearby(path: Path) -> str:
-    folder = path.parent if path.parent.is_dir() else Path("recipes")
-    found = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
-    return f"recipes in {_short(folder)}: {', '.join(found)}" if found else "give the path of a recipe, a .yaml file"
+    """The three recipes whose names are nearest to a path that is none."""
+    folders = [path] if path.is_dir() else [path.parent, Path("recipes")]
+    found = {_short(one): one for folder in folders if folder.is_dir() for one in sorted(folder.rglob("*.yaml"))[:500]}
+    near = nearest(path.name, [one.name for one in found.values()], 3) or [one.name for one in found.values()][:3]
+    shown = [name for name, one in found.items() if one.name in near]
+    shown.sort(key=lambda name: near.index(found[name].name))
+    return f"did you mean {', '.join(shown[:3])}?" if shown else "give the path of a recipe, a .yaml file"

@@ -22,7 +22,8 @@ HEAVY = {
 # The floors, lowest first; a part imports from its own floor or from below.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("show", "errors", "processes"),
-    ("recipe", "recipe_yaml", "recipe_train", "recipe_mistakes", "run", "records", "stats", "language"),
+    ("recipe", "recipe_yaml", "recipe_train", "recipe_mistakes", "recipe_rules", "recipe_paths"),
+    ("run", "records", "stats", "language"),
     ("driver", "preinstall", "machine", "environment", "device"),
     ("adapters", "backends", "models", "smoke"),
     ROOMS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def test_words_stay_words(loaded: Load, word: str) -> None:
 
 @pytest.mark.parametrize("word", ["true", "True", "TRUE"])
 def test_true_is_true(loaded: Load, word: str) -> None:
-    assert loaded(f"train: {{use_liger_kernel: {word}}}").train.use_liger_kernel is True
+    assert loaded(f"train: {{logging_first_step: {word}}}").train.logging_first_step is True
 
 
 @pytest.mark.parametrize("word", ["~", "null", "Null", "", "NULL"])
@@ -98,7 +99,9 @@ def test_null_is_null(loaded: Load, word: str) -> None:
 
 
 def test_a_word_is_no_switch(refused: Refused) -> None:
-    assert 'train.use_liger_kernel\n    must be true or false, not "yes"' in refused("train: {use_liger_kernel: yes}")
+    assert 'train.logging_first_step\n    must be true or false, not "yes"' in refused(
+        "train: {logging_first_step: yes}"
+    )
 
 
 def test_on_and_off_are_choices(loaded: Load) -> None:
@@ -147,7 +150,7 @@ def test_a_recipe_does_not_change_after_loading(loaded: Load) -> None:
         ("name: 5e-6", "r.yaml:3  name", "must be text"),
         ("lora: 3", "r.yaml:3  lora", "must be a map, not 3"),
         ("lora: null", "r.yaml:3  lora", "must be a map, not null"),
-        ("lora: {target_modules: q_proj}", "r.yaml:3  lora.target_modules", 'must be a list, not "q_proj"'),
+        ("lora: {target_modules: 3}", "r.yaml:3  lora.target_modules", "must be a list, not 3"),
         ("train: {beta: no}", "r.yaml:3  train.beta", 'must be a number, not "no"'),
         ("train: {max_steps: many}", "r.yaml:3  train.max_steps", 'must be a whole number, not "many"'),
         # impossible values
@@ -325,7 +328,11 @@ SERVER = "kind: openai, base_url: http://x/v1, model: m"
         (f"{{{SERVER}, concurrency: 0}}", "concurrency", "not 0"),
         (f"{{{SERVER}, timeout: soon}}", "timeout", 'must be a number, not "soon"'),
         ("{kind: reward_model, id: a, modl: b}", "modl", "known here: kind, id, revision, batch_size"),
-        ("{kind: openai, model: m, base_url: localhost:80}", "base_url", "such as http://localhost:8000/v1, not"),
+        (
+            "{kind: openai, model: m, base_url: localhost:80}",
+            "base_url",
+            "such as http://localhost:8000/v1, without keys",
+        ),
     ],
 )
 def test_one_mistake_in_the_judge(refused: Refused, judge: str, key: str, says: str) -> None:
@@ -352,6 +359,42 @@ def test_a_key_in_the_recipe_is_refused_and_not_shown(refused: Refused, more: st
     message = refused(more, *([setting] if setting else []))
     assert "secret" not in message
     assert "eval.judge." in message
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "eval.judge=sk-secret", "eval.judge=secret", "judge.api_key=secret", "eval.judg.api_key=secret",
+        "eval.judge={kind: openai, api_key: secret", "eval.judge.api_key: secret", "eval={judge: {api_key: secret}}",
+        "train.hub_token=secret", "password=secret", "eval.judge.kind=secret", "data.rater.api_key=secret",
+        "lora.r=sk-secret", "lora.r=hf_Secret1234", "seed=ghp_secret12345", "name=sk-secret12345678", "sk-secret=1",
+        "eval.judge.timeout={api: secret}", "EVAL.JUDGE=secret",
+    ],
+)  # fmt: skip
+def test_a_key_that_is_typed_by_mistake_is_never_shown(refused: Refused, setting: str) -> None:
+    assert "secret" not in refused(f"eval: {{judge: {{{SERVER}}}}}", setting).lower()
+
+
+@pytest.mark.parametrize("value", ["sk-abc123def456ghi789", "hf_AbCdEfGhIjKlMnOpQrSt", "ghp_A1b2C3d4E5f6G7h8I9"])
+@pytest.mark.parametrize(
+    "more", ["name: {}", "train: {{run_name: {}}}", "data: {{sources: [{{id: c/d, name: {}}}]}}", "model: {{id: {}}}"]
+)
+def test_what_looks_like_a_key_gets_into_no_run(write: Write, more: str, value: str) -> None:
+    section = more.split(":")[0]
+    whole = "".join(f"{line}\n" for line in MINIMAL.splitlines() if not line.startswith(section))
+    with pytest.raises(DpoError, match="looks like the key of a service") as caught:
+        load(write(whole + more.format(value)))
+    assert value not in str(caught.value)
+
+
+def test_words_that_only_look_a_little_like_keys_are_fine(loaded: Load) -> None:
+    assert loaded("name: sk-learn\n").name == "sk-learn"
+    assert loaded("name: hf_pairs\n").name == "hf_pairs"
+    assert loaded("train: {run_name: task-abcdef123456}\n").train.run_name == "task-abcdef123456"
+
+
+def test_a_setting_about_tokens_is_shown(refused: Refused) -> None:
+    assert "--set engine.token_budget=few" in refused("", "engine.token_budget=few")
 
 
 def test_both_kinds_of_judge(loaded: Load) -> None:
@@ -418,12 +461,12 @@ def test_anchors_aliases_and_merge_keys(loaded: Load) -> None:
     recipe = loaded(
         base="""\
 model: {id: a/b}
+lora: {target_modules: &modules [q_proj, v_proj]}
 data:
   sources:
     - &first {id: c/d, layout: pairs, language: en}
     - {<<: *first, id: e/f, language: zh}
-lora: {target_modules: &modules [q_proj, v_proj]}
-train: {optim_target_modules: *modules}
+  contamination: *modules
 """,
     )
     assert recipe.data.sources[1].model_dump(exclude_defaults=True) == {
@@ -431,7 +474,7 @@ train: {optim_target_modules: *modules}
         "layout": "pairs",
         "language": "zh",
     }
-    assert recipe.train.optim_target_modules == recipe.lora.target_modules == ["q_proj", "v_proj"]
+    assert recipe.data.contamination == recipe.lora.target_modules == ["q_proj", "v_proj"]
 
 
 def test_a_typo_that_comes_in_by_a_merge_key_is_refused(refused: Refused) -> None:
@@ -484,6 +527,47 @@ def test_hostile_files_end_in_a_clear_error(write: Write, text: str) -> None:
         load(write(text))
     assert caught.value.exit_code == USAGE
     assert "r.yaml" in str(caught.value)
+
+
+def bombs() -> dict[str, str]:
+    """A few lines that stand for billions of values."""
+    lists = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lists += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    twos = ["b0: &b0 [x, x]", *(f"b{n}: &b{n} [*b{n - 1}, *b{n - 1}]" for n in range(1, 30))]
+    maps = ["c0: &c0 {a: x, b: x}", *(f"c{n}: &c{n} {{a: *c{n - 1}, b: *c{n - 1}}}" for n in range(1, 30))]
+    merged = ["d0: &d0 {a: x}", *(f"d{n}: &d{n} {{<<: [*d{n - 1}, *d{n - 1}]}}" for n in range(1, 30))]
+    chain = ["e0: &e0 [x]", *(f"e{n}: &e{n} [*e{n - 1}]" for n in range(1, 3000))]
+    return {
+        "9 of 9": "\n".join(lists), "30 of 2": "\n".join(twos), "maps": "\n".join(maps), "merged": "\n".join(merged),
+        "chain": "\n".join(chain), "in train": "train:\n  " + "\n  ".join(maps), "deep": "x: " + "[" * 300_000,
+        "deep maps": "x: " + "{a: " * 100_000, "deep lists": "x:\n  " + "- " * 100_000,
+        "wide": "x: [" + "1," * 100_000 + "]",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", bombs())
+def test_a_yaml_bomb_is_refused_at_once(refused: Refused, name: str) -> None:
+    start = time.process_time()
+    message = refused(bombs()[name])
+    assert time.process_time() - start < 2
+    assert len(message) < 500
+    assert "r.yaml:" in message
+    assert "more than " in message
+
+
+def test_a_bomb_in_a_setting_is_refused(refused: Refused) -> None:
+    assert "more than 50 levels deep" in refused("", "lora=" + "[" * 5000)
+    assert "more than 50 levels deep" in refused("", ".".join(["a"] * 5000) + "=1")
+
+
+def test_of_thousands_of_unknown_keys_twenty_are_shown(refused: Refused) -> None:
+    start = time.process_time()
+    message = refused("\n".join(f"unknown_{number}: 1" for number in range(5000)))
+    assert time.process_time() - start < 3
+    assert message.startswith("the recipe has 5,000 mistakes\n")
+    assert message.endswith("and 4,980 more")
+    assert "unknown_19" in message and "unknown_20\n" not in message
+    assert len(message) < 5000
 
 
 # ---------------------------------------------------------------------------------------------------------- extends
@@ -641,7 +725,7 @@ def test_the_last_setting_wins(loaded: Load) -> None:
 
 
 def test_a_value_may_hold_an_equals_sign(loaded: Load) -> None:
-    assert loaded("", "train.optim_args=rank=8").train.optim_args == "rank=8"
+    assert loaded("", "train.optim=sgd", "train.optim_args=momentum=0.9").train.optim_args == "momentum=0.9"
 
 
 def test_a_relative_path_is_relative_to_the_working_directory(loaded: Load, tmp_path: Path) -> None:
@@ -709,7 +793,8 @@ def round_trip(recipe: Recipe, folder: Path) -> dict[str, Any]:
     [
         "",
         "train: {loss_type: [sigmoid, sft], loss_weights: [1.0, 0.5], learning_rate: 5e-6, save_steps: 0.1}\n",
-        "train: {gradient_checkpointing_kwargs: {use_reentrant: false}, lr_scheduler_kwargs: {min_lr: 1e-7}}\n",
+        "train: {gradient_checkpointing_kwargs: {use_reentrant: false}, "
+        "lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr: 1e-7}}\n",
         "seed: 7\nengine: {shared_prefix: off}\nexport: {formats: [adapter]}\nname: 中文 名\n",
         "lora: {alpha: 1e22, dropout: 1e-10}\n",
     ],

@@ -8,13 +8,12 @@ formula is compared with resident memory there.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dpo_cli.errors import USAGE, DpoError
-from dpo_cli.recipe import Recipe
+from dpo_cli.recipe import MEMORY_SIZE, Recipe
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.shape import Shape
 
@@ -403,7 +402,7 @@ def parse_memory_limit(value: str | float | None) -> int | None:
     """
     if value is None:
         return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([gm])(?:i?b)?)?\s*", str(value).lower())
+    match = MEMORY_SIZE.fullmatch(str(value).lower())
     size = float(match[1]) * (2**20 if match[2] == "m" else GIB) if match else 0.0
     if not math.isfinite(size) or size < 1:
         raise DpoError(

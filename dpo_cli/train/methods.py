@@ -6,6 +6,7 @@ and loss without importing TRL; a test holds that file against the TRL that is i
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import enum
 import importlib
@@ -13,6 +14,7 @@ import inspect
 import json
 import os
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Callable
@@ -98,8 +100,10 @@ def describe_arguments() -> dict[str, Any]:
     """Every method's arguments and losses as the installed TRL declares them, with what of its row `check` has to know.
 
     Returns:
-        {method: {"config": class name, "data", "reference", "engine", "defaults", "losses": [...], "arguments": {name:
-        {"type", "default", "choices"}}}}, where `type` is written with bool, int, float, str, list, dict and None only.
+        {method: {"config": class name, "data", "reference", "whole_logits", "engine", "defaults", "losses": [...],
+        "read_by": {argument: the losses that read it}, "arguments": {name: {"type", "default", "choices"}}}}, where
+        `type` is written with bool, int, float, str, list, dict and None only. `lr_scheduler_type` has "kwargs" too:
+        {schedule: {"takes", "needs"}}.
     """
     described: dict[str, Any] = {}
     for name, method in METHODS.items():
@@ -115,6 +119,10 @@ def describe_arguments() -> dict[str, Any]:
                 default = one.default_factory() if callable(one.default_factory) else None
             choices = choices or [str(choice) for choice in one.metadata.get("choices") or []]
             arguments[one.name] = {"type": kind, "default": default, "choices": choices}
+        if "f_divergence_type" in arguments:  # branches, like the losses below
+            branches = re.findall(r'f_divergence_type == "(\w+)"', inspect.getsource(trainer._compute_loss))
+            arguments["f_divergence_type"]["choices"] = list(dict.fromkeys(branches))
+        arguments["lr_scheduler_type"]["kwargs"] = _schedule_kwargs()
         losses: Any = arguments.get("loss_type", {}).pop("choices", [])
         if "loss_type" in arguments and not losses:
             # DPO's config keeps no list of them: they are the branches of `_compute_loss`, each once, in order.
@@ -123,12 +131,56 @@ def describe_arguments() -> dict[str, Any]:
             "config": method.config,
             "data": list(method.data),
             "reference": method.reference,
+            "whole_logits": method.whole_logits,
             "engine": list(method.engine),
             "defaults": method.defaults,
             "losses": list(method.losses or losses),
+            "read_by": {} if method.losses == listwise.LOSS_TYPES else _read_by(trainer, arguments),
             "arguments": arguments,
         }
     return described
+
+
+def _schedule_kwargs() -> dict[str, dict[str, list[str]]]:
+    """What `lr_scheduler_kwargs` may hold, and has to hold, of each learning-rate schedule of transformers."""
+    from torch.optim.lr_scheduler import ReduceLROnPlateau
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
+
+    ours = ("self", "optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
+    passed_on: dict[str, Any] = {"reduce_lr_on_plateau": ReduceLROnPlateau.__init__, "greedy": GreedyLR.__init__}
+    found = {}
+    for schedule, function in TYPE_TO_SCHEDULER_FUNCTION.items():
+        parameters = inspect.signature(passed_on.get(schedule.value, function)).parameters.values()
+        named = [one for one in parameters if one.name not in ours]
+        needs = [one.name for one in named if one.default is inspect.Parameter.empty]
+        found[schedule.value] = {"takes": [one.name for one in named], "needs": needs}
+    return found
+
+
+def _read_by(trainer: Any, arguments: dict[str, Any]) -> dict[str, list[str]]:
+    """The arguments that only some losses read, and which: TRL compares `loss_type` with each loss's name."""
+    function = getattr(trainer, "_compute_loss", None) or getattr(trainer, "cpo_loss", None)
+    if function is None:
+        return {}
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+
+    def read(nodes: list[Any]) -> set[str]:
+        every = [part for node in nodes for part in ast.walk(node)]
+        return {part.attr for part in every if isinstance(part, ast.Attribute) and part.attr in arguments}
+
+    branches: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        match = isinstance(node, ast.If) and re.fullmatch(r"(self\.)?loss_type == '(\w+)'", ast.unparse(node.test))
+        if isinstance(node, ast.If) and match:
+            branches[match.group(2)] = read(node.body)
+            node.body = []
+    if "simpo" in branches:
+        branches["alphapo"] = branches["simpo"]  # CPOConfig makes it simpo, with `alpha`
+    elsewhere = read([tree])
+    names = sorted(set().union(*branches.values()) - elsewhere)
+    found = {name: sorted(loss for loss, reads in branches.items() if name in reads) for name in names}
+    divergence = re.search(r"f_divergence_loss_types = (\{.*?\})", inspect.getsource(trainer.__init__))
+    return found | ({"f_divergence_type": sorted(ast.literal_eval(divergence.group(1)))} if divergence else {})
 
 
 def _shared_once(described: dict[str, Any]) -> dict[str, Any]:

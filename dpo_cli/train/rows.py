@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpo_cli import processes
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
+from dpo_cli.recipe_train import language_of
 from dpo_cli.records import read_jsonl
 from dpo_cli.run import fingerprint, sha256
 from dpo_cli.train.methods import METHODS
@@ -56,10 +58,14 @@ def held_out_rows(recipe: Recipe, path: Path) -> dict[str, Dataset]:
             hint="raise data.eval_fraction, add data, or leave out train.eval_strategy",
         )
     stopping = recipe.engine.early_stopping
-    if stopping and stopping.language and stopping.language not in by_language:
+    metric = stopping.metric if stopping else recipe.train.metric_for_best_model or ""
+    metric = f"eval_{metric.removeprefix('eval_')}"
+    language = language_of(metric)
+    if language and language not in by_language:
+        key = ("engine", "early_stopping", "metric") if stopping else ("train", "metric_for_best_model")
         raise DpoError(
-            f"{stopping.metric} is never measured: the held-out pairs are in {', '.join(sorted(by_language))}",
-            where=recipe.where("engine", "early_stopping", "metric"),
+            f"{metric} is never measured: the held-out pairs are in {', '.join(sorted(by_language))}",
+            where=recipe.where(*key),
             hint="name one of these languages, or none for all of them: eval_loss",
         )
     features = features_of(path)
@@ -89,3 +95,22 @@ def features_of(path: Path) -> Features:
         "chat_template_kwargs": {name: Value("bool") for name in first["chat_template_kwargs"]},
     }
     return Features({name: kind for name, kind in known.items() if name in first})
+
+
+def check_fills_a_step(recipe: Recipe, rows: int) -> None:
+    """Refuse to begin where `dataloader_drop_last` would leave nothing of the data.
+
+    Args:
+        rows: training rows, of all processes.
+
+    Raises:
+        DpoError: there are fewer than one optimizer step takes.
+    """
+    train = recipe.train
+    step = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes.count()
+    if train.dataloader_drop_last and rows < step:
+        raise DpoError(
+            f"nothing to train on: a step takes {step} rows, there are {rows}, and what fills no step is dropped",
+            where=recipe.where("train", "dataloader_drop_last"),
+            hint="remove it, or lower train.gradient_accumulation_steps",
+        )

@@ -23,7 +23,7 @@ from dpo_cli.train.checkpoints import Start, best_checkpoint, is_last, start_log
 from dpo_cli.train.engine import cache_reference, choose, rows_are
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.progress import StopAfterStep, peak_memory, print_remark, progress_callback
-from dpo_cli.train.rows import held_out_rows, train_rows
+from dpo_cli.train.rows import check_fills_a_step, held_out_rows, train_rows
 from dpo_cli.train.token_budget import budgeted
 from dpo_cli.train.unpaired import imbalance
 from dpo_cli.train.watchdog import Watchdog
@@ -131,6 +131,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
 def build(recipe: Recipe, run: Run, backend: backends.Backend) -> Any:
     """TRL's trainer for a recipe, with the model, its fresh or continued LoRA, and the run's rows; nothing has run."""
     train_set = train_rows(recipe, run.train_pairs)
+    check_fills_a_step(recipe, len(train_set))
     eval_sets = held_out_rows(recipe, run.eval_pairs) if recipe.train.eval_strategy != "no" else None
     model, tokenizer = models.load_for_training(recipe, backend)
     method = METHODS[recipe.train.method]
@@ -141,7 +142,7 @@ def build(recipe: Recipe, run: Run, backend: backends.Backend) -> Any:
     logging.getLogger(trainer_class.__module__).setLevel(logging.ERROR)
     trainer = budgeted(careful(method.mended(trainer_class)))(
         model=model,
-        args=_config(recipe, run, config_class, len(train_set)),
+        args=trl_config(recipe, run, config_class, len(train_set)),
         train_dataset=train_set,
         eval_dataset=eval_sets,
         processing_class=tokenizer,
@@ -162,7 +163,7 @@ def build(recipe: Recipe, run: Run, backend: backends.Backend) -> Any:
 # ------------------------------------------------------------------------------------------------------------ pieces
 
 
-def _config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
+def trl_config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
     """TRL's config with every argument passed, because Unsloth changes the defaults of those that are not."""
     from dataclasses import fields
 
@@ -235,10 +236,21 @@ def _notes(recipe: Recipe, trainer: Any) -> list[str]:
             f"! the chat template ends an answer with {end}, which the model's generation_config doesn't name as an "
             "end: eval stops there, and export adds it"
         )
-    if rows_are(trainer) == "rows":
+    if hasattr(train, "desirable_weight"):
         uneven = imbalance(trainer.train_dataset["label"], train.desirable_weight, train.undesirable_weight)
         notes += [f"! {uneven}"] if uneven else []
-    return notes
+    return notes + _warmup_note(trainer)
+
+
+def _warmup_note(trainer: Any) -> list[str]:
+    """A remark where the warm-up is as long as the run, so that the learning rate is never reached."""
+    args = trainer.args
+    epoch = math.ceil(len(trainer.train_dataset) / trainer.get_total_train_batch_size(args))
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+    warmup = args.get_warmup_steps(steps)
+    if warmup < steps or not warmup:
+        return []
+    return [f"! the warm-up takes {warmup} steps and the run {steps}: train.learning_rate is never reached"]
 
 
 def _check_nothing_dropped(given: Sequence[str], kept: Sequence[str], recipe: Recipe, what: str) -> None:

@@ -1,0 +1,185 @@
+"""What a recipe names outside of itself: local files and folders, and Hub ids. Looked at before any work; no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from dpo_cli.errors import FAILED, DpoError, nearest
+from dpo_cli.recipe_yaml import Key
+
+Recipe = Any  # dpo_cli.recipe's, which imports this module
+Part = Literal["model", "adapter", "merge_base", "judge", "data"]
+PARTS: tuple[Part, ...] = ("model", "adapter", "merge_base", "judge", "data")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+SECONDS = 5  # to wait for the Hub's first answer
+
+
+def hub_id_problem(name: str) -> str | None:
+    """Why a name can't be one on the Hub, by the Hub's own rule; None where it can."""
+    if name.count("/") > 1 or not re.fullmatch(r"(\b[\w\-.]{1,96}\b/)?\b[\w\-.]{1,96}\b", name, re.ASCII):
+        return "is no name of a Hub repository (letters, digits, - _ . and one /)"
+    if "--" in name or ".." in name or name.endswith(".git"):
+        return "is no name of a Hub repository, which has no -- or .. and no .git at its end"
+    return None
+
+
+def missing(recipe: Recipe, parts: Iterable[Part] = PARTS) -> list[tuple[Key, str]]:
+    """What a recipe names and is not there, or is something else than it should be; each with what to write instead.
+
+    Args:
+        recipe: as loaded, its local paths absolute.
+        parts: what to look at.
+    """
+    wanted, found = set(parts), list[tuple[Key, str]]()
+    for part, key, name in _named(recipe):
+        if part not in wanted or name.startswith("builtin:"):
+            continue
+        path = Path(name)
+        if path.exists():
+            problem = _not_of_its_kind(recipe, part, path)
+        elif path.is_absolute():  # the loader makes all that is written as a path absolute
+            kind = f"file or folder {path}" if part == "data" else f"folder {_as_typed(path)}"
+            problem = f"no {kind}{_near(path)}"
+        else:
+            problem = hub_id_problem(name)
+            problem = problem and f"there is no {name}{_near(path)}, and it {problem}"
+        if problem:
+            found.append((key, problem))
+    return found
+
+
+def _named(recipe: Recipe) -> Iterator[tuple[Part, Key, str]]:
+    """Everything that a recipe names outside of itself, and where."""
+    model, judge = recipe.model, recipe.eval.judge
+    yield "model", ("model", "id"), model.id
+    if model.adapter:
+        yield "adapter", ("model", "adapter"), model.adapter
+    if model.merge_base:
+        yield "merge_base", ("model", "merge_base"), model.merge_base
+    if judge is not None and judge.kind == "reward_model":
+        yield "judge", ("eval", "judge", "id"), judge.id
+    for index, source in enumerate(recipe.data.sources):
+        yield "data", ("data", "sources", index, "id"), source.id
+    for index, name in enumerate(recipe.data.contamination):
+        if Path(name).is_absolute():
+            yield "data", ("data", "contamination", index), name
+
+
+def _not_of_its_kind(recipe: Recipe, part: Part, path: Path) -> str | None:
+    """What is wrong with a file or folder that is there."""
+    if part == "data":
+        return None if os.access(path, os.R_OK) else f"{_as_typed(path)} may not be read"
+    if not path.is_dir():
+        return f"{_as_typed(path)} is a file; name the folder that holds it"
+    has = {one.name for one in path.iterdir()}
+    if part == "adapter":
+        lacks = [name for name in ("adapter_config.json", "adapter_model.safetensors") if name not in has]
+        hint = "a merged model goes into model.id" if "config.json" in has else "name the folder of save_pretrained"
+        return f"is no LoRA adapter: {_as_typed(path)} has no {lacks[0]}; {hint}" if lacks else None
+    if "config.json" not in has and "adapter_config.json" in has:
+        base = json_in(path, "adapter_config.json").get("base_model_name_or_path")
+        other = "model.id" if part == "model" else f"model.{part}"
+        instead = f" and {other}: {base}" if base else f", and {other} to its base"
+        return f"{_as_typed(path)} is a LoRA adapter, not a model: set model.adapter to it{instead}"
+    if "config.json" not in has:
+        return f"{_as_typed(path)} is no model: it has no config.json"
+    if part == "model" and not has & set(TOKENIZER_FILES):
+        return f"{_as_typed(path)} has no tokenizer.json: save the tokenizer into it"
+    if part == "model" and "tokenizer.json" not in has and {"gguf", "ollama"} & set(recipe.export.formats):
+        return f"{_as_typed(path)} has no tokenizer.json, which GGUF needs: AutoTokenizer's save_pretrained writes it"
+    return None
+
+
+def json_in(folder: Path | str, name: str) -> dict[str, Any]:
+    """A JSON file of a local folder; {} where there is none that can be read."""
+    try:
+        found = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _as_typed(path: Path) -> str:
+    """The path from here, `./…`; absolute where it is elsewhere."""
+    try:
+        return f"./{path.relative_to(Path.cwd())}"
+    except ValueError:
+        return str(path)
+
+
+def _near(path: Path) -> str:
+    """`; did you mean …?`, of what lies where the path leads."""
+    there = path
+    while not there.parent.is_dir():
+        there = there.parent
+    try:
+        names = sorted(one.name for one in there.parent.iterdir())[:1000]
+    except OSError:
+        return ""
+    near = nearest(there.name, names, 1) or nearest(there.name, [Path(one).stem for one in names], 1)
+    match = next((one for one in names if near and near[0] in (one, Path(one).stem)), None)
+    return f"; did you mean {_as_typed(there.parent / match)}?" if match else ""
+
+
+def require(recipe: Recipe, parts: Iterable[Part]) -> None:
+    """Raise what is `missing`, all of it at once, each with its line.
+
+    Raises:
+        DpoError: something that the recipe names is not there.
+    """
+    found = missing(recipe, parts)
+    if found:
+        lines = [line for key, problem in found for line in (recipe.where(*key), f"  {problem}")]
+        hint = "check the path; it is relative to the recipe that names it"
+        raise DpoError("the recipe names what is not there", details=lines, hint=hint, exit_code=FAILED)
+
+
+def require_hub(recipe: Recipe, parts: Iterable[Part]) -> None:
+    """Ask the Hub for what is neither local nor in its cache, within seconds, where a download would try for a minute.
+
+    Raises:
+        DpoError: the Hub can't be reached, or does not have it.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    for part, key, name in _named(recipe):
+        if part not in parts or part == "data" or name.startswith("builtin:") or Path(name).is_absolute():
+            continue
+        if Path(name).exists():
+            continue
+        revision = recipe.model.revision if part == "model" else None
+        file = "adapter_config.json" if part == "adapter" else "config.json"
+        cached = (try_to_load_from_cache(name, one, revision=revision) for one in (file, "tokenizer_config.json"))
+        if not any(isinstance(one, str) for one in cached):
+            _ask_hub(name, file, revision, recipe.where(*key))
+
+
+def _ask_hub(name: str, file: str, revision: str | None, where: str) -> None:
+    """One request for one small file of a repository."""
+    import httpx
+    from huggingface_hub import constants, get_token
+
+    hub = constants.ENDPOINT
+    if constants.HF_HUB_OFFLINE:
+        hint = "unset HF_HUB_OFFLINE, or download it where there is a network"
+        raise DpoError(f"{name} is not in the cache, and HF_HUB_OFFLINE is set", where=where, hint=hint)
+    token = get_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    address = f"{hub}/{name}/resolve/{revision or 'main'}/{file}"
+    try:
+        status = httpx.head(address, headers=headers, timeout=SECONDS).status_code
+    except httpx.HTTPError as error:
+        said = "no answer" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
+        hint = "check the network; where the Hub is out of reach set HF_ENDPOINT to a mirror"
+        raise DpoError(f"can't get {name} from {hub}: {said}", where=where, hint=hint) from None
+    if status in (401, 403):
+        hint = f"check the name; where it is gated, ask for access at {hub}/{name}, and run `hf auth login`"
+        raise DpoError(f"{hub} has no {name}, or does not show it to you", where=where, hint=hint)
+    if status == 404:
+        at = f" at revision {revision}" if revision else ""
+        raise DpoError(f"{hub} has no {name} with a {file}{at}", where=where, hint="check the name")
