@@ -106,7 +106,7 @@ def _operations_a_second() -> float:
 
 def import_backend(backend: Backend) -> None:
     """Import Unsloth, if it is the backend, before anything imports TRL; and make the libraries keep quiet."""
-    # bitsandbytes looks for kernels on the Hub at import and says so; transformers and datasets draw bars of their own.
+    # bitsandbytes looks for kernels on the Hub at import and says so; transformers draws bars of its own.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     if backend.name == "unsloth":
@@ -114,10 +114,8 @@ def import_backend(backend: Backend) -> None:
         os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")  # else an export may install system packages
         environment.before_unsloth()
         import unsloth  # noqa: F401
-    import datasets
     import transformers
 
-    datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 

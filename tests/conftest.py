@@ -35,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
         OMP_NUM_THREADS="1",
         HF_HUB_OFFLINE="1",
         HF_HUB_DISABLE_TELEMETRY="1",
+        HF_DATASETS_DISABLE_PROGRESS_BARS="1",
         UNSLOTH_DISABLE_STATISTICS="1",
         TOKENIZERS_PARALLELISM="false",
         HF_HOME=f"{folder}/huggingface",
