@@ -21,6 +21,7 @@ from dpo_cli.prepare.turns import (
     conversation,
     first,
     holds,
+    is_said,
     is_transcript,
     list_of,
     literal,
@@ -81,9 +82,9 @@ def alpaca(row: Row, settings: Settings) -> CandidateSet:
 def _instructed(row: Row, instruction: str = "instruction") -> Any:
     """Instruction and input as Alpaca's template joins them: a blank line in between."""
     asked, given = row.get(instruction), row.get("input")
-    if not holds(given):
+    if not is_said(given):
         return asked
-    return f"{text_of(asked, instruction)}\n\n{text_of(given, 'input')}" if holds(asked) else given
+    return f"{text_of(asked, instruction)}\n\n{text_of(given, 'input')}" if is_said(asked) else given
 
 
 def orca(row: Row, settings: Settings) -> CandidateSet:
@@ -150,7 +151,7 @@ def kto(row: Row, settings: Settings) -> CandidateSet:
     completion = first(ours, "completion", "messages", "conversations", "output", "response")
     prompt = _prompt(ours, settings)
     if prompt is None:
-        prompt = _instructed(ours) if holds(ours.get("instruction")) else ours.get("query")
+        prompt = _instructed(ours) if is_said(ours.get("instruction")) else ours.get("query")
     answer = [(completion, "completion")]
     asked, texts, notes = prompt_and_answers(prompt, answer, ours.get("system"), ours.get("history"))
     label = first(ours, "label", "kto_tag")

@@ -158,7 +158,8 @@ def _read(
             entry = _judge(recipe, item, rank, context, spool, tally, sketches)
             if entry is not None:
                 entries.append(entry)
-        if data.filters.contradicts_scores and 2 * contrary > stated:
+        most = contrary > 1 and 2 * contrary > stated and 10 * contrary > tally.came[source.label]
+        if data.filters.contradicts_scores and most:
             raise _upside_down(recipe, rank, names, contrary, stated)
     return entries, sketches, read
 

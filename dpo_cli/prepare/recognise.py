@@ -80,8 +80,9 @@ def _fits(row: dict[str, Any], layout: LayoutOf) -> bool:
 
 
 def _is(row: dict[str, Any], layout: LayoutOf) -> bool:
-    try:
-        return _fits(row, layout) and layout.told_by(row)
+    try:  # by what it holds: Arrow gives each row every column, and null for those that it hasn't got
+        held = {name: value for name, value in row.items() if value is not None}
+        return _fits(held, layout) and layout.told_by(held)
     except (Malformed, RecursionError):
         return False
 

@@ -91,11 +91,18 @@ def holds(value: Any) -> bool:
     return value is not None and value is not False and value != {} and value == value  # NaN is not itself
 
 
+def is_said(value: Any) -> bool:
+    """Whether a value says anything: not null, not NaN, no blank text."""
+    return bool(value.strip()) if isinstance(value, str) else value is not None and value == value
+
+
 def first(row: Mapping[str, Any], *names: str) -> Any:
     """The value of the first of these keys that holds something; else of the first that is not null; else None.
 
     Arrow gives every row all keys, and null for those that it hasn't got.
     """
+    if row.get(names[0]):
+        return row[names[0]]
     there = [row[name] for name in names if row.get(name) is not None]
     return next(
         (value for value in there if not isinstance(value, str | list | dict) or value), next(iter(there), None)
@@ -135,11 +142,11 @@ def messages(value: Any, name: str) -> list[Message]:
         role = _role(first(turn, "role", "from"), name, len(turns))
         if role == "system" and turns:
             raise Malformed(f"{name} has a system turn at {len(turns)}; only the first turn may be one")
-        if any(holds(turn.get(call)) for call in CALLS):
+        if any(call in turn and holds(turn[call]) for call in CALLS):
             raise Unsupported(f"{name} calls a tool, which is not supported")
         content, thought = _content(first(turn, "content", "value", "text"), f"a turn of {name}")
-        written_thought = first(turn, *THOUGHTS)
-        thought = thought or (text_of(written_thought, f"a thought of {name}") if holds(written_thought) else "")
+        beside = first(turn, *THOUGHTS)
+        thought = text_of(beside, f"a thought of {name}") if is_said(beside) else thought
         if role == "assistant" and thought.strip() and "</think>" not in content:
             content = f"<think>\n{thought.strip()}\n</think>\n\n{content}"
         turns.append({"role": role, "content": content})
@@ -178,8 +185,11 @@ def _content(value: Any, name: str) -> tuple[str, str]:
 _OPENS_LIST, _MESSAGE_KEYS = re.compile(r"\s*(?:\[\s*)?\{"), ({"role", "content"}, {"from", "value"})
 
 
-def conversation(value: Any, name: str) -> list[Message] | str:
-    """Messages where `value` is a list of them, one, the text of such (as in CSV) or a transcript; else its text."""
+def conversation(value: Any, name: str, asks: bool = False) -> list[Message] | str:
+    """Messages where `value` is a list of them, one, the text of such (as in CSV) or a transcript; else its text.
+
+    `asks`: it is a prompt, whose transcript ends where the answer goes.
+    """
     if isinstance(value, str) and _OPENS_LIST.match(value):
         parsed = literal(value)
         several = [parsed] if isinstance(parsed, dict) else parsed
@@ -191,16 +201,18 @@ def conversation(value: Any, name: str) -> list[Message] | str:
         value = [value]
     if not isinstance(value, str):
         return messages(value, name)
-    return transcript(value, name) if is_transcript(value) else text_of(value, name)
+    return transcript(value, name) if is_transcript(value, asks) else text_of(value, name)
 
 
 _OPENS_TRANSCRIPT = re.compile(r"\s*Human:")
 _SPEAKER, _SPEAKER_LINE = (re.compile(rf"(?:^|{gap})[ \t]*(Human|Assistant):[ ]?") for gap in (r"\n\n", r"\n+"))
 
 
-def is_transcript(value: Any) -> bool:
-    """Whether a text is Anthropic's `\\n\\nHuman: …\\n\\nAssistant: …`."""
-    return isinstance(value, str) and bool(_OPENS_TRANSCRIPT.match(value)) and "\nAssistant:" in value
+def is_transcript(value: Any, asks: bool = False) -> bool:
+    """Whether a text is Anthropic's `\\n\\nHuman: …\\n\\nAssistant: …`; with `asks`, one that opens the last turn."""
+    if not isinstance(value, str) or not _OPENS_TRANSCRIPT.match(value):
+        return False
+    return value.rstrip().endswith("\nAssistant:") if asks else "\n\nAssistant:" in value
 
 
 def transcript(value: Any, name: str) -> list[Message]:
@@ -231,17 +243,16 @@ def prompt_and_answers(
     Raises:
         Malformed: they ask different things, or what comes out is no conversation that ends in a question.
     """
-    asked = conversation(prompt, "prompt") if prompt is not None else []
-    turns = asked_by(asked, "prompt") if isinstance(asked, str) else asked
-    if is_transcript(prompt) and turns[-1]["role"] == "assistant" and not turns[-1]["content"]:
-        turns = turns[:-1]  # where the answer goes
-    opening = [turn for turn in turns[:1] if turn["role"] == "system"]
-    turns = [*opening, *_history(history), *turns[len(opening) :]]
+    asked = conversation(prompt, "prompt", asks=True) if prompt is not None else []
+    opened = is_transcript(prompt, asks=True)  # by an empty turn, where the answer goes
+    turns = asked_by(asked, "prompt") if isinstance(asked, str) else asked[:-1] if opened else asked
+    first_turn = [turn for turn in turns[:1] if turn["role"] == "system"]
+    turns = [*first_turn, *_history(history), *turns[len(first_turn) :]]
     texts, wholes = [], []
     for value, name in answers:
         said = conversation(value, name)
         if isinstance(said, str):
-            texts.append(said.lstrip(" ") if is_transcript(prompt) else said)
+            texts.append(said.lstrip(" ") if opened else said)
             continue
         if not said or said[-1]["role"] != "assistant":
             raise Malformed(f"{name} does not end in an answer")
@@ -258,6 +269,8 @@ def prompt_and_answers(
     whole, notes = _with_system(whole, system)
     _check(whole)
     cut = [_without_thought(turn) for turn in whole]
+    if isinstance(history, str) and is_said(history) and literal(history) is None and history != prompt:
+        notes.append("the history column, which is no list")
     if cut != whole:
         notes.append("thoughts in earlier turns")
     return cut, texts, notes
@@ -265,7 +278,8 @@ def prompt_and_answers(
 
 def _history(value: Any) -> list[Message]:
     """Earlier turns, from LLaMA-Factory's and ms-swift's `[[question, answer], …]` or from messages."""
-    value = literal(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        value = literal(value)  # as CSV leaves it; any other text is another column of that name
     if not holds(value):
         return []
     if all(isinstance(one, dict) for one in list_of(value, "history")):
@@ -306,7 +320,7 @@ def _asked_once(turns: list[Message], head: list[Message], name: str, text: bool
 
 def _with_system(turns: list[Message], system: Any) -> tuple[list[Message], list[str]]:
     """`turns` behind the text of a system column; where they have a system turn that says otherwise, it stays."""
-    if not holds(system):
+    if not is_said(system):
         return turns, []
     text = text_of(system, "system")
     if not turns or turns[0]["role"] != "system":

@@ -194,6 +194,31 @@ def test_other_layouts_ask_once_too(kit: Any, layout: str) -> None:
     assert [turn["role"] for turn in row["prompt"]] == ["system", "user"]
 
 
+@pytest.mark.parametrize("history", [[["Hi!", "Hello."]], EARLIER, '[["Hi!", "Hello."]]'])
+def test_earlier_turns_in_a_history_column_come_first(kit: Any, history: Any) -> None:
+    for row in (
+        {"prompt": ASKED, "chosen": GOOD, "rejected": BAD},
+        {"instruction": ASKED, "input": "", "chosen": GOOD, "rejected": BAD},
+        {"query": ASKED, "response": GOOD, "rejected_response": BAD},
+    ):
+        assert only(kit, {**row, "history": history})[0]["prompt"] == [*EARLIER, USER]
+    with_system = {"prompt": [SYSTEM, USER], "chosen": GOOD, "rejected": BAD, "history": history}
+    assert only(kit, with_system)[0]["prompt"] == [SYSTEM, *EARLIER, USER]
+
+
+@pytest.mark.parametrize("value", ["[]", "null", "None", "7"])
+def test_an_input_that_looks_empty_is_not_lost(kit: Any, value: str) -> None:
+    row = {"instruction": "What type is this JSON value?", "input": value, "chosen": GOOD, "rejected": BAD}
+    assert only(kit, row)[0]["prompt"] == [user(f"What type is this JSON value?\n\n{value}")]
+
+
+def test_columns_that_are_null_throughout_hide_no_layout(kit: Any) -> None:
+    empty = dict.fromkeys(("conversations", "messages", "rejected_response", "instruction", "completions", "images"))
+    rows = [{"prompt": ASKED, "chosen": GOOD, "rejected": BAD, **empty}]
+    made = kit.run_rows(rows, eval_fraction=1e-9)
+    assert made.report["provenance"]["sources"]["rows"]["layout"] == "pairs" and made.source()["kept"] == 1
+
+
 def test_a_system_column_that_says_otherwise_is_counted(kit: Any) -> None:
     rows = [
         pair([SYSTEM, user(kit.sentence(n))], system=said) for n, said in enumerate(("Be brief.", "Rhyme.", "", None))
@@ -233,8 +258,10 @@ def test_a_longer_transcript_and_transcripts_in_the_answers(kit: Any) -> None:
         assert row["prompt"] == [*EARLIER, USER] and row["chosen"] == [answer(GOOD)]
 
 
-def test_a_question_that_only_begins_like_a_transcript_stays_text(kit: Any) -> None:
-    asked = "Human: explain this word to a child, please."
+@pytest.mark.parametrize(
+    "asked", ["Human: explain this word, please.", "Human: Hi!\nAssistant: Hello.\nGo on with it."]
+)
+def test_a_question_that_only_begins_like_a_transcript_stays_text(kit: Any, asked: str) -> None:
     assert only(kit, {"prompt": asked, "chosen": GOOD, "rejected": BAD})[0]["prompt"] == [user(asked)]
 
 
@@ -362,7 +389,10 @@ def scored(kit: Any, name: str, chosen: Any, rejected: Any, count: int = 1, firs
 @pytest.mark.parametrize("name", ["score_{}", "{}_score", "{}-rating", "{}_rating", "reward_{}", "{}_reward"])
 @pytest.mark.parametrize(("low", "high"), [(0.1, 0.8), (2, 9), (-3.5, 12.25), ("1.0", "4.5")])
 def test_scores_that_contradict_drop_the_row(kit: Any, name: str, low: Any, high: Any) -> None:
-    made = kit.run_rows(scored(kit, name, low, high) + scored(kit, name, high, low, 5, 1))
+    rows = scored(kit, name, low, high) + scored(kit, name, high, low, 5, 1)
+    for format in ("ranked", "unpaired"):
+        assert kit.run_rows(rows, format=format).dropped() == {"contradicts_scores": 1}
+    made = kit.run_rows(rows)
     assert made.dropped() == {"contradicts_scores": 1} and made.funnel_holds()
     detail = made.report["examples"]["dropped"]["contradicts_scores"][0]["detail"]
     assert f"{float(low):g} is below" in detail and f"{float(high):g}" in detail
