@@ -138,6 +138,8 @@ def _refuse(path: Path, head: bytes) -> None:
     """Say what a file is that is neither text nor a table."""
     if head.startswith(b"PK\x03\x04"):
         raise Unreadable(*_zipped(path))
+    if head[257:262] == b"ustar":
+        raise Unreadable("it is a tar archive", "unpack it, and name the folder or the file inside")
     lower = head.lstrip().lower()
     for magic, (what, hint) in OTHERS.items():
         if lower.startswith(magic.lower()) or head.startswith(magic):

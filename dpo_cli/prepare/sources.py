@@ -66,7 +66,8 @@ def _folder_files(root: Path, source: Source, where: str) -> dict[str, Path]:
         found = {n: p for n, p in named.items() if split.search(n.lower())} or {
             n: p for n, p in named.items() if not _of_another_split(n, source.split)
         }
-        hint = f"it holds {_listed(list(named))}; name files in data_files, or choose another split"
+        held = list(named) or [_name(path.relative_to(root).as_posix()) for path in root.rglob("*") if path.is_file()]
+        hint = f"it holds {_listed(held)}; name files in data_files, or choose another split"
     if not found:
         raise DpoError(f"no data files for split {source.split} in {root}", where=where, hint=hint)
     return found

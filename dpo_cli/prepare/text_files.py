@@ -70,57 +70,57 @@ class _Json:
                 yield value
 
 
+AS_LINES = "write one JSON object a line, or one JSON array of them"
+
+
 def json_rows(text: TextIO, feed: Feed) -> Rows:
     """JSON lines, an array, objects over several lines, or one object with the list of rows in a key of it."""
     reader = _Json(feed)
-    lines = ((number, line.removeprefix("\ufeff").strip()) for number, line in enumerate(text, 1))
-    filled = ((number, line) for number, line in lines if line)
-    first = next(filled, None)
-    if first is None:
+    numbered = enumerate(text, 1)
+    number, first = next(((number, line) for number, line in numbered if _bare(line)), (0, ""))
+    if not first:
         return
-    row = reader.row(_bare(first[1]))
-    second = next(filled, None)
-    if second is None and isinstance(row, dict):
-        yield from _document([row], feed)
-        return
-    rest = [first, *([second] if second else [])]
-    is_array = first[1].startswith("[")
-    if is_array or reader.is_part(_bare(first[1])):  # it has to be read whole
-        rest += filled
+    whole: str | None = None
+    if _bare(first).startswith("[") or reader.is_part(_bare(first)):  # it has to be read whole
+        whole = first.removeprefix("\ufeff") + text.read()
         try:
-            values = list(reader.values("\n".join(line for _, line in rest)))
+            values = list(reader.values(whole))
         except (ValueError, RecursionError) as error:
-            if is_array or not _is_row(reader, rest[1:]):  # else it is JSON lines, of which the first is broken
-                raise Unreadable(f"not JSON: {_where(error, rest)}", AS_LINES) from error
+            lines = whole.split("\n")  # not where U+2028 stands in a text
+            if whole.lstrip().startswith("[") or not any(isinstance(reader.row(one), dict) for one in lines[1:20]):
+                raise Unreadable(f"not JSON: {_at(error, number)}", AS_LINES) from error
         else:
-            if not is_array:
+            if not whole.lstrip().startswith("["):
                 feed.note("JSON objects over several lines")
             yield from _document(values, feed)
             return
+    rest = numbered if whole is None else enumerate(whole.split("\n")[1:], number + 1)  # JSON lines, the first broken
+    row = reader.row(_bare(first))
+    second = next(((number, line) for number, line in rest if _bare(line)), None)
+    if second is None and isinstance(row, dict):
+        yield from _document([row], feed)
+        return
+    yield number, row
     commas = False
-    for number, line in itertools.chain(rest, filled):
-        commas = commas or line.endswith("},")
-        yield number, reader.row(_bare(line))
+    for number, line in itertools.chain([second] if second else [], rest):
+        bare = _bare(line)
+        if bare:
+            yield number, reader.row(bare)
+            commas = commas or line.rstrip().endswith("},")
     if commas:
         feed.note("its lines end in commas")
 
 
-AS_LINES = "write one JSON object a line, or one JSON array of them"
-
-
 def _bare(line: str) -> str:
+    """A line without white space, a byte-order mark in front, or the comma of an array behind it."""
+    line = line.removeprefix("\ufeff").strip()
     return line[:-1] if line.endswith("},") else line
 
 
-def _is_row(reader: _Json, lines: list[tuple[int, str]]) -> bool:
-    """Whether some line is an object of its own, so that the file is JSON lines with a broken one."""
-    return any(isinstance(reader.row(_bare(line)), dict) for _, line in lines[:20])
-
-
-def _where(error: Exception, lines: list[tuple[int, str]]) -> str:
+def _at(error: Exception, start: int) -> str:
     if not isinstance(error, json.JSONDecodeError):
         return str(error)
-    return f"{error.msg} at line {lines[min(error.lineno, len(lines)) - 1][0]}, column {error.colno}"
+    return f"{error.msg} at line {start + error.lineno - 1}, column {error.colno}"
 
 
 LISTS = ("data", "rows", "examples", "instances", "train", "items", "records", "samples", "dataset", "pairs")
@@ -137,7 +137,11 @@ def _document(values: list[Any], feed: Feed) -> Rows:
         for key, one in lists.items():
             feed.note(f"one JSON object, whose key {key} holds the rows")
             values = one
-        if not lists and _by_column(values[0]):
+        inner = list(values[0].values()) if not lists else []
+        if len(inner) > 1 and all(isinstance(one, dict) and A_ROW_HAS & one.keys() for one in inner):
+            feed.note("one JSON object with a row a key")
+            values = inner
+        elif not lists and _by_column(values[0]):
             hint = "with pandas: to_json(…, orient='records', lines=True, force_ascii=False)"
             raise Unreadable("it is one JSON object with a list or map for each column", hint)
     rows = itertools.chain.from_iterable(one if isinstance(one, list) else [one] for one in values)

@@ -229,6 +229,7 @@ JSON_FORMS = {
         f"key {key}": json.dumps({"version": 1, key: ROWS})
         for key in ("data", "rows", "examples", "instances", "train")
     },
+    "a row a key": json.dumps({f"row-{number}": row for number, row in enumerate(ROWS)}, indent=1),
     "key of one's own": json.dumps({"preferences": ROWS}, indent=1),
     "keys in keys": json.dumps({"meta": {"n": 5}, "dataset": {"train": ROWS}}),
 }
@@ -281,10 +282,11 @@ def test_json_without_rows_says_why(tmp_path: Path, text: str, said: str) -> Non
 )
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_broken_line_is_one_broken_row(tmp_path: Path, line: str, said: str, at: int) -> None:
-    written = lines(ROWS).splitlines()
+    rows = [{**row, "rejected": row["rejected"] + "\u2028 a line of its own, to some"} for row in ROWS]
+    written = lines(rows).split("\n")
     written.insert(at, line)
     found, _ = reading(tmp_path, "a.jsonl", "\n".join(written))
-    assert found[:at] + found[at + 1 :] == ROWS
+    assert found[:at] + found[at + 1 :] == rows
     assert isinstance(found[at], Broken) and said in found[at].detail
 
 
@@ -339,6 +341,7 @@ def zipped(*names: str) -> bytes:
         ("a.pkl", b"\x80\x04\x95", "a Python pickle", "JSON lines"),
         ("a.parquet", b"nothing of the kind", "no Parquet file", "download"),
         ("a.pdf", b"%PDF-1.7", "a PDF", "data themselves"),
+        ("a.jsonl.gz", gzip.compress(bytes(257) + b"ustar" + bytes(99)), "a tar archive", "unpack it"),
     ],
 )
 def test_what_holds_no_rows_is_named_with_the_way_on(
@@ -383,6 +386,13 @@ def test_a_folder_says_what_of_it_is_not_read(kit: Any, tmp_path: Path) -> None:
     made = kit.recipe([{"id": str(tmp_path)}])
     assert files(kit, tmp_path) == ["train.jsonl"]
     assert left_out(made, 0) == ["more.csv", "sheet.xlsx", "test.jsonl"]
+
+
+def test_a_folder_without_data_says_what_it_holds(kit: Any, tmp_path: Path) -> None:
+    (tmp_path / "sheet.xlsx").write_text("x")
+    with pytest.raises(DpoError, match="no data files") as caught:
+        files(kit, tmp_path)
+    assert "sheet.xlsx" in str(caught.value.hint)
 
 
 def test_names_that_are_not_utf8(kit: Any, tmp_path: Path) -> None:
