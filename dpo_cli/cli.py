@@ -23,7 +23,7 @@ from dpo_cli.environment import never_fail_to_print, prepare_environment
 from dpo_cli.errors import FAILED, INTERRUPTED, USAGE, DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
-from dpo_cli.show import say, terminal
+from dpo_cli.show import say, takes_unicode, terminal
 
 app = typer.Typer(
     help="One YAML recipe from raw preference data to a verified, aligned Qwen3.",
@@ -235,10 +235,10 @@ def check(recipe_path: RecipePath, settings: Settings = None, debug: Debug = Fal
     with _reported(debug):
         loaded = recipe.load(recipe_path, settings)
         remarks = recipe.check(loaded, recipe_path)
-        sys.stdout.write(recipe.dump(loaded))
+        sys.stdout.write(recipe.dump(loaded, takes_unicode()))
         sys.stdout.flush()  # here, where a reader that is gone is no error
         for remark in remarks:
-            typer.echo(f"note: {remark}", err=True)
+            say(f"note: {remark}", sys.stderr)
 
 
 @app.command()
@@ -258,7 +258,7 @@ def doctor(debug: Debug = False) -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a recipe, for an editor's completion."""
-    typer.echo(json.dumps(recipe.json_schema(), indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(recipe.json_schema(), indent=2, ensure_ascii=not takes_unicode()))
 
 
 @app.callback(invoke_without_command=True)

@@ -546,9 +546,10 @@ def _conflicts_in_export(recipe: Recipe) -> list[tuple[Key, str]]:
     return found
 
 
-def dump(recipe: Recipe) -> str:
-    """The recipe as YAML, every default explicit; loads again to an equal recipe."""
-    return yaml.dump(recipe.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+def dump(recipe: Recipe, allow_unicode: bool = True) -> str:
+    """The recipe as YAML, every default explicit; loads again to an equal recipe, without Unicode by its escapes."""
+    values = recipe.model_dump(mode="json")
+    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=allow_unicode, width=100)
 
 
 @cache

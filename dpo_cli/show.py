@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     """Make one visible line of a text, so that no part of it looks like a line of ours."""
     return visible(" ".join(text.splitlines())) if "\n" in text or "\r" in text else visible(text)
+
+
+def takes_unicode() -> bool:
+    """Whether stdout has every character; what is read by a program must come without loss where it has not."""
+    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
 
 
 def say(text: str, file: TextIO | None = None) -> None:

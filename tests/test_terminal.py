@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from dpo_cli.cli import app
 from dpo_cli.errors import DpoError
+from dpo_cli.recipe import json_schema
 from dpo_cli.show import one_line, terminal, visible
 from typer.testing import CliRunner, Result
 
@@ -210,6 +212,19 @@ def test_no_encoding_ends_a_command(project: Any, dpo_cli: Any, encoding: str) -
         assert "UnicodeEncodeError" not in done.stderr
         assert done.stderr.startswith("error: ") if failed else not done.stderr
     assert (project.folder / "runs" / "中文—🙂" / "data" / "train.jsonl").is_file()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_what_a_program_reads_comes_without_loss(project: Any, dpo_cli: Any, encoding: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"}
+    environment |= ENCODINGS[encoding]
+    codec = "utf-8" if encoding == "POSIX" else encoding
+    project.recipe.write_text("name: 中文—🙂\n" + project.recipe.read_text(encoding="utf-8"), encoding="utf-8")
+    command = [sys.executable, "-m", "dpo_cli"]
+    checked = subprocess.check_output([*command, "check", "demo.yaml"], env=environment).decode(codec)
+    assert yaml.safe_load(checked)["name"] == "中文—🙂"
+    schema = subprocess.check_output([*command, "schema"], env=environment).decode(codec)
+    assert json.loads(schema) == json_schema()
 
 
 TABLE = """

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_cli import models
+from dpo_cli import machine, models
 from dpo_cli.export import base as base16
 from dpo_cli.export.base import Stored
 from dpo_cli.export.verify import token_logps
@@ -97,12 +97,11 @@ def place(tensors: dict[str, Stored]) -> Place:
 
     `engine.memory_limit` is about training: this holds one model at a time and no optimizer.
     """
-    import psutil
     import torch
 
     parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
     stored: torch.dtype = getattr(torch, base16.dtype_16bit(tensors))
-    free = {"cpu": psutil.virtual_memory().available}
+    free = {"cpu": machine.free_memory()}
     if torch.cuda.is_available():
         free = {"cuda": torch.cuda.mem_get_info()[0], **free}
     for device, there in free.items():
