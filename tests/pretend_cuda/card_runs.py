@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from dpo_cli.cli import app
 from pretended import Card
 from pretended_torch import pretending
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 from typer.testing import CliRunner
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
@@ -22,6 +26,14 @@ SMALL = (
     "eval.max_new_tokens=8",
 )  # fmt: skip
 FIGURES = ("loss", "grad_norm", "eval_loss", "rewards/margins", "eval_en_rewards/margins")
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
 
 
 @dataclass
@@ -77,3 +89,15 @@ class Runs:
         manifest = self.read("manifest.json")
         manifest["stages"]["train"]["status"] = "running"
         (self.run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def small_card(monkeypatch: pytest.MonkeyPatch, error: Exception, too_large: Callable[[Any], bool]) -> None:
+    """Have the model raise where a batch is too large."""
+    forward = Qwen3Model.forward
+
+    def on_small_card(self: Any, input_ids: Any = None, **kwargs: Any) -> Any:
+        if too_large(input_ids):
+            raise error
+        return forward(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(Qwen3Model, "forward", on_small_card)

@@ -234,7 +234,8 @@ class Operations(TorchDispatchMode):
         if func in TO_PYTHON or not (here or named):
             return found
         known = {id(one.held): one for one in here} | {id(one): one for one in plain}  # what was changed in place
-        return _each(lambda one: known[id(one)] if id(one) in known else Pretended(one), found)
+        with torch.inference_mode(False):  # a view has to be of the kind of tensor that it is a view of
+            return _each(lambda one: known[id(one)] if id(one) in known else Pretended(one), found)
 
 
 def _each(change: Callable[[Any], Any], value: Any) -> Any:

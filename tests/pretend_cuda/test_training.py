@@ -7,22 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
-from card_runs import Runs
+from card_runs import OUT_OF_MEMORY, Runs, small_card
 from dpo_cli.train.memory import CUDA_CONTEXT
 from dpo_cli.train.methods import METHODS
 from pretended import Card
-from transformers import Trainer
-from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 
 EVALUATED = ("train.eval_strategy=steps", "train.eval_steps=2")
 OFF = ("engine.shared_prefix=off", "engine.token_budget=off")
-OUT_OF_MEMORY = [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    torch.AcceleratorError("CUDA error: out of memory"),
-    RuntimeError("Triton Error [CUDA]: out of memory"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-]
 NewRuns = Callable[[], Runs]
 
 
@@ -128,35 +119,3 @@ def test_a_memory_limit_holds_for_the_card_and_halves_the_batch(new_runs: NewRun
     limited.go("train", *settings, f"engine.memory_limit={limit / 2**20:.3f} MB", card=other)
     assert limited.engine["micro_batch"] == 4
     assert other.share == pytest.approx((limit - CUDA_CONTEXT) / other.total, rel=0.01)
-
-
-def small_card(monkeypatch: pytest.MonkeyPatch, error: Exception, too_large: Callable[[Any], bool]) -> None:
-    """Have the model raise where a batch is too large."""
-    forward = Qwen3Model.forward
-
-    def on_small_card(self: Any, input_ids: Any = None, **kwargs: Any) -> Any:
-        if too_large(input_ids):
-            raise error
-        return forward(self, input_ids=input_ids, **kwargs)
-
-    monkeypatch.setattr(Qwen3Model, "forward", on_small_card)
-
-
-# -------------------------------------------------------------------------------------------------------------- dtype
-
-
-@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((8, 9), torch.bfloat16)])
-def test_training_takes_the_dtype_that_the_card_computes_in(
-    capability: tuple[int, int], dtype: torch.dtype, runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Any] = []
-    step = Trainer.training_step
-
-    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append((self.args.fp16, self.args.bf16, self.model.get_input_embeddings().weight.dtype))
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "training_step", watched)
-    runs.go("train", "model.dtype=auto", card=Card(capability))
-    assert set(seen) == {(dtype == torch.float16, dtype == torch.bfloat16, dtype)}
-    assert runs.figures()
