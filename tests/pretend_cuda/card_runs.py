@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from dpo_cli.cli import app
-from pretended import Card
-from pretended_torch import pretending
+from tests.pretend_cuda.pretended import Card
+from tests.pretend_cuda.pretended_torch import pretending
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 from typer.testing import CliRunner
 

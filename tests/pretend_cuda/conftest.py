@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from card_runs import Runs
-from pretended import Card
+from tests.pretend_cuda.card_runs import Runs
+from tests.pretend_cuda.pretended import Card
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,19 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from pretended import CPU, CUDA, Card, Moved, Operations, Pretended, Tensor, asked, asked_for, cards, on_card
+from tests.pretend_cuda.pretended import (
+    CPU,
+    CUDA,
+    Card,
+    Moved,
+    Operations,
+    Pretended,
+    Tensor,
+    asked,
+    asked_for,
+    cards,
+    on_card,
+)
 from torch.nn.attention import bias
 from torch.utils._python_dispatch import _disable_current_modes
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from card_runs import Runs
-from pretended import Card
-from pretended_torch import pretending
+from tests.pretend_cuda.card_runs import Runs
+from tests.pretend_cuda.pretended import Card
+from tests.pretend_cuda.pretended_torch import pretending
 from transformers import Trainer
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from card_runs import OUT_OF_MEMORY, Runs, small_card
 from dpo_cli import smoke
 from dpo_cli.export import probe
 from dpo_cli.imports import torch_facts
-from pretended import Card
-from pretended_torch import pretending
+from tests.pretend_cuda.card_runs import OUT_OF_MEMORY, Runs, small_card
+from tests.pretend_cuda.pretended import Card
+from tests.pretend_cuda.pretended_torch import pretending
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from card_runs import OUT_OF_MEMORY, Runs, small_card
 from dpo_cli.train.memory import CUDA_CONTEXT
 from dpo_cli.train.methods import METHODS
-from pretended import Card
+from tests.pretend_cuda.card_runs import OUT_OF_MEMORY, Runs, small_card
+from tests.pretend_cuda.pretended import Card
 
 EVALUATED = ("train.eval_strategy=steps", "train.eval_steps=2")
 OFF = ("engine.shared_prefix=off", "engine.token_budget=off")
@@ -46,7 +46,14 @@ def test_training_on_a_card_gives_the_figures_of_the_cpu(
     assert chosen.items() <= on_card.engine.items()
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "dpo"])
+METHODS_BESIDE_DPO = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in ("simpo", "cpo") else [])  # their trainer's code is orpo's
+    for name in METHODS
+    if name != "dpo"
+]
+
+
+@pytest.mark.parametrize("method", METHODS_BESIDE_DPO)
 def test_every_method_trains_on_a_card_as_on_the_cpu(method: str, new_runs: NewRuns) -> None:
     data = METHODS[method].data
     form = "pairs" if "pairs" in data else data[0]

@@ -1,0 +1,41 @@
+"""The waits for the GPU that our own code asks for in a training step: no more than when they were last looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.pretend_cuda.card_runs import Runs
+from tests.pretend_cuda.waits import OFF, Step, count, step_of
+from transformers import Trainer
+
+# tests/benchmarks/RESULTS.md has them with the libraries' own. One more needs a reason, and one fewer a lower number.
+WAITS = {"stock": 1, "each_pass": 5, "beside": 11}
+COPIES = {"stock": 0, "each_pass": 10, "beside": 0}
+
+
+def ours(step: Step) -> tuple[float, float]:
+    return step.waits.get("ours", 0), step.copies.get("ours", 0)
+
+
+def test_our_code_waits_no_more_often_than_it_did(prepared: Runs, tmp_path: Path) -> None:
+    counted = count(prepared, tmp_path)
+    for name in WAITS:
+        waits, copies = ours(getattr(counted, name))
+        assert waits <= WAITS[name], f"{name}: {waits:g} waits; python -m tests.pretend_cuda.waits"
+        assert copies <= COPIES[name], f"{name}: {copies:g} copies"
+    assert counted.stock.waits["trl"] > 10, "TRL's own, or the counting is broken"
+
+
+def test_an_item_put_into_a_step_is_seen(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Trainer.training_step
+
+    def planted(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        assert inputs["attention_mask"].sum().item() > 0
+        torch.tensor([1], device=inputs["attention_mask"].device)
+        return step(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", planted)
+    assert ours(step_of(runs, 4, *OFF)) == (WAITS["stock"] + 1, COPIES["stock"] + 1)
