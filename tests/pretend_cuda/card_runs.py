@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 SMALL = (
     "data.total=24", "data.eval_size=6", "model.max_length=192", "model.dtype=float32", "engine.backend=hf",
-    "engine.token_budget=400", "train.max_steps=3", "train.logging_steps=1", "train.save_strategy=no",
+    "engine.token_budget=400", "train.max_steps=2", "train.logging_steps=1", "train.save_strategy=no",
     "train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=1", "eval.prompts=3",
     "eval.max_new_tokens=8",
 )  # fmt: skip

@@ -227,11 +227,13 @@ class Operations(TorchDispatchMode):
         kwargs = {name: CPU if name == "device" and named else one for name, one in kwargs.items()}
         kwargs.pop("pin_memory", None)
         _look(func, args, kwargs, bool(here or named), plain)
-        random = (here or named) and torch.Tag.nondeterministic_seeded in func.tags and "generator" not in kwargs
+        if not (here or named):
+            return func(*args, **kwargs)
+        random = torch.Tag.nondeterministic_seeded in func.tags and "generator" not in kwargs
         args, values = _each(lambda one: one.held if on_card(one) else one, (args, tuple(kwargs.values())))
         with _random_of_the_card() if random else nullcontext():
             found = func(*args, **dict(zip(kwargs, values, strict=True)))
-        if func in TO_PYTHON or not (here or named):
+        if func in TO_PYTHON:
             return found
         known = {id(one.held): one for one in here} | {id(one): one for one in plain}  # what was changed in place
         with torch.inference_mode(False):  # a view has to be of the kind of tensor that it is a view of
@@ -240,9 +242,9 @@ class Operations(TorchDispatchMode):
 
 def _each(change: Callable[[Any], Any], value: Any) -> Any:
     """`change` of every tensor in nested lists and tuples."""
-    if isinstance(value, (list, tuple)):
-        return type(value)(_each(change, one) for one in value)
-    return change(value) if isinstance(value, torch.Tensor) else value
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    return type(value)([_each(change, one) for one in value]) if isinstance(value, (list, tuple)) else value
 
 
 def _look(func: Any, args: Any, kwargs: Mapping[str, Any], on_the_card: bool, plain: list[Any]) -> None:

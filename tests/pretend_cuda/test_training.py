@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -79,8 +79,7 @@ def test_an_adapter_is_trained_on_with_a_cached_reference(new_runs: NewRuns, tra
     settings = (f"model.adapter={trained.run / 'train' / 'adapter'}", "engine.reference_cache=on")
     assert_same_on_cpu(on_card, new_runs(), *settings)
     assert on_card.engine["reference_cache"]
-    shutil.rmtree(on_card.run / "train")
-    again = on_card.go("train", *EVALUATED, *settings, "train.learning_rate=1e-4", "train.max_steps=1", card=Card())
+    again = on_card.go("train", *EVALUATED, *settings, "train.learning_rate=1e-4", "name=again", card=Card())
     assert "reference of 0 of 24 pairs to compute" in again
 
 
@@ -110,10 +109,11 @@ def test_every_name_of_running_out_of_memory_halves_the_batch(
     assert runs.engine["micro_batch"] == 2
 
 
-def test_running_out_of_memory_halves_the_tokens(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_lowers_the_tokens(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     small_card(monkeypatch, OUT_OF_MEMORY[0], lambda ids: ids.numel() > 900)
     said = runs.go("train", "engine.token_budget=1600", "train.per_device_train_batch_size=12", card=Card())
-    assert "1600 tokens at once don't fit the memory: 800 at once" in said
+    found = re.search(r"1600 tokens at once don't fit the memory: (\d+) at once", said)
+    assert found and 300 < int(found[1]) <= 900
 
 
 def test_a_memory_limit_holds_for_the_card_and_halves_the_batch(new_runs: NewRuns) -> None:

@@ -70,7 +70,8 @@ def step_of(runs: Runs, pairs: int, *settings: str) -> Step:
         patch.object(Trainer, "training_step", counted),
         patch.object(trainer, "DEFAULT_CALLBACKS", [*trainer.DEFAULT_CALLBACKS, Ends]),
     ):
-        runs.go("train", f"train.per_device_train_batch_size={pairs}", "train.logging_steps=100", *settings, card=card)
+        size, steps = f"train.per_device_train_batch_size={pairs}", ("train.max_steps=3", "train.logging_steps=100")
+        runs.go("train", size, *steps, *settings, card=card)
     before, after = ends[0], ends[1]
     return Step(dict(after[0] - before[0]), dict(after[1] - before[1]), after[2] - before[2])
 
