@@ -152,13 +152,15 @@ class Shape:
     def kept_fused(self, width: int, flex: bool) -> int:
         """Bytes that one layer keeps for the backward, per token, in Unsloth's fused kernels.
 
-        What their `save_for_backward` name (2026.10.9; rms_layernorm, qk_norm_rope, fast_lora): the input of both norms
-        and their output, which LoRA_QKV and LoRA_MLP read again; q and k before their norms; attention's q, k, v and
-        output, which LoRA_W reads again; the MLP's e and g; factors and log-sum-exp in float32. For 1.7B about
-        60 KiB. The adapters' inner activations are computed again. Not seen on a GPU.
+        What their `save_for_backward` name (2026.10.9; rms_layernorm, qk_norm_rope, fast_lora), and
+        `tests/unsloth_real/test_memory.py` counts: the input of both norms and their output, which LoRA_QKV and
+        LoRA_MLP read again; q and k before their norms; attention's q, k, v and output, which LoRA_W reads again; the
+        MLP's e and g; factors and log-sum-exp in float32. For 1.7B about 60 KiB. The adapters' inner activations are
+        computed again.
 
         Args:
-            flex: the prefix is shared; FlexAttention's output is padded, so that LoRA_W keeps another.
+            flex: the prefix is shared; FlexAttention keeps a padded output, and LoRA_W another (not counted: there is
+                no such kernel without a GPU).
         """
         h, i, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_heads * self.head_dim
         factors = 4 * (2 + 2 * self.heads + self.kv_heads)

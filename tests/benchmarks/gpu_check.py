@@ -548,16 +548,21 @@ def main() -> int:
     minutes = sum(expected.values()) / 60
     print(f"about {minutes:.0f} minutes, in calls of {given.minutes:g}; seconds expected: {expected}", flush=True)
     check = GpuCheck(out, work, given.device, scale, given.set, time.monotonic() + 60 * given.minutes)
+
+    def write_table() -> str:
+        rows = [known[str(one)] for one in every if str(one) in known]
+        text = table(rows, given.device, shlex.join(["python", *sys.argv]))
+        (out / "table.md").write_text(text, encoding="utf-8")
+        return text
+
     for task in left:
         row = known[str(task)] = answer(check, task)
         if row["state"] != "not reached":
             with open(file, "a", encoding="utf-8") as answers:
                 print(json.dumps(row, ensure_ascii=False), file=answers)
         print(task, row["state"], row.get("error", ""), flush=True)
-        rows = [known[str(one)] for one in every if str(one) in known]
-        text = table(rows, given.device, shlex.join(["python", *sys.argv]))
-        (out / "table.md").write_text(text, encoding="utf-8")
-    print(f"\n{(out / 'table.md').read_text(encoding='utf-8')}\nwhat the commands printed: {out / 'log.txt'}")
+        write_table()
+    print(f"\n{write_table()}\n{out / 'table.md'}; what the commands printed: {out / 'log.txt'}")
     return int(any(row["state"] in ("failed", "off") for row in known.values()))
 
 
