@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dpo_cli import adapters
+from dpo_cli.errors import DpoError
 from dpo_cli.recipe import HELD_OUT
 from dpo_cli.run import writing
 from dpo_cli.train.checkpoints import best_checkpoint, rotate, seal
 from dpo_cli.train.watchdog import check_finite
+
+STILL = 3  # logged rows without any gradient are no accident
 
 
 def careful(trainer_class: Any) -> Any:
     """A subclass of TRL's trainer that
 
     - stops at a loss that is no number, with the ids of the pairs;
+    - stops where no gradient ever moves a weight;
     - resumes, and at the end restores, the policy's adapter and no other;
     - says where the disk was full while a checkpoint was written;
     - calls a checkpoint whole when all of it is on disk, and only then removes older ones, by step and not by time;
@@ -27,6 +32,8 @@ def careful(trainer_class: Any) -> Any:
 
     class Trainer(trainer_class):  # type: ignore[misc]
         _language: str | None = None  # of the held-out pairs under evaluation
+        remarks: Sequence[str] = ()  # on its rows, for the screen
+        still = 0  # logged rows from the start on whose gradient was 0; -1: one was not
         checkpoint_limit: int | None = None  # in place of save_total_limit, which goes by the files' times
 
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -89,7 +96,19 @@ def careful(trainer_class: Any) -> Any:
                 for name in list(figures):
                     first = "eval_" if name.startswith("eval_") else ""
                     figures[f"{first}{self._language}_{name.removeprefix(first)}"] = figures.pop(name)
+            if "loss" in logs and "grad_norm" in logs and self.still >= 0:
+                self.still = self.still + 1 if logs["grad_norm"] == 0.0 else -1
             super().log(logs, start_time)
+            self.check_gradients(at_least=STILL)
+
+        def check_gradients(self, at_least: int) -> None:
+            """Raise where the gradient was 0 in all rows logged so far, if there are at least so many."""
+            if self.still >= at_least:
+                raise DpoError(
+                    f"nothing is learned: the gradient is 0 after {self.state.global_step} steps, and the loss stays",
+                    where=str(Path(self.args.output_dir).parent / "log.jsonl"),
+                    hint="look at the rows (`dpo-cli prepare --preview 3`), train.loss_type, and the model's weights",
+                )
 
     return Trainer
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 
+# What trainers call the tokens of answers: of a pair, of a labelled row, of a list.
+ANSWER_TOKENS = ("chosen_ids", "rejected_ids", "completion_ids", "answer_ids")
+
+
 def train_rows(recipe: Recipe, path: Path) -> Dataset:
     """The training rows as the method's trainer reads them; on disk, so that TRL's tokenisation is cached.
 
@@ -75,6 +79,45 @@ def held_out_rows(recipe: Recipe, path: Path) -> dict[str, Dataset]:
         return METHODS[recipe.train.method].rows(Dataset.from_list(wanted, features=features), recipe.seed)
 
     return {language: dataset(rows) for language, rows in sorted(by_language.items())}
+
+
+def check_answers(recipe: Recipe, tokenised: Dataset, what: str) -> list[str]:
+    """Whether the answers are there once they are tokens: a chat template may leave them out, or cut them.
+
+    Args:
+        tokenised: the trainer's own rows.
+        what: they are called: pairs, rows or prompts.
+
+    Returns:
+        A remark where single rows teach nothing.
+
+    Raises:
+        DpoError: rows have no answer tokens, or nothing tells most rows' answers apart.
+    """
+    columns = [name for name in ANSWER_TOKENS if name in tokenised.column_names]
+    empty, alike, seen = list[str](), list[str](), set[tuple[int, ...]]()
+    for row in tokenised.select_columns(["id", *columns]):
+        answers = [answer for name in columns for answer in (row[name] if name == "answer_ids" else [row[name]])]
+        if not all(answers):
+            empty.append(row["id"])
+        different = {tuple(answer) for answer in answers}
+        if len(answers) > 1 and len(different) == 1:
+            alike.append(row["id"])
+        seen = seen if len(seen) > 1 else seen | different
+    if not seen:
+        return []
+    whole = [*empty, *alike]
+    differ = len(seen) > 1 or (len(tokenised) == 1 and not alike)
+    if differ and not empty and len(alike) <= len(tokenised) / 2:
+        return [f"! in {len(alike)} of {len(tokenised)} {what} all answers have the same tokens"] if alike else []
+    said = "have an answer without tokens" if empty else "have answers that all come to the same tokens"
+    count = len(empty or alike) or len(tokenised)
+    raise DpoError(
+        f"{count} of {len(tokenised)} {what} {said}, so there is nothing to learn"
+        + (f": {', '.join(whole[:3])}{' …' if whole[3:] else ''}" if whole else ""),
+        where=recipe.where("model", "id"),
+        hint="the chat template leaves answers out: look at them with `dpo-cli prepare --preview 3`",
+    )
 
 
 def features_of(path: Path) -> Features:

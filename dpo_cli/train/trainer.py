@@ -23,7 +23,7 @@ from dpo_cli.train.checkpoints import Start, best_checkpoint, is_last, start_log
 from dpo_cli.train.engine import cache_reference, choose, rows_are
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.progress import StopAfterStep, peak_memory, print_remark, progress_callback
-from dpo_cli.train.rows import check_fills_a_step, held_out_rows, train_rows
+from dpo_cli.train.rows import check_answers, check_fills_a_step, held_out_rows, train_rows
 from dpo_cli.train.token_budget import budgeted
 from dpo_cli.train.unpaired import imbalance
 from dpo_cli.train.watchdog import Watchdog
@@ -65,6 +65,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     before = processes.from_main(lambda: run.record("train").get("engine")) if checkpoint else None
     trainer.add_callback(_set_in(begun, say))
     _check_longer(recipe, trainer, begun)
+    trainer.still = -1 if checkpoint else 0
     chosen = choose(recipe, trainer, before, say)
     chosen.reference_cache = cache_reference(recipe, trainer, run.folder.parent, before, say)
     _watch(recipe, trainer, quiet)
@@ -91,7 +92,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
         + (" of the finished run" if begun.longer else "")
     )
     say(f"  backend {backend.name}: {backend.why}")
-    for line in (*begun.remarks, chosen.line(), *_notes(recipe, trainer), *chosen.notes):
+    for line in (*begun.remarks, *trainer.remarks, chosen.line(), *_notes(recipe, trainer), *chosen.notes):
         say(textwrap.fill(line, 80, initial_indent="  ", subsequent_indent="    "))
 
     start = time.monotonic()
@@ -108,6 +109,8 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
             hint="the same command goes on from there",
             exit_code=INTERRUPTED,
         )
+
+    trainer.check_gradients(at_least=1)
 
     # A sharded model is put together by all processes.
     sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
@@ -149,6 +152,7 @@ def build(recipe: Recipe, run: Run, backend: backends.Backend) -> Any:
     )
     trainer.checkpoint_limit = recipe.train.save_total_limit
     _check_nothing_dropped(train_set["id"], trainer.train_dataset["id"], recipe, rows_are(trainer))
+    trainer.remarks = check_answers(recipe, trainer.train_dataset, rows_are(trainer))
     if recipe.model.adapter is None:
         _forget_reference_copy(trainer.model)
     for parameter in trainer.model.parameters():

@@ -15,6 +15,7 @@ import pytest
 from dpo_cli import smoke
 from dpo_cli.cli import app
 from dpo_cli.train.checkpoints import saved
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
@@ -168,6 +169,39 @@ def test_a_run_of_other_files_is_not_resumed(project: Any, model: Path, change: 
     assert "something else was cut short" in message and reason in message and "--fresh" in message
     assert not (project.run / "train" / "adapter").exists()
     assert "train.beta is 0.3, was 0.1" in said(train("train.beta=0.3")), "each change is named, also a key"
+
+
+# ------------------------------------------------------------------------------------------------ nothing to learn
+
+TEMPLATES = {
+    "without answers": "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>user\n{{ m.content }}<|im_end|>\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "with empty answers": "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'user' %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+}
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "simpo"])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_that_leaves_the_answers_out(project: Any, model: Path, template: str, method: str) -> None:
+    (model / "chat_template.jinja").write_text(TEMPLATES[template], encoding="utf-8")
+    message = said(trainer(project, model)(f"train.method={method}"))
+    assert "so there is nothing to learn" in message and "--preview" in message
+    manifest = json.loads((project.run / "manifest.json").read_text(encoding="utf-8"))
+    assert list(manifest["stages"]) == ["prepare"]
+
+
+@pytest.mark.parametrize("steps", [2, 9])
+def test_gradients_that_are_zero_from_the_start(project: Any, model: Path, steps: int) -> None:
+    """Attention that goes nowhere, and a LoRA on nothing else: said at any step, and at the end of a short run."""
+    weights = load_file(model / "model.safetensors")
+    dead = {name: value * 0 if "o_proj" in name else value for name, value in weights.items()}
+    save_file(dead, model / "model.safetensors", metadata={"format": "pt"})
+    done = trainer(project, model, max_steps=steps)("lora.target_modules=[q_proj]")
+    message = said(done)
+    assert "nothing is learned: the gradient is 0" in message and f"after {min(steps, 3)} steps" in message
+    assert not (project.run / "train" / "adapter").exists()
 
 
 # ------------------------------------------------------------------------------------------- a run that is finished

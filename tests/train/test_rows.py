@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe, load
 from dpo_cli.records import write_jsonl
-from dpo_cli.train.rows import held_out_rows, train_rows
+from dpo_cli.train.rows import check_answers, held_out_rows, train_rows
 
 DATES = ("2031-01-20 19:00:00", "2031-01-20", "19:00", "2031-01-20T19:00:00Z", "2031-01-20T19:00:00.123456789+08:00")
 DATA = {"dpo": "pairs", "kto": "unpaired", "lipo": "ranked"}
@@ -107,3 +108,21 @@ def test_chinese_comes_through(recipe: Any, tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     write_jsonl(path, [row("dpo", 1, "你好，世界。\u2028下一行 🐉", "不知道")])
     assert answers(train_rows(recipe("dpo"), path)) == ["你好，世界。\u2028下一行 🐉", "不知道"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([([1, 2], [3]), ([4], [5])], None),
+        ([([1, 2], [1, 2]), ([4], [5]), ([4], [6])], "in 1 of 3 pairs all answers have the same tokens"),
+        ([([1, 2], [1, 2]), ([4], [4]), ([4], [6])], "2 of 3 pairs have answers that all come to the same tokens"),
+        ([([1, 2], []), ([4], [5])], "1 of 2 pairs have an answer without tokens, so there is nothing to learn: a0"),
+    ],
+)
+def test_answers_that_are_gone_once_they_are_tokens(recipe: Any, rows: list[Any], said: str | None) -> None:
+    found = [{"id": f"a{index}", "chosen_ids": one, "rejected_ids": two} for index, (one, two) in enumerate(rows)]
+    try:
+        remarks = check_answers(recipe("dpo"), Dataset.from_list(found), "pairs")
+    except DpoError as error:
+        remarks = [error.message]
+    assert remarks == [] if said is None else said in remarks[0]
