@@ -108,5 +108,5 @@ clean:  ## remove the venvs (runs stay)
 	.venv-unsloth/bin/python -m pip install --quiet $(TORCH_FROM) torch==2.13.0
 	.venv-unsloth/bin/python -m pip install --quiet --editable . torch==2.13.0 trl==1.15.0 transformers==5.17.0 \
 	  datasets==4.8.5 peft==0.21.2 accelerate==1.15.0 bitsandbytes==0.50.2 triton==3.7.0 pillow 'pytest>=8.4' 'pytest-timeout>=2.4'
-	.venv-unsloth/bin/python -m pip install --quiet --no-deps unsloth==2026.10.7 unsloth_zoo==2026.10.7
+	.venv-unsloth/bin/python -m pip install --quiet --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9
 	touch $@
