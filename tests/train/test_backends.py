@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,12 @@ HERE = Path(__file__).parent
 SMOKE = HERE.parents[1] / "recipes" / "smoke.yaml"
 
 
-def train(runs: Path, *settings: str, unsloth: bool, dead: bool = False) -> subprocess.CompletedProcess[str]:
+def train(
+    runs: Path, *settings: str, unsloth: bool, dead: bool = False, steps: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     environment = dict(os.environ)
+    if steps:
+        environment["DOUBLE_STEPS"] = str(steps)
     if unsloth:
         environment |= {"PYTHONPATH": str(HERE / "unsloth_double"), "UNSLOTH_ALLOW_CPU": "1"}
     if dead:
@@ -54,6 +59,7 @@ def test_the_same_recipe_gives_the_same_losses_on_both_backends(plain: Path, tmp
     assert losses(tmp_path) == pytest.approx(losses(plain), abs=1e-6)
     record = json.loads((tmp_path / "smoke" / "manifest.json").read_text())["stages"]["train"]
     assert record["backend"] == "unsloth"
+    assert record["engine"]["shared_prefix"] is True, "through the hook that Unsloth has for it"
 
 
 def test_a_resume_on_unsloth_restores_the_policy(plain: Path, tmp_path: Path) -> None:
@@ -63,8 +69,6 @@ def test_a_resume_on_unsloth_restores_the_policy(plain: Path, tmp_path: Path) ->
     assert not list((run / "train").rglob("ref"))
     whole = losses(tmp_path)
     # As a kill after step 3 leaves it: a checkpoint, the log, and a manifest that says `running`.
-    import shutil
-
     shutil.rmtree(run / "train" / "checkpoints" / "checkpoint-6")
     manifest: dict[str, Any] = json.loads((run / "manifest.json").read_text())
     manifest["stages"]["train"]["status"] = "running"
@@ -80,10 +84,52 @@ def test_4_bit_that_came_out_16_bit_is_an_error(tmp_path: Path) -> None:
     assert "4-bit" in done.stderr and "model.load_in_4bit" in done.stderr and "bitsandbytes" in done.stderr
 
 
-def test_unsloth_trains_4_bit_weights(tmp_path: Path) -> None:
-    done = train(tmp_path, "model.load_in_4bit=true", unsloth=True)
+def test_unsloth_trains_4_bit_weights_that_leave_a_layer_in_16(tiny_model: Path, tmp_path: Path) -> None:
+    """As in its "dynamic" repositories, whose config names such layers; Unsloth makes a dict of that config."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    folder = tmp_path / "dynamic"
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=["lm_head", "model.layers.1.mlp"],
+    )
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model, quantization_config=config, dtype=torch.float32)
+    assert type(model.model.layers[1].mlp.up_proj) is torch.nn.Linear
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    done = train(tmp_path, f"model.id={folder}", "model.load_in_4bit=true", unsloth=True)
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+
+
+@pytest.mark.parametrize("asked", ["null", "true"])
+def test_unsloth_is_told_of_the_checkpointing_that_was_planned(asked: str, tmp_path: Path) -> None:
+    """It takes the way that the model was loaded over the trainer's arguments, in the preflight none at all."""
+    settings = (f"train.gradient_checkpointing={asked}", "train.max_steps=2", "engine.memory_limit=30GB")
+    done = train(tmp_path, *settings, unsloth=True, steps=tmp_path / "steps")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    record = json.loads((tmp_path / "smoke" / "manifest.json").read_text())["stages"]["train"]
+    on = asked == "true"  # the plan needs none for so small a model
+    assert record["engine"]["gradient_checkpointing"] is on
+    assert (tmp_path / "steps").read_text().split() == [str(on)] * 3  # the preflight, and two steps
+
+
+def test_weights_that_the_folder_lacks_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    """transformers would draw them at random, and Unsloth loads without asking what was missing."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "renamed"
+    shutil.copytree(tiny_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up.weight"] = weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    done = train(tmp_path, f"model.id={folder}", unsloth=True)
+    assert done.returncode == 1
+    assert "model.layers.1.mlp.up_proj.weight" in done.stderr and "model.layers.1.mlp.up.weight" in done.stderr
 
 
 def test_unsloth_without_a_gpu_is_refused_with_a_mend(tmp_path: Path) -> None:

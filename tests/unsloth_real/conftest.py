@@ -1,29 +1,79 @@
-"""The real Unsloth, imported on a machine without a GPU by its own switch for that; run by `make test-unsloth`."""
+"""The real Unsloth in this process, on a machine without a GPU, and plain TRL in another; run by `make test-unsloth`.
+
+Kernels are interpreted, token by token, so models and texts are tiny and every training is done once.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
-import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
+
+HERE = Path(__file__).parent
+METHODS = ("dpo", "simpo", "orpo", "kto")
+spec: Any = importlib.util.spec_from_file_location("on_cpu", HERE / "on_cpu.py")
+on_cpu = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(on_cpu)
 
 
 @pytest.fixture(scope="session")
 def unsloth(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    os.environ["UNSLOTH_ALLOW_CPU"] = "1"
-    os.environ["UNSLOTH_AUTO_INSTALL"] = "0"
-    os.environ["UNSLOTH_COMPILE_LOCATION"] = str(tmp_path_factory.mktemp("unsloth_compiled"))
+    """The package, with what `on_cpu.py` replaces."""
+    on_cpu.start(tmp_path_factory.mktemp("unsloth_compiled"))
     import unsloth
 
     return unsloth
 
 
 @pytest.fixture(scope="session")
-def patched_trl(unsloth: Any) -> Any:
-    """TRL with the classes that Unsloth puts into it; see `on_cpu.py` for why that needs a hand here."""
-    runpy.run_path(str(Path(__file__).with_name("on_cpu.py")))["patch_trl"]()
-    import trl
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `plain.py` writes: models, data, recipe, and the runs of plain TRL."""
+    folder = tmp_path_factory.mktemp("plain")
+    command = [sys.executable, str(HERE / "plain.py"), str(folder), *METHODS]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | on_cpu.ENVIRONMENT, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
 
-    return trl
+
+@dataclass(frozen=True)
+class Run:
+    """A finished `dpo-cli train`: its output and its files."""
+
+    result: Result
+    folder: Path
+
+    @property
+    def losses(self) -> list[float]:
+        return [row["loss"] for row in self.log]
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        return list(map(json.loads, (self.folder / "train" / "log.jsonl").read_text(encoding="utf-8").splitlines()))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return dict(json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))["stages"]["train"])
+
+
+@pytest.fixture(scope="session")
+def train(unsloth: Any, plain: Path) -> Callable[..., Run]:
+    """`train(runs, "train.max_steps=1", …)`: the command line in this process, on Unsloth."""
+    from dpo_cli.cli import app
+    from dpo_cli.environment import prepare_environment
+
+    def go(runs: Path, *settings: str) -> Run:
+        prepare_environment("train")
+        options = [part for setting in ("engine.backend=unsloth", *settings) for part in ("--set", setting)]
+        result = CliRunner().invoke(app, ["train", str(plain / "demo.yaml"), "--runs-dir", str(runs), *options])
+        return Run(result, runs / "demo")
+
+    return go

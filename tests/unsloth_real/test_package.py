@@ -1,10 +1,14 @@
-"""What dpo-cli and its stand-in take Unsloth for, held against the package itself."""
+"""What dpo-cli and its stand-in take Unsloth for, compared with the package; more of it in `test_training.py`."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
+import tomllib
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,11 +74,46 @@ def test_the_stand_in_has_the_packages_parameters(unsloth: Any, method: str) -> 
     assert any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in real.values())
 
 
-def value_in_double(name: str) -> dict[str, Any]:
+def value_in_double(name: str) -> Any:
     [value] = [
         node.value for node in DOUBLE.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name
     ]
-    return dict(ast.literal_eval(value))
+    return ast.literal_eval(value)
+
+
+def test_the_stand_in_is_of_this_version(unsloth: Any) -> None:
+    pinned = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]["unsloth"]
+    assert unsloth.__version__ == value_in_double("__version__")
+    assert f"unsloth=={unsloth.__version__}" in pinned
+
+
+def test_a_peft_model_hands_down_what_was_not_asked_for(unsloth: Any) -> None:
+    """As in the stand-in: zeros, which ask for no logits in particular."""
+    from unsloth.models.llama import PeftModel_fast_forward
+
+    given = PeftModel_fast_forward(SimpleNamespace(base_model=lambda **options: options), input_ids="some")
+    assert given["input_ids"] == "some"
+    assert (given["num_logits_to_keep"], given["logits_to_keep"]) == (0, 0)
+
+
+def test_its_warning_of_a_run_before_training_is_filtered(unsloth: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preflight is such a run."""
+    from dpo_cli.environment import prepare_environment
+    from unsloth.models._utils import _unsloth_reset_stray_compile_cache as reset
+
+    def probed() -> Any:
+        model: Any = torch.nn.Linear(1, 1)
+        model._unsloth_pretrain_marker = {"seen": True}
+        return SimpleNamespace(model=model)
+
+    monkeypatch.setenv("UNSLOTH_COMPILE_DISABLE", "0")
+    with pytest.warns(UserWarning, match="manual forward/backward"):
+        reset(probed())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        prepare_environment("train")
+        reset(probed())
+    assert not caught
 
 
 def test_unsloth_swaps_a_name_as_the_stand_in_does(unsloth: Any) -> None:
@@ -85,17 +124,18 @@ def test_unsloth_swaps_a_name_as_the_stand_in_does(unsloth: Any) -> None:
         assert get_model_name(name, load_in_4bit=True) == other
 
 
-def test_unsloth_replaces_trls_classes(patched_trl: Any) -> None:
+def test_unsloth_replaces_trls_classes(unsloth: Any) -> None:
     from dpo_cli.train.methods import METHODS as TRAINERS
 
     for method in TRAINERS.values():
         assert method.classes()[1].__name__ == f"Unsloth{method.trainer}"
 
 
-def test_unsloths_config_has_the_habits_of_the_stand_in(patched_trl: Any, tmp_path: Path, capsys: Any) -> None:
+def test_unsloths_config_has_the_habits_of_the_stand_in(unsloth: Any, tmp_path: Path, capsys: Any) -> None:
     """Other defaults, so dpo-cli passes every argument; and a strange one is dropped, so it checks names itself."""
     changed = value_in_double("CHANGED_DEFAULTS")
-    config = patched_trl.DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, nonsense=3)
+    trl: Any = importlib.import_module("trl")
+    config = trl.DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, nonsense=3)
     assert {name: getattr(config, name) for name in changed} == changed
     assert "nonsense" in capsys.readouterr().out
 
