@@ -96,7 +96,8 @@ def chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Find the special token that the chat template writes behind an answer; None where it writes none."""
-    answer = [Message(role="user", content="a"), Message(role="assistant", content="b")]
+    # Three words, so that of the last three tokens none is from before the answer.
+    answer = [Message(role="user", content="a"), Message(role="assistant", content="b c d")]
     special = {*tokenizer.all_special_ids, *(at for at, one in tokenizer.added_tokens_decoder.items() if one.special)}
     behind = [token for token in chat_tokens(tokenizer, answer)[-3:] if token in special]
     return behind[0] if behind else None

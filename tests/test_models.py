@@ -150,6 +150,8 @@ def test_what_the_template_writes_behind_an_answer_ends_it_though_the_model_name
     assert models.end_tokens(text, tokenizer) == models.end_tokens([text], tokenizer) == sorted([text, turn])
     assert models.unnamed_end(GenerationConfig(eos_token_id=text), tokenizer) == "<|im_end|>"
     assert models.unnamed_end(GenerationConfig(eos_token_id=[text, turn]), tokenizer) is None
+    tokenizer.chat_template = "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
+    assert models.turn_end(tokenizer) == turn, "not the token right before the answer, as Mistral's template has one"
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
     assert models.turn_end(tokenizer) is None
     assert models.end_tokens(text, tokenizer) == [text]

@@ -94,7 +94,8 @@ def main(folder: Path, methods: list[str]) -> None:
 
     write_project(folder)
     for method in methods:
-        settings = ("engine.backend=hf", f"train.method={method}", *STOCK)
+        steps = 3 if method == "dpo" else 2
+        settings = ("engine.backend=hf", f"train.method={method}", f"train.max_steps={steps}", *STOCK)
         options = [part for setting in settings for part in ("--set", setting)]
         command = [
             "train",

@@ -193,7 +193,7 @@ def test_a_resume_gives_the_same_losses(shared: tuple[Any, Seen], train: Train, 
 def test_other_methods_go_through_unsloths_trainers_to_the_same_losses(
     method: str, train: Train, plain: Path, tmp_path: Path
 ) -> None:
-    run = train(tmp_path, f"train.method={method}")
+    run = train(tmp_path, f"train.method={method}", "train.max_steps=2")
     assert run.result.exit_code == 0, run.result.output
     assert run.losses == pytest.approx(losses_of_trl(plain, method), abs=CLOSE)
 
