@@ -91,7 +91,13 @@ def test_a_peft_model_hands_down_what_was_not_asked_for(unsloth: Any) -> None:
     """As in the stand-in: zeros, which ask for no logits in particular."""
     from unsloth.models.llama import PeftModel_fast_forward
 
-    given = PeftModel_fast_forward(SimpleNamespace(base_model=lambda **options: options), input_ids="some")
+    class Base:
+        model = None
+
+        def __call__(self, **options: Any) -> dict[str, Any]:
+            return options
+
+    given = PeftModel_fast_forward(SimpleNamespace(base_model=Base()), input_ids="some")
     assert given["input_ids"] == "some"
     assert (given["num_logits_to_keep"], given["logits_to_keep"]) == (0, 0)
 
