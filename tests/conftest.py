@@ -52,8 +52,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(_scratch.pop(), ignore_errors=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Under pytest-xdist, keep a file's tests together, and those that share the smoke run; the longest files first."""
+    if not config.pluginmanager.hasplugin("xdist"):  # the venv of tests/unsloth_real has none
+        return
     shared = [name for item in items if "smoke" in getattr(item, "fixturenames", ()) for name in [item.path]]
     for item in items:
         group = "smoke" if item.path in shared and item.path.parent.name == "end_to_end" else str(item.path)

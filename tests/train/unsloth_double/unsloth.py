@@ -158,7 +158,7 @@ class UnslothDPOTrainer(dpo_trainer.DPOTrainer):
     def __init__(self, model: Any = None, args: Any = None, peft_config: Any = None, **options: Any) -> None:
         model.for_training(use_gradient_checkpointing=model._unsloth_gradient_checkpointing)
         super().__init__(model=model, args=args, **options)  # peft_config goes nowhere, as in the package
-        vars(self)["train"] = types.MethodType(_prepared(type(self).train), self)
+        object.__setattr__(self, "train", types.MethodType(_prepared(type(self).train), self))
         model.for_inference()
 
     def training_step(self, model: Any, *arguments: Any, **options: Any) -> Any:
