@@ -79,7 +79,8 @@ def _text_rows(path: Path, feed: Feed, encoding: Encoding, tick: Ticker) -> Rows
     with _opened(path) as (stream, share):
         end = "" if kind in CSV else None
         text = io.TextIOWrapper(stream, encoding.codec, errors="surrogateescape", newline=end)
-        rows = csv_rows(text, feed, tabs=kind != ".csv") if kind in CSV else json_rows(text, feed)
+        clean = encoding.clean and encoding.codec.startswith("utf-8")
+        rows = csv_rows(text, feed, tabs=kind != ".csv") if kind in CSV else json_rows(text, feed, clean)
         for index, row in enumerate(rows):
             if index % BATCH == 0:
                 tick(share())

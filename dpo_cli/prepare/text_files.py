@@ -28,8 +28,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 class _Json:
     """JSON as Python writes it: NaN is a missing value, which is noted; a key that stands twice is an error."""
 
-    def __init__(self, feed: Feed) -> None:
-        self.feed = feed
+    def __init__(self, feed: Feed, clean: bool) -> None:
+        self.feed, self.clean = feed, clean
         self._decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=self._constant)
 
     def _constant(self, name: str) -> None:
@@ -39,7 +39,7 @@ class _Json:
 
     def row(self, text: str) -> Any:
         """What a line holds, or Broken."""
-        bad = ESCAPED.search(text)
+        bad = None if self.clean else ESCAPED.search(text)
         if bad:
             return Broken(f"not UTF-8: byte 0x{ord(bad[0]) - 0xDC00:02x} at column {bad.start() + 1}")
         try:
@@ -73,9 +73,12 @@ class _Json:
 AS_LINES = "write one JSON object a line, or one JSON array of them"
 
 
-def json_rows(text: TextIO, feed: Feed) -> Rows:
-    """JSON lines, an array, objects over several lines, or one object with the list of rows in a key of it."""
-    reader = _Json(feed)
+def json_rows(text: TextIO, feed: Feed, clean: bool) -> Rows:
+    """JSON lines, an array, objects over several lines, or one object with the list of rows in a key of it.
+
+    `clean`: every byte is known to fit the encoding. Raises Unreadable where it is no JSON as a whole.
+    """
+    reader = _Json(feed, clean)
     numbered = enumerate(text, 1)
     number, first = next(((number, line) for number, line in numbered if _bare(line)), (0, ""))
     if not first:
