@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dpo_cli import models
 from dpo_cli.errors import DpoError
 from dpo_cli.language import language, latin_language
-from dpo_cli.prepare import Prepared, filters, remarks, report, scoring, sources, split, survey, tokens
+from dpo_cli.prepare import Prepared, filters, refusals, remarks, report, scoring, sources, split, survey, tokens
 from dpo_cli.prepare.audit import Audit
 from dpo_cli.prepare.benchmark import read_benchmark
 from dpo_cli.prepare.dedup import Sketches, clusters
@@ -26,7 +26,6 @@ from dpo_cli.prepare.spool import Spool
 from dpo_cli.prepare.tally import Entry, Tally, excerpt, kept_example, row_id
 from dpo_cli.prepare.text import hash64, prompt_key
 from dpo_cli.recipe import NearDuplicate, Recipe
-from dpo_cli.recipe_train import trl_arguments
 from dpo_cli.records import CandidateSet, write_jsonl
 from dpo_cli.run import sha256
 
@@ -66,7 +65,7 @@ def run(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
                 "train": write_jsonl(folder / "train.jsonl", _rows(recipe, spool, train, audit, progress, labels)),
                 "eval": write_jsonl(folder / "eval.jsonl", _rows(recipe, spool, held, None, progress, Counter())),
             }
-            _check_labels(recipe, labels)
+            refusals.check_labels(recipe, labels)
             progress.stage("hashing the inputs", "files")
             inputs = {name: sha256(path) for name, path in files.items()}
     finally:
@@ -143,7 +142,7 @@ def _read(
             special=special,
             repeats_prompts=read[rank].repeats_prompts,
         )
-        stated, contrary = 0, 0
+        contradictions = refusals.Contradictions()
         for item in candidate_sets(source, feeds, LAYOUTS[layout], columns, progress.tick):
             progress.count += 1
             tally.came[source.label] += 1
@@ -152,29 +151,12 @@ def _read(
                 fate, at = (item.reason, item.detail), ("", item.place)
                 tally.drop(source.label, source.language or "und", fate, hash64(item.detail), lambda at=at: at)  # type: ignore[misc]
                 continue
-            lead = item.lead()
-            if lead is not None:
-                stated, contrary, names = stated + 1, contrary + (lead < 0), list(item.stated)
+            contradictions.add(item)
             entry = _judge(recipe, item, rank, context, spool, tally, sketches)
             if entry is not None:
                 entries.append(entry)
-        most = contrary > 1 and 2 * contrary > stated and 10 * contrary > tally.came[source.label]
-        if data.filters.contradicts_scores and most:
-            raise _upside_down(recipe, rank, names, contrary, stated)
+        contradictions.check(recipe, rank, tally.came[source.label])
     return entries, sketches, read
-
-
-def _upside_down(recipe: Recipe, rank: int, names: list[str], contrary: int, stated: int) -> DpoError:
-    """What to say of a source that scores most of its rejected answers above the chosen ones."""
-    chosen, rejected = names
-    swapped = f"score_chosen: {rejected}, score_rejected: {chosen}"
-    return DpoError(
-        f"{rejected} is the higher one in {contrary:,} of {stated:,} rows of {recipe.data.sources[rank].label}: "
-        "is lower better?",
-        where=recipe.where("data", "sources", rank, "id"),
-        hint=f"if it is, columns: {{{swapped}}}; if chosen and rejected are swapped, {{chosen: rejected, "
-        f"rejected: chosen, {swapped}}}; data.filters.contradicts_scores: false leaves such scores out",
-    )
 
 
 def _survey(recipe: Recipe, rank: int, layout: str, commit: str | None, feeds: list[Feed], columns: Settings) -> Read:
@@ -345,20 +327,7 @@ def _settle(recipe: Recipe, entries: list[Entry], spool: Spool, tally: Tally, la
             tally.drop(entry.source, entry.language, entry.fate, entry.hash, lambda entry=entry: asked(entry))  # type: ignore[misc]
     tally.check()
     if not tally.kept:
-        reasons = tally.reasons()
-        biggest = ", ".join(f"{count:,} {reason}" for reason, count in list(reasons.items())[:4])
-        first = next(iter(reasons))
-        shown = next(some[0][1] for (_, reason), some in tally.examples.items() if reason == first)
-        said = f" ({shown['detail']})" if shown["detail"] else ""
-        such = " ".join(filter(None, [shown["where"], shown["prompt"][:80]])) + said
-        hint = remarks.hint(first)
-        if "kto" in layouts and recipe.data.format != "unpaired" and first in ("single_response", "tie"):
-            hint = "these are answers that are called good or bad: take train.method: kto with data.format: unpaired"
-        raise DpoError(
-            f"nothing is left of {tally.came.total():,} prompts: {biggest}; such as: {such}",
-            where=recipe.where("data", "sources"),
-            hint=hint,
-        )
+        raise refusals.nothing_left(recipe, tally, layouts)
 
 
 def _choose(
@@ -421,24 +390,6 @@ def _rows(
             yield row
         progress.count += 1
         progress.tick(number / len(chosen))
-
-
-def _check_labels(recipe: Recipe, labels: Counter[bool]) -> None:
-    """Refuse labelled rows that are all good or all bad.
-
-    Raises:
-        DpoError: all rows have one label.
-    """
-    if len(labels) != 1:
-        return
-    [(good, count)] = labels.items()
-    kind, other = ("good", "bad") if good else ("bad", "good")
-    alone = "; good answers alone are for train.method: sft" if good and "sft" in trl_arguments() else ""
-    raise DpoError(
-        f"all {count:,} training rows are {kind} answers, and KTO learns from good ones and bad ones",
-        where=recipe.where("data", "sources"),
-        hint=f"add {other} answers, or look for what drops them in data.filters{alone}",
-    )
 
 
 def _provenance(recipe: Recipe, read: dict[int, Read], inputs: dict[str, str]) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""What makes the rows as a whole useless, so that `prepare` stops: said with its cause and the edit that fixes it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from dpo_cli.errors import DpoError
+from dpo_cli.prepare import remarks
+from dpo_cli.prepare.tally import Tally
+from dpo_cli.recipe import Recipe
+from dpo_cli.recipe_train import trl_arguments
+from dpo_cli.records import CandidateSet
+
+AT_LEAST, SHARE = 2, 0.1  # contradicting rows, and their share of a source, from which on they are more than slips
+
+
+@dataclass
+class Contradictions:
+    """How many rows of a source have scores of their own for chosen and rejected, and in how many they contradict."""
+
+    scored: int = 0
+    against: int = 0
+    columns: list[str] = field(default_factory=list)
+
+    def add(self, item: CandidateSet) -> None:
+        lead = item.lead()
+        if lead is not None:
+            self.scored += 1
+            self.against += lead < 0
+            self.columns = list(item.stated)
+
+    def check(self, recipe: Recipe, rank: int, came: int) -> None:
+        """Refuse a source of `came` rows where most scores call rejected the better answer.
+
+        Raises:
+            DpoError: they do.
+        """
+        few = self.against < AT_LEAST or self.against < SHARE * came
+        if few or 2 * self.against <= self.scored or not recipe.data.filters.contradicts_scores:
+            return
+        chosen, rejected = self.columns
+        swapped = f"score_chosen: {rejected}, score_rejected: {chosen}"
+        raise DpoError(
+            f"{rejected} is the higher one in {self.against:,} of {self.scored:,} rows of "
+            f"{recipe.data.sources[rank].label}: is lower better?",
+            where=recipe.where("data", "sources", rank, "id"),
+            hint=f"if it is, columns: {{{swapped}}}; if chosen and rejected are swapped, {{chosen: rejected, "
+            f"rejected: chosen, {swapped}}}; data.filters.contradicts_scores: false leaves such scores out",
+        )
+
+
+def check_labels(recipe: Recipe, labels: Counter[bool]) -> None:
+    """Refuse labelled training rows that are all good or all bad; `labels` counts them.
+
+    Raises:
+        DpoError: they are.
+    """
+    if len(labels) != 1:
+        return
+    [(good, count)] = labels.items()
+    kind, other = ("good", "bad") if good else ("bad", "good")
+    alone = "; good answers alone are for train.method: sft" if good and "sft" in trl_arguments() else ""
+    raise DpoError(
+        f"all {count:,} training rows are {kind} answers, and KTO learns from good ones and bad ones",
+        where=recipe.where("data", "sources"),
+        hint=f"add {other} answers, or look for what drops them in data.filters{alone}",
+    )
+
+
+def nothing_left(recipe: Recipe, tally: Tally, layouts: set[str]) -> DpoError:
+    """What to say where no prompt is kept: the commonest reasons, a row and the fix. `layouts`: of the sources."""
+    reasons = tally.reasons()
+    biggest = ", ".join(f"{count:,} {reason}" for reason, count in list(reasons.items())[:4])
+    first = next(iter(reasons))
+    shown = next(some[0][1] for (_, reason), some in tally.examples.items() if reason == first)
+    said = f" ({shown['detail']})" if shown["detail"] else ""
+    such = " ".join(filter(None, [shown["where"], shown["prompt"][:80]])) + said
+    hint = remarks.hint(first)
+    if "kto" in layouts and recipe.data.format != "unpaired" and first in ("single_response", "tie"):
+        hint = "these are answers that are called good or bad: take train.method: kto with data.format: unpaired"
+    return DpoError(
+        f"nothing is left of {tally.came.total():,} prompts: {biggest}; such as: {such}",
+        where=recipe.where("data", "sources"),
+        hint=hint,
+    )
