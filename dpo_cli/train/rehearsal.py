@@ -1,4 +1,4 @@
-"""Everything that the `train` section can be tried on without data or a model, before the work on either begins.
+"""Everything that settings can be tried on without data or weights, before the work on either begins.
 
 `check` knows most of it from the recipe. The rest only TRL, transformers and this machine know: whether the card has
 TF32, whether a DeepSpeed file can be read, whether an optimizer takes its arguments. They are asked here, so that it
@@ -10,24 +10,34 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from dpo_cli import models
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import Recipe
-from dpo_cli.recipe_rules import LOW_RANK
+from dpo_cli.recipe_rules import LOW_RANK, against_model
 from dpo_cli.run import Run
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.trainer import trl_config
 
 
 def rehearse(recipe: Recipe, run: Run) -> None:
-    """Build TRL's config, the optimizer's class and the schedule of a recipe.
+    """Read the model's config; build TRL's config, the optimizer's class and the schedule of a recipe.
 
     Raises:
-        DpoError: (exit code 2) one of them refuses its arguments, or can't be had on this machine.
+        DpoError: (exit code 2) one of them refuses its arguments, or can't be had on this machine, or the model can't
+            do what the recipe asks of it.
     """
     import torch
-    from transformers import Trainer
+    from transformers import AutoConfig, Trainer
     from transformers.optimization import get_scheduler
 
+    try:
+        model = AutoConfig.from_pretrained(
+            models.location(recipe.model.id), revision=recipe.model.revision, trust_remote_code=False
+        ).to_dict()
+    except (OSError, ValueError):  # its loading says what is wrong
+        model = {}
+    for at, sentence in against_model(recipe, model):
+        raise DpoError(f"{at[-1]} {sentence}", where=recipe.where(*at), exit_code=USAGE)
     config_class, _ = METHODS[recipe.train.method].classes()
     try:
         args = trl_config(recipe, run, config_class, 0)

@@ -29,6 +29,8 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loaded:
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
+        ("lora.target_modules=[q_proj, lm_head]", "tie_word_embeddings"),
+        ("model.max_length=100000", "model.max_length"),
         ("train.tf32=true", "train.tf32"),
         ("train.accelerator_config={split: 1}", "split"),
         ("train.accelerator_config=./nowhere.json", "nowhere.json"),
@@ -39,6 +41,7 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loaded:
 )
 def test_a_setting_that_can_not_be_used_here(loaded: Loaded, tmp_path: Path, setting: str, says: str) -> None:
     more = ["train.optim=sgd"] if "optim_args" in setting else []
+    more += ["train.method=orpo"] if "lm_head" in setting else []
     more += ["train.lr_scheduler_type=warmup_stable_decay"] if "decay" in setting else []
     with pytest.raises(DpoError) as caught:
         rehearse(loaded(setting, *more), Run(tmp_path / "runs" / "r", {}))
