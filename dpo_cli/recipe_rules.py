@@ -533,17 +533,23 @@ def _on_hub(name: str) -> bool:
 
 
 def against_model(recipe: Recipe, config: Mapping[str, Any]) -> list[tuple[Key, str]]:
-    """What the recipe asks of a model that it can't do, by its `config.json` (transformers: `config.to_dict()`)."""
+    """What the recipe asks of a model that it can't do, each as `problem: fix`.
+
+    Args:
+        config: the model's `config.json`, or a transformers config's `to_dict()`.
+    """
     found: list[tuple[Key, str]] = []
     targets = recipe.lora.target_modules if recipe.model.adapter is None else []
     if config.get("tie_word_embeddings") is True and any(str(one).endswith("lm_head") for one in targets):
-        sentence = "lm_head can't have an adapter here: this model's head is its embedding (tie_word_embeddings)"
+        sentence = "names lm_head, but this model's head is its embedding (tie_word_embeddings)"
         found.append((("lora", "target_modules"), f"{sentence}, so it could not be merged: remove it"))
     longest = config.get("max_position_embeddings")
     if isinstance(longest, int) and recipe.model.max_length > longest:
-        found.append((("model", "max_length"), f"is more than the model's {longest}: set {longest} or less"))
+        found.append(
+            (("model", "max_length"), f"is more than the model's {longest}: set model.max_length: {longest} or less")
+        )
     if config.get("quantization_config") and not recipe.model.load_in_4bit:
-        sentence = "is false, but the weights are quantised: set true, or name the 16-bit repository as model.id"
+        sentence = "is false, but the weights are quantised: set model.load_in_4bit: true, or name 16-bit ones"
         found.append((("model", "load_in_4bit"), sentence))
     experts = any(str(name).startswith("num_") and "expert" in str(name) for name in config)
     if getattr(recipe.train, "router_aux_loss_coef", None) and not experts:

@@ -284,7 +284,12 @@ def test_every_rule_is_of_a_key_that_exists() -> None:
             "target_modules",
             "tie_word",
         ),
-        ("model.max_length=4096", {"max_position_embeddings": 2048}, "max_length", "set 2048 or less"),
+        (
+            "model.max_length=4096",
+            {"max_position_embeddings": 2048},
+            "max_length",
+            "max_length: 2048 or less",
+        ),
         ("model.load_in_4bit=false", {"quantization_config": {"bits": 4}}, "load_in_4bit", "quantised"),
         ("train.router_aux_loss_coef=0.1", {"hidden_size": 8}, "router_aux_loss_coef", "experts"),
     ],

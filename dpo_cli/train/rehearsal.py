@@ -37,7 +37,8 @@ def rehearse(recipe: Recipe, run: Run) -> None:
     except (OSError, ValueError):  # its loading says what is wrong
         model = {}
     for at, sentence in against_model(recipe, model):
-        raise DpoError(f"{at[-1]} {sentence}", where=recipe.where(*at), exit_code=USAGE)
+        problem, _, fix = sentence.partition(": ")
+        raise DpoError(f"{'.'.join(map(str, at))} {problem}", where=recipe.where(*at), hint=fix)
     config_class, _ = METHODS[recipe.train.method].classes()
     try:
         args = trl_config(recipe, run, config_class, 0)

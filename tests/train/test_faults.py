@@ -96,7 +96,9 @@ def test_quantised_weights_against_the_recipe(train: Callable[..., Result], mode
 
 
 def test_a_memory_limit_that_is_no_size(train: Callable[..., Result]) -> None:
-    assert "engine.memory_limit" in said(train("engine.memory_limit=lots"), code=2)
+    done = train("engine.memory_limit=lots")
+    assert done.exit_code == 2
+    assert "engine.memory_limit\n    must be a size above 0" in done.stderr
 
 
 # ------------------------------------------------------------------------------------ a run that was cut short
