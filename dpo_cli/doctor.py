@@ -201,7 +201,7 @@ def _gpu(found: dict[str, str], torch: dict[str, Any]) -> Iterator[Finding]:
     if lacks_kernels(torch["cuda"] or "", Card(card["name"], 0, 0, capability)):
         version = ".".join(map(str, capability))
         state += f"; torch has no kernels for its compute capability {version}"
-        yield Finding("gpu", state, False, True, "make clean, then make train TORCH_INDEX=" + CUDA_12)
+        yield Finding("gpu", state, False, True, f"rm -r .venv-gpu; make train TORCH_INDEX={CUDA_12}")
     else:
         yield Finding("gpu", state, True)
 
@@ -235,8 +235,8 @@ def _unsloth(found: dict[str, str], imports: Imports) -> Iterator[Finding]:
         yield Finding("unsloth", "not installed; the hf backend trains", False, fix=fix)
         return
     if error := imports.get("unsloth", {}).get("error"):
-        yield Finding("unsloth", f"{version} does not import: {error}", False, True,
-                      "install it again: make clean, then make train; or set engine.backend: hf")  # fmt: skip
+        fix = "install it again: rm -r .venv-gpu; make .venv-gpu/installed; or set engine.backend: hf"
+        yield Finding("unsloth", f"{version} does not import: {error}", False, True, fix)
     else:
         yield Finding("unsloth", version, has_card, fix="it needs an NVIDIA GPU")
     newer = re.match(r"(\d+)\.(\d+)", trl)

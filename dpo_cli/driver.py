@@ -122,7 +122,8 @@ def cuda_problem() -> DpoError | None:
 
 def _problem(torch_version: str, cuda: str | None, driver: Driver | None, hidden: str | None) -> DpoError:
     index = torch_index(driver)
-    command = f"pip install --force-reinstall torch=={torch_version.partition('+')[0]} torchvision --index-url {index}"
+    pins = f"torch=={torch_version.partition('+')[0]} torchvision"
+    command = f"pip uninstall -y torch torchvision && pip install {pins} --index-url {index}"
     without_card = "without an NVIDIA card, use the CPU packages in another venv: make smoke creates .venv"
     if cuda is None:
         way = f"for a card, {command}" if index else "for a card, update its driver first"

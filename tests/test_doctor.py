@@ -14,7 +14,7 @@ from dpo_cli.cli import app
 from typer.testing import CliRunner, Result
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fake_machine import RTX_4080, nvidia_smi, write_tool
+from fake_machine import HAS_DRIVER, RTX_4080, nvidia_smi, write_tool
 
 PACKAGES = ("torch", "bitsandbytes", "transformers", "peft", "datasets", "accelerate", "trl", "unsloth")
 VERSIONS = {
@@ -82,7 +82,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         return folder
 
     write_tool(tmp_path / "tools", "cc", "exit 0")
-    monkeypatch.setenv("PATH", f"{tmp_path / 'tools'}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", str(tmp_path / "tools"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("UNSLOTH_ALLOW_CPU", raising=False)
     monkeypatch.setattr(driver, "LOADED_DRIVER", tmp_path / "none")
@@ -166,6 +166,7 @@ def test_a_cpu_build_beside_a_card_is_a_remark(machine: Machine, tmp_path: Path)
     )
 
 
+@pytest.mark.skipif(HAS_DRIVER, reason="this machine has a driver")
 def test_unsloth_without_a_card(machine: Machine) -> None:
     machine(usable=False, unsloth="2026.10.9")
     done = examine()
@@ -185,8 +186,11 @@ BREAKAGES = {
 }
 
 
-@pytest.mark.parametrize("breakage", BREAKAGES)
-@pytest.mark.parametrize("package", PACKAGES)
+BROKEN = [(package, "a library") for package in PACKAGES] + [("torch", breakage) for breakage in BREAKAGES]
+BROKEN += [("bitsandbytes", "a crash"), ("unsloth", "an exit"), ("trl", "a crash")]
+
+
+@pytest.mark.parametrize(("package", "breakage"), dict.fromkeys(BROKEN))
 def test_a_package_that_does_not_import_is_a_finding(machine: Machine, package: str, breakage: str) -> None:
     code, says = BREAKAGES[breakage]
     folder = machine(unsloth="2026.10.9")

@@ -21,8 +21,8 @@ MISMATCH = "Failed to initialize NVML: Driver/library version mismatch"
 
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder on PATH beside the system's; no driver is loaded."""
-    monkeypatch.setenv("PATH", f"{tmp_path / 'tools'}:/usr/bin:/bin")
+    """The only folder on PATH; no driver is loaded."""
+    monkeypatch.setenv("PATH", str(tmp_path / "tools"))
     monkeypatch.setattr(driver, "LOADED_DRIVER", tmp_path / "no-driver")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("UNSLOTH_ALLOW_CPU", raising=False)
