@@ -188,14 +188,19 @@ def best_checkpoint(folder: Path, step: int) -> Path:
     return best
 
 
-def start_log(log: Path, checkpoints: Path, start: Start) -> None:
-    """Begin `log.jsonl`, or cut it back to the step that is gone on from, with the checkpoints after it."""
+def start_log(log: Path, checkpoints: Path, start: Start, limit: int | None = None) -> None:
+    """Begin `log.jsonl`, or cut it back to the step that is gone on from, with the checkpoints after it.
+
+    Args:
+        limit: checkpoints to keep; a kill may have come before the older ones were removed.
+    """
     for later in saved(checkpoints):
         if step_of(later) > start.step:
             remove(later)
     if start.checkpoint is None:
         log.unlink(missing_ok=True)
         return
+    rotate(checkpoints, limit, _state(start.checkpoint).get("best_global_step"))
     if log.is_file():
         rows = [row for row in log.read_text(encoding="utf-8").splitlines() if _logged_until(row, start.step)]
     else:

@@ -78,7 +78,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
         if checkpoint is None:
             run.forget("train")  # first: a log or checkpoints that go belong to no record
         run["train"].mkdir(parents=True, exist_ok=True)
-        start_log(log, run.checkpoints, begun)
+        start_log(log, run.checkpoints, begun, recipe.train.save_total_limit)
         run.write_record("train", recipe, record)
         return record
 

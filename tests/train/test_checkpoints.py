@@ -156,6 +156,13 @@ def test_the_log_is_cut_back_to_the_checkpoint_and_what_is_later_goes(tmp_path: 
     assert steps(tmp_path) == [2, 4]
 
 
+def test_what_a_kill_kept_from_rotation_goes_when_the_training_goes_on(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        make(tmp_path, step)
+    start_log(tmp_path / "log.jsonl", tmp_path, Start(tmp_path / "checkpoint-6"), limit=2)
+    assert steps(tmp_path) == [4, 6]
+
+
 def test_a_lost_log_is_written_again_from_the_checkpoint(tmp_path: Path) -> None:
     make(tmp_path, 3)
     start_log(tmp_path / "log.jsonl", tmp_path, Start(tmp_path / "checkpoint-3"))
