@@ -63,7 +63,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: ORDER.get(item.path.parent.name, len(ORDER)))
 
 
-ORDER = {name: place for place, name in enumerate(("end_to_end", "train", "benchmarks", "reference", "evaluate"))}
+LONGEST_FIRST = ("end_to_end", "pretend_cuda", "train", "benchmarks", "reference", "evaluate")
+ORDER = {name: place for place, name in enumerate(LONGEST_FIRST)}
 WORDS = (  # noqa: SIM905
     "amber basket candle dragon engine falcon garden harbour island jungle kettle ladder marble needle orchid pepper "
     "quarry ribbon saddle tunnel umbrella velvet window yellow zipper anchor bridge copper desert feather"
