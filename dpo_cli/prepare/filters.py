@@ -110,8 +110,9 @@ def think(text: str, item: CandidateSet, options: Any, context: Context) -> str 
 
 
 def special_tokens(tokens: Iterable[str]) -> re.Pattern[str]:
-    """What finds the special tokens of a tokenizer in a text; Qwen3's own are always among them."""
+    """What finds the special tokens of a tokenizer in a text; Qwen3's own are among them, tags of thinking are not."""
     marked = {token for token in tokens if re.fullmatch(r"[<\[{|].+[>\]}|]", token)}  # a pad token may be a plain word
+    marked -= {token for token in marked if _THOUGHT_TAG.fullmatch(token)}
     return re.compile("|".join(map(re.escape, sorted(marked | QWEN))))
 
 

@@ -105,7 +105,10 @@ ALSO_CALLED = {
 
 def _nearest(seen: list[str], file: str) -> str:
     """The line to write: a column map where the columns are known by other names, else the nearest layout's needs."""
-    if file.lower().endswith((".csv", ".csv.gz")) and any(len(name.split()) > 4 or len(name) > 60 for name in seen):
+    known = {name for one in LAYOUTS.values() for names in one.needs for name in names}
+    known |= {name for names in ALSO_CALLED.values() for name in names.split()}
+    table = file.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
+    if table and not known & {name.lower() for name in seen}:
         return "the first line has to name the columns, such as prompt,chosen,rejected: has this file no header?"
     maps = [(name, *_map(needs, seen)) for name in MAPPABLE for needs in LAYOUTS[name].needs if "prompt" in needs]
     layout, found, missing = max(maps, key=lambda one: (not one[2], len(one[1]) / (len(one[1]) + len(one[2]))))

@@ -45,6 +45,8 @@ class _Json:
         try:
             return self._decoder.decode(text)
         except json.JSONDecodeError as error:
+            if re.match(r"\{\s*'", text):
+                return Broken("a dict as Python prints it, not JSON, which json.dumps writes")
             return Broken(f"not JSON: {error.msg} at column {error.colno}")
         except (ValueError, RecursionError) as error:  # a key twice, a number of 5,000 digits, 10,000 brackets
             return Broken(str(error))
@@ -139,7 +141,8 @@ def _document(values: list[Any], feed: Feed) -> Rows:
             raise Unreadable(f"it is one JSON object with lists of rows under {counted}", "make a file of each")
         for key, one in lists.items():
             feed.note(f"one JSON object, whose key {key} holds the rows")
-            values = one
+            served = all("row_idx" in row and isinstance(row.get("row"), dict) for row in one)  # by the Hub's viewer
+            values = [row["row"] for row in one] if served else one
         inner = list(values[0].values()) if not lists else []
         if len(inner) > 1 and all(isinstance(one, dict) and A_ROW_HAS & one.keys() for one in inner):
             feed.note("one JSON object with a row a key")
@@ -175,6 +178,8 @@ def _by_column(value: dict[str, Any]) -> bool:
 # -------------------------------------------------------------------------------------------------------------- CSV
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_NUMBERS = re.compile("score|rating|reward|rank|margin", re.IGNORECASE)  # in the names of columns that hold numbers
+_DECIMAL_COMMA = re.compile(r"\s*-?\d+,\d+\s*")
 LONGEST_NAME = 80  # of a column; a longer one is a text in a file without a header row
 
 
@@ -214,7 +219,13 @@ def csv_rows(text: TextIO, feed: Feed, tabs: bool = False) -> Rows:
             raise _quote(start, f": it would run to line {end}")
         if _swallowed(fields, separator, len(header)):
             raise _quote(start, f": whole rows stand inside a field up to line {end}")
-        yield start, _csv_row(header, fields)
+        row = _csv_row(header, fields)
+        if separator != "," and isinstance(row, dict):
+            for name in filter(_NUMBERS.search, header):
+                if _DECIMAL_COMMA.fullmatch(row.get(name, "")):
+                    row[name] = row[name].replace(",", ".")
+                    feed.note("decimal commas of scores are read as points")
+        yield start, row
 
 
 def _quote(line: int, more: str) -> Unreadable:

@@ -158,6 +158,13 @@ def test_excels_own_words_for_the_separator(tmp_path: Path) -> None:
     assert reading(tmp_path, "a.tsv", as_csv(rows, "\t")) == (rows, [])
 
 
+def test_decimal_commas_of_scores_are_read_and_said(tmp_path: Path) -> None:
+    """A score of "0,8" would be none at all; a text that reads so is a text."""
+    found, notes = reading(tmp_path, "a.csv", "prompt;chosen;rejected;score_chosen\nHalf of 5?;2,5;3,5;0,8\n")
+    assert found == [{"prompt": "Half of 5?", "chosen": "2,5", "rejected": "3,5", "score_chosen": "0.8"}]
+    assert "decimal commas of scores are read as points" in notes
+
+
 BAD_QUOTES = {
     "never closed": (2, lambda row: ['"' + row[0], *row[1:]]),
     "text behind a quote": (2, lambda row: ['"' + row[0] + '" more', *row[1:]]),
@@ -231,6 +238,9 @@ JSON_FORMS = {
     },
     "a row a key": json.dumps({f"row-{number}": row for number, row in enumerate(ROWS)}, indent=1),
     "key of one's own": json.dumps({"preferences": ROWS}, indent=1),
+    "the Hub's viewer": json.dumps(
+        {"features": [], "rows": [{"row_idx": n, "row": row} for n, row in enumerate(ROWS)]}
+    ),
     "keys in keys": json.dumps({"meta": {"n": 5}, "dataset": {"train": ROWS}}),
 }
 
@@ -276,7 +286,7 @@ def test_json_without_rows_says_why(tmp_path: Path, text: str, said: str) -> Non
         ('{"prompt": "q", "chosen": "a", "chosen": "b", "rejected": "c"}', "'chosen' stands in it twice"),
         ('{"prompt": "q", "turn": {"role": 1, "role": 1}}', "'role' stands in it twice"),
         ('{"prompt": "q", "score_chosen": Infinity}', "Infinity is no JSON number"),
-        ("{'prompt': 'q', 'chosen': None}", "not JSON: Expecting property name"),
+        ("{'prompt': 'q', 'chosen': None}", "a dict as Python prints it, not JSON"),
         ('{"prompt": "q", "chosen": "a"', "not JSON: Expecting ',' delimiter at column 30"),
     ],
 )

@@ -181,11 +181,12 @@ def test_other_spellings_of_thoughts_become_the_models_own(kit: Any) -> None:
 def test_special_tokens_of_any_tokenizer_count() -> None:
     """Not three by name: a tokenizer obeys all of its own, wherever they stand."""
     item = CandidateSet([{"role": "user", "content": "Why?"}], [], source="")
-    special = filters.special_tokens(["<pad>", "[gMASK]", "!", "word", "<unused7>"])
+    special = filters.special_tokens(["<pad>", "[gMASK]", "!", "word", "<unused7>", "<think>"])
     context = filters.Context(special=special)
     for token in ("<pad>", "[gMASK]", "<unused7>", "<|video_pad|>"):
         assert filters.markers(f"One {token} two.", item, {}, context) is None, token
-    assert filters.markers("One word, two!", item, {}, context) == "One word, two!"
+    for text in ("One word, two!", "<think>\nOne.\n</think>\n\nTwo."):  # thoughts are another filter's
+        assert filters.markers(text, item, {}, context) == text
     asked = CandidateSet([{"role": "user", "content": "What is <unused7>?"}], [], source="")
     assert filters.markers("A token.", asked, {}, context) is None
 

@@ -202,6 +202,13 @@ def test_a_folder_says_what_was_read_of_it(kit: Any, tmp_path: Path) -> None:
     assert said(made, "mixed: not read").startswith("mixed: not read: notes.txt, old.xlsx;")
 
 
+def test_a_csv_file_without_a_header_row_is_asked_for_one(kit: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("Two and two?,Four.,Five.\nThree?,Yes.,No.\n")
+    with pytest.raises(DpoError, match="can't tell the layout") as caught:
+        kit.run(kit.recipe([{"id": str(tmp_path / "a.csv")}]), tmp_path / "out")
+    assert "has this file no header?" in str(caught.value.hint)
+
+
 def test_names_are_shown_as_they_are(kit: Any, prepared: Any) -> None:
     """Brackets are no markup, neither on the terminal nor in the keys of the report."""
     name = "[bold]a/b[/bold] [red]中文 :smile:"
