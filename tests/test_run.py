@@ -439,6 +439,16 @@ def test_a_run_that_may_only_be_read_can_be_looked_at(project: Any, dpo_cli: Cal
     assert forced.returncode == 1 and forced.stderr.startswith("error: Read-only file system")
 
 
+def test_prepare_says_whose_pairs_it_replaced(project: Any, dpo_cli: Callable[..., Any]) -> None:
+    assert "other pairs" not in dpo_cli("prepare", project.recipe).stdout
+    run, recipe = Run(project.run), load(project.recipe)
+    with run.stage("train", recipe) as draft:
+        (draft.folder / "metrics.json").write_text("{}", encoding="utf-8")
+    assert "other pairs" not in dpo_cli("prepare", project.recipe, "--force").stdout
+    project.write_rows(30, seed=1)
+    assert "was trained on other pairs than these" in dpo_cli("prepare", project.recipe).stdout
+
+
 # ------------------------------------------------------------------------------------------------------ hanging up
 
 HANG_UP = """

@@ -106,7 +106,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
         raise DpoError(
             f"interrupted after step {trainer.state.global_step} of {trainer.state.max_steps}, which is saved",
             where=str(run.checkpoints),
-            hint="the same command goes on from there",
+            hint=None if recipe.train.save_only_model else "the same command goes on from there",
             exit_code=INTERRUPTED,
         )
 
@@ -234,6 +234,8 @@ def _notes(recipe: Recipe, trainer: Any) -> list[str]:
         notes.append(
             f"! train.beta {train.beta:g} is of DPO's size; {weighs} weighs log-probabilities per token: about 2"
         )
+    if train.save_only_model:
+        notes.append("! train.save_only_model: checkpoints have no optimizer state, so this run can't be resumed")
     end = models.unnamed_end(trainer.model.generation_config, trainer.processing_class)
     if end:
         notes.append(
