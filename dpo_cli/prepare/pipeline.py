@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from dpo_cli.prepare import Prepared, filters, refusals, remarks, report, scorin
 from dpo_cli.prepare.audit import Audit
 from dpo_cli.prepare.benchmark import read_benchmark
 from dpo_cli.prepare.dedup import Sketches, clusters
-from dpo_cli.prepare.feed import Broken, Feed
+from dpo_cli.prepare.feed import Broken
 from dpo_cli.prepare.files import file_feed
 from dpo_cli.prepare.formats import FORMATS
 from dpo_cli.prepare.layouts import LAYOUTS
@@ -90,29 +89,16 @@ def run(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
 # -------------------------------------------------------------------------------------------------- row by row
 
 
-@dataclass
-class Read:
-    """What a source was read as: its layout, its commit on the Hub, its files and what of it was not read."""
-
-    layout: str
-    commit: str | None
-    feeds: list[Feed]
-    repeats_prompts: bool
-    unread_columns: list[str]
-    left_out: list[str]
-    overlooked: list[str]
-
-
 def _read(
     recipe: Recipe, spool: Spool, tally: Tally, progress: Progress, tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[list[Entry], Sketches, dict[int, Read]]:
+) -> tuple[list[Entry], Sketches, dict[int, survey.Read]]:
     """Every prompt that reached the duplicates, its sketch, and what each source was read as."""
     data = recipe.data
     benchmark = read_benchmark(recipe)
     weights = tuple(data.score_weights.model_dump().items())
     entries: list[Entry] = []
     sketches = Sketches()
-    read: dict[int, Read] = {}
+    read: dict[int, survey.Read] = {}
     special = filters.special_tokens(tokens.special(tokenizer) if tokenizer is not None else [])
     for rank, source in enumerate(data.sources):
         progress.stage(f"reading {source.label}", "prompts")
@@ -130,7 +116,7 @@ def _read(
                 hint="check that the file is whole, and data_files and split",
             )
         columns = Settings(weights, source.columns or {})
-        read[rank] = _survey(recipe, rank, layout, commit, feeds, columns)
+        read[rank] = survey.look(recipe, rank, layout, commit, feeds, columns)
         context = filters.Context(
             languages=frozenset(data.languages) if data.languages is not None else None,
             thinking=recipe.model.thinking,
@@ -157,14 +143,6 @@ def _read(
                 entries.append(entry)
         contradictions.check(recipe, rank, tally.came[source.label])
     return entries, sketches, read
-
-
-def _survey(recipe: Recipe, rank: int, layout: str, commit: str | None, feeds: list[Feed], columns: Settings) -> Read:
-    source, echo = recipe.data.sources[rank], recipe.data.filters.echo
-    unread = survey.unread_columns(feeds, layout, LAYOUTS[layout], columns)
-    repeats = bool(echo) and survey.repeats_prompts(source, feeds, LAYOUTS[layout], columns, echo.min_chars)
-    left_out = sources.left_out(recipe, rank)
-    return Read(layout, commit, feeds, repeats, unread, left_out, sources.overlooked(recipe, rank, left_out))
 
 
 def _judge(
@@ -392,7 +370,7 @@ def _rows(
         progress.tick(number / len(chosen))
 
 
-def _provenance(recipe: Recipe, read: dict[int, Read], inputs: dict[str, str]) -> dict[str, Any]:
+def _provenance(recipe: Recipe, read: dict[int, survey.Read], inputs: dict[str, str]) -> dict[str, Any]:
     """Where the data come from, what was read of them, and with what they were made."""
     from importlib.metadata import version
 

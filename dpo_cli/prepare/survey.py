@@ -3,26 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from dpo_cli.prepare import sources
 from dpo_cli.prepare.feed import Broken, Feed
 from dpo_cli.prepare.filters import ALL_BUT, begins_with
-from dpo_cli.prepare.layouts import MAPPABLE, LayoutOf, read_row
+from dpo_cli.prepare.layouts import LAYOUTS, MAPPABLE, LayoutOf, read_row
 from dpo_cli.prepare.preferred import Settings
 from dpo_cli.prepare.recognise import LOOKED_AT, candidate_sets
 from dpo_cli.prepare.turns import Malformed
-from dpo_cli.recipe import Source
+from dpo_cli.recipe import Recipe, Source
 from dpo_cli.records import CandidateSet
 
 ENOUGH = 5  # answers to short prompts, below which nothing is said of a source's form
 
 
+@dataclass
+class Read:
+    """What a source was read as: its layout, its commit on the Hub, its files and what of it was not read."""
+
+    layout: str
+    commit: str | None
+    feeds: list[Feed]
+    repeats_prompts: bool
+    unread_columns: list[str]
+    left_out: list[str]
+    overlooked: list[str]
+
+
+def look(recipe: Recipe, rank: int, layout: str, commit: str | None, feeds: list[Feed], columns: Settings) -> Read:
+    """Look a source over before its rows are judged."""
+    source, echo = recipe.data.sources[rank], recipe.data.filters.echo
+    unread = unread_columns(feeds, layout, LAYOUTS[layout], columns)
+    repeats = bool(echo) and repeats_prompts(source, feeds, LAYOUTS[layout], columns, echo.min_chars)
+    left_out = sources.left_out(recipe, rank)
+    return Read(layout, commit, feeds, repeats, unread, left_out, sources.overlooked(recipe, rank, left_out))
+
+
 def repeats_prompts(source: Source, feeds: list[Feed], layout: LayoutOf, settings: Settings, below: int) -> bool:
     """Whether (nearly) every answer of a source begins with its prompt, by the prompts shorter than `below`.
 
-    A look at the first rows comes before reading all of them, which the answer does not depend on.
+    All rows are read for it only where at least half of the first ones do.
     """
     alone = replace(layout, grouped=False)
 
