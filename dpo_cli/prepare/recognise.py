@@ -93,7 +93,8 @@ def _listed(names: list[str]) -> str:
 
 # What sets call the columns of `pairs` and `kto`, by the name that these have here.
 ALSO_CALLED = {
-    "prompt": "question query instruction problem input user human text_prompt prompt_text 问题 提问 指令 提示",
+    "prompt": "question query instruction problem input user human text_prompt prompt_text context conversation "
+    "messages 问题 提问 指令 提示",
     "chosen": "chosen_response response_chosen chosen_answer answer_chosen accepted preferred better good positive win "
     "winner_response best 好 好回答 优选",
     "rejected": "rejected_response response_rejected rejected_answer answer_rejected dispreferred worse bad negative "
