@@ -200,6 +200,7 @@ def export(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the files it would write, and push, with their sizes; and stop.")
     ] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove formats that export.formats does not name.")] = False,
     runs_dir: RunsDir = RUNS,
     force: Force = False,
     quiet: Quiet = False,
@@ -208,9 +209,10 @@ def export(
     """Write adapter, merged model, GGUF, …; verify and push."""
     with _reported(debug):
         loaded, run = _open(recipe_path, settings, runs_dir)
-        with run.lock(view=dry_run or (not force and run.state("export", loaded).fresh)):
+        with run.lock(view=dry_run or (not (force or prune) and run.state("export", loaded).fresh)):
             run.require("train", loaded, _command("train", recipe_path, settings, runs_dir))
             from dpo_cli.export.export import export as stage
+            from dpo_cli.export.export import prune as remove_others
             from dpo_cli.export.export import push
 
             if dry_run:
@@ -224,6 +226,9 @@ def export(
                 _say(quiet, f"export: {len(exported.checks)} checks passed -> {run['export']}")
 
             _unless_fresh("export", loaded, run, force, quiet, work)
+            gone = remove_others(loaded, run) if prune else []
+            if gone:
+                _say(quiet, f"export: removed {', '.join(gone)}, which export.formats does not name")
             address = push(loaded, run, quiet=quiet)  # of its own: a push that failed must not cost the export
             if address:
                 _say(quiet, f"export: pushed to {address}")

@@ -225,7 +225,8 @@ def modules_in_16bit(quantization_config: Any) -> list[str]:
     transformers keeps the config as an object, Unsloth (2026.10) and a `config.json` as a dict.
     """
     config = quantization_config or {}
-    names = config.get("llm_int8_skip_modules") if isinstance(config, dict) else config.llm_int8_skip_modules
+    known = config if isinstance(config, dict) else vars(config)
+    names = known.get("llm_int8_skip_modules")  # GPTQ's and AWQ's configs have none
     return list(names or [])
 
 

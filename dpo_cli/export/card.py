@@ -273,7 +273,10 @@ def _licence(base: str, revision: str | None) -> dict[str, Any]:
         card = Path(cached) if isinstance(cached, str) else card
     if not card.is_file():
         return {}
-    return dict(ModelCard.load(card, ignore_metadata_errors=True).data.to_dict())
+    try:
+        return dict(ModelCard.load(card, ignore_metadata_errors=True).data.to_dict())
+    except (OSError, ValueError, yaml.YAMLError):  # not UTF-8, no YAML: a card that says nothing of its licence
+        return {}
 
 
 def _revision(recipe: Recipe, record: Mapping[str, Any]) -> str:

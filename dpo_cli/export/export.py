@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from dpo_cli.export.checks import Check, passed, reported
 from dpo_cli.export.probe import Place, Probes, Said
 from dpo_cli.export.verify import LIMITS
 from dpo_cli.recipe import GgufType, Recipe
-from dpo_cli.run import Run, replace, sha256, write_json
+from dpo_cli.run import Draft, Run, replace, sha256, write_json
 
 Say = Callable[[str], None]
 
@@ -52,10 +53,14 @@ def export(recipe: Recipe, run: Run, *, dry_run: bool = False, quiet: bool = Fal
             or in `export.failed` where `export` holds what has passed.
     """
     backends.import_backend(backends.Backend("hf", "export"))
+    written = recipe
+    recipe = models.as_trained(recipe, run.record("train"))  # for what is loaded; what is recorded is the user's
     kinds: list[str] = [kind for kind in FOLDERS if kind in recipe.export.formats]
     base = base16.find(recipe, weights=not dry_run)
     if {"gguf", "ollama"} & set(kinds):
         gguf.require(base, recipe.export.gguf)
+    if "ollama" in kinds:
+        ollama.require(_tokenizer(run.adapter), recipe)
     if "hub" in recipe.export.formats:
         hub.repository(recipe)
     if dry_run:
@@ -72,19 +77,21 @@ def export(recipe: Recipe, run: Run, *, dry_run: bool = False, quiet: bool = Fal
         if not quiet:
             print(line, flush=True)
 
-    figures = evaluated(recipe, run)
+    figures = evaluated(written, run)
     if not figures:
         say("  ! eval has not seen this adapter, so the cards say nothing of how good it is")
-    gone = [kind for kind in FOLDERS if kind not in kinds and (run["export"] / kind).is_dir()]
-    with run.stage("export", recipe) as draft:
+    with run.stage("export", written) as draft:
         place = probe.place(tensors)
         say(f"  compared with the trained adapter on the 16-bit base, {place}")
         yardstick = _yardstick(recipe, run, base, place)
+        draft.record["merge_base"] = {"id": base16.name(recipe), "commit": base16.commit_of(base)}
         checks = _make(recipe, run, yardstick, kinds, draft.folder, say)
+        kept, gone = _keep_others(written, run, kinds, draft)
+        made = {one["name"] for one in checks}
+        checks += [one for one in _checks(run) if _format_of(one) in kept and one["name"] not in made]
         write_json(draft.folder / "verify.json", checks)
         draft.record["device"] = str(place)
         draft.record["evaluated"] = figures
-        draft.record["merge_base"] = {"id": base16.name(recipe), "commit": base16.commit_of(base)}
         verified = passed(checks)
         if not verified and run.record("export").get("status") == "complete":
             replace(draft.folder, run.folder / FAILED)
@@ -93,9 +100,60 @@ def export(recipe: Recipe, run: Run, *, dry_run: bool = False, quiet: bool = Fal
     if not verified:
         raise _unverified(checks, run["export"])
     shutil.rmtree(run.folder / FAILED, ignore_errors=True)
+    if kept:
+        say(f"  kept: {', '.join(kept)}, made before of the same adapter (--prune removes what is not named)")
     if gone:
-        say(f"  removed: {', '.join(gone)}, which export.formats does not name")
+        say(f"  removed: {', '.join(gone)}, made of another adapter or base, or changed since")
     return Exported([run["export"] / kind for kind in kinds], checks)
+
+
+def prune(recipe: Recipe, run: Run) -> list[str]:
+    """Remove the formats of a complete export that `export.formats` does not name; returns their names."""
+    record = run.record("export")
+    gone = [kind for kind in FOLDERS if kind not in recipe.export.formats and (run["export"] / kind).is_dir()]
+    if not gone or record.get("status") != "complete":
+        return []
+    write_json(run["export"] / "verify.json", [one for one in _checks(run) if _format_of(one) not in gone])
+    removed = tuple(f"export/{kind}/" for kind in gone)
+    record["outputs"] = {name: digest for name, digest in record["outputs"].items() if not name.startswith(removed)}
+    record["outputs"]["export/verify.json"] = sha256(run["export"] / "verify.json")
+    run.write_record("export", recipe, record)  # first: a kill leaves folders that nothing lists, not a broken record
+    for kind in gone:
+        shutil.rmtree(run["export"] / kind)
+    return gone
+
+
+def _keep_others(recipe: Recipe, run: Run, kinds: list[str], draft: Draft) -> tuple[list[str], list[str]]:
+    """Take over formats that are not made now and still are what was checked; returns these and the rest.
+
+    Kept is what was made of the same adapter and base and is unchanged on disk. Its files are linked where the file
+    system can, for they are gigabytes.
+    """
+    record, others = run.record("export"), [kind for kind in FOLDERS if kind not in kinds]
+    there = [kind for kind in others if (run["export"] / kind).is_dir()]
+    same = record.get("status") == "complete" and record["inputs"] == run.input_hashes("export", recipe)
+    same = same and record.get("merge_base") == draft.record["merge_base"]
+    kept = [kind for kind in there if same and _unchanged(run, record["outputs"], kind)]
+    for kind in kept:
+        shutil.copytree(run["export"] / kind, draft.folder / kind, copy_function=link)
+    return kept, [kind for kind in there if kind not in kept]
+
+
+def _unchanged(run: Run, outputs: Mapping[str, str], kind: str) -> bool:
+    listed = {name: digest for name, digest in outputs.items() if name.startswith(f"export/{kind}/")}
+    return bool(listed) and all(
+        (run.folder / name).is_file() and sha256(run.folder / name) == digest for name, digest in listed.items()
+    )
+
+
+def _checks(run: Run) -> list[Check]:
+    """The checks of the export that is there; none before the first."""
+    file = run["export"] / "verify.json"
+    return base16.read_json(file) if file.is_file() else []
+
+
+def _format_of(check: Check) -> str:
+    return check["name"].partition(".")[0]
 
 
 def evaluated(recipe: Recipe, run: Run) -> str | None:
@@ -114,9 +172,9 @@ def renew_cards(recipe: Recipe, run: Run) -> bool:
     record, figures = run.record("export"), evaluated(recipe, run)
     if record.get("status") != "complete" or figures in (None, record.get("evaluated")):
         return False
-    checks = base16.read_json(run["export"] / "verify.json")
+    checks = _checks(run)
     for kind in FOLDERS:
-        if kind in recipe.export.formats:
+        if (run["export"] / kind).is_dir():
             card.write_card(recipe, run, run["export"] / kind, kind, checks)
             record["outputs"][f"export/{kind}/README.md"] = sha256(run["export"] / kind / "README.md")
     record["evaluated"], record["hub"] = figures, None
@@ -177,6 +235,7 @@ def _make(recipe: Recipe, run: Run, yardstick: Yardstick, kinds: list[str], out:
     """Write the formats, each read back before the next; then the cards, which tell of the checks."""
     checks = _gap(recipe, run, yardstick)
     files = merge.tokenizer_files(yardstick.base, run.adapter)
+    merge.name_turn_end(files, yardstick.base, yardstick.tokenizer)
     if "adapter" in kinds:
         name = base16.name(recipe)
         merge.write_adapter(run.adapter, name, base16.revision(recipe), out / "adapter")
@@ -232,10 +291,7 @@ def _ggufs(recipe: Recipe, yardstick: Yardstick, kinds: list[str], out: Path, sa
     kind, merged = recipe.export.gguf, out / "merged"
     checks = gguf_check.check_gguf(files[0], kind, merged, rows, tuned, yardstick.plain, probe.LAST)
     for file in files[1:]:
-        try:
-            file.hardlink_to(files[0])
-        except OSError:  # a file system without hard links
-            shutil.copyfile(files[0], file)
+        link(files[0], file)
     if "ollama" in kinds:
         ollama.write_modelfile(files[-1], yardstick.tokenizer, recipe, folders[-1])
         checks += ollama.check_modelfile(folders[-1], yardstick.tokenizer, recipe)
@@ -274,7 +330,7 @@ def _plan(recipe: Recipe, run: Run, base: Path, kinds: list[str]) -> list[tuple[
     config = (run.adapter / "adapter_config.json").stat().st_size
     adapter = {"adapter_config.json": config, merge.WEIGHTS: (run.adapter / merge.WEIGHTS).stat().st_size}
     # A vocabulary in GGUF's words takes about half of what tokenizer.json does.
-    size = parameters * GGUF_BITS[recipe.export.gguf] / 8 + small["tokenizer.json"] / 2
+    size = parameters * GGUF_BITS[recipe.export.gguf] / 8 + small.get("tokenizer.json", 0) / 2
     whole = {_gguf_name(recipe): int(size)}
     contents = {
         "adapter": adapter | small,
@@ -285,6 +341,14 @@ def _plan(recipe: Recipe, run: Run, base: Path, kinds: list[str]) -> list[tuple[
     return [
         (f"{kind}/{name}", size) for kind in kinds for name, size in sorted({"README.md": 0, **contents[kind]}.items())
     ]
+
+
+def link(source: Path | str, target: Path | str) -> None:
+    """Link a file under a second name, or copy it where the file system can't."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _gguf_name(recipe: Recipe) -> str:

@@ -50,6 +50,14 @@ def require(folder: Path, kind: GgufType) -> None:
     """
     if not find_spec("gguf"):
         raise DpoError("a GGUF needs the gguf package", where="export.gguf", hint="pip install 'dpo-cli[gguf]'")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            raise DpoError(
+                f"a GGUF is made of {name}, which this model doesn't have",
+                where=str(folder),
+                hint="write it: python -c 'from transformers import AutoTokenizer as T; "
+                f'T.from_pretrained("{folder}").save_pretrained("{folder}")\'',
+            )
     config = read_json(folder / "config.json")
     tokenizer = read_json(folder / "tokenizer.json")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dpo_cli import models
 from dpo_cli.export import base as base16
 from dpo_cli.export import gguf_tokenizer, llamacpp, merge, probe, verify
 from dpo_cli.export.base import read_json
@@ -134,6 +135,7 @@ def _check_metadata(fields: dict[str, Any], kind: GgufType, config: dict[str, An
         equal("gguf.vocabulary_sizes", sizes, [config["vocab_size"]] * 2),
         equal("gguf.pre_tokenizer", fields.get("tokenizer.ggml.pre"), pre),
         equal("gguf.end_token", ends, tokenizer.eos_token_id),
+        equal("gguf.end_of_turn", fields.get("tokenizer.ggml.eot_token_id", ends), models.turn_end(tokenizer) or ends),
         equal("gguf.template_equal", same_template, True),
     ]
 
@@ -210,7 +212,7 @@ def _check_llama_cpp(
 
     texts = [
         tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        for messages in verify.FIXTURES
+        for messages in verify.fixtures(tokenizer)
     ]
     try:
         ids, logits = llamacpp.read(path, texts, rows, last)

@@ -33,19 +33,27 @@ def add_tokenizer(writer: Any, merged: Path, size: int) -> None:
     merges = tokenizer["model"]["merges"]
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
 
-    ids = {token: number for number, token in enumerate(tokens)}
+    ids, numbers = {token: number for number, token in enumerate(tokens)}, dict[str, int]()
     for kind in ("bos", "eos", "pad"):
         entry = settings.get(f"{kind}_token")
         number = (
             ids[entry["content"] if isinstance(entry, dict) else entry] if entry else config.get(f"{kind}_token_id")
         )
         if isinstance(number, int):
+            numbers[kind] = number
             writer.add_uint32(f"tokenizer.ggml.{'padding' if kind == 'pad' else kind}_token_id", number)
     writer.add_add_bos_token(False)  # Qwen3 has none, whatever id the config names
     template = merged / "chat_template.jinja"  # comes before tokenizer_config.json's, as in transformers
-    text = template.read_text(encoding="utf-8") if template.is_file() else settings.get("chat_template")
+    text = template.read_text(encoding="utf-8") if template.is_file() else settings.get("chat_template") or ""
     if text:
         writer.add_chat_template(text)
+    generation = merged / "generation_config.json"
+    named = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") if generation.is_file() else None
+    written = [
+        end for end in (named if isinstance(named, list) else [named]) if end is not None and tokens[end] in text
+    ]
+    if written and numbers.get("eos") not in written:  # of a base made for text, whose eos is not what ends a turn
+        writer.add_eot_token_id(written[0])
 
 
 def vocabulary(tokenizer: dict[str, Any], size: int) -> tuple[list[str], list[int]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from dpo_cli import models
 from dpo_cli.adapters import not_plain
 from dpo_cli.errors import DpoError
 from dpo_cli.export import base as base16
@@ -148,10 +150,18 @@ def write_merged(base: Path, adapter: Path, folder: Path, shard_bytes: int = SHA
                     hint="the training went wrong: see train/log.jsonl, and train again with a lower learning rate",
                 )
         save_file(shard, folder / file, metadata={"format": "pt"})
+        _give_usual_mode(folder / file)
         places |= dict.fromkeys(names, file)
     if WHOLE not in places.values():
         size = sum(map(_bytes, tensors.values()))
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+
+
+def _give_usual_mode(file: Path) -> None:
+    """Let others read a file where the user's umask does: safetensors makes its own for the user alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
 
 
 def planned(tensors: Mapping[str, Stored], shard_bytes: int = SHARD_BYTES) -> dict[str, int]:
@@ -203,6 +213,24 @@ def tokenizer_files(base: Path, adapter: Path) -> dict[str, bytes]:
         settings["chat_template"] = template
         files["tokenizer_config.json"] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
     return files
+
+
+def name_turn_end(files: dict[str, bytes], base: Path, tokenizer: Any) -> None:
+    """Make what the chat template writes behind an answer an end in `generation_config.json`, where it is none.
+
+    A base model that was made for text names another end; a server that reads this alone would let it talk on.
+
+    Args:
+        files: of `tokenizer_files`, changed in place.
+        tokenizer: of training.
+    """
+    from transformers import GenerationConfig
+
+    own = json.loads(files.get("generation_config.json", b"{}"))
+    named = own.get("eos_token_id", read_json(base / "config.json").get("eos_token_id"))
+    if models.unnamed_end(GenerationConfig(eos_token_id=named), tokenizer):
+        ends = models.end_tokens(named, tokenizer)
+        files["generation_config.json"] = (json.dumps(own | {"eos_token_id": ends}, indent=2) + "\n").encode()
 
 
 def write_files(files: Mapping[str, bytes], folder: Path) -> None:

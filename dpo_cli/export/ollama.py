@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli import models
+from dpo_cli.errors import DpoError
 from dpo_cli.export.checks import Check, equal
-from dpo_cli.export.verify import FIXTURES
+from dpo_cli.export.verify import fixtures
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Message
 
@@ -23,6 +24,22 @@ TURNS = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\
 TAGS = "{{ if false }}<think>{{ .Thinking }}</think>{{ end }}"
 
 
+def require(tokenizer: Any, recipe: Recipe) -> None:
+    """Find out before anything is written whether Ollama's template language can say training's chat template.
+
+    Raises:
+        DpoError: it can't: the template writes a date, or turns of another kind than Qwen's.
+    """
+    template = _template(tokenizer, recipe)
+    if any(render(template, messages) != _prompt(tokenizer, recipe, messages) for messages in fixtures(tokenizer)):
+        dated = ", which writes the date," if "strftime_now" in tokenizer.chat_template else ""
+        raise DpoError(
+            f"a Modelfile can't say this model's chat template{dated} as training used it",
+            where=recipe.where("export", "formats"),
+            hint="leave ollama out; gguf keeps the chat template itself, and llama.cpp reads it (--jinja)",
+        )
+
+
 def write_modelfile(gguf_file: Path, tokenizer: Any, recipe: Recipe, folder: Path) -> None:
     """Write `folder/Modelfile`, for `ollama create NAME -f Modelfile`.
 
@@ -34,12 +51,6 @@ def write_modelfile(gguf_file: Path, tokenizer: Any, recipe: Recipe, folder: Pat
         tokenizer: of training, with its chat template.
         folder: exists.
     """
-    # What the chat template opens an answer with: without thinking that has Qwen3's empty think block in it.
-    hi: list[Message] = [{"role": "user", "content": "Hi"}]
-    opening = _prompt(tokenizer, recipe, hi).removeprefix(_prompt(tokenizer, recipe, hi, opened=False))
-    turns = TURNS.replace("{{ end }}", f"{TAGS}{{{{ end }}}}") if recipe.model.thinking else TURNS
-    template = turns + opening
-
     sampling = recipe.eval
     parameters: list[tuple[str, Any]] = [
         *(("stop", f'"{end}"') for end in ENDS),
@@ -51,7 +62,7 @@ def write_modelfile(gguf_file: Path, tokenizer: Any, recipe: Recipe, folder: Pat
     ]
     lines = [
         f"FROM ./{Path(os.path.relpath(gguf_file, folder)).as_posix()}",
-        f'TEMPLATE """{template}"""',
+        f'TEMPLATE """{_template(tokenizer, recipe)}"""',
         *(f"PARAMETER {name} {value}" for name, value in parameters),
     ]
     (folder / NAME).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -65,15 +76,22 @@ def check_modelfile(folder: Path, tokenizer: Any, recipe: Recipe) -> list[Check]
     stops = re.findall(r'^PARAMETER stop "(.*)"$', text, re.MULTILINE)
     differ = sum(
         (render(template[1], messages) if template else None) != _prompt(tokenizer, recipe, messages)
-        for messages in FIXTURES
+        for messages in fixtures(tokenizer)
     )
     missing = not source or not (folder / source[1]).is_file()
-    end = tokenizer.eos_token
+    ends = [tokenizer.convert_ids_to_tokens(end) for end in models.end_tokens(None, tokenizer)]
     return [
         equal("ollama.weights_missing", missing, False),
         equal("ollama.prompts_differ", differ, 0),
-        {"name": "ollama.stops", "value": stops, "limit": end, "ok": end in stops},
+        {"name": "ollama.stops", "value": stops, "limit": ends, "ok": set(ends) <= set(stops)},
     ]
+
+
+def _template(tokenizer: Any, recipe: Recipe) -> str:
+    """The turns, and what the chat template opens an answer with: without thinking Qwen3's empty think block too."""
+    hi: list[Message] = [{"role": "user", "content": "Hi"}]
+    opening = _prompt(tokenizer, recipe, hi).removeprefix(_prompt(tokenizer, recipe, hi, opened=False))
+    return (TURNS.replace("{{ end }}", f"{TAGS}{{{{ end }}}}") if recipe.model.thinking else TURNS) + opening
 
 
 def render(template: str, messages: list[Message]) -> str | None:

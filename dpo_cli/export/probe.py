@@ -120,7 +120,7 @@ def load(folder: Path | str, where: Place, *, revision: str | None = None, adapt
     gc.collect()  # PEFT's models hold circles: the last one would stay beside this one
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=where.dtype, revision=revision)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=where.dtype, revision=revision, **models.SAFE)
     model = model.to(where.device)
     return (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).eval()
 
@@ -132,13 +132,12 @@ def said(model: Any, asked: Probes, tokenizer: Any) -> Said:
 def answers(model: PreTrainedModel, prompts: list[list[int]], tokenizer: Any) -> list[Answer]:
     """Greedy answers of up to MAX_NEW_TOKENS, all at once, padded on the left.
 
-    They end where the model's own `generation_config` says, or the tokenizer where that says nothing.
+    They end where `models.end_tokens` says, as in eval.
     """
     import torch
 
     config: Any = model.generation_config
-    ends = config.eos_token_id if config and config.eos_token_id is not None else tokenizer.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
+    ends = models.end_tokens(config.eos_token_id if config else None, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     width = max(map(len, prompts))
     device = next(model.parameters()).device

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,6 +62,18 @@ FIXTURES: tuple[list[Message], ...] = (
         {"role": "user", "content": "“引号”、emoji 🙂, and\n\ta tab"},
     ],
 )
+
+
+def fixtures(tokenizer: Any) -> list[list[Message]]:
+    """List those of FIXTURES that a chat template takes: some refuse a system turn, and training saw none then."""
+    from jinja2 import TemplateError
+
+    taken = []
+    for messages in FIXTURES:
+        with suppress(TemplateError):
+            tokenizer.apply_chat_template(messages, tokenize=False)
+            taken.append(messages)
+    return taken
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -168,7 +181,7 @@ def check_template(name: str, exported: Any, trained: Any) -> list[Check]:
     """The exported tokenizer has training's chat template and turns the same chats into the same tokens."""
     digests = [hashlib.sha256(str(one.chat_template).encode()).hexdigest() for one in (exported, trained)]
     differ = 0
-    for messages in FIXTURES:
+    for messages in fixtures(trained):
         for thinking in (False, True):
             one, other = (
                 tokenizer.apply_chat_template(

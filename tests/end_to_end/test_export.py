@@ -16,7 +16,7 @@ import pytest
 from dpo_cli import recipe
 from dpo_cli import smoke as builtin
 from dpo_cli.errors import DpoError
-from dpo_cli.export.export import FAILED, Exported, export, push, renew_cards
+from dpo_cli.export.export import FAILED, Exported, export, prune, push, renew_cards
 from dpo_cli.run import Run
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
@@ -87,6 +87,7 @@ def test_adapter_and_merged_are_each_verified_in_every_way(smoke: Any) -> None:
 def test_gguf_and_ollama_need_no_merged_model_in_the_list(run: Run, export_again: Export) -> None:
     pytest.importorskip("gguf")
     done = export_again("export.formats=[gguf,ollama]")
+    prune(recipe.load(SMOKE, ["export.formats=[gguf,ollama]"]), run)
     assert sorted(path.name for path in run["export"].iterdir()) == ["gguf", "ollama", "verify.json"]
     assert [folder.name for folder in done.folders] == ["gguf", "ollama"]
     assert sorted(path.name for path in (run["export"] / "ollama").iterdir()) == [
@@ -100,9 +101,47 @@ def test_gguf_and_ollama_need_no_merged_model_in_the_list(run: Run, export_again
     assert run.state("export", recipe.load(SMOKE, ["export.formats=[gguf,ollama]"])).fresh
 
 
+def test_a_format_that_is_added_keeps_the_others_until_they_are_pruned(
+    run: Run, export_again: Export, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, checks = contents(run["export"]), read(run["export"] / "verify.json")
+    gguf = recipe.load(SMOKE, ["export.formats=[gguf]", "export.gguf=f32"])
+    export(gguf, run)
+    assert "kept: adapter, merged" in capsys.readouterr().out
+    now = contents(run["export"])
+    assert {name: now[name] for name in made if name != "verify.json"} == {
+        name: content for name, content in made.items() if name != "verify.json"
+    }
+    assert any(name.startswith("gguf/") for name in now)
+    together = [check["name"] for check in read(run["export"] / "verify.json")]
+    assert {check["name"] for check in checks} < set(together) and len(set(together)) == len(together)
+    assert run.state("export", gguf).fresh
+
+    assert prune(gguf, run) == ["adapter", "merged"] and prune(gguf, run) == []
+    assert {name.partition("/")[0] for name in contents(run["export"])} == {"gguf", "verify.json"}
+    assert {check["name"].partition(".")[0] for check in read(run["export"] / "verify.json")} == {"gguf"}
+    assert run.state("export", gguf).fresh
+
+
+@pytest.mark.parametrize("what", ["changed on disk", "of another adapter"])
+def test_a_format_that_is_no_longer_what_was_checked_is_not_kept(
+    run: Run, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    if what == "changed on disk":
+        (run["export"] / "merged" / "config.json").write_text("{}")
+    else:
+        stages = read(run.folder / "manifest.json")["stages"]
+        stages["export"]["inputs"] = dict.fromkeys(stages["export"]["inputs"], "0" * 64)
+        edit(run.folder / "manifest.json", stages=stages)
+    export(recipe.load(SMOKE, ["export.formats=[adapter]"]), run)
+    assert "removed: merged" in capsys.readouterr().out
+    assert not (run["export"] / "merged").exists()
+
+
 def test_ollama_alone_has_its_weights(run: Run, export_again: Export) -> None:
     pytest.importorskip("gguf")
     export_again("export.formats=[ollama]", "export.gguf=f16")
+    prune(recipe.load(SMOKE, ["export.formats=[ollama]", "export.gguf=f16"]), run)
     assert sorted(path.name for path in run["export"].iterdir()) == ["ollama", "verify.json"]
     assert (run["export"] / "ollama" / "smoke-f16.gguf").stat().st_size > 300_000
 
@@ -143,7 +182,7 @@ def test_an_evaluation_that_comes_later_is_in_the_cards_without_exporting_again(
     edit(manifest, stages={name: record for name, record in stages.items() if name != "eval"})
     export(loaded, run)
     printed = capsys.readouterr().out
-    assert "eval has not seen this adapter" in printed and "removed: merged" in printed
+    assert "eval has not seen this adapter" in printed and "kept: merged" in printed
     assert "Not evaluated." in cards.read_text(encoding="utf-8") and not renew_cards(loaded, run)
 
     edit(manifest, stages=read(manifest)["stages"] | {"eval": stages["eval"]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -251,3 +252,14 @@ def test_the_template_in_tokenizer_config_is_trainings_too(tmp_path: Path) -> No
     assert json.loads(files["tokenizer_config.json"]) == {"a": 1, "chat_template": "training's {{ 你好 }}"}
     assert files[merge.TEMPLATE] == (adapter / merge.TEMPLATE).read_bytes()
     assert files["tokenizer.json"] == b'{"version":  "1.0"}'
+
+
+def test_others_may_read_the_weights_where_the_users_umask_lets_them(tmp_path: Path) -> None:
+    base = random_base(tmp_path / "base")
+    random_adapter(tmp_path / "adapter", base)
+    before = os.umask(0o022)
+    try:
+        merge.write_merged(base, tmp_path / "adapter", tmp_path / "merged")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "merged").iterdir()} == {0o644}
