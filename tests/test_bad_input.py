@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dpo_cli import run
 from dpo_cli.cli import app
 from typer.testing import CliRunner, Result
 
@@ -198,22 +199,29 @@ def test_a_disk_that_is_really_full(project: Any, size: str) -> None:
     assert not [name for name in left.split() if not name.endswith(("recipe.yaml", ".recipe.yaml.new"))]
 
 
-def full_for(run: Path, name: str) -> None:
-    """Every write of that file ends in a real ENOSPC, for it goes to /dev/full."""
-    run.mkdir(parents=True, exist_ok=True)
-    (run / f".{name}.new").symlink_to("/dev/full")
+@pytest.fixture
+def full_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Have every write of a file of the run end in a real ENOSPC, for it goes to /dev/full; "" for none any more."""
+    full = [""]
+
+    def opened(path: Path, *arguments: Any, **options: Any) -> Any:
+        there = full[0] and path.name == f".{full[0]}.new"
+        return open("/dev/full" if there else path, *arguments, **options)
+
+    monkeypatch.setattr(run, "open", opened, raising=False)
+    return lambda name: full.__setitem__(0, name)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 @pytest.mark.parametrize("name", ["recipe.yaml", "manifest.json"])
-def test_a_disk_that_is_full_at_the_end(project: Any, invoke: Invoke, name: str) -> None:
+def test_a_disk_that_is_full_at_the_end(project: Any, invoke: Invoke, full_for: Any, name: str) -> None:
     """The results are in place, but the manifest no longer fits: they must not count as complete."""
-    full_for(project.run, name)
+    full_for(name)
     done = invoke("prepare", "demo.yaml", "--quiet")
     assert_one_block(done, 1, "No space left on device", "runs/demo", "free some disk space")
     assert not (project.run / "manifest.json").exists()
     assert "train has not been run" in invoke("eval", "demo.yaml").stderr
-    (project.run / f".{name}.new").unlink()
+    full_for("")
     again = invoke("prepare", "demo.yaml")
     assert again.exit_code == 0
     assert "nothing to do" not in again.stdout
@@ -221,13 +229,13 @@ def test_a_disk_that_is_full_at_the_end(project: Any, invoke: Invoke, name: str)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-def test_a_disk_that_fills_up_later_leaves_the_manifest_whole(project: Any, invoke: Invoke) -> None:
+def test_a_disk_that_fills_up_later_leaves_the_manifest_whole(project: Any, invoke: Invoke, full_for: Any) -> None:
     invoke("prepare", "demo.yaml")
     before = (project.run / "manifest.json").read_bytes()
-    full_for(project.run, "manifest.json")
+    full_for("manifest.json")
     assert invoke("prepare", "demo.yaml", "--set", "data.total=5").exit_code == 1
     assert (project.run / "manifest.json").read_bytes() == before
-    (project.run / ".manifest.json.new").unlink()
+    full_for("")
     assert "nothing to do" not in invoke("prepare", "demo.yaml").stdout, "what lies there is not what this asks for"
 
 

@@ -257,13 +257,15 @@ def test_every_loss_of_dpo_takes_steps(losses: list[str], runs: Path) -> None:
     settings = [f"train.loss_type=[{', '.join(losses)}]", "train.max_steps=3", "train.save_strategy=no"]
     settings += ["train.label_smoothing=0.1"] if {"exo_pair", "robust"} & set(losses) else []
     settings += ["train.loss_weights=[0.8, 0.2, 1.0]"] if len(losses) > 1 else []
-    done = dpo_cli("train", SMOKE, runs, *FEW, *settings)
+    name = "-".join(losses)
+    shutil.copytree(runs / "smoke", runs / name)
+    done = dpo_cli("train", SMOKE, runs, f"name={name}", *FEW, *settings)
     assert done.exit_code == 0, done.output
-    rows = [row for row in log(runs / "smoke") if "loss" in row]
+    rows = [row for row in log(runs / name) if "loss" in row]
     assert len(rows) == 3 and all(math.isfinite(row["loss"]) and 0 < row["grad_norm"] < math.inf for row in rows)
     from safetensors import safe_open
 
-    with safe_open(runs / "smoke" / "train" / "adapter" / "adapter_model.safetensors", "pt") as file:
+    with safe_open(runs / name / "train" / "adapter" / "adapter_model.safetensors", "pt") as file:
         moved = [float(file.get_tensor(name).abs().max()) for name in file.keys() if "lora_B" in name]  # noqa: SIM118
     assert moved and min(moved) > 0, "every layer's LoRA has left its start"
 
