@@ -28,18 +28,19 @@ from typing import Any
 ADDRESS = "DPO_CLI_TESTS_FORK_SERVER"
 # Read when libraries are imported, or by the dynamic linker: another value than the server's wants a cold process.
 READ_AT_IMPORT = (
-    "ACCELERATE", "CUDA", "HF_", "HOME", "LD_", "MKL", "OMP", "PYTHON", "PYTORCH", "TORCH", "TRANSFORMERS", "TRITON",
-    "TRL", "UNSLOTH", "XDG",
+    "CUDA", "HF_", "HOME", "LD_", "MKL", "OMP", "PYTHON", "PYTORCH", "TORCH", "TRANSFORMERS", "TRITON", "TRL",
+    "UNSLOTH", "XDG",
 )  # fmt: skip
 LIGHT = ("check", "schema", "--help", "--version")  # a cold process is quicker than the server's imports
-READ_BY_THE_FORK = ("PYTHONIOENCODING", "PYTHONUNBUFFERED")
+# Read by the fork; the last one torch sets where it is imported, so that a test's process has it and the server not.
+NOT_AT_IMPORT = ("PYTHONIOENCODING", "PYTHONUNBUFFERED", "TORCHINDUCTOR_CACHE_DIR")
 PROGRAM = (sys.executable, "-m", "dpo_cli")
 Environment = Mapping[str, str]
 
 
 def start(*arguments: object, cold: bool = False, **options: Any) -> subprocess.Popen[str]:
     """Start `python -m dpo_cli`; options are those of `subprocess.Popen`, text both ways by default."""
-    cold = cold or not arguments or arguments[0] in LIGHT or not _may_fork(options)
+    cold = cold or not arguments or arguments[0] in LIGHT or not forks(options)
     kind = subprocess.Popen if cold else Forked
     return kind([*PROGRAM, *map(str, arguments)], **{"text": True, "encoding": "utf-8", **options})
 
@@ -58,7 +59,7 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def _may_fork(options: Mapping[str, Any]) -> bool:
+def forks(options: Mapping[str, Any]) -> bool:
     if ADDRESS not in os.environ or options.get("preexec_fn"):
         return False
     return _fixed(options.get("env") or os.environ) == _fixed(json.loads(os.environ[ADDRESS])["environment"])
@@ -68,7 +69,7 @@ def _fixed(environment: Environment) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(READ_AT_IMPORT) and name not in READ_BY_THE_FORK
+        if name.startswith(READ_AT_IMPORT) and name not in NOT_AT_IMPORT
     }
 
 

@@ -63,3 +63,15 @@ def test_errors_streams_and_signals_are_those_of_a_process(cold: bool, tmp_path:
     assert os.getsid(process.pid) != os.getsid(0) or cold
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and process.poll() == -signal.SIGKILL
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="nothing is forked here")
+def test_what_tests_run_is_forked_and_what_libraries_read_at_import_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imports set variables of their own in a test's process: they must not make every command a cold one."""
+    import torch._inductor  # noqa: F401
+    from accelerate import Accelerator
+
+    Accelerator(cpu=True)
+    assert program.forks({}) and program.forks({"env": {**os.environ, "COLUMNS": "80", "PYTHONUNBUFFERED": "1"}})
+    for name in ("PYTHONPATH", "UNSLOTH_ALLOW_CPU", "HF_ENDPOINT"):
+        assert not program.forks({"env": {**os.environ, name: "other"}})
