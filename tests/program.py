@@ -130,14 +130,13 @@ def server(folder: Path) -> Any:
         yield
         return
     path = folder / "socket"
-    process = subprocess.Popen([sys.executable, __file__, str(path)], stdin=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen([sys.executable, __file__, str(path)], stdin=subprocess.PIPE, start_new_session=True)
     os.environ[ADDRESS] = json.dumps({"path": str(path), "environment": _fixed(os.environ)})
     try:
         yield
     finally:
         os.environ.pop(ADDRESS, None)
-        process.kill()
-        process.wait()
+        process.communicate()  # closes its standard input, at which it ends
 
 
 def _import_all() -> None:
@@ -161,12 +160,16 @@ def serve(path: str) -> dict[str, Any]:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listening.bind(path)
     listening.listen(64)
-    select.select([listening], [], [])
+    if sys.stdin in select.select([listening, sys.stdin], [], [])[0]:
+        sys.exit()  # whoever started it is gone
     _import_all()  # at the first request, for a run of light tests makes none
     waiting = selectors.DefaultSelector()
     waiting.register(listening, selectors.EVENT_READ)
+    waiting.register(sys.stdin, selectors.EVENT_READ)
     while True:
         for key, _ in waiting.select():
+            if key.fileobj is sys.stdin:
+                sys.exit()
             if key.data is not None:  # a fork has ended
                 connection, pid = key.data
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
