@@ -14,7 +14,7 @@ from dpo_cli import backends, models
 from dpo_cli.errors import UNVERIFIED, DpoError
 from dpo_cli.export import base as base16
 from dpo_cli.export import card, gguf, gguf_check, hub, merge, ollama, probe, verify
-from dpo_cli.export.checks import Check, passed, reported
+from dpo_cli.export.checks import Check, equal, passed, reported
 from dpo_cli.export.probe import Place, Probes, Said
 from dpo_cli.export.verify import LIMITS
 from dpo_cli.recipe import GgufType, Recipe
@@ -234,6 +234,7 @@ def _yardstick(recipe: Recipe, run: Run, base: Path, place: Place) -> Yardstick:
 def _make(recipe: Recipe, run: Run, yardstick: Yardstick, kinds: list[str], out: Path, say: Say) -> list[Check]:
     """Write the formats, each read back before the next; then the cards, which tell of the checks."""
     checks = _gap(recipe, run, yardstick)
+    seals: dict[Path, str] = {}
     files = merge.tokenizer_files(yardstick.base, run.adapter)
     merge.name_turn_end(files, yardstick.base, yardstick.tokenizer)
     if "adapter" in kinds:
@@ -241,11 +242,13 @@ def _make(recipe: Recipe, run: Run, yardstick: Yardstick, kinds: list[str], out:
         merge.write_adapter(run.adapter, name, base16.revision(recipe), out / "adapter")
         merge.write_files(files, out / "adapter")
         say(_written(out / "adapter"))
+        seals |= _seals(out / "adapter")
         own = verify.check_adapter_files(out / "adapter", run.adapter, name)
         checks += _read_back(yardstick, out / "adapter", own, files)
     if kinds != ["adapter"]:
         merge.write_merged(yardstick.base, run.adapter, out / "merged")
         merge.write_files(files, out / "merged")
+        seals |= _seals(out / "merged")
         own = verify.check_structure(out / "merged", yardstick.base)
         if passed(own):
             own += verify.check_weights(out / "merged", yardstick.base, run.adapter)
@@ -255,12 +258,28 @@ def _make(recipe: Recipe, run: Run, yardstick: Yardstick, kinds: list[str], out:
         else:  # made aside, for the GGUF, whose own checks read the weights back
             checks += own
     if {"gguf", "ollama"} & set(kinds) and passed(checks):
-        checks += _ggufs(recipe, yardstick, kinds, out, say)
+        checks += _ggufs(recipe, yardstick, kinds, out, say, seals)
     if "merged" not in kinds:
         shutil.rmtree(out / "merged", ignore_errors=True)
     for kind in kinds:
         if (out / kind).is_dir():
             card.write_card(recipe, run, out / kind, kind, checks)
+    return checks + _unbroken(kinds, out, seals)
+
+
+def _seals(folder: Path) -> dict[Path, str]:
+    """The sha256 of every file as it is checked."""
+    return {path: sha256(path) for path in folder.iterdir()}
+
+
+def _unbroken(kinds: list[str], out: Path, seals: Mapping[Path, str]) -> list[Check]:
+    """What leaves is what was checked: the same files, to the bit, and the cards."""
+    checks = []
+    for kind in kinds:
+        now = _seals(out / kind) if (out / kind).is_dir() else {}
+        sealed = {path: digest for path, digest in seals.items() if path.parent == out / kind}
+        changed = {path.name for path, _ in now.items() ^ sealed.items()} - {"README.md"}
+        checks.append(equal(f"{kind}.changed_since", sorted(changed), []))
     return checks
 
 
@@ -279,7 +298,9 @@ def _read_back(yardstick: Yardstick, folder: Path, checks: list[Check], files: d
     return checks + verify.check_answers(kind, said, yardstick.tuned, yardstick.probes.texts, limits)
 
 
-def _ggufs(recipe: Recipe, yardstick: Yardstick, kinds: list[str], out: Path, say: Say) -> list[Check]:
+def _ggufs(
+    recipe: Recipe, yardstick: Yardstick, kinds: list[str], out: Path, say: Say, seals: dict[Path, str]
+) -> list[Check]:
     """One GGUF, in every folder that wants it."""
     folders = [out / kind for kind in ("gguf", "ollama") if kind in kinds]
     files = [folder / _gguf_name(recipe) for folder in folders]
@@ -287,6 +308,7 @@ def _ggufs(recipe: Recipe, yardstick: Yardstick, kinds: list[str], out: Path, sa
         folder.mkdir()
     gguf.write_gguf(out / "merged", recipe.export.gguf, files[0])
     say(_written(folders[0]))
+    seals |= _seals(folders[0])
     rows, tuned = yardstick.probes.rows, yardstick.tuned.logps
     kind, merged = recipe.export.gguf, out / "merged"
     checks = gguf_check.check_gguf(files[0], kind, merged, rows, tuned, yardstick.plain, probe.LAST)
@@ -294,7 +316,8 @@ def _ggufs(recipe: Recipe, yardstick: Yardstick, kinds: list[str], out: Path, sa
         link(files[0], file)
     if "ollama" in kinds:
         ollama.write_modelfile(files[-1], yardstick.tokenizer, recipe, folders[-1])
-        checks += ollama.check_modelfile(folders[-1], yardstick.tokenizer, recipe)
+        checks += ollama.check_modelfile(files[-1], yardstick.tokenizer, recipe, folders[-1])
+        seals |= _seals(folders[-1]) | {files[-1]: seals[files[0]]}  # a copy that is cut short is no such file
     return checks
 
 

@@ -92,7 +92,7 @@ def write_gguf(merged: Path, kind: GgufType, target: Path) -> None:
         OSError: the disk is full, or the file can't be written.
     """
     require(merged, kind)
-    name = target.stem.removesuffix(f"-{kind}")
+    name = model_name(target, kind)
     if kind in DIRECT:
         _write(merged, kind, target, name)
         return
@@ -105,6 +105,10 @@ def write_gguf(merged: Path, kind: GgufType, target: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
+def model_name(target: Path, kind: GgufType) -> str:
+    return target.stem.removesuffix(f"-{kind}")
+
+
 def _write(merged: Path, kind: GgufType, target: Path, name: str) -> None:
     """A GGUF opens with the list of its tensors, so the shards are gone through twice: for shapes, then for numbers."""
     import gguf
@@ -112,6 +116,31 @@ def _write(merged: Path, kind: GgufType, target: Path, name: str) -> None:
 
     config = read_json(merged / "config.json")
     writer = gguf.GGUFWriter(target, "qwen3")
+    _describe(writer, merged, config, kind, name)
+    for ggml_name, tensor in named_tensors(merged, config):
+        shape = tensor.get_shape()
+        stored = tensor_type(kind, shape)
+        # The dtype is not looked at, but for uint8, whose shape would be one of bytes.
+        writer.add_tensor_info(ggml_name, shape, np.dtype(np.float32), _size(shape, stored), raw_dtype=stored)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for _, tensor in _tensors(merged, config):
+            writer.write_tensor_data(encode(tensor, tensor_type(kind, tensor.get_shape())))
+    except OSError as error:
+        if error.errno is None:  # numpy's tofile: "4096 requested and 512 written"
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):  # what a full disk could not take would be flushed once more
+            writer.close()
+
+
+def _describe(writer: Any, merged: Path, config: dict[str, Any], kind: GgufType, name: str) -> None:
+    """Add all metadata to a GGUFWriter."""
+    import gguf
+
     writer.add_type("model")
     writer.add_name(name)
     for key, value in settings(config).items():
@@ -121,28 +150,14 @@ def _write(merged: Path, kind: GgufType, target: Path, name: str) -> None:
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     gguf_tokenizer.add_tokenizer(writer, merged, config["vocab_size"])
 
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config["num_hidden_layers"])
-    for key, tensor in _tensors(merged, config):
-        ggml_name = names.get_name(key, try_suffixes=(".weight",))
-        if ggml_name is None:
-            raise DpoError(f"a Qwen3 has no tensor {key}", where=str(merged), hint="export anew from the 16-bit base")
-        shape = tensor.get_shape()
-        stored = _tensor_type(kind, shape)
-        # The dtype is not looked at, but for uint8, whose shape would be one of bytes.
-        writer.add_tensor_info(ggml_name, shape, np.dtype(np.float32), _size(shape, stored), raw_dtype=stored)
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for _, tensor in _tensors(merged, config):
-            writer.write_tensor_data(_encode(tensor, _tensor_type(kind, tensor.get_shape())))
-    except OSError as error:
-        if error.errno is None:  # numpy's tofile: "4096 requested and 512 written"
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
-        raise
-    finally:
-        with contextlib.suppress(OSError):  # what a full disk could not take would be flushed once more
-            writer.close()
+
+def metadata(merged: Path, kind: GgufType, name: str) -> dict[str, Any]:
+    """Return all metadata of a merged model's GGUF: key -> value."""
+    import gguf
+
+    writer = gguf.GGUFWriter(None, "qwen3")
+    _describe(writer, merged, read_json(merged / "config.json"), kind, name)
+    return {key: one.value for key, one in writer.kv_data[0].items()}
 
 
 def settings(config: dict[str, Any]) -> dict[str, int | float]:
@@ -167,7 +182,19 @@ def _tensors(merged: Path, config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
                     yield key, file.get_slice(key)
 
 
-def _tensor_type(kind: GgufType, shape: Sequence[int]) -> Any:
+def named_tensors(merged: Path, config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every tensor by GGUF's name, with a slice that reads rows when asked, always in the same order."""
+    import gguf
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config["num_hidden_layers"])
+    for key, tensor in _tensors(merged, config):
+        ggml_name = names.get_name(key, try_suffixes=(".weight",))
+        if ggml_name is None:
+            raise DpoError(f"a Qwen3 has no tensor {key}", where=str(merged), hint="export anew from the 16-bit base")
+        yield ggml_name, tensor
+
+
+def tensor_type(kind: GgufType, shape: Sequence[int]) -> Any:
     """Norms stay float32, and rows that blocks of 32 don't fill float16, as in llama.cpp."""
     import gguf
 
@@ -176,7 +203,7 @@ def _tensor_type(kind: GgufType, shape: Sequence[int]) -> Any:
     return gguf.GGMLQuantizationType["F16" if kind == "q8_0" and shape[-1] % 32 else kind.upper()]
 
 
-def _encode(tensor: Any, stored: Any) -> Any:
+def encode(tensor: Any, stored: Any) -> Any:
     """A tensor's bytes in GGUF's encoding, as a numpy array."""
     import gguf
     import numpy as np

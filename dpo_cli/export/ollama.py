@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from difflib import ndiff
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ def write_modelfile(gguf_file: Path, tokenizer: Any, recipe: Recipe, folder: Pat
         tokenizer: of training, with its chat template.
         folder: exists.
     """
+    (folder / NAME).write_text(_modelfile(gguf_file, tokenizer, recipe, folder), encoding="utf-8")
+
+
+def _modelfile(gguf_file: Path, tokenizer: Any, recipe: Recipe, folder: Path) -> str:
     sampling = recipe.eval
     parameters: list[tuple[str, Any]] = [
         *(("stop", f'"{end}"') for end in ENDS),
@@ -65,23 +70,27 @@ def write_modelfile(gguf_file: Path, tokenizer: Any, recipe: Recipe, folder: Pat
         f'TEMPLATE """{_template(tokenizer, recipe)}"""',
         *(f"PARAMETER {name} {value}" for name, value in parameters),
     ]
-    (folder / NAME).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
-def check_modelfile(folder: Path, tokenizer: Any, recipe: Recipe) -> list[Check]:
-    """The weights are where FROM says, the prompts are the chat template's, and its end of turn stops generation."""
+def check_modelfile(gguf_file: Path, tokenizer: Any, recipe: Recipe, folder: Path) -> list[Check]:
+    """Every line is what was meant, the prompts are the chat template's, and its end of turn stops generation.
+
+    Args:
+        as of `write_modelfile`.
+    """
     text = (folder / NAME).read_text(encoding="utf-8")
-    source = re.search(r"^FROM (.+)$", text, re.MULTILINE)
+    meant = _modelfile(gguf_file, tokenizer, recipe, folder)
+    changed = [line for line in ndiff(meant.splitlines(), text.splitlines()) if line.startswith(("+", "-"))]
     template = re.search(r'^TEMPLATE """(.*?)"""$', text, re.MULTILINE | re.DOTALL)
     stops = re.findall(r'^PARAMETER stop "(.*)"$', text, re.MULTILINE)
     differ = sum(
         (render(template[1], messages) if template else None) != _prompt(tokenizer, recipe, messages)
         for messages in fixtures(tokenizer)
     )
-    missing = not source or not (folder / source[1]).is_file()
     ends = [tokenizer.convert_ids_to_tokens(end) for end in models.end_tokens(None, tokenizer)]
     return [
-        equal("ollama.weights_missing", missing, False),
+        equal("ollama.modelfile_differs", changed[:5], []),
         equal("ollama.prompts_differ", differ, 0),
         {"name": "ollama.stops", "value": stops, "limit": ends, "ok": set(ends) <= set(stops)},
     ]

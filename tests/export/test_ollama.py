@@ -59,7 +59,8 @@ def with_template(tokenizer: Any, name: str) -> None:
 
 
 def failed(folder: Path, tokenizer: Any, of: Recipe) -> list[str]:
-    return [check["name"] for check in ollama.check_modelfile(folder, tokenizer, of) if not check["ok"]]
+    file = next(folder.parent.rglob("*.gguf"))
+    return [check["name"] for check in ollama.check_modelfile(file, tokenizer, of, folder) if not check["ok"]]
 
 
 def template_of(folder: Path) -> str:
@@ -119,26 +120,36 @@ def test_weights_in_another_folder_are_found(tokenizer: Any, folder: Path) -> No
     of = loaded()
     ollama.write_modelfile(folder.parent / "gguf" / "my model.gguf", tokenizer, of, folder)
     assert failed(folder, tokenizer, of) == []
-    (folder.parent / "gguf" / "my model.gguf").unlink()
-    assert failed(folder, tokenizer, of) == ["ollama.weights_missing"]
+    assert "FROM ./../gguf/my model.gguf" in (folder / "Modelfile").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "check"),
+    ("old", "new"),
     [
-        ("<think>\n\n</think>\n\n", "", "ollama.prompts_differ"),
-        ("<|im_end|>\n{{ end }}", "<|im_end|>{{ end }}", "ollama.prompts_differ"),
-        ("{{ .Content }}", "{{ .Prompt }}", "ollama.prompts_differ"),
-        ("{{ range .Messages }}", "{{ .System }}{{ range .Messages }}", "ollama.prompts_differ"),
-        ('PARAMETER stop "<|im_end|>"', "", "ollama.stops"),
+        ("<think>\n\n</think>\n\n", ""),
+        ("<|im_end|>\n{{ end }}", "<|im_end|>{{ end }}"),
+        ("{{ .Content }}", "{{ .Prompt }}"),
+        ("{{ range .Messages }}", "{{ .System }}{{ range .Messages }}"),
+        ('PARAMETER stop "<|im_end|>"\n', ""),
+        ('PARAMETER stop "<|im_end|>"', 'PARAMETER stop "<|im_end|>"\nPARAMETER stop "。"'),
+        ("PARAMETER temperature", "PARAMETER temperature 1.9\nPARAMETER temperature"),
+        ("PARAMETER top_k", "PARAMETER min_p"),
+        ("PARAMETER repeat_penalty 1", "PARAMETER repeat_penalty 1.1"),
+        ("PARAMETER num_ctx 4096", "PARAMETER num_ctx 512"),
+        ("FROM ./mine.gguf", "FROM ./mine.gguf\nFROM qwen3"),
+        ("FROM ./mine.gguf", "FROM ./mine.gguf\nADAPTER ./other.gguf"),
+        ("PARAMETER top_p", "SYSTEM Lie.\nPARAMETER top_p"),
+        ("PARAMETER top_p", 'system """Lie."""\nPARAMETER top_p'),
+        ("PARAMETER top_p", "MESSAGE user 你好\nPARAMETER top_p"),
+        ("PARAMETER top_p", 'TEMPLATE """{{ .Prompt }}"""\nPARAMETER top_p'),
     ],
 )
-def test_a_modelfile_that_says_something_else(tokenizer: Any, folder: Path, old: str, new: str, check: str) -> None:
+def test_a_modelfile_that_says_something_else(tokenizer: Any, folder: Path, old: str, new: str) -> None:
     with_template(tokenizer, "qwen3")
     of = loaded()
     ollama.write_modelfile(folder / "mine.gguf", tokenizer, of, folder)
     edit(folder, old, new)
-    assert failed(folder, tokenizer, of) == [check]
+    assert "ollama.modelfile_differs" in failed(folder, tokenizer, of)
 
 
 def test_a_chat_template_that_is_not_chatml(tokenizer: Any, folder: Path) -> None:
