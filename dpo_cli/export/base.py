@@ -21,6 +21,13 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
+# Keys of config.json that an upload or a quantisation changes; no logits depend on them, and ends are checked apart.
+UPLOADED = {
+    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "quantization_config",
+    "use_cache", "bos_token_id", "eos_token_id", "pad_token_id",
+}  # fmt: skip
+
+
 class Stored(NamedTuple):
     """A tensor as a safetensors file holds it; `dtype` in that format's words: BF16, F16, F32."""
 
@@ -76,6 +83,35 @@ def find(recipe: Recipe, *, weights: bool = True) -> Path:
             "set model.merge_base: base16",
         )
     return folder
+
+
+def compare(recipe: Recipe, base: Path) -> None:
+    """Compare the 16-bit base's config with that of the model that was trained, where these are two.
+
+    Whole, for most of it shows in no tensor's shape: rope, epsilon, context, heads. Keys that one of them lacks
+    are left out: what matters to the architecture has a default, and re-uploads add keys of their own.
+
+    Raises:
+        DpoError: they are configs of two models.
+    """
+    from transformers import AutoConfig
+
+    trained = models.location(recipe.model.id)
+    if trained == name(recipe):
+        return
+    try:
+        own = AutoConfig.from_pretrained(trained, revision=recipe.model.revision, trust_remote_code=False).to_dict()
+    except (OSError, ValueError):  # a machine that has not trained, without a network
+        return
+    there = AutoConfig.from_pretrained(base, trust_remote_code=False).to_dict()
+    differ = sorted(key for key in own.keys() & there.keys() - UPLOADED if own[key] != there[key])
+    if differ:
+        shown = ", ".join(f"{key} {there[key]} where {own[key]} was trained" for key in differ[:3])
+        raise DpoError(
+            f"the 16-bit base is another model than the trained one: {shown}",
+            where=recipe.where("model", "merge_base"),
+            hint="set model.merge_base to the 16-bit weights of the model that was trained",
+        )
 
 
 def _fetch(base: str, commit: str | None, weights: bool) -> Path:

@@ -63,6 +63,7 @@ def export(recipe: Recipe, run: Run, *, dry_run: bool = False, quiet: bool = Fal
         ollama.require(_tokenizer(run.adapter), recipe)
     if "hub" in recipe.export.formats:
         hub.repository(recipe)
+    base16.compare(recipe, base)
     if dry_run:
         return Exported(planned=_plan(recipe, run, base, kinds))
     try:
@@ -243,7 +244,7 @@ def _make(recipe: Recipe, run: Run, yardstick: Yardstick, kinds: list[str], out:
         merge.write_files(files, out / "adapter")
         say(_written(out / "adapter"))
         seals |= _seals(out / "adapter")
-        own = verify.check_adapter_files(out / "adapter", run.adapter, name)
+        own = verify.check_adapter_files(out / "adapter", run.adapter, name, base16.revision(recipe))
         checks += _read_back(yardstick, out / "adapter", own, files)
     if kinds != ["adapter"]:
         merge.write_merged(yardstick.base, run.adapter, out / "merged")
@@ -269,7 +270,7 @@ def _make(recipe: Recipe, run: Run, yardstick: Yardstick, kinds: list[str], out:
 
 def _seals(folder: Path) -> dict[Path, str]:
     """The sha256 of every file as it is checked."""
-    return {path: sha256(path) for path in folder.iterdir()}
+    return {path: sha256(path) for path in folder.iterdir() if path.is_file()}
 
 
 def _unbroken(kinds: list[str], out: Path, seals: Mapping[Path, str]) -> list[Check]:
@@ -290,6 +291,7 @@ def _read_back(yardstick: Yardstick, folder: Path, checks: list[Check], files: d
     if not passed(checks):
         return checks
     checks += verify.check_template(kind, _tokenizer(folder), yardstick.tokenizer)
+    checks += verify.check_ends(kind, files, yardstick.base, yardstick.tokenizer)
     if kind == "adapter":
         said, limits = yardstick.ask(yardstick.base, folder), LIMITS["float32"]  # the very same weights
     else:

@@ -134,6 +134,7 @@ def write_merged(base: Path, adapter: Path, folder: Path, shard_bytes: int = SHA
     dtype: torch.dtype = getattr(torch, base16.dtype_16bit(tensors))
     folder.mkdir(parents=True)
     config = read_json(base / "config.json")
+    config.pop("_name_or_path", None)  # old ones hold where the weights came from, mostly somebody's own folder
     config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")  # the latter for transformers 4
     write_json(folder / "config.json", config)
 
@@ -209,9 +210,10 @@ def tokenizer_files(base: Path, adapter: Path) -> dict[str, bytes]:
     files[TEMPLATE] = (adapter / TEMPLATE).read_bytes()
     template = files[TEMPLATE].decode("utf-8")
     settings = json.loads(files.get("tokenizer_config.json", b"{}"))
-    if settings.get("chat_template", template) != template:
-        settings["chat_template"] = template
-        files["tokenizer_config.json"] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
+    wanted = {key: value for key, value in settings.items() if key != "name_or_path"}  # somebody's folder, too
+    wanted |= {"chat_template": template} if "chat_template" in settings else {}
+    if settings != wanted:
+        files["tokenizer_config.json"] = (json.dumps(wanted, indent=2, ensure_ascii=False) + "\n").encode()
     return files
 
 

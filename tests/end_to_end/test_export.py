@@ -16,6 +16,7 @@ import pytest
 from dpo_cli import recipe
 from dpo_cli import smoke as builtin
 from dpo_cli.errors import DpoError
+from dpo_cli.export import card
 from dpo_cli.export.export import FAILED, Exported, export, prune, push, renew_cards
 from dpo_cli.run import Run
 
@@ -229,17 +230,47 @@ def test_another_training_is_told_from_what_4_bits_lost_by_its_norms(
     assert raised.value.exit_code == 3
 
 
-def test_a_base_with_another_vocabulary(run: Run, base: Path, export_again: Export) -> None:
-    """Its embedding has no adapter that would not fit."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(base / "model.safetensors")
-    table = weights["model.embed_tokens.weight"]
-    save_file(weights | {"model.embed_tokens.weight": torch.cat([table, table[:8]])}, base / "model.safetensors")
-    edit(base / "config.json", vocab_size=len(table) + 8)
-    with pytest.raises(DpoError, match=r"gap_to_trained\.vocabulary is 2048, limit 2056") as raised:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab_size": 2056},
+        {"rms_norm_eps": 1e-5},
+        {"max_position_embeddings": 64},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        {"num_attention_heads": 2, "head_dim": 32},
+    ],
+)
+def test_a_merge_base_of_another_config_is_refused_before_any_work(
+    run: Run, base: Path, export_again: Export, change: dict[str, Any]
+) -> None:
+    edit(base / "config.json", **change)
+    before = contents(run.folder)
+    with pytest.raises(DpoError, match=f"another model than the trained one: {min(change)}") as raised:
         export_again("export.formats=[adapter]", f"model.merge_base={base}")
+    assert raised.value.exit_code == 1 and contents(run.folder) == before
+
+
+@pytest.mark.parametrize("damage", ["flipped", "removed", "added"])
+def test_weights_that_are_damaged_after_their_checks(
+    run: Run, export_again: Export, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    original = card.write_card
+
+    def write_card(*arguments: Any) -> None:
+        weights = arguments[2] / "model.safetensors"
+        if damage == "added":
+            (arguments[2] / "pytorch_model.bin").write_bytes(b"")
+        elif damage == "removed":
+            weights.unlink()
+        else:
+            with open(weights, "r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                file.write(b"\x7f")
+        original(*arguments)
+
+    monkeypatch.setattr(card, "write_card", write_card)
+    with pytest.raises(DpoError, match=r"merged\.changed_since") as raised:
+        export_again("export.formats=[merged]")
     assert raised.value.exit_code == 3
 
 
