@@ -24,6 +24,7 @@ class JudgeServer:
 
     Args:
         behaviours: names in `BEHAVIOURS`, one a request for a judgment; the last one stays.
+        port: 0 takes a free one.
 
     Attributes:
         asked: the questions so far, in the order they came.
@@ -31,16 +32,17 @@ class JudgeServer:
         released: requests that hang do so until this is set.
     """
 
-    def __init__(self, *behaviours: str) -> None:
+    def __init__(self, *behaviours: str, port: int = 0) -> None:
         self.behaviours = behaviours
         self.asked: list[str] = []
         self.keys: list[str | None] = []
         self.released = threading.Event()
         self.hanging = threading.Event()
         self.lock = threading.Lock()
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+        self.port = int(self.http.server_address[1])
+        self.url = f"http://127.0.0.1:{self.port}/v1"
 
     def __enter__(self) -> JudgeServer:
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -60,13 +62,13 @@ class JudgeServer:
 
 def honest(question: str) -> str:
     """`[[A]]` or `[[B]]`, whichever answer holds the word; a tie where both or none do."""
-    first, second = (BETTER in part for part in re.findall(r"<answer_[ab]>\n(.*?)\n</answer_", question, re.DOTALL))
+    first, second = (BETTER in part for part in re.findall(r"<answer_[ab]_\w+>\n(.*?)\n</answer_", question, re.DOTALL))
     return "[[C]]" if first == second else "[[A]]" if first else "[[B]]"
 
 
 def alphabetical(question: str) -> str:
     """Whichever answer comes first in a dictionary: a preference that any two texts leave room for."""
-    first, second = re.findall(r"<answer_[ab]>\n(.*?)\n</answer_", question, re.DOTALL)
+    first, second = re.findall(r"<answer_[ab]_\w+>\n(.*?)\n</answer_", question, re.DOTALL)
     return "[[C]]" if first == second else "[[A]]" if first < second else "[[B]]"
 
 
@@ -87,6 +89,9 @@ REPLIES: dict[str, Callable[[str], str]] = {
     "garbage": lambda question: "The weather is fine. [[D]] [A] 甲更好",
     "empty": lambda question: "",
     "chinese": lambda question: f"回答更准确，理由充分。\n\n**{honest(question)}**",
+    "reasons": honest,
+    "cut_early": lambda question: f"It might be {honest(question)}, for the fir",
+    "cut_late": lambda question: f"Because it is better.\n\n**{honest(question)}**\n",
     "half_a_character": lambda question: f"\ud83d {honest(question)}",
 }
 
@@ -99,13 +104,21 @@ FAULTS: dict[str, tuple[int, dict[str, str], str]] = {
     "no_model": (404, {}, '{"error": {"message": "model not found"}}'),
     "too_long": (400, {}, '{"error": {"message": "maximum context length exceeded, … sent: [[A]]"}}'),
     "echo_500": (500, {"x-should-retry": "false"}, "Traceback: headers={'Authorization': '…'}"),
+    "escapes": (400, {}, '{"error": {"message": "no\\u001b[2J\\nerror: forged\\u009b31m"}}'),
+    "endless": (200, {"Content-Type": "application/json"}, '{"choices": "' + "x" * 5_000_000 + '"}'),
+    "bomb": (200, {"Content-Encoding": "gzip"}, "no gzip at all"),
     "html": (200, {"Content-Type": "text/html"}, "<html>welcome</html>"),
     "no_json": (200, {"Content-Type": "application/json"}, '{"choices": [{"mess'),
     "no_choices": (200, {"Content-Type": "application/json"}, '{"choices": []}'),
     "other_json": (200, {"Content-Type": "application/json"}, '["judge"]'),
 }
 
-BEHAVIOURS = (*REPLIES, *FAULTS, "echo", "hang", "die")
+UNSUPPORTED = (
+    '{"error": {"message": "Unsupported parameter: \'max_tokens\' is not supported with this model. Use '
+    "'max_completion_tokens' instead.\"}}"
+)
+
+BEHAVIOURS = (*REPLIES, *FAULTS, "echo", "hang", "die", "drips")
 
 
 def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
@@ -117,7 +130,7 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            assert body["temperature"] == 0
+            assert body.get("temperature", 0) == 0
             question, key = body["messages"][-1]["content"], self.headers["Authorization"]
             behaviour = server.next_behaviour(question, key)
             if behaviour == "die":
@@ -127,16 +140,33 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
                 server.released.wait()
                 self.close_connection = True
                 return
+            if behaviour == "reasons" and {"temperature", "max_tokens"} & body.keys():
+                self.send(400, {}, UNSUPPORTED)
+                return
+            if behaviour == "drips":
+                self.drip()
+                return
             if behaviour in FAULTS:
                 status, headers, text = FAULTS[behaviour]
                 self.send(status, headers, text.replace("…", str(key)))
                 return
             reply = f"You are {key}. {honest(question)}" if behaviour == "echo" else REPLIES[behaviour](question)
             message = {"role": "assistant", "content": reply}
-            reason = "length" if behaviour == "thinks_for_ever" else "stop"
+            reason = "length" if behaviour in ("thinks_for_ever", "cut_early", "cut_late") else "stop"
             choice = {"index": 0, "finish_reason": reason, "message": message}
             completion = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
             self.send(200, {"Content-Type": "application/json"}, json.dumps(completion))
+
+        def drip(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            try:
+                while not server.released.wait(0.02):
+                    self.wfile.write(b" ")
+            except OSError:  # the client has left
+                server.hanging.set()
+            self.close_connection = True
 
         def send(self, status: int, headers: dict[str, str], text: str) -> None:
             body = text.encode()

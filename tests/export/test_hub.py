@@ -304,7 +304,7 @@ def test_no_network(server: FakeHub, export: Path, monkeypatch: pytest.MonkeyPat
 def test_a_name_that_is_no_repository_is_refused_without_a_network(name: str) -> None:
     with pytest.raises(DpoError) as caught:
         hub.repository(to(name))
-    assert caught.value.exit_code == 2 and "export.hub" in str(caught.value.where)
+    assert caught.value.exit_code == 2 and "export.hub" in str(caught.value)
 
 
 def test_a_process_of_its_own_takes_hub_and_token_from_the_environment(server: FakeHub, export: Path) -> None:

@@ -116,6 +116,7 @@ def test_the_end_of_a_turn_is_an_end_wherever_an_export_names_one(
         named = json.loads((merged / "generation_config.json").read_text())["eos_token_id"]
         assert sorted(named) == sorted([text, turn]) == sorted(ends)
         ollama.write_modelfile(tmp_path / "x-f32.gguf", tokenizer, recipe(base), tmp_path)
-        assert all(check["ok"] for check in ollama.check_modelfile(tmp_path, tokenizer, recipe(base)))
+        checks = ollama.check_modelfile(tmp_path / "x-f32.gguf", tokenizer, recipe(base), tmp_path)
+        assert all(check["ok"] for check in checks)
     else:  # its config.json names the end
         assert not (merged / "generation_config.json").exists() and turn in ends
