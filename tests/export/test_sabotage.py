@@ -74,7 +74,8 @@ def check_gguf(merged: Path, says: Any, tmp_path: Path, monkeypatch: pytest.Monk
         gguf.write_gguf(merged, kind, path)
         if undo:
             monkeypatch.undo()
-        return failed(gguf_check.check_gguf(path, kind, merged, *says, 16))
+        rows, tuned, base = says
+        return failed(gguf_check.check_gguf(path, kind, merged, rows, tuned, base, 16))
 
     return check
 
