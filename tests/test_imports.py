@@ -23,7 +23,7 @@ HEAVY = {
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("show", "errors", "processes"),
     ("recipe", "recipe_yaml", "recipe_train", "recipe_mistakes", "recipe_rules", "recipe_paths"),
-    ("run", "records", "stats", "language"),
+    ("run", "records", "stats", "language", "published"),
     ("driver", "preinstall", "machine", "environment", "device"),
     ("adapters", "backends", "models", "smoke"),
     ROOMS,

@@ -17,7 +17,8 @@ from dpo_cli import backends, models
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate import generate, score, summary, textstats, winrate
 from dpo_cli.evaluate.report import write_report
-from dpo_cli.recipe import Recipe, dump
+from dpo_cli.published import recipe_yaml, without_paths
+from dpo_cli.recipe import Recipe
 from dpo_cli.records import AcrossPrompts, Message, Pair, read_jsonl, read_pairs, write_jsonl
 from dpo_cli.run import Run, fingerprint, sha256, versions, write_json
 
@@ -211,9 +212,9 @@ def _metrics(
         "scatter": [[longer_by[name], value] for name, value in scores.items()],
         "data": {"pairs": prepared["pairs"], "languages": prepared["languages"]},
         "environment": {**versions(), "device": trained.get("device"), "backend": trained.get("backend")},
-        "base_model": models.location(recipe.model.merge_base or recipe.model.id),
-        "exported": str(run["export"] / "merged"),
-        "recipe": dump(recipe),
+        "base_model": without_paths(models.location(recipe.model.merge_base or recipe.model.id)),
+        "exported": "/".join((run["export"] / "merged").parts[-4:]),
+        "recipe": recipe_yaml(recipe),
         "sampling": _sampling(recipe, samples),
     }
     across = [ACROSS] if any(isinstance(pair, AcrossPrompts) for pair in pairs) else []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_cli.evaluate.judges import TEMPLATE_SHA256
 from dpo_cli.evaluate.judgments import Judgment
+from dpo_cli.published import without_paths
 from dpo_cli.recipe import OpenAIJudge, RewardModelJudge
 from dpo_cli.stats import Figure, bootstrap, bootstrap_mean, wilson
 
@@ -214,7 +215,7 @@ def judge_metrics(
     gaps = [one.difference for one in judged if one.difference is not None]
     return {
         "kind": settings.kind,
-        "model": settings.model if isinstance(settings, OpenAIJudge) else settings.id,
+        "model": without_paths(settings.model if isinstance(settings, OpenAIJudge) else settings.id),
         "template_sha256": TEMPLATE_SHA256 if server else None,
         "win_rate": win_rate(scores, seed),
         "length_adjusted_win_rate": length_adjusted(scores, [length_differences[one.id] for one in judged], seed),

@@ -20,9 +20,9 @@ from dpo_cli import models
 from dpo_cli.export import base as base16
 from dpo_cli.export import hub
 from dpo_cli.export.checks import Check
+from dpo_cli.published import recipe_yaml, without_paths
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe_train import trl_arguments
-from dpo_cli.recipe_yaml import Dumper
 from dpo_cli.records import ROWS_ARE
 from dpo_cli.run import Run, write_text
 
@@ -132,7 +132,7 @@ def _use(recipe: Recipe, run: Run, folder: Path, kind: str) -> dict[str, Any]:
         "others": [said for one, said in beside.items() if one in formats and one != kind]
         if repository and kind == first
         else [],
-        "base": _shown(models.merge_base(recipe)),
+        "base": without_paths(models.merge_base(recipe)),
         "builtin": models.merge_base(recipe).startswith("builtin:"),
         "revision": base16.revision(recipe),
         "slug": slug,
@@ -150,7 +150,7 @@ def _training(recipe: Recipe, run: Run, kind: str) -> dict[str, Any]:
     rows_are = ROWS_ARE[recipe.data.format]
     kind_of = {"pairs": "preference pairs", "ranked": "ranked prompts", "unpaired": "labelled answers"}
     rows_of = f"{_prepared(run)['pairs']['train']:,} {kind_of[recipe.data.format]}"
-    method, base = train.method.upper(), _shown(models.merge_base(recipe))
+    method, base = train.method.upper(), without_paths(models.merge_base(recipe))
     weights = "4-bit NF4" if recipe.model.load_in_4bit else f"dtype {recipe.model.dtype}"
     shown = {
         "adapter": f"A LoRA adapter for {base}, trained with {method} on {rows_of}. It holds the "
@@ -162,14 +162,14 @@ def _training(recipe: Recipe, run: Run, kind: str) -> dict[str, Any]:
         f"{recipe.export.gguf} GGUF file and its Modelfile.",
     }
     given = recipe.model.adapter
-    started = f" + {'a LoRA trained before' if Path(given).is_absolute() else f'the adapter {given}'}" if given else ""
+    started = f" + {f'the adapter {given}' if _on_hub(given) else 'a LoRA trained before'}" if given else ""
     loss = [f"loss {' + '.join(train.losses)}"] if train.losses else []  # ORPO has but one, and no name for it
     compared = trl_arguments()[train.method]["reference"]
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps * record.get("processes", 1)
     rows: list[tuple[str, Any]] = [
-        ("base", f"{_shown(recipe.model.id)}, {weights}" + _revision(recipe, record)),
+        ("base", f"{without_paths(recipe.model.id)}, {weights}" + _revision(recipe, record)),
         ("merged onto" if kind != "adapter" else "made for", base),
-        ("reference", f"{_shown(recipe.model.id)}{started}, frozen" if compared else "none"),
+        ("reference", f"{without_paths(recipe.model.id)}{started}, frozen" if compared else "none"),
         ("method", ", ".join([method, *loss, f"beta {train.beta:g}"])),
         ("LoRA", f"r {lora['r']}, alpha {lora['lora_alpha']:g}, on {', '.join(sorted(lora['target_modules']))}"),
         (
@@ -196,7 +196,7 @@ def _evaluation(recipe: Recipe, run: Run) -> dict[str, Any]:
         if any(cell != "–" for cell in cells):
             figures.append([label, *cells])
     judge = metrics.get("judge") or {}
-    name = f"{_shown(str(judge.get('model')))} ({judge.get('kind')})" if judge else None
+    name = f"{without_paths(str(judge.get('model')))} ({judge.get('kind')})" if judge else None
     if judge.get("template_sha256"):
         name = f"{name}, prompt template {judge['template_sha256'][:12]}"
     return {"metrics": metrics, "groups": list(groups), "figures": figures, "judge": name}
@@ -209,7 +209,9 @@ def _data(recipe: Recipe, run: Run) -> dict[str, Any]:
     for label, source in prepared["sources"].items():
         about = known.get(label, {})
         dropped = ", ".join(f"{reason} {count:,}" for reason, count in source["dropped"].items()) or "–"
-        name = _shown(about.get("id") or label) + (f" @ {about['revision'][:12]}" if about.get("revision") else "")
+        name = without_paths(about.get("id") or label) + (
+            f" @ {about['revision'][:12]}" if about.get("revision") else ""
+        )
         rows.append([name, about.get("layout") or "–", f"{source['in']:,}", f"{source['kept']:,}", dropped])
     pairs, rows_are = prepared["pairs"], ROWS_ARE[recipe.data.format]
     spoken = ", ".join(f"{one} {counts['got']:,}" for one, counts in prepared["languages"].items())
@@ -222,25 +224,11 @@ def _reproduction(recipe: Recipe, run: Run) -> dict[str, Any]:
     versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
     commit = f"; the recipe's repository was at commit {record['git_commit']}" if record.get("git_commit") else ""
     return {
-        "recipe": published(recipe),
+        "recipe": recipe_yaml(recipe),
         "recipe_file": f"{recipe.name}.yaml",
-        "local_data": any(Path(source.id).is_absolute() for source in recipe.data.sources),
+        "local_data": any(without_paths(source.id) != source.id for source in recipe.data.sources),
         "versions": f"Trained with {versions}{commit}.",
     }
-
-
-def published(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, with local paths by their last part."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: clean(inner) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [clean(inner) for inner in value]
-        return _shown(value) if isinstance(value, str) else value
-
-    values = clean(recipe.model_dump(mode="json"))
-    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 # ----------------------------------------------------------------------------------------------------------- helpers
@@ -256,11 +244,6 @@ def _on_hub(name: str) -> bool:
     except HFValidationError:
         return False
     return True
-
-
-def _shown(name: str) -> str:
-    """A hub id or any other text as it is, a local path by its last part."""
-    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _licence(base: str, revision: str | None) -> dict[str, Any]:
@@ -318,7 +301,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         between = " to " if all(isinstance(one, float) for one in value) else ", "
         return between.join(map(_plain, value)) or "none"
-    text = _shown(str(value))
+    text = without_paths(str(value))
     return text[:12] + "…" if re.fullmatch("[0-9a-f]{64}", text) else text
 
 

@@ -8,7 +8,6 @@ adapter_config.json at its root for that adapter. GGUF files and the Modelfile k
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from dpo_cli import __version__
 from dpo_cli.errors import UNVERIFIED, USAGE, DpoError
+from dpo_cli.published import clean
 from dpo_cli.recipe import Recipe
 
 ROOT_FIRST = ("merged", "adapter", "gguf", "ollama")  # whose card is the repository's
@@ -135,8 +135,9 @@ def _content(path: Path) -> Path | bytes:
     """A file as it is sent: as it is, but a base that is a local folder goes by that folder's last part."""
     if path.name not in NAMES_THE_BASE:
         return path
-    text = path.read_text(encoding="utf-8")
-    return re.sub(r'"/(?:[^"/]+/)*([^"/]+)"', r'"\1"', text).encode()
+    known = json.loads(path.read_text(encoding="utf-8"))
+    public = clean(known)
+    return path if public == known else (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _require_verified(folder: Path) -> None:

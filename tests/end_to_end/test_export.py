@@ -16,7 +16,7 @@ import pytest
 from dpo_cli import recipe
 from dpo_cli import smoke as builtin
 from dpo_cli.errors import DpoError
-from dpo_cli.export import card
+from dpo_cli.export import card, hub
 from dpo_cli.export.export import FAILED, Exported, export, prune, push, renew_cards
 from dpo_cli.run import Run
 
@@ -83,6 +83,15 @@ def test_adapter_and_merged_are_each_verified_in_every_way(smoke: Any) -> None:
             source = builtin.resolve("builtin:tiny-qwen3") / name
             assert (smoke.folder / "export" / kind / name).read_bytes() == source.read_bytes()
         assert (smoke.folder / "export" / kind / "README.md").is_file()
+
+
+def test_no_published_file_names_a_folder_of_this_machine(smoke: Any) -> None:
+    sent = [hub._content(path) for path in hub._layout(smoke.folder / "export", ["adapter", "merged"]).values()]
+    sent += [smoke.folder / "eval" / name for name in ("report.md", "report.html")]
+    contents = [one if isinstance(one, bytes) else one.read_bytes() for one in sent]
+    assert len(contents) > 8
+    for private in (str(Path.home()), str(smoke.folder.parent), str(builtin.resolve("builtin:tiny-qwen3").parent)):
+        assert not [content[:80] for content in contents if private.encode() in content]
 
 
 def test_gguf_and_ollama_need_no_merged_model_in_the_list(run: Run, export_again: Export) -> None:

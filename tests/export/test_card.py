@@ -24,7 +24,7 @@ data:
     - {id: ./private/my|pairs.jsonl, layout: pairs, language: zh}
 train: {method: dpo, loss_type: [sigmoid, sft], loss_weights: [1.0, 0.1]}
 eval:
-  judge: {kind: openai, base_url: "http://10.0.0.7:8000/v1", model: judge-32b}
+  judge: {kind: openai, base_url: "http://10.0.0.7:8000/v1", model: judge-32b, api_key_env: ALICES_KEY}
 """
 
 CHECKS: list[Check] = [
@@ -175,6 +175,8 @@ def test_nothing_of_this_machine_gets_out(project: tuple[recipe.Recipe, Run], tm
         tmp_path.name,
         str(Path.home()) + os.sep,
         "hunter2",
+        "10.0.0.7",
+        "ALICES_KEY",
         "admin",
         f"/{getpass.getuser()}/",
     ):
@@ -242,7 +244,9 @@ def test_the_recipe_in_the_card_makes_the_same_run(project: tuple[recipe.Recipe,
     again.parent.mkdir()
     again.write_text(text, encoding="utf-8")
     (again.parent / "my|pairs.jsonl").touch()
-    assert recipe.load(again).model_dump() == loaded.model_dump()
+    wanted = loaded.model_dump()
+    wanted["eval"]["judge"] |= {"base_url": "http://localhost:8000/v1", "api_key_env": None}
+    assert recipe.load(again).model_dump() == wanted
 
 
 def test_commands_name_what_is_there(project: tuple[recipe.Recipe, Run]) -> None:

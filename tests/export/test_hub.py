@@ -207,8 +207,10 @@ def test_the_list_that_is_shown_first_is_what_is_sent(
     assert TOKEN not in shown.out + shown.err
 
 
-def test_the_folder_of_a_local_base_stays_private(server: FakeHub, export: Path) -> None:
-    config = {"base_model_name_or_path": "/home/jane/models/Qwen3-1.7B", "r": 8, "revision": None}
+@pytest.mark.parametrize("folder", ["/home/jane/models", r"C:\Users\jane", r"\\server\jane"])
+def test_the_folder_of_a_local_base_stays_private(server: FakeHub, export: Path, folder: str) -> None:
+    path = f"{folder}{'/' if folder[0] == '/' else chr(92)}Qwen3-1.7B"
+    config = {"base_model_name_or_path": path, "r": 8, "revision": None}
     (export / "adapter/adapter_config.json").write_text(json.dumps(config))
     hub.push(to(), export, FORMATS, quiet=True)
     sent = json.loads(server.committed["adapter/adapter_config.json"])

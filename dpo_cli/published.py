@@ -1,0 +1,46 @@
+"""What leaves this machine in cards, reports and pushed files: no local path, no server's address, no key's name."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from dpo_cli.recipe import Recipe
+from dpo_cli.recipe_yaml import Dumper
+
+SERVER = "http://localhost:8000/v1"  # stands for whatever server judged, for a recipe needs one
+_ROOT = r"(?:file://+|~[\w.-]*[/\\]|/|[A-Za-z]:[/\\]|\\\\)"  # of Linux, macOS and Windows, and a share \\server\…
+_WHOLE = re.compile(rf"{_ROOT}[^\n]*")
+# Within a text a path ends at a space and has two parts at least: "/think" is none, nor is what follows https:.
+_WITHIN = re.compile(rf"""(?<![\w:/\\.~-]){_ROOT}(?:[^\s"'`<>|,;:/\\]+[/\\]+)+[^\s"'`<>|,;:/\\]*""")
+
+
+def without_paths(text: str) -> str:
+    """Name local paths, which hold a user's name or a company's, by their last part; anything else stays."""
+    if _WHOLE.fullmatch(text) and not re.fullmatch(r"/[^/\\]*", text):
+        return _last(text)
+    return _WITHIN.sub(lambda found: _last(found[0]), text)
+
+
+def _last(path: str) -> str:
+    return re.split(r"[/\\]+", path.rstrip("/\\"))[-1]
+
+
+def clean(value: Any) -> Any:
+    """The same for every text in lists and dicts."""
+    if isinstance(value, dict):
+        return {key: clean(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [clean(inner) for inner in value]
+    return without_paths(value) if isinstance(value, str) else value
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, without what is nobody else's business."""
+    values = clean(recipe.model_dump(mode="json"))
+    judge = values["eval"]["judge"]
+    if judge and judge["kind"] == "openai":
+        judge |= {"base_url": SERVER, "api_key_env": None}
+    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
