@@ -18,6 +18,7 @@ from dpo_cli.backends import Backend
 from dpo_cli.device import best_dtype
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Lora, Recipe
+from dpo_cli.recipe_rules import unquantised
 from dpo_cli.records import Message
 
 if TYPE_CHECKING:
@@ -427,7 +428,7 @@ def merge_base(recipe: Recipe) -> str:
         raise DpoError(
             f"{recipe.model.id} holds 4-bit weights; merging needs the 16-bit ones",
             where=recipe.where("model", "merge_base"),
-            hint="set model.merge_base to the 16-bit repository, such as Qwen/Qwen3-1.7B",
+            hint=f"set model.merge_base: {unquantised(recipe.model.id) or 'the 16-bit repository'}",
         )
     return recipe.model.id
 

@@ -25,7 +25,7 @@ from pydantic import (
 from dpo_cli.errors import SECRET, either
 from dpo_cli.recipe_mistakes import problems_of, recipe_error
 from dpo_cli.recipe_paths import PARTS, hub_id_problem, json_in, missing
-from dpo_cli.recipe_rules import against_model, problems, remarks
+from dpo_cli.recipe_rules import against_model, problems, quantised_base, remarks
 from dpo_cli.recipe_train import (
     HELD_OUT,
     Section,
@@ -475,7 +475,7 @@ def check(recipe: Recipe, path: Path) -> list[str]:
             model can't do what the recipe asks of it.
     """
     local = json_in(recipe.model.id, "config.json") if Path(recipe.model.id).is_absolute() else {}
-    found = missing(recipe, PARTS) + against_model(recipe, local)
+    found = missing(recipe, PARTS) + against_model(recipe, local) + quantised_base(recipe, local)
     if found:
         raise recipe_error(path, recipe._places, found)
     return [f"{recipe.where(*key)} {sentence}" for key, sentence in remarks(recipe)]

@@ -532,6 +532,23 @@ def _on_hub(name: str) -> bool:
     return not (name.startswith("builtin:") or Path(name).is_absolute())
 
 
+def quantised_base(recipe: Recipe, config: Mapping[str, Any]) -> list[tuple[Key, str]]:
+    """What export would refuse after training: quantised weights to merge into. Told by config.json, or by the id."""
+    name = recipe.model.id
+    if recipe.model.merge_base or not (config.get("quantization_config") or name.endswith("-bnb-4bit")):
+        return []
+    fix = f"set model.merge_base: {unquantised(name) or 'the 16-bit repository, such as Qwen/Qwen3-1.7B'}"
+    return [
+        (("model", "merge_base"), f"is missing, and model.id holds quantised weights, which nothing merges into: {fix}")
+    ]
+
+
+def unquantised(name: str) -> str | None:
+    """The repository that Unsloth's 4-bit ones are made of: unsloth/X-unsloth-bnb-4bit -> unsloth/X; None of others."""
+    base = re.sub(r"(-unsloth)?-bnb-4bit$", "", name)
+    return base if _on_hub(name) and base != name else None
+
+
 def against_model(recipe: Recipe, config: Mapping[str, Any]) -> list[tuple[Key, str]]:
     """What the recipe asks of a model that it can't do, each as `problem: fix`.
 

@@ -311,6 +311,25 @@ def test_check_reads_a_local_models_config(loaded: Load, tmp_path: Path) -> None
     assert caught.value.exit_code == USAGE
 
 
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("unsloth/Qwen3-1.7B-unsloth-bnb-4bit", "set model.merge_base: unsloth/Qwen3-1.7B\n"),
+        ("unsloth/Llama-3.2-1B-Instruct-bnb-4bit", "set model.merge_base: unsloth/Llama-3.2-1B-Instruct\n"),
+        ("./m", "set model.merge_base: the 16-bit repository"),
+    ],
+)
+def test_check_wants_16_bit_weights_to_merge_into(loaded: Load, tmp_path: Path, name: str, fix: str) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"quantization_config": {"bits": 4}}), encoding="utf-8")
+    (tmp_path / "m" / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DpoError) as caught:
+        check(loaded(f"model.id={name}; model.load_in_4bit=true"), tmp_path / "r.yaml")
+    assert fix in f"{caught.value}\n" and "model.merge_base" in str(caught.value)
+    assert caught.value.exit_code == USAGE
+    check(loaded(f"model.id={name}; model.load_in_4bit=true; model.merge_base=Qwen/Qwen3-1.7B"), tmp_path / "r.yaml")
+
+
 def test_an_adapters_own_settings_may_be_repeated(loaded: Load, tmp_path: Path) -> None:
     (tmp_path / "sft").mkdir()
     own = {"r": 8, "lora_alpha": 16, "target_modules": ["v_proj", "q_proj"]}

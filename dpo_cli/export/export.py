@@ -56,13 +56,15 @@ def export(recipe: Recipe, run: Run, *, dry_run: bool = False, quiet: bool = Fal
     written = recipe
     recipe = models.as_trained(recipe, run.record("train"))  # for what is loaded; what is recorded is the user's
     kinds: list[str] = [kind for kind in FOLDERS if kind in recipe.export.formats]
+    if "hub" in recipe.export.formats:
+        hub.repository(recipe)
+        if not dry_run:
+            hub.login(recipe)
     base = base16.find(recipe, weights=not dry_run)
     if {"gguf", "ollama"} & set(kinds):
         gguf.require(base, recipe.export.gguf)
     if "ollama" in kinds:
         ollama.require(_tokenizer(run.adapter), recipe)
-    if "hub" in recipe.export.formats:
-        hub.repository(recipe)
     base16.compare(recipe, base)
     if dry_run:
         return Exported(planned=_plan(recipe, run, base, kinds))

@@ -51,6 +51,24 @@ def repository(recipe: Recipe) -> str:
     return name
 
 
+def login(recipe: Recipe) -> str:
+    """The token for a push.
+
+    Raises:
+        DpoError: there is none.
+    """
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token is None:
+        raise DpoError(
+            f"not logged in to the Hub, so nothing can be pushed to {recipe.export.hub}",
+            where=recipe.where("export", "hub"),
+            hint="run `hf auth login` or set HF_TOKEN, then export again",
+        )
+    return token
+
+
 def path_in_repo(kind: str, name: str, formats: Iterable[str]) -> str:
     """Where a file of `export/<kind>/` goes, given all formats of the push."""
     return f"adapter/{name}" if kind == "adapter" and "merged" in formats else name
@@ -88,21 +106,15 @@ def push(recipe: Recipe, folder: Path, formats: Iterable[str], quiet: bool) -> s
     """
     name, formats = repository(recipe), list(formats)
     _require_verified(folder)
+    token = login(recipe)
     layout = _layout(folder, formats)
     if not quiet:
         print(listing(recipe, files(folder, formats)), flush=True)
 
     import httpx
-    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
 
-    token = get_token()
-    if token is None:
-        raise DpoError(
-            f"not logged in to the Hub, so nothing can be pushed to {name}",
-            where=recipe.where("export", "hub"),
-            hint=f"run `hf auth login` or set HF_TOKEN, then export again; the export itself is complete in {folder}",
-        )
     (disable_progress_bars if quiet else enable_progress_bars)()
     api = HfApi()
     try:

@@ -145,13 +145,13 @@ def test_a_judge_that_dies_costs_neither_answers_nor_judgments(run: Path, dpo_ev
         assert not (run / "eval").exists()
         assert len(server.asked) >= 4
         before = {row["id"]: row for row in rows(next(run.glob(".eval/samples-*.jsonl")))}
-    with JudgeServer("alphabetical") as server:
-        dpo_eval(*options(run, **{"eval.judge": {**asked, "base_url": server.url}}))
+    with JudgeServer("alphabetical", port=server.port) as server:
+        dpo_eval(*options(run, **{"eval.judge": asked}))
         questions = 2 * (12 + 3)
         assert len(server.asked) == questions - 3, "the three verdicts are not paid for twice"
         assert {row["id"]: row for row in rows(run / "eval" / "samples.jsonl")} == before
         # Another setting that does not change the answers, nor what was asked: nothing is done again.
-        asked = {**asked, "base_url": server.url, "concurrency": 2}
+        asked = {**asked, "concurrency": 2}
         dpo_eval(*options(run, **{"eval.judge": asked}))
         assert len(server.asked) == questions - 3
         assert {row["id"]: row for row in rows(run / "eval" / "samples.jsonl")} == before

@@ -94,6 +94,15 @@ def test_no_published_file_names_a_folder_of_this_machine(smoke: Any) -> None:
         assert not [content[:80] for content in contents if private.encode() in content]
 
 
+def test_no_login_is_an_error_before_any_work(run: Run, export_again: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr("dpo_cli.export.base.find", lambda *_, **__: pytest.fail("work has begun"))
+    with pytest.raises(DpoError, match="not logged in to the Hub") as raised:
+        export_again("export.formats=[adapter,hub]", "export.hub=me/model")
+    assert "hf auth login" in str(raised.value.hint)
+
+
 def test_gguf_and_ollama_need_no_merged_model_in_the_list(run: Run, export_again: Export) -> None:
     pytest.importorskip("gguf")
     done = export_again("export.formats=[gguf,ollama]")
@@ -171,9 +180,13 @@ def test_a_dry_run_says_what_would_be_written_and_writes_nothing(smoke: Any, run
     assert planned["gguf/smoke-q8_0.gguf"] == pytest.approx(expected, rel=0.01)
 
 
-def test_a_push_that_fails_does_not_cost_the_export(run: Run, export_again: Export) -> None:
+def test_a_push_that_fails_does_not_cost_the_export(
+    run: Run, export_again: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = recipe.load(SMOKE, ["export.formats=[adapter,hub]", "export.hub=me/smoke"])
+    monkeypatch.setenv("HF_TOKEN", "hf_one_that_expires")
     export(loaded, run, quiet=True)
+    monkeypatch.delenv("HF_TOKEN")
     made = contents(run["export"])
     for _ in range(2):  # and is tried again, without exporting again
         assert run.state("export", loaded).fresh
