@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +10,8 @@ from pathlib import Path
 import pytest
 from dpo_cli import doctor, driver
 from dpo_cli.cli import app
+from tests.fake_machine import HAS_DRIVER, RTX_4080, nvidia_smi, write_tool
 from typer.testing import CliRunner, Result
-
-sys.path.insert(0, str(Path(__file__).parent))
-from fake_machine import HAS_DRIVER, RTX_4080, nvidia_smi, write_tool
 
 PACKAGES = ("torch", "bitsandbytes", "transformers", "peft", "datasets", "accelerate", "trl", "unsloth")
 VERSIONS = {

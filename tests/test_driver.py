@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
@@ -12,9 +11,7 @@ from typing import Any
 import pytest
 from dpo_cli import driver
 from dpo_cli.driver import CUDA_12, CUDA_13, QWEN3_GIB, Card, Driver, cuda_problem, find_driver, torch_index
-
-sys.path.insert(0, str(Path(__file__).parent))
-from fake_machine import GTX_1080, RTX_4080, RTX_5090, broken_nvidia_smi, nvidia_smi
+from tests.fake_machine import GTX_1080, RTX_4080, RTX_5090, broken_nvidia_smi, nvidia_smi
 
 MISMATCH = "Failed to initialize NVML: Driver/library version mismatch"
 

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from fake_machine import GTX_1080, HAS_DRIVER, RTX_4080, RTX_5090, broken_nvidia_smi, nvidia_smi, write_tool
+from tests.fake_machine import GTX_1080, HAS_DRIVER, RTX_4080, RTX_5090, broken_nvidia_smi, nvidia_smi, write_tool
 
 CU126, CU130 = "https://download.pytorch.org/whl/cu126", "https://download.pytorch.org/whl/cu130"
 CPU = "https://download.pytorch.org/whl/cpu"
