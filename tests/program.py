@@ -32,8 +32,8 @@ READ_AT_IMPORT = (
     "UNSLOTH", "XDG",
 )  # fmt: skip
 LIGHT = ("check", "schema", "--help", "--version")  # a cold process is quicker than the server's imports
-# Read by the fork; the last one torch sets where it is imported, so that a test's process has it and the server not.
-NOT_AT_IMPORT = ("PYTHONIOENCODING", "PYTHONUNBUFFERED", "TORCHINDUCTOR_CACHE_DIR")
+# Read by the fork; the last two are set by torch and by dpo-cli, so that a test's process has them and the server not.
+NOT_AT_IMPORT = ("PYTHONIOENCODING", "PYTHONUNBUFFERED", "TORCHINDUCTOR_CACHE_DIR", "TRL_EXPERIMENTAL_SILENCE")
 PROGRAM = (sys.executable, "-m", "dpo_cli")
 Environment = Mapping[str, str]
 

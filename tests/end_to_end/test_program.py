@@ -70,8 +70,11 @@ def test_what_tests_run_is_forked_and_what_libraries_read_at_import_is_not(monke
     """Imports set variables of their own in a test's process: they must not make every command a cold one."""
     import torch._inductor  # noqa: F401
     from accelerate import Accelerator
+    from dpo_cli.train.methods import METHODS
 
     Accelerator(cpu=True)
+    for method in METHODS.values():
+        method.classes()
     assert program.forks({}) and program.forks({"env": {**os.environ, "COLUMNS": "80", "PYTHONUNBUFFERED": "1"}})
     for name in ("PYTHONPATH", "UNSLOTH_ALLOW_CPU", "HF_ENDPOINT"):
         assert not program.forks({"env": {**os.environ, name: "other"}})
