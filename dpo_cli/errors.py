@@ -63,13 +63,13 @@ def without_secrets(text: str) -> str:
 
 
 def did_you_mean(word: str, known: list[str]) -> str | None:
-    """The known word nearest to `word`, or None where nothing is near; its first number is the same.
+    """The known word nearest to `word`, or None where nothing is near; of the same first number where there are such.
 
-    So q4_0 is near q4_k_s, and never q8_0.
+    So q4_0 is near q4_k_s, and not q8_0.
     """
     number = re.findall(r"\d+", word)[:1]
     same = [one for one in known if not number or re.findall(r"\d+", one)[:1] == number]
-    return next(iter(nearest(word, same, 1)), None)
+    return next(iter(nearest(word, same or known, 1)), None)
 
 
 def nearest(word: str, known: list[str], count: int) -> list[str]:
