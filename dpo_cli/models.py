@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dpo_cli import smoke
 from dpo_cli.adapters import adapter_commit, adapter_folder, load_adapter_weights, lora_of
 from dpo_cli.backends import Backend
-from dpo_cli.device import best_dtype
+from dpo_cli.device import best_dtype, ran_out_of_memory
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Lora, Recipe
 from dpo_cli.recipe_rules import unquantised
@@ -129,12 +129,12 @@ def chat_template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def resolve_dtype(recipe: Recipe) -> torch.dtype:
-    """Return `model.dtype`, with auto as this machine's best."""
+    """Return `model.dtype`, with auto as `train.fp16` asks for, else this machine's best."""
     import torch
 
     if recipe.model.dtype != "auto":
         return getattr(torch, recipe.model.dtype)
-    return best_dtype()
+    return torch.float16 if recipe.train.fp16 else best_dtype()
 
 
 # Safetensors only: a pickle can run code when it is loaded. Nor does a model bring code of its own, about which
@@ -176,7 +176,7 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
                 bnb_4bit_compute_dtype=dtype,
             )
         loaded: Any = AutoModelForCausalLM.from_pretrained(where, config=config, output_loading_info=True, **options)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise _cannot_load(recipe, "id", "the model", error) from error
     model, found = loaded
     _refuse_random_weights(recipe, found["missing_keys"], found["unexpected_keys"])
@@ -231,9 +231,15 @@ def modules_in_16bit(quantization_config: Any) -> list[str]:
     return list(names or [])
 
 
-def is_part_of(name: str, modules: Sequence[str]) -> bool:
-    """Whether a module is one of those named, or lies in one; `mlp` names each module of that name."""
-    return any(f".{module}." in f".{name}." for module in modules)
+def stays_in_16bit(name: str, modules: Sequence[str]) -> bool:
+    """Whether transformers leaves a module in 16 bits where the `quantization_config` names these.
+
+    Its rule: the full name begins with one of them, which are patterns, or ends with one. So `model.layers.1` stands
+    for the layers 10 to 19 too, and `mlp` not for the linear layers in it.
+    """
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    return not should_convert_module(name, list(modules))
 
 
 def _check_4bit(recipe: Recipe, model: PreTrainedModel) -> None:
@@ -246,7 +252,7 @@ def _check_4bit(recipe: Recipe, model: PreTrainedModel) -> None:
     whole = [
         name
         for name, module in model.named_modules()
-        if type(module) is Linear and module is not model.get_output_embeddings() and not is_part_of(name, skipped)
+        if type(module) is Linear and module is not model.get_output_embeddings() and not stays_in_16bit(name, skipped)
     ]
     if not layers or whole:
         raise DpoError(
@@ -434,6 +440,12 @@ def merge_base(recipe: Recipe) -> str:
 
 
 def _cannot_load(recipe: Recipe, key: str, what: str, error: Exception) -> DpoError:
+    if ran_out_of_memory(error):
+        return DpoError(
+            f"{what} of {getattr(recipe.model, key)} does not fit the memory that is free",
+            where=recipe.where("model", key),
+            hint="end what else uses the card (nvidia-smi names it), or take a smaller model",
+        )
     return DpoError(
         f"can't load {what} of {getattr(recipe.model, key)}: {str(error).strip().splitlines()[0]}",
         where=recipe.where("model", key),

@@ -70,6 +70,16 @@ def any_of(flag: bool) -> bool:
     return any(gather_object([flag]))
 
 
+def least(number: int) -> int:
+    """Return the smallest of the processes' numbers, for all of them; all have to ask at the same point."""
+    if count() == 1:
+        return number
+    _join()
+    from accelerate.utils import gather_object
+
+    return min(gather_object([number]))
+
+
 def _join() -> None:
     import torch
     from accelerate import PartialState

@@ -549,6 +549,11 @@ def unquantised(name: str) -> str | None:
     return base if _on_hub(name) and base != name else None
 
 
+def _in_4bit(quantised: Mapping[str, Any]) -> bool:
+    """Whether a `quantization_config` is of bitsandbytes' 4-bit weights."""
+    return bool(quantised.get("load_in_4bit")) and quantised.get("quant_method", "bitsandbytes") == "bitsandbytes"
+
+
 def against_model(recipe: Recipe, config: Mapping[str, Any]) -> list[tuple[Key, str]]:
     """What the recipe asks of a model that it can't do, each as `problem: fix`.
 
@@ -565,7 +570,12 @@ def against_model(recipe: Recipe, config: Mapping[str, Any]) -> list[tuple[Key, 
         found.append(
             (("model", "max_length"), f"is more than the model's {longest}: set model.max_length: {longest} or less")
         )
-    if config.get("quantization_config") and not recipe.model.load_in_4bit:
+    quantised = config.get("quantization_config") or {}
+    if quantised and not _in_4bit(quantised):
+        method = "8-bit" if quantised.get("load_in_8bit") else str(quantised.get("quant_method", "other")).upper()
+        sentence = f"names {method} weights, and only bitsandbytes' 4-bit ones are trained: name the 16-bit repository"
+        found.append((("model", "id"), sentence))
+    elif quantised and not recipe.model.load_in_4bit:
         sentence = "is false, but the weights are quantised: set model.load_in_4bit: true, or name 16-bit ones"
         found.append((("model", "load_in_4bit"), sentence))
     experts = any(str(name).startswith("num_") and "expert" in str(name) for name in config)

@@ -85,15 +85,28 @@ def test_the_modules_that_4bit_weights_leave_in_16_bits_are_read_either_way(as_d
 
 
 @pytest.mark.parametrize(
-    ("name", "inside"),
+    "named",
     [
-        ("model.layers.1.mlp", True),
-        ("model.layers.1.mlp.up_proj", True),
-        ("base_model.model.model.layers.1.mlp.up_proj.base_layer", True),
-        ("model.layers.11.mlp.up_proj", False),
-        ("model.layers.1.mlp_gate", False),
-        ("model.lm_head", True),
+        ["lm_head", "model.layers.1.mlp"],  # as a dynamic 4-bit repository has it
+        ["model.layers.1"],  # the layers 10 and 11 begin with it
+        ["mlp"],  # no linear layer ends with it
+        ["down_proj", "model.layers.2.self_attn.q"],
+        ["model.layers.*.self_attn"],
+        [],
     ],
+    ids=str,
 )
-def test_a_module_is_part_of_those_named_by_whole_parts_of_its_name(name: str, inside: bool) -> None:
-    assert models.is_part_of(name, ["lm_head", "model.layers.1.mlp"]) is inside
+def test_the_layers_that_stay_in_16_bits_are_those_that_transformers_leaves(named: list[str]) -> None:
+    """Compared with what it does to a model of twelve layers."""
+    from torch import nn
+    from transformers import BitsAndBytesConfig, Qwen3Config, Qwen3ForCausalLM
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8, "head_dim": 4}
+    heads = {"num_hidden_layers": 12, "num_attention_heads": 2, "num_key_value_heads": 1}
+    with torch.device("meta"):
+        model: Any = Qwen3ForCausalLM(Qwen3Config(**sizes, **heads))
+    linear = {name for name, module in model.named_modules() if type(module) is nn.Linear and "layers" in name}
+    replace_with_bnb_linear(model, named, BitsAndBytesConfig(load_in_4bit=True))
+    left = {name for name, module in model.named_modules() if type(module) is nn.Linear} & linear
+    assert {name for name in linear if models.stays_in_16bit(name, named)} == left

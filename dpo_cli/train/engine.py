@@ -193,12 +193,13 @@ def _can_be_cut(recipe: Recipe, trainer: Any, notes: list[str]) -> bool:
 def _plan_step(recipe: Recipe, trainer: Any, cut: bool) -> None:
     """Take the token budget and the checkpointing that the memory plan says, where the recipe leaves them open."""
     device: Device = "cuda" if trainer.args.device.type == "cuda" else "cpu"
+    available = processes.least(available_memory(recipe))  # all have to take the same, and a desktop is on one card
     try:
         found = plan(
             recipe,
             lengths_of(trainer.train_dataset),
             trainer.model.config,
-            available_memory(recipe),
+            available,
             device=device,
             unsloth=backends.patched_by_unsloth(type(trainer)),
             shared=trainer.shared_prefix,

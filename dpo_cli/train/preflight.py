@@ -167,7 +167,11 @@ def _try(trainer: Any, rows: list[dict[str, Any]], accumulation: int) -> float:
         try:
             # Stands for the optimizer's state, which the first step will make. Ones: zeros may not be resident.
             optimizer = torch.ones(state, dtype=torch.uint8, device=args.device)
-            with trainer.accelerator.autocast(), _outputs_of_mixed_precision(trainer):  # as train() wraps the forward
+            with (
+                trainer.accelerator.autocast(),
+                _outputs_of_mixed_precision(trainer),  # as train() wraps the forward
+                _without_gathering(trainer.accelerator),
+            ):
                 trainer.training_step(model, trainer.data_collator(rows))
             peak = _peak(args.device)
         except (RuntimeError, MemoryError) as error:
@@ -192,6 +196,17 @@ def _outputs_of_mixed_precision(trainer: Any) -> Iterator[None]:
         attributes.pop("forward", None)
         if before is not None:
             attributes["forward"] = before
+
+
+@contextmanager
+def _without_gathering(accelerator: Any) -> Iterator[None]:
+    """Leave each process to itself: one whose memory runs out would keep the others waiting for its metrics."""
+    own = vars(accelerator)
+    own["gather"] = own["gather_for_metrics"] = lambda values, *_, **__: values
+    try:
+        yield
+    finally:
+        del own["gather"], own["gather_for_metrics"]
 
 
 @contextmanager

@@ -91,12 +91,12 @@ class Shape:
         return self.linear + self.other
 
     def weights_of(self, modules: Sequence[str]) -> int:
-        """Count the weights of the layers' linear modules that are named, or lie in what is."""
+        """Count the weights of the layers' linear modules that stay in 16 bits where these modules are to."""
         return sum(
             inputs * outputs
             for layer in range(self.layers)
             for name, (inputs, outputs) in self.sides.items()
-            if models.is_part_of(f"model.layers.{layer}.{'mlp' if name in MLP else 'self_attn'}.{name}", modules)
+            if models.stays_in_16bit(f"model.layers.{layer}.{'mlp' if name in MLP else 'self_attn'}.{name}", modules)
         )
 
     def lora(self, rank: int, targets: Sequence[str]) -> int:

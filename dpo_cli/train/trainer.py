@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli import adapters, backends, models, processes
+from dpo_cli.device import best_dtype, ran_out_of_memory
 from dpo_cli.errors import INTERRUPTED, DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run, write_json
@@ -100,7 +101,12 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
         if checkpoint and is_last(checkpoint, record.get("continued_from", [])):
             _restore(trainer, checkpoint)
         else:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            try:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out_of_memory(error):
+                    raise
+                raise _out_of_memory(recipe, trainer) from error
     seconds = time.monotonic() - start
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise DpoError(
@@ -167,6 +173,18 @@ def build(recipe: Recipe, run: Run, backend: backends.Backend) -> Any:
 # ------------------------------------------------------------------------------------------------------------ pieces
 
 
+def _out_of_memory(recipe: Recipe, trainer: Any) -> DpoError:
+    """For memory that runs out in training: something else took it, or the longest rows were not tried before."""
+    tried = "" if recipe.engine.preflight else "set engine.preflight: true, "
+    goes_on = "" if recipe.train.save_only_model else "; the same command goes on from the last checkpoint"
+    return DpoError(
+        f"memory ran out in step {trainer.state.global_step + 1} of {trainer.state.max_steps}",
+        where=recipe.where("engine", "preflight"),
+        hint=f"{tried}end what else uses the card (nvidia-smi names it){goes_on}, or start over with --fresh and a "
+        "lower engine.memory_limit",
+    )
+
+
 def trl_config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
     """TRL's config with every argument passed, because Unsloth changes the defaults of those that are not."""
     from dataclasses import fields
@@ -179,6 +197,17 @@ def trl_config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
     if not on_gpu and (recipe.train.fp16 or dtype == torch.float16):
         key = ("train", "fp16") if recipe.train.fp16 else ("model", "dtype")
         raise DpoError("float16 training needs a GPU", where=recipe.where(*key), hint="remove it; a CPU takes float32")
+    if on_gpu and best_dtype() == torch.float16 and (recipe.train.bf16 or dtype == torch.bfloat16):
+        key = ("train", "bf16") if recipe.train.bf16 else ("model", "dtype")
+        hint = "remove it: float16 is taken on this card"
+        raise DpoError("this GPU does not compute in bfloat16", where=recipe.where(*key), hint=hint)
+    asked = torch.float16 if recipe.train.fp16 else torch.bfloat16 if recipe.train.bf16 else dtype
+    if on_gpu and asked != dtype != torch.float32:
+        key = ("train", "fp16") if recipe.train.fp16 else ("train", "bf16")
+        name = str(dtype).removeprefix("torch.")
+        raise DpoError(
+            f"train.{key[1]} does not go with model.dtype: {name}", where=recipe.where(*key), hint="remove one of them"
+        )
     mixed = on_gpu and recipe.train.bf16 is None and not recipe.train.fp16
     padded = getattr(recipe.train, "pad_to_multiple_of", None)
     arguments = recipe.train.model_dump(exclude={"method"}) | {
