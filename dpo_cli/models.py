@@ -134,7 +134,7 @@ def resolve_dtype(recipe: Recipe) -> torch.dtype:
 
     if recipe.model.dtype != "auto":
         return getattr(torch, recipe.model.dtype)
-    return torch.float16 if recipe.train.fp16 else best_dtype()
+    return torch.float16 if recipe.train.fp16 and torch.cuda.is_available() else best_dtype()
 
 
 # Safetensors only: a pickle can run code when it is loaded. Nor does a model bring code of its own, about which

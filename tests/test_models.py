@@ -216,3 +216,25 @@ def test_a_large_model_on_a_cpu_stops_with_the_time_it_would_take(base: Path) ->
     with pytest.raises(DpoError, match=r"0\.6B weights: on this CPU 7,500 pairs would take about \d+ (hours|days)"):
         backends.refuse_cpu(recipe(base))
     backends.refuse_cpu(recipe(base, allow_cpu=True))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory"),
+    ],
+    ids=str,
+)
+def test_a_model_that_does_not_fit_the_card_is_no_matter_of_its_id(
+    base: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(DpoError, match="does not fit the memory that is free") as caught:
+        models.load_base(recipe(base))
+    assert "nvidia-smi" in str(caught.value.hint)

@@ -290,7 +290,21 @@ def test_every_rule_is_of_a_key_that_exists() -> None:
             "max_length",
             "max_length: 2048 or less",
         ),
-        ("model.load_in_4bit=false", {"quantization_config": {"bits": 4}}, "load_in_4bit", "quantised"),
+        (
+            "model.load_in_4bit=false",
+            {"quantization_config": {"load_in_4bit": True, "quant_method": "bitsandbytes"}},
+            "load_in_4bit",
+            "quantised",
+        ),
+        ("model.load_in_4bit=false", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "id", "GPTQ"),
+        ("model.load_in_4bit=true", {"quantization_config": {"quant_method": "awq", "bits": 4}}, "id", "AWQ"),
+        ("model.load_in_4bit=true", {"quantization_config": {"quant_method": "fp8"}}, "id", "16-bit repository"),
+        (
+            "model.load_in_4bit=true",
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False}},
+            "id",
+            "8-bit",
+        ),
         ("train.router_aux_loss_coef=0.1", {"hidden_size": 8}, "router_aux_loss_coef", "experts"),
     ],
 )
@@ -298,7 +312,9 @@ def test_what_a_model_can_not_do(loaded: Load, settings: str, config: dict[str, 
     ((found, sentence),) = against_model(loaded(settings), config)
     assert found[-1] == key
     assert says in sentence
-    assert against_model(loaded("train.beta=0.2"), {"tie_word_embeddings": True, "num_experts": 8}) == []
+    in_4bit = {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False}
+    fine = {"tie_word_embeddings": True, "num_experts": 8, "quantization_config": in_4bit}
+    assert against_model(loaded("train.beta=0.2"), fine) == []
 
 
 def test_check_reads_a_local_models_config(loaded: Load, tmp_path: Path) -> None:

@@ -251,11 +251,16 @@ def trl_config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
             where=recipe.where("train", foreign[0]),
             hint="remove it, or install the TRL that `dpo-cli doctor` names",
         )
-    return config_class(**{name: value for name, value in arguments.items() if name in known})
+    config = config_class(**{name: value for name, value in arguments.items() if name in known})
+    # One process with several cards would take DataParallel, which TRL refuses, and more pairs a step.
+    config._n_gpu = min(config.n_gpu, 1)
+    return config
 
 
 def _notes(recipe: Recipe, trainer: Any) -> list[str]:
-    """What of the method a person should know before it runs."""
+    """What of the method and the machine a person should know before it runs."""
+    import torch
+
     method, train = METHODS[recipe.train.method], recipe.train
     notes = [] if method.reference else [f"no reference: {train.method} compares answers without one"]
     weighs = next((loss for loss in train.losses if loss in ("simpo", "alphapo")), None)
@@ -263,6 +268,8 @@ def _notes(recipe: Recipe, trainer: Any) -> list[str]:
         notes.append(
             f"! train.beta {train.beta:g} is of DPO's size; {weighs} weighs log-probabilities per token: about 2"
         )
+    if trainer.args.device.type == "cuda" and processes.count() == 1 and torch.cuda.device_count() > 1:
+        notes.append(f"one of {torch.cuda.device_count()} GPUs: accelerate launch -m dpo_cli train … takes all")
     if train.save_only_model:
         notes.append("! train.save_only_model: checkpoints have no optimizer state, so this run can't be resumed")
     end = models.unnamed_end(trainer.model.generation_config, trainer.processing_class)

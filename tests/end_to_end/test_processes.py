@@ -14,13 +14,26 @@ import pytest
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 
 
-def launch(runs: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+# A desktop or another training on the card of one process.
+ONE_HAS_LESS = """
+import os
+from dpo_cli.cli import main
+from dpo_cli.train import engine
+if os.environ["RANK"] == "1":
+    engine.available_memory = lambda recipe: 545 * 2**20
+main()
+"""
+
+
+def launch(
+    runs: Path, *settings: str, program: tuple[str, ...] = ("-m", "dpo_cli")
+) -> subprocess.CompletedProcess[str]:
     """`accelerate launch --num_processes 2 -m dpo_cli train` on two CPU processes, which talk through gloo."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     options = [part for one in settings for part in ("--set", one)]
     return subprocess.run(
-        [*launcher, "-m", "dpo_cli", "train", str(SMOKE), "--runs-dir", str(runs), *options],
+        [*launcher, *program, "train", str(SMOKE), "--runs-dir", str(runs), *options],
         env={**os.environ, "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
@@ -78,3 +91,13 @@ def test_an_error_in_one_process_ends_the_others(tmp_path: Path) -> None:
     done = launch(tmp_path, "data.filters.short.min_chars=100000", "data.filters.short.min_han=100000")
     assert done.returncode != 0
     assert done.stderr.count("error: nothing is left of 600 prompts") == 1
+
+
+def test_where_one_process_has_less_memory_all_take_what_fits_it(tmp_path: Path) -> None:
+    """With passes of different sizes each would wait for the other's."""
+    (tmp_path / "one_has_less.py").write_text(ONE_HAS_LESS, encoding="utf-8")
+    settings = ("train.max_steps=1", "train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=1")
+    done = launch(tmp_path, *settings, program=(str(tmp_path / "one_has_less.py"),))
+    assert done.returncode == 0, done.stdout + done.stderr
+    taken = json.loads((tmp_path / "smoke" / "manifest.json").read_text())["stages"]["train"]["engine"]
+    assert 0 < taken["token_budget"] < 1024

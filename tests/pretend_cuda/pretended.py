@@ -59,6 +59,7 @@ class Card:
     Attributes:
         capability: (8, 9) is an RTX 4080; (7, 5) a T4, which computes bfloat16 by emulation only.
         total: bytes of memory.
+        count: how many of them the machine has.
         waits, copies: of the CPU for the card, and blocking copies to it, by who asked for it.
         refused: the operations that raised.
         largest: bytes of the largest tensor since `reset_peak_memory_stats`.
@@ -71,6 +72,7 @@ class Card:
     capability: tuple[int, int] = (8, 9)
     name: str = "a pretended card"
     total: int = 16 * 2**30
+    count: int = 1
     waits: Counter[Asked] = field(default_factory=Counter)
     copies: Counter[Asked] = field(default_factory=Counter)
     refused: list[str] = field(default_factory=list)

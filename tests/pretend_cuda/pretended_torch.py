@@ -89,7 +89,7 @@ def _torch_cuda(card: Card) -> dict[str, Any]:
     properties = SimpleNamespace(total_memory=card.total, name=card.name, major=major, minor=minor)
     quiet: dict[str, Any] = dict.fromkeys(("_lazy_init", "set_device", "synchronize", "ipc_collect"), lambda *_: None)
     return quiet | {
-        "is_available": lambda: True, "is_initialized": lambda: True, "device_count": lambda: 1,
+        "is_available": lambda: True, "is_initialized": lambda: True, "device_count": lambda: card.count,
         "current_device": lambda: 0, "device": lambda *_: nullcontext(),
         "is_bf16_supported": lambda including_emulation=True: including_emulation or major >= 8,
         "get_device_capability": lambda *_: card.capability, "get_device_name": lambda *_: card.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,3 +127,40 @@ def test_a_memory_limit_holds_for_the_card_and_halves_the_batch(new_runs: NewRun
     limited.go("train", *settings, f"engine.memory_limit={limit / 2**20:.3f} MB", card=other)
     assert limited.engine["micro_batch"] == 4
     assert other.share == pytest.approx((limit - CUDA_CONTEXT) / other.total, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "capability", "says"),
+    [
+        (("model.dtype=bfloat16",), (7, 5), "this GPU does not compute in bfloat16"),
+        (("model.dtype=auto", "train.bf16=true"), (7, 0), "this GPU does not compute in bfloat16"),
+        (("model.dtype=bfloat16", "train.fp16=true"), (8, 9), "train.fp16 does not go with model.dtype: bfloat16"),
+        (("model.dtype=float16", "train.bf16=true"), (8, 9), "train.bf16 does not go with model.dtype: float16"),
+    ],
+)
+def test_a_precision_that_the_card_or_the_model_lacks_is_refused_before_the_data(
+    settings: tuple[str, ...], capability: tuple[int, int], says: str, tmp_path: Path
+) -> None:
+    runs = Runs(tmp_path / "runs")
+    with pytest.raises(AssertionError, match=says):
+        runs.go("train", *settings, card=Card(capability))
+    assert not (runs.run / "data").exists()
+
+
+def test_memory_that_runs_out_in_training_is_said_with_the_step(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    forwards: list[int] = []
+
+    def in_the_second_step(ids: Any) -> bool:
+        forwards.append(len(ids))  # of policy and reference
+        return len(forwards) > 2
+
+    small_card(monkeypatch, OUT_OF_MEMORY[1], in_the_second_step)
+    with pytest.raises(AssertionError, match=r"(?s)memory ran out in step 2 of 4.*engine.preflight: true"):
+        runs.go("train", *OFF, "engine.preflight=false", "train.max_steps=4", card=Card())
+
+
+def test_one_process_takes_one_of_two_cards_and_says_so(runs: Runs) -> None:
+    """TRL refuses DataParallel, which transformers would take."""
+    said = runs.go("train", *OFF, "train.max_steps=1", card=Card(count=2))
+    assert re.search(r"24 pairs, 4 a step, on", said)
+    assert "one of 2 GPUs: accelerate launch" in " ".join(said.split())

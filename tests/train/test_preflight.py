@@ -495,6 +495,17 @@ def test_running_out_of_memory_halves_as_well(trainer: Trainers, monkeypatch: py
     assert all(parameter.grad is None for parameter in made.model.parameters())
 
 
+def test_a_trial_waits_for_no_other_process(trainer: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose memory ran out would not be there for the metrics that TRL gathers, only for the peak."""
+    from accelerate import Accelerator
+
+    made, gather = trainer(2, 1), Accelerator.gather
+    monkeypatch.setattr(Accelerator, "gather", lambda *_: pytest.fail("it waits for the others"))
+    assert fit(made, 64 * GIB) == 2
+    monkeypatch.setattr(Accelerator, "gather", gather)
+    assert made.accelerator.gather.__func__ is gather and "gather_for_metrics" not in vars(made.accelerator)
+
+
 def test_other_errors_of_a_step_are_not_taken_for_a_full_memory(
     trainer: Trainers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
