@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from dpo_cli import __version__, console, processes, recipe, recipe_paths
+from dpo_cli.device import ran_out_of_memory
 from dpo_cli.environment import never_fail_to_print, prepare_environment
 from dpo_cli.errors import FAILED, INTERRUPTED, USAGE, DpoError
 from dpo_cli.recipe import Recipe
@@ -422,6 +423,9 @@ def _reported(debug: bool) -> Iterator[None]:
         raise
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        if ran_out_of_memory(error):
+            hint = "end what else uses it (nvidia-smi names that of a GPU), or take a smaller model"
+            _fail(DpoError(f"memory ran out: {first or type(error).__name__}", hint=hint), debug)
         _fail(DpoError(f"{type(error).__name__}: {first}", hint="--debug shows where this comes from"), debug)
 
 

@@ -147,7 +147,9 @@ def print_plan(loaded: Recipe, run: Run) -> None:
         lengths = [len(one.ids) - one.start for one in encoded[: len(answers)]]
         singly, start = loaded.train.method == "kto", encoded[0].start
         rows += [(start, one) for one in lengths] if singly else [(start, *lengths)]
-    config = AutoConfig.from_pretrained(models.location(loaded.model.id), revision=loaded.model.revision)
+    config = AutoConfig.from_pretrained(
+        models.location(loaded.model.id), revision=loaded.model.revision, trust_remote_code=False
+    )
     backend = backends.choose_backend(loaded)
     fits = METHODS[loaded.train.method].engine
     found = predict(

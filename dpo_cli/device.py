@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from dpo_cli.environment import in_wsl
+
 if TYPE_CHECKING:
     import torch
 
@@ -25,11 +27,9 @@ def best_dtype() -> torch.dtype:
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of a GPU, or of this machine, was too small."""
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None  # torch's are all of these
 
 
 def free_gpu_memory() -> int:
@@ -37,3 +37,19 @@ def free_gpu_memory() -> int:
     import torch
 
     return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+
+
+def limit_memory(most: int | None) -> None:
+    """Have PyTorch raise before it takes more bytes of the current GPU than these; None: all that is there.
+
+    In WSL never more than is free: there Windows gives a full card the machine's memory, without an error and many
+    times slower (microsoft/WSL#11050).
+    """
+    import torch
+
+    if in_wsl():
+        free = free_gpu_memory()
+        most = free if most is None else min(most, free)
+    if most is not None:
+        share = most / torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(max(share, 0.0), 1.0))

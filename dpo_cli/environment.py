@@ -46,7 +46,11 @@ def never_fail_to_print() -> None:
             reconfigure(errors=errors)
 
 
+def in_wsl() -> bool:
+    """Whether this Linux runs in Windows."""
+    return "microsoft" in platform.release().lower()
+
+
 def _has_expandable_segments() -> bool:
     """Whether CUDA can grow a block of memory: on Linux, but neither in WSL nor on a Jetson."""
-    wsl = "microsoft" in platform.release().lower()
-    return sys.platform == "linux" and not wsl and not Path("/etc/nv_tegra_release").exists()
+    return sys.platform == "linux" and not in_wsl() and not Path("/etc/nv_tegra_release").exists()

@@ -292,3 +292,15 @@ def test_preview_shows_pairs_as_the_model_sees_them(project: Any, invoke: Invoke
     first = json.loads((project.run / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert "<|im_start|>" in done.stdout
     assert first["chosen"][0]["content"].split()[0] in done.stdout
+
+
+def test_memory_that_runs_out_anywhere_is_said_in_words(
+    project: Any, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("dpo_cli.cli.recipe.check", full)
+    done = invoke("check", project.recipe)
+    assert done.exit_code == 1
+    assert "error: memory ran out: CUDA out of memory. Tried" in done.stderr and "nvidia-smi" in done.stderr

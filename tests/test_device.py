@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from dpo_cli import models
-from dpo_cli.device import best_dtype, free_gpu_memory, ran_out_of_memory
+from dpo_cli.device import best_dtype, free_gpu_memory, limit_memory, ran_out_of_memory
 from dpo_cli.recipe import Recipe
 
 
@@ -77,6 +77,30 @@ def test_free_memory_is_what_others_leave_of_a_card(monkeypatch: pytest.MonkeyPa
     assert free_gpu_memory() == 10 * 2**30
 
 
+@pytest.mark.parametrize(
+    ("system", "most", "share"),
+    [
+        ("6.8.0-generic", None, None),
+        ("6.8.0-generic", 4, 4 / 16),
+        ("5.15.153.1-microsoft-standard-WSL2", None, 10 / 16),
+        ("5.15.153.1-microsoft-standard-WSL2", 4, 4 / 16),
+        ("5.15.153.1-microsoft-standard-WSL2", 12, 10 / 16),
+    ],
+)
+def test_in_wsl_a_full_card_raises_and_takes_no_memory_of_the_machine(
+    system: str, most: int | None, share: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[float] = []
+    monkeypatch.setattr("platform.release", lambda: system)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (9 * 2**30, 16 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=16 * 2**30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", taken.append)
+    limit_memory(None if most is None else most * 2**30)
+    assert taken == ([] if share is None else [share])
+
+
 @pytest.mark.parametrize("as_dict", [True, False], ids=["as Unsloth leaves it", "as transformers does"])
 def test_the_modules_that_4bit_weights_leave_in_16_bits_are_read_either_way(as_dict: bool) -> None:
     named: Any = {"llm_int8_skip_modules": ["lm_head", "model.layers.1.mlp"]}
@@ -102,8 +126,8 @@ def test_the_layers_that_stay_in_16_bits_are_those_that_transformers_leaves(name
     from transformers import BitsAndBytesConfig, Qwen3Config, Qwen3ForCausalLM
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8, "head_dim": 4}
-    heads = {"num_hidden_layers": 12, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8, "head_dim": 4}
+    heads: dict[str, Any] = {"num_hidden_layers": 12, "num_attention_heads": 2, "num_key_value_heads": 1}
     with torch.device("meta"):
         model: Any = Qwen3ForCausalLM(Qwen3Config(**sizes, **heads))
     linear = {name for name, module in model.named_modules() if type(module) is nn.Linear and "layers" in name}

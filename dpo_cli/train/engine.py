@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli import backends, machine, processes
-from dpo_cli.device import free_gpu_memory
+from dpo_cli.device import free_gpu_memory, limit_memory
 from dpo_cli.errors import DpoError, either
 from dpo_cli.recipe import Recipe
 from dpo_cli.train import reference_cache, shared_prefix, token_budget
@@ -61,6 +61,9 @@ def choose(recipe: Recipe, trainer: Any, before: dict[str, Any] | None, say: Cal
         DpoError: a part that the recipe insists on can't be had, or one pair does not fit the memory.
     """
     args, engine = trainer.args, recipe.engine
+    if args.device.type == "cuda":  # for training too, whether rows are tried before it or not
+        limit = parse_memory_limit(engine.memory_limit)
+        limit_memory(None if limit is None else limit - CUDA_CONTEXT)
     chosen = Chosen(args.per_device_train_batch_size, unit=rows_are(trainer))
     method = METHODS[recipe.train.method]
     off = [part for part in PARTS if part not in method.engine and (method.reference or part != "reference_cache")]

@@ -31,7 +31,7 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
 
     Halved are the tokens of a pass where the trainer has a `token_budget`, else the pairs of a micro-batch. The
     effective batch stays. Nothing else changes: no step is taken, and gradients, random states and TRL's counters
-    are put back, so that a run after it is the run without it. A limit on a GPU stays on for this process.
+    are put back, so that a run after it is the run without it.
 
     Args:
         trainer: TRL's, with its tokenised `train_dataset`.
@@ -53,10 +53,6 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
     known = PROMPT in (getattr(data, "column_names", None) or ()) and hasattr(data, "__len__")
     if sharded or not known or not (on_gpu or (limit_bytes is not None and machine.can_reset_peak())):
         return int(budget or micro)
-    if on_gpu and limit_bytes is not None:
-        whole = torch.cuda.get_device_properties(args.device).total_memory
-        share = (limit_bytes - CUDA_CONTEXT) / whole
-        torch.cuda.set_per_process_memory_fraction(min(max(share, 0.0), 1.0), args.device)
     rows = _longest_rows(data, micro)
     sizes = list(cuts(micro, args.gradient_accumulation_steps))
     # KTO's KL term is a mean over the rows at once, and TRL has made its pairs of them: fewer would be another loss.
