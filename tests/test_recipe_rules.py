@@ -337,7 +337,8 @@ def test_check_reads_a_local_models_config(loaded: Load, tmp_path: Path) -> None
 )
 def test_check_wants_16_bit_weights_to_merge_into(loaded: Load, tmp_path: Path, name: str, fix: str) -> None:
     (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "config.json").write_text(json.dumps({"quantization_config": {"bits": 4}}), encoding="utf-8")
+    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"quantization_config": quantised}), encoding="utf-8")
     (tmp_path / "m" / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(DpoError) as caught:
         check(loaded(f"model.id={name}; model.load_in_4bit=true"), tmp_path / "r.yaml")
