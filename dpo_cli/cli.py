@@ -76,7 +76,10 @@ def prepare(
 
                 pairs = read_pairs(run.train_pairs)
                 if any(isinstance(pair, AcrossPrompts) for pair in pairs):
-                    raise DpoError("--preview shows pairs, and here no prompt has both a good and a bad answer")
+                    raise DpoError(
+                        "--preview shows pairs, and here no prompt has both a good and a bad answer",
+                        hint=f"look at the rows themselves: head -n {preview} {run.train_pairs}",
+                    )
                 show(loaded, pairs, preview, terminal())
 
 

@@ -82,7 +82,16 @@ _CLOSES = rf"<\s*/\s*(?:{_TAGS})\s*>|<\|end_of_thought\|>|(?-i:\[/THINK\])|◁/t
 _THOUGHT_TAG = re.compile(f"{_OPENS}|{_CLOSES}", re.IGNORECASE)
 _THINK_BLOCK = re.compile(rf"\s*(?:{_OPENS})((?:(?!{_OPENS}|{_CLOSES}).)*)(?:{_CLOSES})\s*", re.DOTALL | re.IGNORECASE)
 _THOUGHTS = ("think", "thought", "reasoning", "scratchpad")  # one is in every tag
-_SOLUTION = re.compile(r"\s*<\|begin_of_solution\|>\s*(.*?)\s*<\|end_of_solution\|>\s*", re.DOTALL)  # behind a thought
+_SOLUTION = re.compile(  # behind a thought
+    r"\s*(?:<\|begin_of_solution\|>\s*(.*?)\s*<\|end_of_solution\|>|<answer>\s*((?:(?!</?answer>).)*?)\s*</answer>)\s*",
+    re.DOTALL | re.IGNORECASE,
+)
+# Other names for it, which are a thought only as the block that opens an answer whose prompt doesn't ask for it.
+_UNUSUAL = re.compile(
+    r"\s*<\s*((?:inner[ _-]?)?(?:thoughts?|monologue)|cot|chain[ _-]of[ _-]thought|analysis|reason|reflection|rationale"
+    r"|think(?:ing)?[ _-]process|思考(?:过程)?|推理(?:过程)?)\s*>(.*?)<\s*/\s*\1\s*>\s*(?=\S)",
+    re.DOTALL | re.IGNORECASE,
+)
 
 
 def think(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
@@ -90,6 +99,9 @@ def think(text: str, item: CandidateSet, options: Any, context: Context) -> str 
 
     Any other tag of that kind drops the answer: what is thought there and what is answer can't be told.
     """
+    unusual = _UNUSUAL.match(text) if text.lstrip()[:1] == "<" else None
+    if unusual and not any(f"<{unusual[1]}>" in turn["content"] for turn in item.prompt):
+        text = f"<think>\n{unusual[2].strip()}\n</think>\n\n{text[unusual.end() :]}"
     lower = text.lower()
     if not any(word in lower for word in _THOUGHTS) or not _THOUGHT_TAG.search(text):
         return text
@@ -101,7 +113,7 @@ def think(text: str, item: CandidateSet, options: Any, context: Context) -> str 
     if _THOUGHT_TAG.search(rest):
         return None
     solution = _SOLUTION.fullmatch(rest)
-    rest = solution[1] if solution else rest
+    rest = next(filter(None, solution.groups()), "") if solution else rest
     if not context.thinking:
         return rest
     as_qwen = len(thoughts) == 1 and not solution and text.lstrip().startswith("<think>") and "</think>" in text
@@ -123,18 +135,31 @@ QWEN = frozenset(
 
 # What ends a turn in the templates of other models, and the name of the next speaker, where answers were cut too late.
 _ENDS = re.compile(
-    r"(?:\s*(?:<[|｜](?:im_end|endoftext|end|return|call|stop|(?:end|eo)[_▁](?:of[_▁])?[a-z_▁]+|eo[stmd](?:_id|_token)?)[|｜]>"
-    r"|</s>|<eos>|<pad>|<end_of_turn>|<end_of_utterance>|<turn\|>|\[EOS\]|\[PAD\]"
+    r"(?:\s*(?:<[|｜]im_start[|｜]>(?:user|assistant|system)?|<start_of_turn>(?:user|model)?|<[|｜](?!vision|image|video|object|box|quad)/?[\w▁]+[|｜]>"
+    r"|</?s>|<eo[acdhmstu]>|<pad>|<unk>|<end>|<end_of_turn>|<end_of_utterance>|<reserved_\d+>|<turn\|>"
+    r"|\[EOS\]|\[PAD\]|\[SEP\]"
     r"|\n[ \t]*(?:#+ *)?(?:Human|User|Assistant|人类|用户|助手) *[:：]|\n### (?:Instruction|Response|Input):?))+\s*$",
     re.IGNORECASE,
 )
-_END_CHARACTERS = (">", "]", ":", "：", "### Instruction", "### Response", "### Input")
+_END_CHARACTERS = (
+    ">", "]", ":", "：", "### Instruction", "### Response", "### Input", "im_start|>user", "im_start|>assistant",
+    "im_start|>system", "_turn>user", "_turn>model",
+)  # fmt: skip
+# What opens an answer in the templates of other models, and what a prompt that was rendered by one ends in.
+_STARTS = re.compile(
+    r"(?:\s*(?:<s>|<bos>|<[|｜](?:begin[_▁]of[_▁]\w+|startoftext|assistant)[|｜]>))+\s*",
+    re.IGNORECASE,
+)
+_RENDERED = (
+    "[/INST]", "### Response:", "### Response", "### Assistant:", "<start_of_turn>model", "<|assistant|>",
+    "<|end_header_id|>", "<｜Assistant｜>", "<|im_start|>assistant",
+)  # fmt: skip
 _MARKS = (  # one is in every match of what follows
-    "<|", "<｜", "<eos>", "_call", "_of_turn>", "<extra_id_", "INST]", "<<SYS>>", "Human", "Assistant", "USER",
+    "<|", "<｜", "<eo", "_call", "_of_turn>", "<extra_id_", "INST]", "<<SYS>>", "Human", "Assistant", "USER",
     "ASSISTANT", "### ", "人类", "助手",
 )  # fmt: skip
 _LEAKED = re.compile(
-    r"<[|｜][\w▁]+[|｜]>|<eos>|<(?:start|end)_of_turn>|<extra_id_\d+>|\[/?INST\]|<</?SYS>>"
+    r"<[|｜]/?[\w▁]+[|｜]>|<eo[acdhmstu]>|<(?:start|end)_of_turn>|<extra_id_\d+>|\[/?INST\]|<</?SYS>>"
     r"|<(?:tool|function)_calls?>\s*[{\[]"
     r"|^[ \t]*(?:#+ *)?(?:Human|Assistant|USER|ASSISTANT|人类|助手) *[:：]|^### (?:Instruction|Response|Input):?\s*$",
     re.MULTILINE,
@@ -142,13 +167,19 @@ _LEAKED = re.compile(
 
 
 def markers(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
-    """An end token or a bare next turn at an answer's end is cut; role markers and special tokens inside drop it.
+    """A start token, and an end token or a bare next turn at the end, are cut; such markers inside drop the answer.
 
-    So do special tokens in a prompt: the tokenizer would obey them.
+    So do special tokens in a prompt, which the tokenizer would obey, and a prompt in another model's template.
     """
     if any(context.special.search(turn["content"]) for turn in item.prompt):
         return None
+    if item.prompt[-1]["content"].rstrip().endswith(_RENDERED):
+        return None
     bare = text.rstrip()
+    start = _STARTS.match(text) if "<" in text[:9] else None
+    if start and bare.find("</s>") in (-1, len(bare) - len("</s>")):  # else it is a word struck out in HTML
+        text = text[start.end() :]
+        bare = text.rstrip()
     if bare.endswith(_END_CHARACTERS):
         found = _ENDS.search(bare)
         if found and not ("</s>" in found[0] and "<s>" in text):  # that is a word struck out in HTML

@@ -8,9 +8,11 @@ know are ignored. To add a layout: write its function, add it to LAYOUTS below a
 from __future__ import annotations
 
 import re
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 from dpo_cli.prepare import rated_layouts as rated
 from dpo_cli.prepare import scoring
@@ -28,6 +30,7 @@ from dpo_cli.prepare.turns import (
     map_of,
     model_of,
     prompt_and_answers,
+    system_of,
     text_of,
 )  # fmt: skip
 from dpo_cli.records import Candidate, CandidateSet
@@ -44,26 +47,30 @@ def hh_rlhf(row: Row, settings: Settings) -> CandidateSet:
 def nectar(row: Row, settings: Settings) -> CandidateSet:
     """berkeley-nest/Nectar, or any prompt with ranked answers: 1 is best; no scores."""
     answers = [map_of(answer, "an answer") for answer in list_of(row.get("answers"), "answers")]
-    ranks = [scoring.rating(answer.get("rank"), 1, 1000) for answer in answers]
-    if None in ranks or len(set(ranks)) < len(ranks):
-        raise Malformed("the answers' ranks are not an order")
+    ranks = [scoring.rating(answer.get("rank"), 0, 1000) for answer in answers]
+    if None in ranks:
+        keys = ", ".join(str(key)[:40] for key in answers[ranks.index(None)])
+        raise Malformed(f"an answer has {keys}, and no rank that is a number: 1 is best")
+    if len(set(ranks)) < len(ranks):
+        raise Malformed("two answers have one rank")
     ordered = [answer for _, answer in sorted(zip(ranks, answers, strict=True), key=lambda ranked: ranked[0] or 0.0)]
-    prompt, _, notes = prompt_and_answers(row.get("prompt"), [], row.get("system"))
-    candidates = [Candidate(text_of(one.get("answer"), "answer"), None, model_of(one.get("model"))) for one in ordered]
+    said = [(one.get("answer"), "answer") for one in ordered]
+    prompt, texts, notes = prompt_and_answers(row.get("prompt"), said, system_of(row))
+    candidates = [Candidate(text, None, model_of(one.get("model"))) for text, one in zip(texts, ordered, strict=True)]
     return CandidateSet(prompt, candidates, source="", ranked=True, notes=notes)
 
 
 def sharegpt(row: Row, settings: Settings) -> CandidateSet:
     """LLaMA-Factory's ShareGPT ranking: `conversations`, and a chosen and a rejected turn."""
     turns = list_of(row.get("conversations"), "conversations")
-    return preferred(row, turns, sides(row), row.get("system"))
+    return preferred(row, turns, sides(row), system_of(row))
 
 
 def swift(row: Row, settings: Settings) -> CandidateSet:
     """ms-swift: `messages` that end in the chosen answer, or `query`, `response` and `history`; and a rejected one."""
     chosen, rejected = first(row, "messages", "response"), first(row, "rejected_messages", "rejected_response")
     answers = [(chosen, "the chosen answer"), (rejected, "the rejected answer")]
-    return preferred(row, row.get("query"), answers, row.get("system"), row.get("history"))
+    return preferred(row, row.get("query"), answers, system_of(row), row.get("history"))
 
 
 def alpaca(row: Row, settings: Settings) -> CandidateSet:
@@ -71,11 +78,11 @@ def alpaca(row: Row, settings: Settings) -> CandidateSet:
     prompt, output = _instructed(row), row.get("output")
     output = literal(output) if isinstance(output, str) and output.lstrip().startswith("[") else output
     if isinstance(output, list) and len(output) == 2:
-        return preferred(row, prompt, [(one, "output") for one in output], row.get("system"), row.get("history"))
+        return preferred(row, prompt, [(one, "output") for one in output], system_of(row), row.get("history"))
     if first(row, *SIDES) is not None:
-        return preferred(row, prompt, sides(row), row.get("system"), row.get("history"))
+        return preferred(row, prompt, sides(row), system_of(row), row.get("history"))
     answer = [(row.get("output"), "output")]
-    asked, texts, notes = prompt_and_answers(prompt, answer, row.get("system"), row.get("history"))
+    asked, texts, notes = prompt_and_answers(prompt, answer, system_of(row), row.get("history"))
     return CandidateSet(asked, [Candidate(texts[0])], source="", ranked=True, notes=notes)
 
 
@@ -89,7 +96,7 @@ def _instructed(row: Row, instruction: str = "instruction") -> Any:
 
 def orca(row: Row, settings: Settings) -> CandidateSet:
     """Intel/orca_dpo_pairs and its kin: `system`, `question` (argilla: `input`), chosen, rejected."""
-    return preferred(row, first(row, "question", "input"), sides(row), row.get("system"))
+    return preferred(row, first(row, "question", "input"), sides(row), system_of(row))
 
 
 TIES = ("tie", "tie (bothbad)", "both_bad", "bothbad", "both_good")
@@ -137,12 +144,14 @@ def _arena_turns(row: Row, side: str) -> Any:
 def pairs(row: Row, settings: Settings) -> CandidateSet:
     """Any prompt, chosen, rejected, as text or messages; scores count where they are on 0..1. Columns can be mapped."""
     ours = _mapped(row, settings)
-    return preferred(ours, _prompt(ours, settings), sides(ours), ours.get("system"), ours.get("history"))
+    return preferred(ours, _prompt(ours, settings), sides(ours), system_of(ours), ours.get("history"))
 
 
 def _prompt(row: Row, settings: Settings) -> Any:
-    """The prompt column; with its input where an Alpaca set's instruction is mapped to it."""
-    return _instructed(row, "prompt") if settings.columns.get("prompt") == "instruction" else row.get("prompt")
+    """The prompt column; with its input, where a row has both as text."""
+    asked, given = row.get("prompt"), row.get("input")
+    again = not isinstance(asked, str) or not isinstance(given, str) or given.strip() in asked
+    return asked if again and settings.columns.get("prompt") != "instruction" else _instructed(row, "prompt")
 
 
 def kto(row: Row, settings: Settings) -> CandidateSet:
@@ -153,7 +162,7 @@ def kto(row: Row, settings: Settings) -> CandidateSet:
     if prompt is None:
         prompt = _instructed(ours) if is_said(ours.get("instruction")) else ours.get("query")
     answer = [(completion, "completion")]
-    asked, texts, notes = prompt_and_answers(prompt, answer, ours.get("system"), ours.get("history"))
+    asked, texts, notes = prompt_and_answers(prompt, answer, system_of(ours), ours.get("history"))
     label = first(ours, "label", "kto_tag")
     written = str(label).strip().lower() if isinstance(label, str | int | float) else type(label).__name__
     if written not in LABELS:
@@ -163,14 +172,15 @@ def kto(row: Row, settings: Settings) -> CandidateSet:
     return CandidateSet(asked, [candidate], source="", language=language, labelled=True, notes=notes)
 
 
-LABELS = {
-    word: value
-    for value, words in (
-        (1.0, "true 1 1.0 yes good chosen desirable positive accepted preferred like liked up thumbs_up 是 好 真 对"),
-        (0.0, "false 0 0.0 -1 -1.0 no bad rejected undesirable negative dislike disliked down thumbs_down 否 坏 假 错"),
-    )
-    for word in words.split()
-}
+_GOOD = """
+    true 1 1.0 yes good chosen desirable positive accepted preferred like liked up thumbs_up upvote correct helpful win
+    +1 t y pos 👍 是 好 真 对 赞 正确 喜欢 满意 有用 正面
+"""
+_BAD = """
+    false 0 0.0 -1 -1.0 no bad rejected undesirable negative dislike disliked down thumbs_down downvote incorrect
+    unhelpful lose f n neg 👎 否 坏 假 错 踩 差 错误 不喜欢 不满意 无用 负面
+"""
+LABELS = {**dict.fromkeys(_GOOD.split(), 1.0), **dict.fromkeys(_BAD.split(), 0.0)}
 MAPPABLE = {
     "pairs": (
         "prompt", "chosen", "rejected", "system", "language", "score_chosen", "score_rejected", "model_chosen",
@@ -181,7 +191,10 @@ MAPPABLE = {
 
 
 def _mapped(row: Row, settings: Settings) -> Row:
-    return {**row, **{ours: row.get(theirs) for ours, theirs in settings.columns.items()}} if settings.columns else row
+    """The row under our names; a view, so that what is read of it is known."""
+    if not settings.columns:
+        return row
+    return ChainMap({ours: row.get(theirs) for ours, theirs in settings.columns.items()}, cast(dict[str, Any], row))
 
 
 # ---------------------------------------------------------------------------------------------------- all of them
@@ -290,15 +303,26 @@ LAYOUTS: dict[str, LayoutOf] = {
         kto,
         _sets(
             "prompt completion label", "messages label", "conversations kto_tag", "messages kto_tag",
-            "instruction output label", "instruction output kto_tag", "query response label",
+            "instruction output label", "instruction output kto_tag", "query response label", "conversations label",
+            "prompt response label",
         ),
         grouped=True,
     ),
 }  # fmt: skip
 
-MEDIA = ("image", "images", "video", "videos", "audio", "audios", "rejected_images")
+MEDIA = re.compile(
+    r"(?:(?:chosen|rejected|input|user)_?)?(?:images?|imgs?|pictures?|photos?|screenshots?|videos?|audios?|pixel_values"
+    r"|multi_?modal\w*|图片|图像|视频|音频)(?:_?(?:paths?|urls?|files?|names?|ids?|bytes|base64|b64|data|list))?",
+    re.IGNORECASE,
+)
 TOOLS = ("tools", "functions")
 _PLACEHOLDER = re.compile("<(?:image|video|audio)>")
+_PLACED = re.compile(r"^(?:<(?:image|video|audio)>\s)+|\s<(?:image|video|audio)>\s*$")  # as vision sets write it
+
+
+@cache
+def _is_media(name: str) -> bool:
+    return bool(MEDIA.fullmatch(name))
 
 
 def read_row(row: Any, layout: LayoutOf, settings: Settings) -> CandidateSet:
@@ -310,7 +334,7 @@ def read_row(row: Any, layout: LayoutOf, settings: Settings) -> CandidateSet:
     """
     if not isinstance(row, dict):
         raise Malformed(f"the row is {type(row).__name__}, not a map")
-    media = [name for name in MEDIA if name in row]
+    media = [name for name in row if isinstance(name, str) and _is_media(name)]
     for name in media:
         if holds(row[name]):
             raise Unsupported(f"{name} is not empty, and only text can be trained on")
@@ -318,6 +342,9 @@ def read_row(row: Any, layout: LayoutOf, settings: Settings) -> CandidateSet:
         item = layout.read(row, settings)
     except RecursionError as error:
         raise Malformed("lists or maps nested too deep") from error
+    asked = item.prompt[-1]["content"]
+    if "<" in asked and _PLACED.search(asked):
+        raise Unsupported("an <image>, <video> or <audio> in the prompt, and only text can be trained on")
     if media:
         texts = [*(turn["content"] for turn in item.prompt), *(candidate.text for candidate in item.candidates)]
         found = next(filter(None, map(_PLACEHOLDER.search, texts)), None)

@@ -25,7 +25,7 @@ from dpo_cli.prepare.spool import Spool
 from dpo_cli.prepare.tally import Entry, Tally, excerpt, kept_example, row_id
 from dpo_cli.prepare.text import hash64, prompt_key
 from dpo_cli.recipe import NearDuplicate, Recipe
-from dpo_cli.records import CandidateSet, write_jsonl
+from dpo_cli.records import ROWS_ARE, CandidateSet, write_jsonl
 from dpo_cli.run import sha256
 
 if TYPE_CHECKING:
@@ -53,8 +53,11 @@ def run(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
             sides = [{entry.cluster for entry, _, _ in rows} for rows in (train, held)]
             duplicates["train_eval_overlap"] = len(sides[0] & sides[1])
             if not train:
+                data_format, gone = recipe.data.format, tally.reasons()
+                biggest = ", ".join(f"{count:,} {reason}" for reason, count in list(gone.items())[:3])
+                lost = f"; of {tally.came.total():,} prompts went {biggest}" if gone else ""
                 raise DpoError(
-                    f"none of the {len(held)} pairs that are left is for training",
+                    f"none of the {len(held)} {ROWS_ARE[data_format]} that are left is for training{lost}",
                     where=recipe.where("data", "languages" if not held else "eval_fraction"),
                     hint="give it more data, or look at data.languages, data.total and data.eval_fraction",
                 )
@@ -76,7 +79,11 @@ def run(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
     said = [*remarks.losses(recipe, tally, entries), *remarks.languages(tally), *remarks.held_out(recipe, rows)]
     said += remarks.left_out(tally)
     for rank, one in read.items():
-        said += remarks.files(recipe.data.sources[rank].label, one.feeds, one.overlooked)
+        label = recipe.data.sources[rank].label
+        said += [
+            *remarks.files(label, one.feeds, one.overlooked),
+            *remarks.unread(label, one.layout, one.unread_columns),
+        ]
     found = report.build(
         recipe, tally, rows, got, wanted, outside, duplicates, audit, said, _provenance(recipe, read, inputs)
     )
@@ -180,6 +187,10 @@ def _judge(
     if edits["identical"] and not item.candidates:
         fate = ("identical", "each answer is called both good and bad")
     fate = fate or filters.clean(item, data.filters, context, edits)
+    if fate is None and item.labelled:  # again, for a cut may have made answers equal
+        edits += scoring.settle_labels(item)
+        if len(item.candidates) < filters.least(item, context):
+            fate = ("identical", "each answer is called both good and bad")
     if fate is None:
         units = _units(recipe, item, hashed, lone=filters.least(item, context) == 1)
         units, fate = filters.compare(item, units, data.filters, context)

@@ -42,6 +42,7 @@ SCORES: Scores = {
     "score_{}": scoring.UNIT, "{}_score": None, "{}-rating": None, "{}_rating": None, "reward_{}": None,
     "{}_reward": None,
 }  # fmt: skip
+_IS_SCORE = re.compile(r"score|rating|reward|grade|quality", re.IGNORECASE)
 MODELS = ("model_{}", "{}_model", "{}-model")
 
 
@@ -69,12 +70,30 @@ def preferred(
         if None not in stated.values():
             score_both(item, {column: value for column, value in stated.items() if value is not None}, scale)
             break
+    else:
+        score_both(item, _stated(row), None)
     item.language = spoken(row.get("language"))
     return item
 
 
+def _stated(row: Row) -> dict[str, float]:
+    """Scores under names of one's own, which differ only in the side (`chosen_avg_rating`); empty where there are none.
+
+    What scale they are on is not known.
+    """
+    for name in row:
+        if isinstance(name, str) and "chosen" in name and _IS_SCORE.search(name):
+            pair = {name: scoring.number(row[name])}
+            pair[name.replace("chosen", "rejected")] = scoring.number(row.get(name.replace("chosen", "rejected")))
+            if None not in pair.values():
+                return {column: value for column, value in pair.items() if value is not None}
+    return {}
+
+
 def score_both(item: CandidateSet, stated: dict[str, float], scale: tuple[float, float] | None) -> None:
     """Score both answers, unless the scores are off their scale or call rejected the better one."""
+    if not stated:
+        return
     item.stated = stated
     values = [scoring.rating(value, *scale) if scale else None for value in stated.values()]
     if (item.lead() or 0.0) < 0:

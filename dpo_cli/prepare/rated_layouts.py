@@ -16,6 +16,7 @@ from dpo_cli.prepare.turns import (
     map_of,
     model_of,
     prompt_and_answers,
+    system_of,
     text_of,
 )  # fmt: skip
 from dpo_cli.records import Candidate, CandidateSet, Message
@@ -54,6 +55,9 @@ def ultrafeedback_zh(row: Row, settings: Settings) -> CandidateSet:
     """
     if row.get("completions") is not None:
         return ultrafeedback(row, settings)
+    if None not in (scoring.number(row.get(f"{side}_rating")) for side in SIDES):  # one rating, not one an aspect
+        answers = [(row.get(f"{side}_response"), f"{side}_response") for side in SIDES]
+        return preferred(row, row.get("instruction"), answers)
     candidates = []
     for side in SIDES:
         ratings = row.get(f"{side}_rating")
@@ -79,7 +83,7 @@ def ultrafeedback_binarized(row: Row, settings: Settings) -> CandidateSet:
     H4 and trl-lib keep `overall_score` (1..10), argilla the mean of the aspects (1..5).
     """
     scores = {"{}-rating": scoring.MEAN_1_TO_5, "score_{}": scoring.OVERALL_1_TO_10}
-    item = preferred(row, row.get("prompt"), sides(row), row.get("system"), scores=scores)
+    item = preferred(row, row.get("prompt"), sides(row), system_of(row), scores=scores)
     item.subset = label_of(row.get("source"))
     return item
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -96,9 +98,9 @@ ALSO_CALLED = {
     "prompt": "question query instruction problem input user human text_prompt prompt_text context conversation "
     "messages 问题 提问 指令 提示",
     "chosen": "chosen_response response_chosen chosen_answer answer_chosen accepted preferred better good positive win "
-    "winner_response best 好 好回答 优选",
+    "winner_response best preferred_output 好 好回答 优质回答 优选",
     "rejected": "rejected_response response_rejected rejected_answer answer_rejected dispreferred worse bad negative "
-    "lose loser_response worst 坏 差 差回答 拒绝",
+    "lose loser_response worst non_preferred_output 坏 差 差回答 坏回答 劣质回答 拒绝",
     "completion": "response answer output reply 回答 回复",
     "label": "kto_tag is_good good liked like thumbs_up thumb feedback desirable is_desirable is_chosen 标签",
 }
@@ -111,9 +113,14 @@ def _nearest(seen: list[str], file: str) -> str:
     table = file.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
     if table and not known & {name.lower() for name in seen}:
         return "the first line has to name the columns, such as prompt,chosen,rejected: has this file no header?"
-    maps = [(name, *_map(needs, seen)) for name in MAPPABLE for needs in LAYOUTS[name].needs if "prompt" in needs]
+    maps = [
+        (name, *_map(needs, seen))
+        for name in MAPPABLE
+        for needs in LAYOUTS[name].needs
+        if {"prompt"} <= needs <= set(ALSO_CALLED)
+    ]
     layout, found, missing = max(maps, key=lambda one: (not one[2], len(one[1]) / (len(one[1]) + len(one[2]))))
-    written = [f"{ours}: {theirs}" for ours, theirs in found.items() if ours != theirs]
+    written = [f"{ours}: {_quoted(theirs)}" for ours, theirs in found.items() if ours != theirs]
     if not missing and written:
         return f"the nearest is {layout}, which also needs {_names(found)}: write columns: {{{', '.join(written)}}}"
     name, needs = max(
@@ -128,7 +135,7 @@ def _nearest(seen: list[str], file: str) -> str:
 
 def _map(needs: frozenset[str], seen: list[str]) -> tuple[dict[str, str], list[str]]:
     """Which of `seen` the needed columns are, and those that none of them is."""
-    folded = {name.lower().replace("-", "_").replace(" ", "_"): name for name in reversed(seen)}
+    folded = {name.strip().lower().replace("-", "_").replace(" ", "_"): name for name in reversed(seen)}
     found: dict[str, str] = {}
     for ours in sorted(needs, key=list(ALSO_CALLED).index):
         names = (name for name in [ours, *ALSO_CALLED[ours].split()] if name in folded)
@@ -136,6 +143,11 @@ def _map(needs: frozenset[str], seen: list[str]) -> tuple[dict[str, str], list[s
         if theirs is not None:
             found[ours] = theirs
     return found, [ours for ours in ALSO_CALLED if ours in needs and ours not in found]
+
+
+def _quoted(name: str) -> str:
+    """A column's name as it can stand in YAML's `{…}`."""
+    return name if re.fullmatch(r"\w(?:[\w. -]*\w)?", name) else json.dumps(name, ensure_ascii=False)
 
 
 def _names(found: dict[str, str]) -> str:
@@ -193,7 +205,7 @@ def candidate_sets(
             if not layout.grouped:
                 yield item
                 continue
-            key = tuple((turn["role"], turn["content"]) for turn in item.prompt)
+            key = tuple((turn["role"], turn["content"].strip()) for turn in item.prompt)
             group = groups.setdefault(key, item)
             if group is not item:
                 group.candidates += item.candidates

@@ -39,7 +39,8 @@ class Contradictions:
         few = self.against < AT_LEAST or self.against < SHARE * came
         if few or 2 * self.against <= self.scored or not recipe.data.filters.contradicts_scores:
             return
-        chosen, rejected = self.columns
+        mapped = recipe.data.sources[rank].columns or {}
+        chosen, rejected = (mapped.get(column, column) for column in self.columns)
         swapped = f"score_chosen: {rejected}, score_rejected: {chosen}"
         raise DpoError(
             f"{rejected} is the higher one in {self.against:,} of {self.scored:,} rows of "
@@ -74,11 +75,12 @@ def nothing_left(recipe: Recipe, tally: Tally, layouts: set[str]) -> DpoError:
     biggest = ", ".join(f"{count:,} {reason}" for reason, count in list(reasons.items())[:4])
     first = next(iter(reasons))
     shown = next(some[0][1] for (_, reason), some in tally.examples.items() if reason == first)
-    said = f" ({shown['detail']})" if shown["detail"] else ""
+    said = f" ({remarks.MEANS.get(first) or shown['detail']})" if shown["detail"] else ""
     such = " ".join(filter(None, [shown["where"], shown["prompt"][:80]])) + said
     hint = remarks.hint(first)
     if "kto" in layouts and recipe.data.format != "unpaired" and first in ("single_response", "tie"):
-        hint = "these are answers that are called good or bad: take train.method: kto with data.format: unpaired"
+        way = "set" if recipe.train.method == "kto" else "take train.method: kto with"
+        hint = f"these are answers that are called good or bad: {way} data.format: unpaired"
     return DpoError(
         f"nothing is left of {tally.came.total():,} prompts: {biggest}; such as: {such}",
         where=recipe.where("data", "sources"),

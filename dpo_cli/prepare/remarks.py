@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 
 from dpo_cli.prepare.feed import Feed
 from dpo_cli.prepare.filters import REASONS
+from dpo_cli.prepare.layouts import MAPPABLE
 from dpo_cli.prepare.tally import Entry, Tally
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import ROWS_ARE
@@ -14,6 +16,7 @@ from dpo_cli.stats import wilson
 UNREAD_SHARE, DROPPED_SHARE = 0.1, 0.3  # of a source's prompts; more that can't be read, or go for one reason, is said
 KEPT_BY_LENGTH = 0.95  # the share of prompts that a proposed model.max_length would keep
 ENOUGH_HELD_OUT = 50  # pairs, from which on an accuracy says something
+OWN = ("pairs", "kto", "alpaca", "swift", "sharegpt", "nectar")  # layouts of people's own files
 FOREIGN_SHARE = 0.5  # of the prompts that are taken for English
 
 # What to look at where a reason took everything, or much.
@@ -24,6 +27,7 @@ HINTS = {
     "contaminated": "check data.contamination and data.filters.contaminated",
     "language": "data.languages names the languages that may stay; a source's language: says what it is in",
     "single_response": "this source has one answer per prompt; pairs need two",
+    "markers": "take the text without another model's template, or set data.filters.markers: false",
     "template": "for safety data set keep_refusals: true on the source",
     "margin": "lower data.pairs.min_margin",
     "low_chosen": "lower data.pairs.min_chosen_score",
@@ -85,6 +89,23 @@ def files(label: str, feeds: list[Feed], overlooked: list[str]) -> list[str]:
     if overlooked:
         said.append(f"{label}: not read: {_listed(overlooked)}; data_files: names the files that are meant")
     return said
+
+
+# Columns that change what a row means, by what they are called.
+_TELLING = re.compile(
+    r"input|context|system|passage|document|history|question|query|score|rating|reward|rank|margin|reason|think|thought"
+    r"|\blang|language|标签|评分|分数|系统|上下文|输入",
+    re.IGNORECASE,
+)
+
+
+def unread(label: str, layout: str, names: list[str]) -> list[str]:
+    """Columns of a source of one's own that nothing reads, and that sound as if something should."""
+    telling = [name for name in names if _TELLING.search(name)]
+    if not telling or layout not in OWN:
+        return []
+    way = f"; columns: maps a column to one of {', '.join(MAPPABLE[layout])}" if layout in MAPPABLE else ""
+    return [f"{label}: nothing reads {_listed(telling)} (read as {layout}){way}"]
 
 
 def _listed(names: list[str]) -> str:

@@ -130,6 +130,7 @@ def _at(error: Exception, start: int) -> str:
 
 LISTS = ("data", "rows", "examples", "instances", "train", "items", "records", "samples", "dataset", "pairs")
 A_ROW_HAS = {"prompt", "question", "instruction", "messages", "conversations", "context", "chosen", "completion"}
+KNOWN_COLUMNS = A_ROW_HAS | {"rejected", "label"}
 
 
 def _document(values: list[Any], feed: Feed) -> Rows:
@@ -196,6 +197,10 @@ def csv_rows(text: TextIO, feed: Feed, tabs: bool = False) -> Rows:
         first, before = text.readline(), 1
     bare = re.sub(r'"[^"]*"', "", first)
     separator = told[1] if told else max(SEPARATORS, key=lambda one: (bare.count(one), one == ","))
+    if separator not in bare:  # some other sign between names that are known
+        others = re.findall(r"(?<=\w)[^\w\s\"'-](?=\w)", bare)
+        names = {part.strip().lower() for sign in set(others) for part in bare.split(sign)}
+        separator = max(others, key=others.count) if len(names & KNOWN_COLUMNS) > 1 else separator
     separator = "\t" if tabs and not told and "\t" in first else separator
     if separator != ("\t" if tabs else ",") and separator in first:
         feed.note(f"columns are separated by {SEPARATORS.get(separator, separator)}")
@@ -235,6 +240,8 @@ def _quote(line: int, more: str) -> Unreadable:
 
 def _header(fields: list[str]) -> list[str]:
     header = [name.strip().removeprefix("\ufeff") for name in fields]
+    if fields[0].lstrip().startswith(("{", "[{")):
+        raise Unreadable("it is JSON under the name of CSV", "rename it to .jsonl")
     long = next((name for name in header if len(name) > LONGEST_NAME or "\n" in name), None)
     if long is not None:
         raise Unreadable(

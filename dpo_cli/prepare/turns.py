@@ -14,9 +14,9 @@ MAX_CHARS = 1_000_000  # a longer text is a broken row, not an answer: ten times
 ROLES = {
     theirs: ours
     for ours, several in {
-        "user": "user human prompter 用户 人类",
-        "assistant": "assistant gpt chatgpt bot chatbot ai model 助手",
-        "system": "system developer 系统",
+        "user": "user human prompter customer question instruction 用户 人类 提问者 问 客户",
+        "assistant": "assistant gpt chatgpt bot chatbot ai model llm agent answer response 助手 ai助手 机器人 模型 答",
+        "system": "system developer sys system_prompt 系统 系统提示",
     }.items()
     for theirs in several.split()
 }
@@ -25,7 +25,10 @@ TOOL_ROLES = {
     "observation", "ipython",
 }  # fmt: skip
 TEXT_PARTS, THOUGHT_PARTS = (None, "text", "input_text", "output_text"), ("thinking", "reasoning")
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys that hold what was thought before the content
+THOUGHTS = (
+    "reasoning_content", "reasoning", "thinking", "thought", "thoughts", "thinking_content", "reasoning_text",
+    "reasoning_details",
+)  # fmt: skip  # keys that hold what was thought before the content
 CALLS = ("tool_calls", "function_call")
 
 
@@ -109,6 +112,11 @@ def first(row: Mapping[str, Any], *names: str) -> Any:
     )
 
 
+def system_of(row: Mapping[str, Any]) -> Any:
+    """The system turn's text, in a column of its own."""
+    return first(row, "system", "system_prompt", "system_message")
+
+
 def literal(text: str) -> Any:
     """The value written as JSON or, as pandas and CSV leave it, as a Python literal; None where it is neither."""
     for parse in (json.loads, ast.literal_eval):
@@ -139,14 +147,18 @@ def messages(value: Any, name: str) -> list[Message]:
     turns: list[Message] = []
     for turn in list_of(value, name):
         turn = map_of(turn, f"a turn of {name}")
-        role = _role(first(turn, "role", "from"), name, len(turns))
+        spoken_by, said = first(turn, "role", "from"), first(turn, "content", "value", "text")
+        if spoken_by is None or (said is None and not any(turn.get(call) for call in CALLS)):
+            keys = ", ".join(str(key)[:40] for key in turn) or "nothing"
+            raise Malformed(f"turn {len(turns)} of {name} has {keys}; a turn is role and content, or from and value")
+        role = _role(spoken_by, name, len(turns))
         if role == "system" and turns:
             raise Malformed(f"{name} has a system turn at {len(turns)}; only the first turn may be one")
         if any(call in turn and holds(turn[call]) for call in CALLS):
             raise Unsupported(f"{name} calls a tool, which is not supported")
-        content, thought = _content(first(turn, "content", "value", "text"), f"a turn of {name}")
+        content, thought = _content(said, f"a turn of {name}")
         beside = first(turn, *THOUGHTS)
-        thought = text_of(beside, f"a thought of {name}") if is_said(beside) else thought
+        thought = _content(beside, f"a thought of {name}")[0] if is_said(beside) else thought
         if role == "assistant" and thought.strip() and "</think>" not in content:
             content = f"<think>\n{thought.strip()}\n</think>\n\n{content}"
         turns.append({"role": role, "content": content})
@@ -197,32 +209,41 @@ def conversation(value: Any, name: str, asks: bool = False) -> list[Message] | s
             isinstance(one, dict) and any(keys <= one.keys() for keys in _MESSAGE_KEYS) for one in several
         ):
             value = several
-    if isinstance(value, dict):
-        value = [value]
+    if isinstance(value, dict):  # one turn, or as OpenAI's preference format wraps them
+        value = value["messages"] if isinstance(value.get("messages"), list) else [value]
+    if not isinstance(value, str | list | tuple):
+        raise Malformed(f"{name} is {kind_of(value)}, neither text nor a list of turns")
     if not isinstance(value, str):
         return messages(value, name)
     return transcript(value, name) if is_transcript(value, asks) else text_of(value, name)
 
 
-_OPENS_TRANSCRIPT = re.compile(r"\s*Human:")
-_SPEAKER, _SPEAKER_LINE = (re.compile(rf"(?:^|{gap})[ \t]*(Human|Assistant):[ ]?") for gap in (r"\n\n", r"\n+"))
+_OPENS_TRANSCRIPT = re.compile(r"\s*(?:#+ *)?(Human|User|USER|用户|人类) *[:：]")
+_ENDS_TRANSCRIPT = re.compile(r"\n[ \t]*(?:#+ *)?(Assistant|ASSISTANT|AI|Bot|助手) *[:：]\s*$")
 
 
 def is_transcript(value: Any, asks: bool = False) -> bool:
-    """Whether a text is Anthropic's `\\n\\nHuman: …\\n\\nAssistant: …`; with `asks`, one that opens the last turn."""
-    if not isinstance(value, str) or not _OPENS_TRANSCRIPT.match(value):
+    """Whether a text is Anthropic's `\\n\\nHuman: …\\n\\nAssistant: …`; with `asks`, one that opens the last turn.
+
+    Of a prompt, the speakers may have other names: none but a transcript ends where an answer is to follow.
+    """
+    opens = _OPENS_TRANSCRIPT.match(value) if isinstance(value, str) else None
+    if not opens:
         return False
-    return value.rstrip().endswith("\nAssistant:") if asks else "\n\nAssistant:" in value
+    return bool(_ENDS_TRANSCRIPT.search(value)) if asks else opens[1] == "Human" and "\n\nAssistant:" in value
 
 
 def transcript(value: Any, name: str) -> list[Message]:
     """A Human/Assistant transcript as turns, without the blanks that only set its lines apart."""
     text = text_of(value, name).lstrip()
-    before, *parts = (_SPEAKER if "\n\nAssistant:" in text else _SPEAKER_LINE).split(text)
+    opens, ends = _OPENS_TRANSCRIPT.match(text), _ENDS_TRANSCRIPT.search(text)
+    asks, answers = opens[1] if opens else "Human", ends[1] if ends else "Assistant"
+    gap = r"\n\n" if re.search(rf"\n\n[ \t]*(?:#+ *)?{answers} *[:：]", text) else r"\n+"
+    before, *parts = re.split(rf"(?:^|{gap})[ \t]*(?:#+ *)?({asks}|{answers}) *[:：][ ]?", text)
     if before.strip() or not parts:
         raise Malformed(f"{name} is not a Human/Assistant transcript")
     return [
-        {"role": ROLES[{"Human": "human", "Assistant": "assistant"}[speaker]], "content": content.rstrip()}
+        {"role": "user" if speaker == asks else "assistant", "content": content.rstrip()}
         for speaker, content in zip(parts[::2], parts[1::2], strict=True)
     ]
 
