@@ -160,8 +160,17 @@ def test_accuracy_is_trls_but_for_ties_which_count_half(agreed: Agreed) -> None:
     right = [row["eval_rewards/accuracies"] for row in agreed.theirs]
     assert 0 < sum(right[:-1]) < len(right) - 1  # some right, some wrong
     assert right[-1] == 0  # the tie
-    assert figures["reward_accuracy"]["value"] == pytest.approx((sum(right) + 0.5) / len(right), abs=1e-6)
-    margin = sum(row["eval_rewards/margins"] for row in agreed.theirs) / len(right)
+
+    def by_prompt(values: list[float]) -> float:
+        """A prompt counts once, with the mean of its pairs."""
+        groups: dict[str, list[float]] = {}
+        for scored, value in zip(agreed.ours, values, strict=True):
+            groups.setdefault(scored.prompt, []).append(value)
+        return sum(sum(group) / len(group) for group in groups.values()) / len(groups)
+
+    accuracy = by_prompt([*right[:-1], 0.5])
+    assert figures["reward_accuracy"]["value"] == pytest.approx(accuracy, abs=1e-6)
+    margin = by_prompt([row["eval_rewards/margins"] for row in agreed.theirs])
     assert figures["margin"]["value"] == pytest.approx(margin, abs=1e-4)
 
 
