@@ -46,7 +46,7 @@ class Method:
         engine: parts of the `engine` section that fit its trainer.
         whole_logits: its trainer holds the logits of all tokens at once, where others make them tile by tile.
         rows: the prepared rows as its trainer takes them, given the recipe's seed.
-        mended: a subclass of its trainer that does what DPO's does by itself.
+        patch: a subclass of its trainer that does what DPO's does already.
     """
 
     config: str
@@ -60,7 +60,7 @@ class Method:
     engine: tuple[str, ...] = ()
     whole_logits: bool = False
     rows: Callable[[Dataset, int], Dataset] = _as_it_is
-    mended: Callable[[Any], Any] = lambda trainer_class: trainer_class
+    patch: Callable[[Any], Any] = lambda trainer_class: trainer_class
 
     def classes(self) -> tuple[Any, Any]:
         """The config and the trainer, TRL imported."""
@@ -70,7 +70,7 @@ class Method:
 
 
 CPO, ORPO = "trl.experimental.cpo", "trl.experimental.orpo"
-NO_REFERENCE: dict[str, Any] = {"reference": False, "whole_logits": True, "mended": reference_free.tokenised_as_dpo}
+NO_REFERENCE: dict[str, Any] = {"reference": False, "whole_logits": True, "patch": reference_free.tokenised_as_dpo}
 
 METHODS = {
     "dpo": Method("DPOConfig", "DPOTrainer", engine=("shared_prefix", "token_budget", "reference_cache")),
@@ -88,7 +88,7 @@ METHODS = {
     ),
     "lipo": Method(
         "DPOConfig", "DPOTrainer", data=("ranked",), losses=listwise.LOSS_TYPES, without=lipo.OVER_PAIRS,
-        defaults={"loss_type": ["lambda"]}, engine=("shared_prefix",), rows=lipo.rows, mended=lipo.listwise_trainer,
+        defaults={"loss_type": ["lambda"]}, engine=("shared_prefix",), rows=lipo.rows, patch=lipo.listwise_trainer,
     ),
 }  # fmt: skip
 

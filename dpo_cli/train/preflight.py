@@ -70,14 +70,14 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
             return size
     took = "more memory than there is" if peak == math.inf else f"{gib(peak)} GiB"
     may = f", and it may take {gib(limit_bytes)} GiB" if limit_bytes is not None else ""
-    mend = "lower model.max_length" if args.gradient_checkpointing else "set train.gradient_checkpointing: true"
+    fix = "lower model.max_length" if args.gradient_checkpointing else "set train.gradient_checkpointing: true"
     at_once = "one pair at a time does"
     if fixed:
-        at_once, mend = f"{micro} rows at once do", f"lower train.per_device_train_batch_size (2 or more), {mend}"
+        at_once, fix = f"{micro} rows at once do", f"lower train.per_device_train_batch_size (2 or more), {fix}"
     raise DoesNotFit(
         f"{at_once} not fit: the longest ({_row_length(rows[0])} tokens a row) takes {took}{may}",
         where="model.max_length, train.gradient_checkpointing",
-        hint=f"{mend}, or take a smaller model",
+        hint=f"{fix}, or take a smaller model",
     )
 
 

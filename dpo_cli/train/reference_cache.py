@@ -94,7 +94,7 @@ class ReferenceCache:
         keys = _keys(dataset)
         with self._alone() if rank == 0 else nullcontext():
             if rank == 0:
-                self._mend()
+                self._repair()
             self.rows = broadcast_object_list([self.rows])[0]
             unknown = {key: (length, key, row) for row, (key, length) in enumerate(keys) if key not in self.rows}
             # By key where lengths are equal, so that the order of the data does not change the batches.
@@ -154,7 +154,7 @@ class ReferenceCache:
                 damaged += 1
         return rows, damaged, bool(torn)
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         """Read again what others have added; take damaged and torn lines out of the file. Held, see `_alone`."""
         self.rows, damaged, torn = self._read()
         if damaged or torn:

@@ -19,13 +19,13 @@ from dpo_cli.device import best_dtype, ran_out_of_memory
 from dpo_cli.errors import INTERRUPTED, DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run, write_json
-from dpo_cli.train.careful import careful
 from dpo_cli.train.checkpoints import Start, best_checkpoint, is_last, start_log, start_of
 from dpo_cli.train.engine import cache_reference, choose, rows_are
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.progress import StopAfterStep, peak_memory, print_remark, progress_callback
 from dpo_cli.train.rows import check_answers, check_fills_a_step, held_out_rows, train_rows
 from dpo_cli.train.token_budget import budgeted
+from dpo_cli.train.trl_fixes import with_fixes
 from dpo_cli.train.unpaired import imbalance
 from dpo_cli.train.watchdog import Watchdog
 from dpo_cli.train.watchdog import callback as watchdog_callback
@@ -149,7 +149,7 @@ def build(recipe: Recipe, run: Run, backend: backends.Backend) -> Any:
         raise DpoError("Unsloth did not replace TRL's trainer", hint="set engine.backend: hf, or reinstall unsloth")
     # KTO's long remark on the weights of its labels, which `_notes` makes too.
     logging.getLogger(trainer_class.__module__).setLevel(logging.ERROR)
-    trainer = budgeted(careful(method.mended(trainer_class)))(
+    trainer = budgeted(with_fixes(method.patch(trainer_class)))(
         model=model,
         args=trl_config(recipe, run, config_class, len(train_set)),
         train_dataset=train_set,
@@ -212,7 +212,7 @@ def trl_config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
     padded = getattr(recipe.train, "pad_to_multiple_of", None)
     arguments = recipe.train.model_dump(exclude={"method"}) | {
         "output_dir": str(run.checkpoints),
-        "save_total_limit": None,  # `careful` keeps to it, by step
+        "save_total_limit": None,  # `with_fixes` keeps to it, by step
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         "max_length": recipe.model.max_length,

@@ -170,14 +170,14 @@ class Watchdog:
         if not usual or norm < SPIKE_MEDIANS * usual or norm < SPIKE_RECORD * record:
             return None
         clipped = self.max_grad_norm and norm > self.max_grad_norm
-        mend = (
+        fix = (
             f"train.max_grad_norm cut it to {self.max_grad_norm:g}; if the loss stays up after it, lower "
             if clipped
             else f"Set train.max_grad_norm: {2 * usual:.2g} to cut such steps; if more come, lower "
         )
         return (
             f"step {row['step']}: the gradient's norm is {norm:.3g}, {norm / usual:.0f} times the usual {usual:.2g}: "
-            f"an odd batch or too large steps. {mend}train.learning_rate."
+            f"an odd batch or too large steps. {fix}train.learning_rate."
         )
 
     def _chosen(self, row: Mapping[str, float]) -> str | None:
@@ -195,14 +195,14 @@ class Watchdog:
         if not race and not far:
             return None
         why = "as much as the rejected ones or more" if race else "further than sound runs go"
-        mend = "the weight of sft in train.loss_weights" if "sft" in self.losses else self._with_sft()
+        fix = "the weight of sft in train.loss_weights" if "sft" in self.losses else self._with_sft()
         if UNPAIRED & set(self.losses):
-            mend = "raise train.desirable_weight"
+            fix = "raise train.desirable_weight"
         if set(listwise.LOSS_TYPES) & set(self.losses):
-            mend = "raise train.beta"
+            fix = "raise train.beta"
         return (
             f"step {row['step']}: the chosen answers have become {nats:.0f} nats less likely, {why}. Some of that is "
-            f"normal with DPO, this is not: lower train.learning_rate, or {mend}."
+            f"normal with DPO, this is not: lower train.learning_rate, or {fix}."
         )
 
     def _with_sft(self) -> str:

@@ -1,4 +1,4 @@
-"""What can be wrong before the first step: each is one block that names the place and the mend, with its exit code."""
+"""What can be wrong before the first step: each is one block that names the place and the fix, with its exit code."""
 
 from __future__ import annotations
 

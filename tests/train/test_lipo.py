@@ -328,9 +328,9 @@ def test_the_shared_prompt_changes_the_cost_of_a_run_and_not_its_losses(smoke_ru
 
 def test_a_loss_that_is_no_number_names_its_prompts(build: Build) -> None:
     import torch
-    from dpo_cli.train.careful import careful
+    from dpo_cli.train.trl_fixes import with_fixes
 
-    trainer = build(ranked([2, 3, 2]), wrapped=careful)
+    trainer = build(ranked([2, 3, 2]), wrapped=with_fixes)
     with torch.no_grad():
         next(one for one in trainer.model.parameters() if one.requires_grad).fill_(float("nan"))
     with pytest.raises(DpoError, match="row-0, row-2"):

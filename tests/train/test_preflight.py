@@ -167,7 +167,7 @@ def peak(case):
     said = {"prompt": [{"role": "user", "content": "a"}]}
     said |= {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
     some = datasets.Dataset.from_list([{"id": "x", **said}])
-    trainer = method.mended(trainer_class)(
+    trainer = method.patch(trainer_class)(
         model=model, args=args, train_dataset=some, eval_dataset=None, processing_class=tokenizer)
     if method.reference:
         trainer.model.delete_adapter("ref")
@@ -520,13 +520,13 @@ def test_other_errors_of_a_step_are_not_taken_for_a_full_memory(
 
 
 @pytest.mark.parametrize(
-    ("checkpointing", "mend"), [(True, "lower model.max_length"), (False, "train.gradient_checkpointing: true")]
+    ("checkpointing", "fix"), [(True, "lower model.max_length"), (False, "train.gradient_checkpointing: true")]
 )
-def test_one_pair_that_does_not_fit_is_an_error_with_a_mend(trainer: Trainers, checkpointing: bool, mend: str) -> None:
+def test_one_pair_that_does_not_fit_is_an_error_with_a_fix(trainer: Trainers, checkpointing: bool, fix: str) -> None:
     made = trainer(2, 3, gradient_checkpointing=checkpointing)
     with pytest.raises(DpoError, match="one pair at a time does not fit") as caught:
         fit(made, 10 * 2**20)
-    assert mend in str(caught.value.hint)
+    assert fix in str(caught.value.hint)
     assert (made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps) == (2, 3)
 
 

@@ -1,4 +1,4 @@
-"""TRL's trainer with our mends: each is one override, and says what it is for."""
+"""TRL's trainer with our fixes: each is one override, and says what it is for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dpo_cli.train.watchdog import check_finite
 STILL = 3  # logged rows without any gradient are no accident
 
 
-def careful(trainer_class: Any) -> Any:
+def with_fixes(trainer_class: Any) -> Any:
     """A subclass of TRL's trainer that
 
     - stops at a loss that is no number, with the ids of the pairs;
@@ -85,7 +85,7 @@ def careful(trainer_class: Any) -> Any:
                 if all(f"eval_{language}_{name}" in metrics for language in pairs)  # KTO has no accuracy
             }
             self.log(overall)
-            # Callbacks hear of each language by itself; those that wait for a figure over all hear it here.
+            # Callbacks hear of each language on its own; those that wait for a figure over all hear it here.
             self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, overall)
             return metrics | overall
 
