@@ -16,7 +16,7 @@ from typing import Any
 from dpo_cli.language import language
 from dpo_cli.prepare import scoring
 from dpo_cli.prepare.filters import refuses
-from dpo_cli.prepare.tally import Entry
+from dpo_cli.prepare.funnel import Entry
 from dpo_cli.records import CandidateSet
 from dpo_cli.stats import share
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from dpo_cli.language import mostly_han
 from dpo_cli.prepare import scoring
-from dpo_cli.prepare.benchmark import Benchmark
+from dpo_cli.prepare.contamination import Contamination
 from dpo_cli.prepare.text import garbled_by, repeats, similarity
 from dpo_cli.records import CandidateSet
 
@@ -26,7 +26,7 @@ class Context:
     languages: frozenset[str] | None = None  # None: any
     thinking: bool = False
     keep_refusals: bool = False
-    benchmark: Benchmark | None = None
+    contamination: Contamination | None = None
     min_margin: float = 0.0
     min_chosen_score: float | None = None
     unpaired: bool = False  # data.format
@@ -62,7 +62,7 @@ def contaminated(item: CandidateSet, options: Any, context: Context) -> str | No
     """Rows that a source took from a benchmark, and prompts that stand in one of the given files or share a phrase."""
     if item.subset in options.subsets:
         return f"from {item.subset}"
-    return context.benchmark.matches(item.prompt) if context.benchmark else None
+    return context.contamination.matches(item.prompt) if context.contamination else None
 
 
 def other_language(item: CandidateSet, options: Any, context: Context) -> str | None:

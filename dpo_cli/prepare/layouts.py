@@ -16,8 +16,7 @@ from typing import Any, cast
 
 from dpo_cli.prepare import rated_layouts as rated
 from dpo_cli.prepare import scoring
-from dpo_cli.prepare.preferred import SIDES, Row, Settings, preferred, sides, spoken
-from dpo_cli.prepare.turns import (
+from dpo_cli.prepare.messages import (
     Malformed,
     Unsupported,
     conversation,
@@ -33,6 +32,7 @@ from dpo_cli.prepare.turns import (
     system_of,
     text_of,
 )  # fmt: skip
+from dpo_cli.prepare.preferred import SIDES, Row, Settings, preferred, sides, spoken
 from dpo_cli.records import Candidate, CandidateSet
 
 

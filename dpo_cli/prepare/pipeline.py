@@ -12,17 +12,17 @@ from dpo_cli.errors import DpoError
 from dpo_cli.language import language, latin_language
 from dpo_cli.prepare import Prepared, filters, refusals, remarks, report, scoring, sources, split, survey, tokens
 from dpo_cli.prepare.audit import Audit
-from dpo_cli.prepare.benchmark import read_benchmark
+from dpo_cli.prepare.contamination import read_contamination
 from dpo_cli.prepare.dedup import Sketches, clusters
+from dpo_cli.prepare.detect import candidate_sets, layout_of
 from dpo_cli.prepare.feed import Broken
 from dpo_cli.prepare.files import file_feed
 from dpo_cli.prepare.formats import FORMATS
+from dpo_cli.prepare.funnel import Entry, Funnel, excerpt, kept_example, row_id
 from dpo_cli.prepare.layouts import LAYOUTS
 from dpo_cli.prepare.preferred import Settings
 from dpo_cli.prepare.progress import Progress
-from dpo_cli.prepare.recognise import candidate_sets, layout_of
-from dpo_cli.prepare.spool import Spool
-from dpo_cli.prepare.tally import Entry, Tally, excerpt, kept_example, row_id
+from dpo_cli.prepare.row_store import RowStore
 from dpo_cli.prepare.text import hash64, prompt_key
 from dpo_cli.recipe import NearDuplicate, Recipe
 from dpo_cli.records import ROWS_ARE, CandidateSet, write_jsonl
@@ -37,25 +37,25 @@ Chosen = tuple[Entry, tuple[int, ...], str]  # a row to write: its prompt, which
 def run(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
     """See `dpo_cli.prepare.prepare`."""
     files = sources.source_files(recipe)  # before anything else: a missing file is said at once
-    tally = Tally(folder / "dropped.jsonl" if recipe.data.keep_dropped else None)
-    spool = Spool(folder)
+    funnel = Funnel(folder / "dropped.jsonl" if recipe.data.keep_dropped else None)
+    store = RowStore(folder)
     options = recipe.data.filters
     try:
         with Progress(quiet) as progress:
             tokenizer = models.load_tokenizer(recipe) if options.too_long or options.length_ratio else None
-            entries, sketches, read = _read(recipe, spool, tally, progress, tokenizer)
+            entries, sketches, read = _read(recipe, store, funnel, progress, tokenizer)
             progress.stage("comparing prompts", "prompts")
-            duplicates = _compare_prompts(recipe, entries, sketches, spool)
+            duplicates = _compare_prompts(recipe, entries, sketches, store)
             if tokenizer is not None:
-                _count_tokens(recipe, tokenizer, entries, spool, progress)
-            _settle(recipe, entries, spool, tally, {one.layout for one in read.values()})
+                _count_tokens(recipe, tokenizer, entries, store, progress)
+            _settle(recipe, entries, store, funnel, {one.layout for one in read.values()})
             train, held, wanted, outside = _choose(recipe, entries)
             sides = [{entry.cluster for entry, _, _ in rows} for rows in (train, held)]
             duplicates["train_eval_overlap"] = len(sides[0] & sides[1])
             if not train:
-                data_format, gone = recipe.data.format, tally.reasons()
+                data_format, gone = recipe.data.format, funnel.reasons()
                 biggest = ", ".join(f"{count:,} {reason}" for reason, count in list(gone.items())[:3])
-                lost = f"; of {tally.came.total():,} prompts went {biggest}" if gone else ""
+                lost = f"; of {funnel.came.total():,} prompts went {biggest}" if gone else ""
                 raise DpoError(
                     f"none of the {len(held)} {ROWS_ARE[data_format]} that are left is for training{lost}",
                     where=recipe.where("data", "languages" if not held else "eval_fraction"),
@@ -64,20 +64,20 @@ def run(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
             audit, labels = Audit(), Counter[bool]()
             progress.stage("writing", "rows")
             rows = {
-                "train": write_jsonl(folder / "train.jsonl", _rows(recipe, spool, train, audit, progress, labels)),
-                "eval": write_jsonl(folder / "eval.jsonl", _rows(recipe, spool, held, None, progress, Counter())),
+                "train": write_jsonl(folder / "train.jsonl", _rows(recipe, store, train, audit, progress, labels)),
+                "eval": write_jsonl(folder / "eval.jsonl", _rows(recipe, store, held, None, progress, Counter())),
             }
             refusals.check_labels(recipe, labels)
             progress.stage("hashing the inputs", "files")
             inputs = {name: sha256(path) for name, path in files.items()}
     finally:
-        spool.close()
-        tally.close()
+        store.close()
+        funnel.close()
     left = sum(len(entry.units) for entry in entries if entry.fate is None) - len(train) - len(held)
     got = {"train": Counter(entry.language for entry, _, _ in train), "eval": Counter(e.language for e, _, _ in held)}
     rows["quota"] = left
-    said = [*remarks.losses(recipe, tally, entries), *remarks.languages(tally), *remarks.held_out(recipe, rows)]
-    said += remarks.left_out(tally)
+    said = [*remarks.losses(recipe, funnel, entries), *remarks.languages(funnel), *remarks.held_out(recipe, rows)]
+    said += remarks.left_out(funnel)
     for rank, one in read.items():
         label = recipe.data.sources[rank].label
         said += [
@@ -85,7 +85,7 @@ def run(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
             *remarks.unread(label, one.layout, one.unread_columns),
         ]
     found = report.build(
-        recipe, tally, rows, got, wanted, outside, duplicates, audit, said, _provenance(recipe, read, inputs)
+        recipe, funnel, rows, got, wanted, outside, duplicates, audit, said, _provenance(recipe, read, inputs)
     )
     report.write(found, folder)
     return Prepared(
@@ -97,11 +97,11 @@ def run(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
 
 
 def _read(
-    recipe: Recipe, spool: Spool, tally: Tally, progress: Progress, tokenizer: PreTrainedTokenizerBase | None
+    recipe: Recipe, store: RowStore, funnel: Funnel, progress: Progress, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[list[Entry], Sketches, dict[int, survey.Read]]:
     """Every prompt that reached the duplicates, its sketch, and what each source was read as."""
     data = recipe.data
-    benchmark = read_benchmark(recipe)
+    contamination = read_contamination(recipe)
     weights = tuple(data.score_weights.model_dump().items())
     entries: list[Entry] = []
     sketches = Sketches()
@@ -128,7 +128,7 @@ def _read(
             languages=frozenset(data.languages) if data.languages is not None else None,
             thinking=recipe.model.thinking,
             keep_refusals=source.keep_refusals,
-            benchmark=benchmark,
+            contamination=contamination,
             min_margin=data.pairs.min_margin,
             min_chosen_score=data.pairs.min_chosen_score,
             unpaired=data.format == "unpaired",
@@ -138,17 +138,17 @@ def _read(
         contradictions = refusals.Contradictions()
         for item in candidate_sets(source, feeds, LAYOUTS[layout], columns, progress.tick):
             progress.count += 1
-            tally.came[source.label] += 1
-            tally.notes.update((source.label, note) for note in set(item.notes))
+            funnel.came[source.label] += 1
+            funnel.notes.update((source.label, note) for note in set(item.notes))
             if isinstance(item, Broken):
                 fate, at = (item.reason, item.detail), ("", item.place)
-                tally.drop(source.label, source.language or "und", fate, hash64(item.detail), lambda at=at: at)  # type: ignore[misc]
+                funnel.drop(source.label, source.language or "und", fate, hash64(item.detail), lambda at=at: at)  # type: ignore[misc]
                 continue
             contradictions.add(item)
-            entry = _judge(recipe, item, rank, context, spool, tally, sketches)
+            entry = _judge(recipe, item, rank, context, store, funnel, sketches)
             if entry is not None:
                 entries.append(entry)
-        contradictions.check(recipe, rank, tally.came[source.label])
+        contradictions.check(recipe, rank, funnel.came[source.label])
     return entries, sketches, read
 
 
@@ -157,8 +157,8 @@ def _judge(
     item: CandidateSet,
     rank: int,
     context: filters.Context,
-    spool: Spool,
-    tally: Tally,
+    store: RowStore,
+    funnel: Funnel,
     sketches: Sketches,
 ) -> Entry | None:
     """One prompt through every filter that needs no other row; None where it is gone before the duplicates.
@@ -170,7 +170,7 @@ def _judge(
         item.language = _language(item)
         if item.language == "en":
             looks = latin_language(item.prompt[-1]["content"])
-            tally.latin.setdefault(item.source, Counter()).update(filter(None, [looks]))
+            funnel.latin.setdefault(item.source, Counter()).update(filter(None, [looks]))
     key = prompt_key(item.prompt)
     hashed = hash64(key)
     content = hash64(item.prompt, *((c.text, c.score) for c in item.candidates))
@@ -178,7 +178,7 @@ def _judge(
     fate = filters.screen(item, data.filters, context)
     if fate is not None:
         asked = item.prompt[-1]["content"]
-        tally.drop(item.source, item.language, fate, hashed, lambda: (excerpt(asked), item.place))
+        funnel.drop(item.source, item.language, fate, hashed, lambda: (excerpt(asked), item.place))
         return None
     edits = Counter(garbled=came - len(item.candidates))
     units: list[tuple[int, ...]] = []
@@ -197,7 +197,7 @@ def _judge(
     if fate is not None:
         item.candidates = []
     sketches.add(key)
-    place = spool.add((key, item))
+    place = store.add((key, item))
     return Entry(item.source, rank, item.language, hashed, content, place, units, fate, edits)
 
 
@@ -222,7 +222,7 @@ def _units(recipe: Recipe, item: CandidateSet, key: int, lone: bool) -> list[tup
 # ------------------------------------------------------------------------------------------------- across prompts
 
 
-def _compare_prompts(recipe: Recipe, entries: list[Entry], sketches: Sketches, spool: Spool) -> dict[str, int]:
+def _compare_prompts(recipe: Recipe, entries: list[Entry], sketches: Sketches, store: RowStore) -> dict[str, int]:
     """Settle duplicates and near-duplicates, give every entry its cluster, and count them for the report.
 
     Of a cluster stays what would be kept, from the first source, of the lowest hash: the order of rows plays no part.
@@ -240,7 +240,7 @@ def _compare_prompts(recipe: Recipe, entries: list[Entry], sketches: Sketches, s
     firsts = [min(same[value], key=preference) for value in hashes]
     similarity = options.near_duplicate.similarity if options.near_duplicate else NearDuplicate().similarity
     # Clusters are found even where they stay in: both halves of one must not end up on two sides of the split.
-    found = clusters(sketches.keys()[firsts], hashes, lambda one: spool.get(entries[firsts[one]].place)[0], similarity)
+    found = clusters(sketches.keys()[firsts], hashes, lambda one: store.get(entries[firsts[one]].place)[0], similarity)
     members: dict[int, list[int]] = defaultdict(list)
     for number, leader in enumerate(found):
         members[leader].append(number)
@@ -275,7 +275,7 @@ TOKEN_BATCH = 64  # prompts counted together
 
 
 def _count_tokens(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, entries: list[Entry], spool: Spool, progress: Progress
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, entries: list[Entry], store: RowStore, progress: Progress
 ) -> None:
     """Drop what is too long for the model, or too unequal in length. The slowest filter, so only on what is left."""
     options = recipe.data.filters
@@ -285,7 +285,7 @@ def _count_tokens(
     for start in range(0, len(alive), TOKEN_BATCH):
         batch = alive[start : start + TOKEN_BATCH]
         needed = [sorted({index for unit in entry.units for index in unit}) for entry in batch]
-        items = [(spool.get(entry.place)[1], indexes) for entry, indexes in zip(batch, needed, strict=True)]
+        items = [(store.get(entry.place)[1], indexes) for entry, indexes in zip(batch, needed, strict=True)]
         for entry, sizes in zip(batch, tokens.lengths(tokenizer, kwargs, items), strict=True):
             entry.tokens = sizes
             entry.units, entry.fate = filters.fit(entry.units, *sizes, recipe.model.max_length, options)
@@ -293,7 +293,7 @@ def _count_tokens(
         progress.tick(progress.count / len(alive))
 
 
-def _settle(recipe: Recipe, entries: list[Entry], spool: Spool, tally: Tally, layouts: set[str]) -> None:
+def _settle(recipe: Recipe, entries: list[Entry], store: RowStore, funnel: Funnel, layouts: set[str]) -> None:
     """Book every entry as kept or dropped, and assert that nothing got lost; `layouts` are those of the sources.
 
     Raises:
@@ -301,22 +301,22 @@ def _settle(recipe: Recipe, entries: list[Entry], spool: Spool, tally: Tally, la
     """
 
     def asked(entry: Entry) -> tuple[str, str]:
-        item = spool.get(entry.place)[1]
+        item = store.get(entry.place)[1]
         return excerpt(item.prompt[-1]["content"]), item.place
 
     def example(entry: Entry) -> dict[str, Any]:
-        return kept_example(spool.get(entry.place)[1], entry.units[0])
+        return kept_example(store.get(entry.place)[1], entry.units[0])
 
     for entry in entries:
         if entry.fate is None or entry.fate[0] not in ("duplicate", "near_duplicate"):
-            tally.edits.update({(entry.source, kind): count for kind, count in entry.edits.items() if count})
+            funnel.edits.update({(entry.source, kind): count for kind, count in entry.edits.items() if count})
         if entry.fate is None:
-            tally.keep(entry.source, entry.language, entry.hash, lambda entry=entry: example(entry))  # type: ignore[misc]
+            funnel.keep(entry.source, entry.language, entry.hash, lambda entry=entry: example(entry))  # type: ignore[misc]
         else:
-            tally.drop(entry.source, entry.language, entry.fate, entry.hash, lambda entry=entry: asked(entry))  # type: ignore[misc]
-    tally.check()
-    if not tally.kept:
-        raise refusals.nothing_left(recipe, tally, layouts)
+            funnel.drop(entry.source, entry.language, entry.fate, entry.hash, lambda entry=entry: asked(entry))  # type: ignore[misc]
+    funnel.check()
+    if not funnel.kept:
+        raise refusals.nothing_left(recipe, funnel, layouts)
 
 
 def _choose(
@@ -357,7 +357,7 @@ def _choose(
 
 def _rows(
     recipe: Recipe,
-    spool: Spool,
+    store: RowStore,
     chosen: list[Chosen],
     audit: Audit | None,
     progress: Progress,
@@ -368,7 +368,7 @@ def _rows(
     kwargs = models.chat_template_kwargs(recipe)
     shared: dict[int, CandidateSet] = {}  # labelled prompts, which give a row an answer; to read each but once
     for number, (entry, unit, name) in enumerate(chosen):
-        item = shared.get(entry.place) or spool.get(entry.place)[1]
+        item = shared.get(entry.place) or store.get(entry.place)[1]
         if item.labelled and len(entry.units) > 1:
             shared[entry.place] = item
         if audit is not None and len(unit) > 1:

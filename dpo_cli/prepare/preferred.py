@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_cli.prepare import scoring
-from dpo_cli.prepare.turns import first, model_of, prompt_and_answers
+from dpo_cli.prepare.messages import first, model_of, prompt_and_answers
 from dpo_cli.records import Candidate, CandidateSet
 
 Row = Mapping[str, Any]

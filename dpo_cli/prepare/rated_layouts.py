@@ -6,8 +6,7 @@ import re
 from typing import Any
 
 from dpo_cli.prepare import scoring
-from dpo_cli.prepare.preferred import LANGUAGE_NAMES, SIDES, Row, Settings, preferred, score_both, sides
-from dpo_cli.prepare.turns import (
+from dpo_cli.prepare.messages import (
     ROLES,
     asked_by,
     label_of,
@@ -19,6 +18,7 @@ from dpo_cli.prepare.turns import (
     system_of,
     text_of,
 )  # fmt: skip
+from dpo_cli.prepare.preferred import LANGUAGE_NAMES, SIDES, Row, Settings, preferred, score_both, sides
 from dpo_cli.records import Candidate, CandidateSet, Message
 
 

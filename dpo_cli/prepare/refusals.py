@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dpo_cli.errors import DpoError
 from dpo_cli.prepare import remarks
-from dpo_cli.prepare.tally import Tally
+from dpo_cli.prepare.funnel import Funnel
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe_train import trl_arguments
 from dpo_cli.records import CandidateSet
@@ -69,12 +69,12 @@ def check_labels(recipe: Recipe, labels: Counter[bool]) -> None:
     )
 
 
-def nothing_left(recipe: Recipe, tally: Tally, layouts: set[str]) -> DpoError:
+def nothing_left(recipe: Recipe, funnel: Funnel, layouts: set[str]) -> DpoError:
     """What to say where no prompt is kept: the commonest reasons, a row and the fix. `layouts`: of the sources."""
-    reasons = tally.reasons()
+    reasons = funnel.reasons()
     biggest = ", ".join(f"{count:,} {reason}" for reason, count in list(reasons.items())[:4])
     first = next(iter(reasons))
-    shown = next(some[0][1] for (_, reason), some in tally.examples.items() if reason == first)
+    shown = next(some[0][1] for (_, reason), some in funnel.examples.items() if reason == first)
     said = f" ({remarks.MEANS.get(first) or shown['detail']})" if shown["detail"] else ""
     such = " ".join(filter(None, [shown["where"], shown["prompt"][:80]])) + said
     hint = remarks.hint(first)
@@ -82,7 +82,7 @@ def nothing_left(recipe: Recipe, tally: Tally, layouts: set[str]) -> DpoError:
         way = "set" if recipe.train.method == "kto" else "take train.method: kto with"
         hint = f"these are answers that are called good or bad: {way} data.format: unpaired"
     return DpoError(
-        f"nothing is left of {tally.came.total():,} prompts: {biggest}; such as: {such}",
+        f"nothing is left of {funnel.came.total():,} prompts: {biggest}; such as: {such}",
         where=recipe.where("data", "sources"),
         hint=hint,
     )

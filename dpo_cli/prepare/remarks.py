@@ -7,8 +7,8 @@ import re
 
 from dpo_cli.prepare.feed import Feed
 from dpo_cli.prepare.filters import REASONS
+from dpo_cli.prepare.funnel import Entry, Funnel
 from dpo_cli.prepare.layouts import MAPPABLE
-from dpo_cli.prepare.tally import Entry, Tally
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import ROWS_ARE
 from dpo_cli.stats import wilson
@@ -52,14 +52,14 @@ def hint(reason: str) -> str:
     return HINTS.get(reason, f"data.filters.{reason} tunes it")
 
 
-def losses(recipe: Recipe, tally: Tally, entries: list[Entry]) -> list[str]:
+def losses(recipe: Recipe, funnel: Funnel, entries: list[Entry]) -> list[str]:
     """A sentence for every source and reason that took a bad share of it: the commonest cause, a row, and the fix."""
     said = []
-    for source, came in tally.came.items():
-        for reason, count in sorted(tally.reasons(source).items(), key=lambda one: REASONS.index(one[0])):
+    for source, came in funnel.came.items():
+        for reason, count in sorted(funnel.reasons(source).items(), key=lambda one: REASONS.index(one[0])):
             if count <= (UNREAD_SHARE if reason == "schema" else DROPPED_SHARE) * came:
                 continue
-            cause = tally.commonest(source, reason)
+            cause = funnel.commonest(source, reason)
             fix = hint(reason)
             if reason == "too_long":
                 needed = length_needed(recipe, [entry for entry in entries if entry.source == source])
@@ -130,10 +130,10 @@ def held_out(recipe: Recipe, rows: dict[str, int]) -> list[str]:
     return [f"{known}; data.eval_fraction: {share:g} would hold out about {ENOUGH_HELD_OUT} of {every:,}"]
 
 
-def languages(tally: Tally) -> list[str]:
+def languages(funnel: Funnel) -> list[str]:
     """Sources whose prompts are counted as English by their script, and read like another language."""
     said = []
-    for source, found in tally.latin.items():
+    for source, found in funnel.latin.items():
         for name, count in found.most_common(1):
             if name != "en" and count > FOREIGN_SHARE * found.total():
                 seen = f"{count:,} of {found.total():,} prompts that are counted as en look like {name}"
@@ -141,9 +141,9 @@ def languages(tally: Tally) -> list[str]:
     return said
 
 
-def left_out(tally: Tally) -> list[str]:
+def left_out(funnel: Funnel) -> list[str]:
     """What layouts left out of rows that they read."""
     return [
-        f"{source}: left out of {count:,} of {tally.came[source]:,} prompts: {what}"
-        for (source, what), count in sorted(tally.notes.items())
+        f"{source}: left out of {count:,} of {funnel.came[source]:,} prompts: {what}"
+        for (source, what), count in sorted(funnel.notes.items())
     ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_cli.prepare.audit import MODEL, SHORTCUTS, Audit, warnings
 from dpo_cli.prepare.filters import REASONS
-from dpo_cli.prepare.tally import Tally
+from dpo_cli.prepare.funnel import Funnel
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import ROWS_ARE
 from dpo_cli.show import one_line
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def build(
     recipe: Recipe,
-    tally: Tally,
+    funnel: Funnel,
     rows: dict[str, int],
     got: dict[str, Counter[str]],
     wanted: dict[str, int],
@@ -43,15 +43,15 @@ def build(
     """
     shortcuts = audit.shortcuts()
     languages: dict[str, dict[str, Any]] = {}
-    for name in sorted({*wanted, *(key[1] for key in [*tally.kept, *tally.dropped])}):
+    for name in sorted({*wanted, *(key[1] for key in [*funnel.kept, *funnel.dropped])}):
         languages[name] = {
             "wanted": wanted.get(name), "got": got["train"][name], "eval": got["eval"][name],
-            "kept": sum(count for (_, language), count in tally.kept.items() if language == name),
-            "dropped": tally.reasons(language=name),
+            "kept": sum(count for (_, language), count in funnel.kept.items() if language == name),
+            "dropped": funnel.reasons(language=name),
         }  # fmt: skip
     short = [_shortfall(name, one, outside) for name, one in languages.items() if (one["wanted"] or 0) > one["got"]]
     return {
-        "sources": {source.label: _source(tally, source.label) for source in recipe.data.sources},
+        "sources": {source.label: _source(funnel, source.label) for source in recipe.data.sources},
         "pairs": rows,
         "languages": languages,
         "margin": audit.margins(),
@@ -60,22 +60,22 @@ def build(
         "duplicates": duplicates,
         "shortcuts": shortcuts,
         "warnings": [*remarks, *short, *warnings(shortcuts)],
-        "examples": _examples(tally),
+        "examples": _examples(funnel),
         "provenance": provenance,
     }
 
 
-def _source(tally: Tally, source: str) -> dict[str, Any]:
-    kept = {language: count for (name, language), count in sorted(tally.kept.items()) if name == source}
-    changes = {kind: count for (name, kind), count in sorted(tally.edits.items()) if name == source}
-    spoken = sorted({*kept, *(language for name, language, _ in tally.dropped if name == source)})
+def _source(funnel: Funnel, source: str) -> dict[str, Any]:
+    kept = {language: count for (name, language), count in sorted(funnel.kept.items()) if name == source}
+    changes = {kind: count for (name, kind), count in sorted(funnel.edits.items()) if name == source}
+    spoken = sorted({*kept, *(language for name, language, _ in funnel.dropped if name == source)})
     return {
-        "in": tally.came[source],
+        "in": funnel.came[source],
         "kept": sum(kept.values()),
-        "dropped": tally.reasons(source),
+        "dropped": funnel.reasons(source),
         "edits": {kind: count for kind, count in changes.items() if kind not in REASONS},
         "answers_dropped": {kind: count for kind, count in changes.items() if kind in REASONS},
-        "languages": {one: {"kept": kept.get(one, 0), "dropped": tally.reasons(source, one)} for one in spoken},
+        "languages": {one: {"kept": kept.get(one, 0), "dropped": funnel.reasons(source, one)} for one in spoken},
     }
 
 
@@ -87,10 +87,10 @@ def _shortfall(language: str, figures: dict[str, Any], outside: dict[str, Counte
     return f"{language}: {figures['wanted']:,} training pairs wanted, {figures['got']:,} got{lost}"
 
 
-def _examples(tally: Tally) -> dict[str, Any]:
+def _examples(funnel: Funnel) -> dict[str, Any]:
     """{"kept": {source: [...]}, "dropped": {reason: [{source, prompt, detail}, ...]}}, two per source and reason."""
     found: dict[str, Any] = {"kept": {}, "dropped": {}}
-    for (source, reason), several in sorted(tally.examples.items()):
+    for (source, reason), several in sorted(funnel.examples.items()):
         rows = [row for _, row in several]
         if reason == "kept":
             found["kept"][source] = rows

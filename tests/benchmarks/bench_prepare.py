@@ -131,11 +131,11 @@ def prepare_all(path: Path) -> int:
 def score_and_pair(path: Path) -> int:
     """Reading, scoring and pairing alone."""
     from dpo_cli.prepare import scoring
+    from dpo_cli.prepare.detect import candidate_sets
     from dpo_cli.prepare.feed import Broken
     from dpo_cli.prepare.files import file_feed
     from dpo_cli.prepare.layouts import LAYOUTS
     from dpo_cli.prepare.preferred import Settings
-    from dpo_cli.prepare.recognise import candidate_sets
     from dpo_cli.recipe import ScoreWeights
 
     made = recipe(path)

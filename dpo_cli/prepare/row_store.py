@@ -10,7 +10,7 @@ from typing import BinaryIO
 from dpo_cli.records import CandidateSet
 
 
-class Spool:
+class RowStore:
     """A file that is gone when closed, or when the process ends."""
 
     def __init__(self, folder: Path) -> None:

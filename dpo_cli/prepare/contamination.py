@@ -20,7 +20,7 @@ HOW = f"one prompt a line (.txt), or rows with one of the columns {', '.join(PRO
 
 
 @dataclass
-class Benchmark:
+class Contamination:
     """Hashes of prompts, and of every run of `ngram_words` words or `ngram_han` Han characters in them."""
 
     ngram_words: int
@@ -51,7 +51,7 @@ class Benchmark:
                 yield hash(tuple(run[start : start + size]))
 
 
-def read_benchmark(recipe: Recipe) -> Benchmark | None:
+def read_contamination(recipe: Recipe) -> Contamination | None:
     """All prompts of `data.contamination`; None where there is none, or the filter is off.
 
     Raises:
@@ -61,15 +61,15 @@ def read_benchmark(recipe: Recipe) -> Benchmark | None:
     if not files or not recipe.data.filters.contaminated:
         return None
     options: Contaminated = recipe.data.filters.contaminated
-    benchmark = Benchmark(options.ngram_words, options.ngram_han)
+    contamination = Contamination(options.ngram_words, options.ngram_han)
     for index, path in enumerate(files.values()):
         where = recipe.where("data", "contamination", index)
         prompts = list(_prompts(path, where))
         if not prompts:
             raise DpoError(f"no prompts in {path.name}", where=where, hint=HOW)
         for prompt in prompts:
-            benchmark.add(prompt)
-    return benchmark
+            contamination.add(prompt)
+    return contamination
 
 
 def _prompts(path: Path, where: str) -> Iterator[str]:

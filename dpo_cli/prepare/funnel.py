@@ -1,4 +1,4 @@
-"""The books of `prepare`: what came in, where each prompt went and why, and a few examples of each."""
+"""The counts of `prepare`: what came in, where each prompt went and why, and a few examples of each."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Cause:
 
 
 @dataclass
-class Tally:
+class Funnel:
     """Counts by source and language. Every prompt that came is kept, or dropped once: `check` asserts it."""
 
     dropped_file: Path | None = None
