@@ -61,7 +61,7 @@ def prepare(
         loaded, run = _open(recipe_path, settings, runs_dir)
         # What is missing is an error here, even where what was made of it is still whole.
         recipe_paths.require(loaded, ["data", *_tokenizer(loaded)])
-        from dpo_cli.prepare import source_files
+        from dpo_cli.prepare.sources import source_files
 
         source_files(loaded)
         with run.lock(view=not force and run.state("prepare", loaded).fresh):
@@ -71,7 +71,7 @@ def prepare(
             if trained.get("status") == "complete" and trained["inputs"].get("data/train.jsonl") != pairs:
                 _say(quiet, f"! {run.adapter} was trained on other pairs than these; keep it with --set name=…")
             if preview:
-                from dpo_cli.prepare import preview as show
+                from dpo_cli.prepare.tokens import preview as show
                 from dpo_cli.records import AcrossPrompts, read_pairs
 
                 pairs = read_pairs(run.train_pairs)
@@ -80,7 +80,7 @@ def prepare(
                         "--preview shows pairs, and here no prompt has both a good and a bad answer",
                         hint=f"look at the rows themselves: head -n {preview} {run.train_pairs}",
                     )
-                show(loaded, pairs, preview, terminal())
+                show(loaded, pairs[:preview], terminal())
 
 
 @app.command()
@@ -298,7 +298,7 @@ def _open(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> tupl
     loaded = recipe.load(recipe_path, settings)
     os.fsencode(loaded.name)  # raises where no folder can be called so
     from dpo_cli import models
-    from dpo_cli.prepare import source_files
+    from dpo_cli.prepare.sources import source_files
 
     inputs: dict[str, Callable[[Recipe], dict[str, Path]]] = {
         "prepare": lambda one: {**source_files(one, missing_ok=True), **models.tokenizer_files(one)},
@@ -363,7 +363,7 @@ def _nothing_to_do(stage: str, run: Run, quiet: bool) -> None:
 def _prepare(loaded: Recipe, run: Run, force: bool, quiet: bool, examples: bool = False) -> None:
     def work() -> None:
         recipe_paths.require_hub(loaded, _tokenizer(loaded))
-        from dpo_cli.prepare import prepare as stage
+        from dpo_cli.prepare.pipeline import prepare as stage
 
         with run.stage("prepare", loaded) as draft:
             prepared = stage(loaded, draft.folder, quiet=quiet)

@@ -23,8 +23,7 @@ def print_funnel(run: Run, quiet: bool, examples: bool) -> None:
     """Where every prompt went, from `data/report.json`."""
     if quiet:
         return
-    from dpo_cli.prepare import funnel_table
-    from dpo_cli.prepare.report import rows_are
+    from dpo_cli.prepare.report import funnel_table, rows_are
 
     report = json.loads((run["prepare"] / "report.json").read_text(encoding="utf-8"))
     terminal().print(funnel_table(report, examples))

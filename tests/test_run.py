@@ -16,8 +16,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from dpo_cli import prepare, processes
+from dpo_cli import processes
 from dpo_cli.errors import FAILED, DpoError
+from dpo_cli.prepare.sources import source_files as prepare_files
 from dpo_cli.recipe import Recipe, load
 from dpo_cli.run import Run, fingerprint, recipe_keys
 
@@ -658,7 +659,7 @@ def test_a_slash_in_a_sources_name_keeps_sources_apart(home: Home) -> None:
     ids = (home.folder / "one.jsonl", home.folder / "two.jsonl")
     sources = f"data.sources=[{{name: org/one, id: {ids[0]}}}, {{name: org/two, id: {ids[1]}}}]"
     recipe = home.recipe(sources, "data.contamination=[]")
-    run = Run(home.run.folder, {"prepare": lambda one: prepare.source_files(one, missing_ok=True)})
+    run = Run(home.run.folder, {"prepare": lambda one: prepare_files(one, missing_ok=True)})
     with run.stage("prepare", recipe) as draft:
         (draft.folder / "train.jsonl").write_text("x", encoding="utf-8")
     (home.folder / "two.jsonl").unlink()
@@ -768,7 +769,7 @@ def test_a_source_that_is_gone_hides_no_other_change_and_prepare_says_so(tmp_pat
         file.write('{"prompt": "And what is new?", "chosen": "A new row.", "rejected": "Nothing."}\n')
     refused = run("eval")
     assert refused.exit_code == 1
-    state = Run(tmp_path / "runs" / "r", {"prepare": lambda one: prepare.source_files(one, missing_ok=True)}).state(
+    state = Run(tmp_path / "runs" / "r", {"prepare": lambda one: prepare_files(one, missing_ok=True)}).state(
         "prepare", load(recipe)
     )
     assert state.reasons == ["one/one.jsonl has changed"]

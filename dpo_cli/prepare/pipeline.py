@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_cli import models
 from dpo_cli.errors import DpoError
 from dpo_cli.language import language, latin_language
-from dpo_cli.prepare import Prepared, filters, refusals, remarks, report, scoring, sources, split, survey, tokens
+from dpo_cli.prepare import filters, refusals, remarks, report, scoring, sources, split, survey, tokens
 from dpo_cli.prepare.audit import Audit
 from dpo_cli.prepare.contamination import read_contamination
 from dpo_cli.prepare.dedup import Sketches, clusters
@@ -34,8 +35,30 @@ if TYPE_CHECKING:
 Chosen = tuple[Entry, tuple[int, ...], str]  # a row to write: its prompt, which of the candidates, and its id
 
 
-def run(recipe: Recipe, folder: Path, quiet: bool) -> Prepared:
-    """See `dpo_cli.prepare.prepare`."""
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` made.
+
+    Attributes:
+        report: what stands in report.json.
+        inputs: every local file that was read, `<source label>/<name below its folder>` -> sha256.
+        revisions: Hub data set id -> the commit that was read.
+    """
+
+    report: dict[str, Any]
+    inputs: dict[str, str]
+    revisions: dict[str, str]
+
+
+def prepare(recipe: Recipe, folder: Path, *, quiet: bool = False) -> Prepared:
+    """Write train.jsonl, eval.jsonl, report.json and report.md (dropped.jsonl with data.keep_dropped) into `folder`.
+
+    The same recipe and rows give the same files, whatever the order of the rows, but for the line numbers in the
+    report. `folder` has to exist and be empty; what stands in it after an error or Ctrl-C is of no use.
+
+    Raises:
+        DpoError: an input is missing or empty (exit code 1), its layout can't be told (2), or nothing is left.
+    """
     files = sources.source_files(recipe)  # before anything else: a missing file is said at once
     funnel = Funnel(folder / "dropped.jsonl" if recipe.data.keep_dropped else None)
     store = RowStore(folder)

@@ -65,7 +65,7 @@ def lengths(
     return found
 
 
-def show(recipe: Recipe, pairs: Sequence[Pair], console: Console) -> None:
+def preview(recipe: Recipe, pairs: Sequence[Pair], console: Console) -> None:
     """Print pairs as the model will see them: the text as rendered, then token by token where the loss starts."""
     from rich.text import Text
 

@@ -119,7 +119,7 @@ def recipe(path: Path) -> Any:
 
 def prepare_all(path: Path) -> int:
     """The whole stage; returns how many prompts came in."""
-    from dpo_cli.prepare import prepare
+    from dpo_cli.prepare.pipeline import prepare
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         report = prepare(recipe(path), Path(folder), quiet=True).report

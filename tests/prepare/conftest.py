@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpo_cli.prepare import Prepared, prepare
+from dpo_cli.prepare.pipeline import Prepared, prepare
 from dpo_cli.recipe import Recipe
 
 Row = dict[str, Any]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from dpo_cli.errors import USAGE, DpoError
-from dpo_cli.prepare import source_files
 from dpo_cli.prepare.messages import literal
+from dpo_cli.prepare.sources import source_files
 
 ASKED = "Name two uses of baking soda and explain one of them."
 GOOD = "It cleans pans and lifts batter: heated with an acid it gives off gas."

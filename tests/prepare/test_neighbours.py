@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from dpo_cli.errors import DpoError
-from dpo_cli.prepare import prepare
+from dpo_cli.prepare.pipeline import prepare
 from dpo_cli.recipe import load
 
 COUNT = 12

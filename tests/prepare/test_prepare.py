@@ -15,8 +15,11 @@ from typing import Any
 
 import pytest
 from dpo_cli.errors import DpoError
-from dpo_cli.prepare import funnel_table, prepare, preview, split
+from dpo_cli.prepare import split
+from dpo_cli.prepare.pipeline import prepare
+from dpo_cli.prepare.report import funnel_table
 from dpo_cli.prepare.text import hash64, normalise
+from dpo_cli.prepare.tokens import preview
 from dpo_cli.records import Pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -589,7 +592,7 @@ def test_preview_shows_what_the_model_sees(kit: Any) -> None:
     recipe = kit.recipe([{"id": "x.jsonl"}])
     pairs = [Pair(**one) for one in kit.run_rows([row], eval_fraction=1e-9).train]
     out = io.StringIO()
-    preview(recipe, pairs, 3, Console(file=out, width=80))
+    preview(recipe, pairs[:3], Console(file=out, width=80))
     text = out.getvalue()
     assert "<|im_start|>user\nWhere is the harbour?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n" in text
     assert "Behind the copper bridge.<|im_end|>" in text and "港口在铜桥的后面，你看。" in text
@@ -630,7 +633,7 @@ def test_no_torch_without_a_token_filter(kit: Any) -> None:
         Path(folder, "out").mkdir()
         code = (
             "import sys; from pathlib import Path\n"
-            "from dpo_cli.prepare import prepare; from dpo_cli.recipe import Recipe\n"
+            "from dpo_cli.prepare.pipeline import prepare; from dpo_cli.recipe import Recipe\n"
             "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'pyarrow', 'rich'} & set(sys.modules)\n"
             "assert not heavy, heavy\n"
             f"data = {{'sources': [{{'id': {str(path)!r}}}], 'languages': None, 'filters': {{'too_long': False}}}}\n"

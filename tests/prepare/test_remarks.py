@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from dpo_cli.errors import DpoError
 from dpo_cli.language import latin_language
-from dpo_cli.prepare import funnel_table
+from dpo_cli.prepare.report import funnel_table
 from rich.console import Console
 
 TINY = {"id": "builtin:tiny-qwen3", "max_length": 64}

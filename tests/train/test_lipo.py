@@ -258,7 +258,7 @@ def test_the_prompt_of_a_list_is_computed_once_and_the_numbers_stay(counts: list
 def smoke_run(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> SmokeRun:
     """`smoke_run("softmax", "train.max_steps=4")`: the smoke recipe by lipo, prepared once for all."""
     from dpo_cli import recipe
-    from dpo_cli.prepare import prepare
+    from dpo_cli.prepare.pipeline import prepare
 
     base = [*LISTS, "data.total=160", "data.eval_size=60"]
     path, folder = repository / "recipes" / "smoke.yaml", tmp_path_factory.mktemp("lipo")
