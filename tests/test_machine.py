@@ -88,14 +88,14 @@ def test_the_plan_of_a_cpu_run_keeps_to_the_container(container: Any, monkeypatc
 def test_export_loads_its_models_within_the_container(container: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gigabyte of weights: float32 where twice as much and some room is there, else as stored."""
     import torch
-    from dpo_cli.export import probe
+    from dpo_cli.export import outputs
 
     weights: Any = {"a": types.SimpleNamespace(shape=(1 << 14, 1 << 15), dtype="BF16")}
     monkeypatch.setattr("dpo_cli.export.base.dtype_16bit", lambda tensors: "bfloat16")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(total=64 * GIB, available=64 * GIB))
-    assert probe.place(weights).dtype == torch.float32
+    assert outputs.placement(weights).dtype == torch.float32
     container("0::/", {"memory.max": str(4 * GIB), "memory.current": str(3 * GIB)})
-    assert probe.place(weights).dtype == torch.bfloat16
+    assert outputs.placement(weights).dtype == torch.bfloat16
 
 
 def test_the_peak_is_what_was_held_at_the_highest_and_can_be_reset() -> None:

@@ -19,7 +19,7 @@ import yaml
 from dpo_cli import models
 from dpo_cli.export import base as base16
 from dpo_cli.export import hub
-from dpo_cli.export.checks import Check
+from dpo_cli.export.parity import Check
 from dpo_cli.published import recipe_yaml, without_paths
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe_train import trl_arguments

@@ -1,4 +1,4 @@
-"""The stage: write each format, read it back, and hold it against the trained adapter on the 16-bit base."""
+"""The stage: write each format, read it back, and compare it with the trained adapter on the 16-bit base."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from typing import Any
 from dpo_cli import backends, models
 from dpo_cli.errors import UNVERIFIED, DpoError
 from dpo_cli.export import base as base16
-from dpo_cli.export import card, gguf, gguf_check, hub, merge, ollama, probe, verify
-from dpo_cli.export.checks import Check, equal, passed, reported
-from dpo_cli.export.probe import Place, Probes, Said
-from dpo_cli.export.verify import LIMITS
+from dpo_cli.export import card, gguf, gguf_parity, hub, merge, ollama, outputs, parity
+from dpo_cli.export.outputs import Outputs, Placement, Probes
+from dpo_cli.export.parity import LIMITS, Check, equal, passed, reported
 from dpo_cli.recipe import GgufType, Recipe
 from dpo_cli.run import Draft, Run, replace, sha256, write_json
 
@@ -84,11 +83,11 @@ def export(recipe: Recipe, run: Run, *, dry_run: bool = False, quiet: bool = Fal
     if not figures:
         say("  ! eval has not seen this adapter, so the cards say nothing of how good it is")
     with run.stage("export", written) as draft:
-        place = probe.place(tensors)
+        place = outputs.placement(tensors)
         say(f"  compared with the trained adapter on the 16-bit base, {place}")
-        yardstick = _yardstick(recipe, run, base, place)
+        expected = _expected(recipe, run, base, place)
         draft.record["merge_base"] = {"id": base16.name(recipe), "commit": base16.commit_of(base)}
-        checks = _make(recipe, run, yardstick, kinds, draft.folder, say)
+        checks = _make(recipe, run, expected, kinds, draft.folder, say)
         kept, gone = _keep_others(written, run, kinds, draft)
         made = {one["name"] for one in checks}
         checks += [one for one in _checks(run) if _format_of(one) in kept and one["name"] not in made]
@@ -211,57 +210,57 @@ def push(recipe: Recipe, run: Run, *, quiet: bool = False) -> str | None:
 
 
 @dataclass(frozen=True)
-class Yardstick:
-    """What every export is held against, computed once: the base by itself, and the trained adapter on it."""
+class Expected:
+    """What every export is compared with, computed once: the base by itself, and the trained adapter on it."""
 
     base: Path
-    place: Place
+    place: Placement
     tokenizer: Any
     probes: Probes
     plain: list[Any]
-    tuned: Said
+    tuned: Outputs
 
-    def ask(self, folder: Path, adapter: Path | None = None) -> Said:
-        return probe.said(probe.load(folder, self.place, adapter=adapter), self.probes, self.tokenizer)
+    def ask(self, folder: Path, adapter: Path | None = None) -> Outputs:
+        return outputs.collect(outputs.load(folder, self.place, adapter=adapter), self.probes, self.tokenizer)
 
 
-def _yardstick(recipe: Recipe, run: Run, base: Path, place: Place) -> Yardstick:
+def _expected(recipe: Recipe, run: Run, base: Path, place: Placement) -> Expected:
     tokenizer = _tokenizer(run.adapter)
-    asked = probe.probes(recipe, run, tokenizer)
+    asked = outputs.probes(recipe, run, tokenizer)
     # Not the adapter switched off: PEFT leaves trained biases in.
-    plain = verify.token_logps(probe.load(base, place), asked.rows, probe.LAST)
-    tuned = probe.said(probe.load(base, place, adapter=run.adapter), asked, tokenizer)
-    return Yardstick(base, place, tokenizer, asked, plain, tuned)
+    plain = outputs.token_logps(outputs.load(base, place), asked.rows, outputs.LAST)
+    tuned = outputs.collect(outputs.load(base, place, adapter=run.adapter), asked, tokenizer)
+    return Expected(base, place, tokenizer, asked, plain, tuned)
 
 
-def _make(recipe: Recipe, run: Run, yardstick: Yardstick, kinds: list[str], out: Path, say: Say) -> list[Check]:
+def _make(recipe: Recipe, run: Run, expected: Expected, kinds: list[str], out: Path, say: Say) -> list[Check]:
     """Write the formats, each read back before the next; then the cards, which tell of the checks."""
-    checks = _gap(recipe, run, yardstick)
+    checks = _gap(recipe, run, expected)
     seals: dict[Path, str] = {}
-    files = merge.tokenizer_files(yardstick.base, run.adapter)
-    merge.name_turn_end(files, yardstick.base, yardstick.tokenizer)
+    files = merge.tokenizer_files(expected.base, run.adapter)
+    merge.name_turn_end(files, expected.base, expected.tokenizer)
     if "adapter" in kinds:
         name = base16.name(recipe)
         merge.write_adapter(run.adapter, name, base16.revision(recipe), out / "adapter")
         merge.write_files(files, out / "adapter")
         say(_written(out / "adapter"))
         seals |= _seals(out / "adapter")
-        own = verify.check_adapter_files(out / "adapter", run.adapter, name, base16.revision(recipe))
-        checks += _read_back(yardstick, out / "adapter", own, files)
+        own = parity.check_adapter_files(out / "adapter", run.adapter, name, base16.revision(recipe))
+        checks += _read_back(expected, out / "adapter", own, files)
     if kinds != ["adapter"]:
-        merge.write_merged(yardstick.base, run.adapter, out / "merged")
+        merge.write_merged(expected.base, run.adapter, out / "merged")
         merge.write_files(files, out / "merged")
         seals |= _seals(out / "merged")
-        own = verify.check_structure(out / "merged", yardstick.base)
+        own = parity.check_structure(out / "merged", expected.base)
         if passed(own):
-            own += verify.check_weights(out / "merged", yardstick.base, run.adapter)
+            own += parity.check_weights(out / "merged", expected.base, run.adapter)
         if "merged" in kinds:
             say(_written(out / "merged"))
-            checks += _read_back(yardstick, out / "merged", own, files)
+            checks += _read_back(expected, out / "merged", own, files)
         else:  # made aside, for the GGUF, whose own checks read the weights back
             checks += own
     if {"gguf", "ollama"} & set(kinds) and passed(checks):
-        checks += _ggufs(recipe, yardstick, kinds, out, say, seals)
+        checks += _ggufs(recipe, expected, kinds, out, say, seals)
     if "merged" not in kinds:
         shutil.rmtree(out / "merged", ignore_errors=True)
     for kind in kinds:
@@ -286,24 +285,24 @@ def _unbroken(kinds: list[str], out: Path, seals: Mapping[Path, str]) -> list[Ch
     return checks
 
 
-def _read_back(yardstick: Yardstick, folder: Path, checks: list[Check], files: dict[str, bytes]) -> list[Check]:
+def _read_back(expected: Expected, folder: Path, checks: list[Check], files: dict[str, bytes]) -> list[Check]:
     """Load what was written as a user would, and compare; not where its files are broken already."""
     kind = folder.name
-    checks = checks + verify.check_tokenizer_files(kind, folder, files)
+    checks = checks + parity.check_tokenizer_files(kind, folder, files)
     if not passed(checks):
         return checks
-    checks += verify.check_template(kind, _tokenizer(folder), yardstick.tokenizer)
-    checks += verify.check_ends(kind, files, yardstick.base, yardstick.tokenizer)
+    checks += parity.check_template(kind, _tokenizer(folder), expected.tokenizer)
+    checks += parity.check_ends(kind, files, expected.base, expected.tokenizer)
     if kind == "adapter":
-        said, limits = yardstick.ask(yardstick.base, folder), LIMITS["float32"]  # the very same weights
+        said, limits = expected.ask(expected.base, folder), LIMITS["float32"]  # the very same weights
     else:
-        said, limits = yardstick.ask(folder), LIMITS[base16.dtype_16bit(base16.stored(folder))]
-    checks += verify.check_parity(kind, said.logps, yardstick.tuned.logps, yardstick.plain, limits)
-    return checks + verify.check_answers(kind, said, yardstick.tuned, yardstick.probes.texts, limits)
+        said, limits = expected.ask(folder), LIMITS[base16.dtype_16bit(base16.stored(folder))]
+    checks += parity.check_parity(kind, said.logps, expected.tuned.logps, expected.plain, limits)
+    return checks + parity.check_answers(kind, said, expected.tuned, expected.probes.texts, limits)
 
 
 def _ggufs(
-    recipe: Recipe, yardstick: Yardstick, kinds: list[str], out: Path, say: Say, seals: dict[Path, str]
+    recipe: Recipe, expected: Expected, kinds: list[str], out: Path, say: Say, seals: dict[Path, str]
 ) -> list[Check]:
     """One GGUF, in every folder that wants it."""
     folders = [out / kind for kind in ("gguf", "ollama") if kind in kinds]
@@ -313,21 +312,21 @@ def _ggufs(
     gguf.write_gguf(out / "merged", recipe.export.gguf, files[0])
     say(_written(folders[0]))
     seals |= _seals(folders[0])
-    rows, tuned = yardstick.probes.rows, yardstick.tuned.logps
+    rows, tuned = expected.probes.rows, expected.tuned.logps
     kind, merged = recipe.export.gguf, out / "merged"
-    checks = gguf_check.check_gguf(files[0], kind, merged, rows, tuned, yardstick.plain, probe.LAST)
+    checks = gguf_parity.check_gguf(files[0], kind, merged, rows, tuned, expected.plain, outputs.LAST)
     for file in files[1:]:
         link(files[0], file)
     if "ollama" in kinds:
-        ollama.write_modelfile(files[-1], yardstick.tokenizer, recipe, folders[-1])
-        checks += ollama.check_modelfile(files[-1], yardstick.tokenizer, recipe, folders[-1])
+        ollama.write_modelfile(files[-1], expected.tokenizer, recipe, folders[-1])
+        checks += ollama.check_modelfile(files[-1], expected.tokenizer, recipe, folders[-1])
         seals |= _seals(folders[-1]) | {files[-1]: seals[files[0]]}  # a copy that is cut short is no such file
     return checks
 
 
-def _gap(recipe: Recipe, run: Run, yardstick: Yardstick) -> list[Check]:
+def _gap(recipe: Recipe, run: Run, expected: Expected) -> list[Check]:
     """From the model that was trained to the adapter on the 16-bit base, where these are two."""
-    rows, tuned = yardstick.probes.rows, yardstick.tuned.logps
+    rows, tuned = expected.probes.rows, expected.tuned.logps
     trained = models.location(recipe.model.id)
     if recipe.model.load_in_4bit:
         from peft import PeftModel
@@ -336,13 +335,13 @@ def _gap(recipe: Recipe, run: Run, yardstick: Yardstick) -> list[Check]:
             model: Any = PeftModel.from_pretrained(models.load_base(recipe), str(run.adapter)).eval()
         except DpoError as error:  # an export does without, on a machine that has not trained
             return [reported("gap_to_4bit", f"not measured: {error.message}")]
-        same = verify.check_vectors("gap_to_4bit", model.get_base_model(), yardstick.base)
-        return same + verify.check_gap("gap_to_4bit", verify.token_logps(model, rows, probe.LAST), tuned, None)
+        same = parity.check_vectors("gap_to_4bit", model.get_base_model(), expected.base)
+        return same + parity.check_gap("gap_to_4bit", outputs.token_logps(model, rows, outputs.LAST), tuned, None)
     if trained == base16.name(recipe):
         return []
-    model = probe.load(trained, yardstick.place, revision=recipe.model.revision, adapter=run.adapter)
-    said = verify.token_logps(model, rows, probe.LAST)
-    return verify.check_gap("gap_to_trained", said, tuned, LIMITS["bfloat16"])
+    model = outputs.load(trained, expected.place, revision=recipe.model.revision, adapter=run.adapter)
+    said = outputs.token_logps(model, rows, outputs.LAST)
+    return parity.check_gap("gap_to_trained", said, tuned, LIMITS["bfloat16"])
 
 
 def _plan(recipe: Recipe, run: Run, base: Path, kinds: list[str]) -> list[tuple[str, int]]:

@@ -160,7 +160,7 @@ def _require_verified(folder: Path) -> None:
         raise DpoError(
             f"not pushed: {'these checks failed: ' + ', '.join(failed) if failed else 'the export is not verified'}",
             where=str(report),
-            hint="only a verified export is pushed; mend it and run export again",
+            hint="only a verified export is pushed; fix it and run export again",
             exit_code=UNVERIFIED,
         )
 
@@ -185,12 +185,12 @@ def _refuse_what_is_there(recipe: Recipe, info: Any, layout: dict[str, Path]) ->
 
 
 def _failed(recipe: Recipe, folder: Path, error: Exception, token: str) -> DpoError:
-    """What went wrong on the way to the Hub, without the token, and how to mend it."""
+    """What went wrong on the way to the Hub, without the token, and how to fix it."""
     response = getattr(error, "response", None)
     status = None if response is None else response.status_code
     said = getattr(error, "server_message", None) or str(error).strip() or type(error).__name__
     owner = str(recipe.export.hub).partition("/")[0]
-    mend = {
+    fix = {
         401: "run `hf auth login` with a token that is valid",
         403: f"run `hf auth login` with a token that may write to {owner}'s repositories",
         404: f"check the name: this token sees no user or organisation {owner}",
@@ -200,5 +200,5 @@ def _failed(recipe: Recipe, folder: Path, error: Exception, token: str) -> DpoEr
     return DpoError(
         f"the push to {recipe.export.hub} failed{answer}: {said.splitlines()[0].replace(token, '***')}",
         where=recipe.where("export", "hub"),
-        hint=f"{mend}, then export again; the export itself is complete in {folder}",
+        hint=f"{fix}, then export again; the export itself is complete in {folder}",
     )

@@ -81,7 +81,7 @@ def _failed(program: str, words: str) -> DpoError:
     return DpoError(
         f"quantising failed: {words}",
         where=program,
-        hint="mend what it says, or take export.gguf: q8_0, which needs no llama.cpp",
+        hint="fix what it says, or take export.gguf: q8_0, which needs no llama.cpp",
     )
 
 

@@ -48,7 +48,7 @@ class Adapter:
 
 
 def read_adapter(folder: Path, base: Path, tensors: Mapping[str, Stored]) -> Adapter:
-    """An adapter, held against the tensors of the base that it is to change.
+    """Read an adapter, checked against the tensors of the base that it changes.
 
     Args:
         folder: with `adapter_config.json` and `adapter_model.safetensors`.

@@ -10,8 +10,8 @@ from typing import Any
 
 from dpo_cli import models
 from dpo_cli.errors import DpoError
-from dpo_cli.export.checks import Check, equal
-from dpo_cli.export.verify import fixtures
+from dpo_cli.export.outputs import fixtures
+from dpo_cli.export.parity import Check, equal
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Message
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from dpo_cli import recipe
 from dpo_cli.export import card
-from dpo_cli.export.checks import Check
+from dpo_cli.export.parity import Check
 from dpo_cli.run import Run, write_json
 
 RECIPE = """\

@@ -16,8 +16,8 @@ import pytest
 import torch
 from dpo_cli import smoke
 from dpo_cli.errors import DpoError
-from dpo_cli.export import gguf, gguf_check, probe, verify
-from dpo_cli.export.checks import Check
+from dpo_cli.export import gguf, gguf_parity, outputs
+from dpo_cli.export.parity import Check
 from dpo_cli.recipe import GgufType
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
@@ -42,7 +42,7 @@ class Exported:
     untouched: Path  # the base, stored like the merged model
 
     def checks(self, path: Path, kind: GgufType) -> list[Check]:
-        return gguf_check.check_gguf(path, kind, self.merged, self.rows, self.tuned, self.base, LAST)
+        return gguf_parity.check_gguf(path, kind, self.merged, self.rows, self.tuned, self.base, LAST)
 
     def failed(self, path: Path, kind: GgufType) -> list[str]:
         return [check["name"] for check in self.checks(path, kind) if not check["ok"]]
@@ -52,7 +52,7 @@ def export(base: PreTrainedModel, tiny: Path, folder: Path, shard: str) -> Expor
     """Base -> base with a change of low rank in every matrix -> 16 bits."""
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     rows = [tokenizer(text * 3)["input_ids"] for text in SENTENCES]
-    plain = verify.token_logps(base, rows, LAST)
+    plain = outputs.token_logps(base, rows, LAST)
     untouched, merged = folder / "untouched", folder / "merged"
     store(base, tiny, untouched, shard)
     base = base.float()
@@ -62,7 +62,7 @@ def export(base: PreTrainedModel, tiny: Path, folder: Path, shard: str) -> Expor
             if "proj" in name:
                 left, right = (torch.randn(size, 2, generator=draw) for size in weight.shape)
                 weight.add_(left @ right.T, alpha=0.02)
-    tuned = verify.token_logps(base, rows, LAST)
+    tuned = outputs.token_logps(base, rows, LAST)
     store(base, tiny, merged, shard)
     return Exported(merged, rows, tuned, plain, untouched)
 
@@ -138,7 +138,7 @@ def test_every_type_passes_its_checks(exported: Exported, kind: GgufType, tmp_pa
     path = tmp_path / f"mine-{kind}.gguf"
     gguf.write_gguf(exported.merged, kind, path)
     assert exported.failed(path, kind) == []
-    assert gguf_check.metadata(path)["general.name"] == "mine"
+    assert gguf_parity.metadata(path)["general.name"] == "mine"
 
 
 @pytest.mark.parametrize("kind", ["f32", "bf16"])
@@ -147,7 +147,7 @@ def test_types_that_hold_bfloat16_hold_every_bit(untied: Exported, kind: GgufTyp
     path = tmp_path / "mine.gguf"
     gguf.write_gguf(untied.merged, kind, path)
     merged = AutoModelForCausalLM.from_pretrained(untied.merged, dtype=torch.float32).state_dict()
-    read = gguf_check._reload(path, gguf_check.metadata(path), probe.Place("cpu", torch.float32)).state_dict()
+    read = gguf_parity._reload(path, gguf_parity.metadata(path), outputs.Placement("cpu", torch.float32)).state_dict()
     assert merged.keys() == read.keys()
     assert all(torch.equal(merged[name], read[name]) for name in merged)
 
@@ -158,7 +158,7 @@ def test_prompts_become_the_same_tokens_from_the_file_alone(tied: Exported, tmp_
     ours = AutoTokenizer.from_pretrained(tied.merged)
     theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
     assert theirs.chat_template == ours.chat_template
-    chats: Any = verify.FIXTURES
+    chats: Any = outputs.FIXTURES
     for messages in chats:
         text: Any = ours.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert theirs(text)["input_ids"] == ours(text)["input_ids"]
@@ -167,7 +167,7 @@ def test_prompts_become_the_same_tokens_from_the_file_alone(tied: Exported, tmp_
 def test_metadata_that_servers_go_by(tied: Exported, tmp_path: Path) -> None:
     path = tmp_path / "mine.gguf"
     gguf.write_gguf(tied.merged, "q8_0", path)
-    fields, tokenizer = gguf_check.metadata(path), AutoTokenizer.from_pretrained(tied.merged)
+    fields, tokenizer = gguf_parity.metadata(path), AutoTokenizer.from_pretrained(tied.merged)
     assert fields["general.architecture"] == "qwen3"
     assert fields["tokenizer.ggml.pre"] == "qwen2"
     assert fields["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
@@ -182,7 +182,7 @@ def test_the_trained_template_wins_over_the_one_in_the_bases_tokenizer_config(ti
     settings = json.loads((copy / "tokenizer_config.json").read_text())
     (copy / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ messages }}"}))
     gguf.write_gguf(copy, "f16", tmp_path / "mine.gguf")
-    fields = gguf_check.metadata(tmp_path / "mine.gguf")
+    fields = gguf_parity.metadata(tmp_path / "mine.gguf")
     assert fields["tokenizer.chat_template"] == (copy / "chat_template.jinja").read_text()
 
 
@@ -194,7 +194,7 @@ def test_a_config_as_transformers_4_wrote_it(untied: Exported, tmp_path: Path) -
     (copy / "config.json").write_text(json.dumps(config))
     for folder in (untied.merged, copy):
         gguf.write_gguf(folder, "q8_0", tmp_path / f"{folder.name}.gguf")
-    ours, theirs = (gguf_check.metadata(tmp_path / f"{name}.gguf") for name in ("merged", "copy"))
+    ours, theirs = (gguf_parity.metadata(tmp_path / f"{name}.gguf") for name in ("merged", "copy"))
     assert ours | {"general.name": "copy"} == theirs
 
 
@@ -332,7 +332,7 @@ def test_a_tokenizer_that_llama_cpp_would_take_for_another(
 def test_gpt2s_word_splitting_has_a_name_too(tied: Exported, tmp_path: Path) -> None:
     copy = other_tokenizer(tied, tmp_path, pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False})
     gguf.write_gguf(copy, "f16", tmp_path / "mine.gguf")
-    assert gguf_check.metadata(tmp_path / "mine.gguf")["tokenizer.ggml.pre"] == "gpt-2"
+    assert gguf_parity.metadata(tmp_path / "mine.gguf")["tokenizer.ggml.pre"] == "gpt-2"
 
 
 def test_without_the_gguf_package(tied: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +373,7 @@ def test_llama_quantize_in_llama_cpp_dir_gets_all_the_bits(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"mine-q4_k_m.gguf", "mine-q4_k_m.gguf.kind"}
     assert (tmp_path / "out" / "mine-q4_k_m.gguf.kind").read_text() == "Q4_K_M\n"
     # What the program was given: bfloat16, as merged.
-    fields = gguf_check.metadata(tmp_path / "out" / "mine-q4_k_m.gguf")
+    fields = gguf_parity.metadata(tmp_path / "out" / "mine-q4_k_m.gguf")
     assert (fields["general.file_type"], fields["general.name"]) == (32, "mine")
 
 
@@ -396,15 +396,15 @@ def test_k_quants_by_llama_cpp_python(untied: Exported, kind: GgufType, tmp_path
     gguf.write_gguf(untied.merged, kind, path)
     # The likeliest tokens of a model that never was trained are near-ties, which any rounding decides.
     assert [name for name in untied.failed(path, kind) if not name.endswith("top1_agreement")] == []
-    assert gguf_check.metadata(path)["general.name"] == "mine"
+    assert gguf_parity.metadata(path)["general.name"] == "mine"
     gguf.write_gguf(untied.untouched, kind, path)
     assert {"gguf.carried", "gguf.llama_cpp.carried"} <= set(untied.failed(path, kind))
 
 
 def test_every_kind_has_limits_and_coarser_ones_have_wider() -> None:
-    assert set(gguf_check.LIMITS) == set(get_args(GgufType))
+    assert set(gguf_parity.LIMITS) == set(get_args(GgufType))
     order: list[GgufType] = ["bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
-    kls, top1s, shares, weights, scales = zip(*(gguf_check.LIMITS[kind] for kind in order), strict=True)
+    kls, top1s, shares, weights, scales = zip(*(gguf_parity.LIMITS[kind] for kind in order), strict=True)
     assert list(kls) == sorted(kls) and list(weights) == sorted(weights)
     assert list(scales) == sorted(scales)
     assert list(top1s) == sorted(top1s, reverse=True) and list(shares) == sorted(shares, reverse=True)

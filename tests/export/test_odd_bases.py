@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from dpo_cli import models, smoke
 from dpo_cli.errors import DpoError
-from dpo_cli.export import card, gguf, merge, ollama, verify
-from dpo_cli.export.gguf_check import metadata
+from dpo_cli.export import card, gguf, merge, ollama, outputs, parity
+from dpo_cli.export.gguf_parity import metadata
 from dpo_cli.recipe import Recipe
 from transformers import AutoTokenizer
 
@@ -54,11 +54,11 @@ def test_a_card_that_cannot_be_read_costs_its_licence_only(base: Path, content: 
 
 def test_what_a_template_refuses_is_left_out_of_the_comparison(base: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
-    assert verify.fixtures(tokenizer) == list(verify.FIXTURES)
+    assert outputs.fixtures(tokenizer) == list(outputs.FIXTURES)
     tokenizer.chat_template = NO_SYSTEM
-    left = verify.fixtures(tokenizer)
+    left = outputs.fixtures(tokenizer)
     assert [one[0]["role"] for one in left] == ["user"] * len(left) and len(left) == 2
-    assert all(check["ok"] for check in verify.check_template("merged", tokenizer, tokenizer))
+    assert all(check["ok"] for check in parity.check_template("merged", tokenizer, tokenizer))
     ollama.require(tokenizer, recipe(base))
 
 

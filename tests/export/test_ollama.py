@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from dpo_cli import recipe, smoke
 from dpo_cli.export import ollama
-from dpo_cli.export.verify import FIXTURES
+from dpo_cli.export.outputs import FIXTURES
 from dpo_cli.recipe import Recipe
 from transformers import AutoTokenizer
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from dpo_cli import smoke
-from dpo_cli.export import gguf, gguf_check, merge, probe, verify
-from dpo_cli.export.checks import Check
-from dpo_cli.export.probe import Place
+from dpo_cli.export import gguf, gguf_parity, merge, outputs, parity
+from dpo_cli.export.outputs import Placement
+from dpo_cli.export.parity import Check
 from transformers import AutoTokenizer
 
-CPU = Place("cpu", torch.float32)
+CPU = Placement("cpu", torch.float32)
 TINY = smoke.resolve("builtin:tiny-qwen3")
 TEXT = "Name two uses of baking soda. 用三句话介绍如何给多肉浇水。"
 
@@ -31,7 +31,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("adapter")
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "o_proj", "down_proj"], task_type="CAUSAL_LM")
-    model: Any = get_peft_model(probe.load(TINY, CPU), lora)
+    model: Any = get_peft_model(outputs.load(TINY, CPU), lora)
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -58,7 +58,7 @@ def write_merged(adapter: Path, folder: Path, base: Path = TINY) -> Path:
 @pytest.fixture(scope="module")
 def says(merged: Path) -> tuple[list[list[int]], list[torch.Tensor], list[torch.Tensor]]:
     rows = [AutoTokenizer.from_pretrained(TINY)(TEXT)["input_ids"]]
-    tuned, base = (verify.token_logps(probe.load(one, CPU), rows, 16) for one in (merged, TINY))
+    tuned, base = (outputs.token_logps(outputs.load(one, CPU), rows, 16) for one in (merged, TINY))
     return rows, tuned, base
 
 
@@ -75,7 +75,7 @@ def check_gguf(merged: Path, says: Any, tmp_path: Path, monkeypatch: pytest.Monk
         if undo:
             monkeypatch.undo()
         rows, tuned, base = says
-        return failed(gguf_check.check_gguf(path, kind, merged, rows, tuned, base, 16))
+        return failed(gguf_parity.check_gguf(path, kind, merged, rows, tuned, base, 16))
 
     return check
 
@@ -210,9 +210,9 @@ def test_a_sum_in_bfloat16(adapter: Path, tmp_path: Path, monkeypatch: pytest.Mo
         down, up = (one.bfloat16() for one in self.factors[name])
         return weight.bfloat16() + (up @ down) * self.scale
 
-    assert failed(verify.check_weights(write_merged(adapter, tmp_path / "right"), TINY, adapter)) == []
+    assert failed(parity.check_weights(write_merged(adapter, tmp_path / "right"), TINY, adapter)) == []
     monkeypatch.setattr(merge.Adapter, "apply", apply)
-    wrong = failed(verify.check_weights(write_merged(adapter, tmp_path / "merged"), TINY, adapter))
+    wrong = failed(parity.check_weights(write_merged(adapter, tmp_path / "merged"), TINY, adapter))
     assert wrong == ["merged.rounded_otherwise"]
 
 
@@ -254,8 +254,8 @@ def test_a_base_that_makes_other_text_of_the_same_tokens(
     def checks() -> list[str]:
         files = merge.tokenizer_files(base, adapter)
         return failed(
-            verify.check_template("it", AutoTokenizer.from_pretrained(base), trained)
-            + verify.check_ends("it", files, base, trained)
+            parity.check_template("it", AutoTokenizer.from_pretrained(base), trained)
+            + parity.check_ends("it", files, base, trained)
         )
 
     assert checks() == []
@@ -268,5 +268,5 @@ def test_no_file_names_the_folder_that_a_base_was_in(adapter: Path, tmp_path: Pa
     edit(base / "config.json", _name_or_path="/home/alice/secret/model")
     edit(base / "tokenizer_config.json", name_or_path="C:\\Users\\alice\\secret")
     folder = write_merged(adapter, tmp_path / "merged", base)
-    assert failed(verify.check_structure(folder, base)) == []
+    assert failed(parity.check_structure(folder, base)) == []
     assert not [path.name for path in folder.glob("*.json") if "secret" in path.read_text(encoding="utf-8")]

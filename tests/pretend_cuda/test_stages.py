@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from dpo_cli import smoke
-from dpo_cli.export import probe
+from dpo_cli.export import outputs
 from dpo_cli.imports import torch_facts
 from tests.pretend_cuda.card_runs import OUT_OF_MEMORY, Runs, small_card
 from tests.pretend_cuda.pretended import Card
@@ -67,7 +67,7 @@ def test_eval_on_a_card_gives_the_figures_of_the_cpu(
 
 
 def test_export_on_a_card_is_verified(trained: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "MAX_NEW_TOKENS", 12)
+    monkeypatch.setattr(outputs, "MAX_NEW_TOKENS", 12)
     runs = trained.copy(tmp_path / "runs")
     said = runs.go("export", "export.formats=[adapter, merged, gguf]", card=Card())
     assert "float32 on cuda" in said

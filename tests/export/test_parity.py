@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 import torch
 from dpo_cli import smoke
-from dpo_cli.export import merge, probe, verify
-from dpo_cli.export.checks import Check
-from dpo_cli.export.probe import Answer, Place, Probes, Said
-from dpo_cli.export.verify import LIMITS
+from dpo_cli.export import merge, outputs, parity
+from dpo_cli.export.outputs import Answer, Outputs, Placement, Probes
+from dpo_cli.export.parity import LIMITS, Check
 from safetensors.torch import load_file, save_file
 
 QUESTIONS = ["How do I water succulents?", "请介绍多肉浇水。", "Name two uses of baking soda."]
@@ -35,16 +34,16 @@ class Exported:
     tokenizer: Any
     asked: Probes
     plain: list[torch.Tensor]
-    tuned: Said
+    tuned: Outputs
 
     def compare(self, folder: Path, adapter: Path | None = None) -> list[str]:
         """The checks of behaviour that a model in that folder fails."""
-        said = probe.said(probe.load(folder, CPU, adapter=adapter), self.asked, self.tokenizer)
-        checks = verify.check_parity("it", said.logps, self.tuned.logps, self.plain)
-        return failed(checks + verify.check_answers("it", said, self.tuned, QUESTIONS, LIMITS["bfloat16"]))
+        said = outputs.collect(outputs.load(folder, CPU, adapter=adapter), self.asked, self.tokenizer)
+        checks = parity.check_parity("it", said.logps, self.tuned.logps, self.plain)
+        return failed(checks + parity.check_answers("it", said, self.tuned, QUESTIONS, LIMITS["bfloat16"]))
 
 
-CPU = Place("cpu", torch.float32)
+CPU = Placement("cpu", torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     folder = tmp_path_factory.mktemp("made")
     base, adapter, merged = smoke.resolve("builtin:tiny-qwen3"), folder / "adapter", folder / "merged"
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
-    model: Any = get_peft_model(probe.load(base, CPU), lora)
+    model: Any = get_peft_model(outputs.load(base, CPU), lora)
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -73,8 +72,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         for text in QUESTIONS
     ]
     asked = Probes([[*prompt, *prompt[4:-4]] for prompt in prompts], prompts, QUESTIONS)
-    plain = verify.token_logps(probe.load(base, CPU), asked.rows, probe.LAST)
-    tuned = probe.said(probe.load(base, CPU, adapter=adapter), asked, tokenizer)
+    plain = outputs.token_logps(outputs.load(base, CPU), asked.rows, outputs.LAST)
+    tuned = outputs.collect(outputs.load(base, CPU, adapter=adapter), asked, tokenizer)
     return Exported(base, adapter, merged, tokenizer, asked, plain, tuned)
 
 
@@ -99,8 +98,8 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> 
 def test_an_honest_export_passes(made: Exported) -> None:
     assert made.compare(made.merged) == []
     assert made.compare(made.base, made.adapter) == []
-    assert failed(verify.check_structure(made.merged, made.base)) == []
-    assert failed(verify.check_weights(made.merged, made.base, made.adapter)) == []
+    assert failed(parity.check_structure(made.merged, made.base)) == []
+    assert failed(parity.check_weights(made.merged, made.base, made.adapter)) == []
 
 
 def test_an_untouched_base_passed_off_as_merged(made: Exported) -> None:
@@ -121,8 +120,8 @@ def test_two_layers_tensors_exchanged(made: Exported, spoilt: Path) -> None:
         weights[one], weights[other] = weights[other], weights[one]
 
     rewrite(spoilt, exchange)
-    assert failed(verify.check_structure(spoilt, made.base)) == [], "names and shapes are as they should be"
-    assert verify.check_weights(spoilt, made.base, made.adapter)[0]["value"] == [
+    assert failed(parity.check_structure(spoilt, made.base)) == [], "names and shapes are as they should be"
+    assert parity.check_weights(spoilt, made.base, made.adapter)[0]["value"] == [
         "model.layers.0.mlp.down_proj.weight",
         "model.layers.1.mlp.down_proj.weight",
     ], "though a tiny model says hardly anything else"
@@ -139,8 +138,8 @@ def test_an_adapter_merged_at_another_scale(made: Exported, tmp_path: Path, scal
 
 def test_weights_that_are_not_numbers(made: Exported, spoilt: Path) -> None:
     rewrite(spoilt, lambda weights: weights.update({"model.norm.weight": torch.full((64,), torch.nan).bfloat16()}))
-    said = verify.token_logps(probe.load(spoilt, CPU), made.asked.rows, probe.LAST)
-    checks = verify.check_parity("it", said, made.tuned.logps, made.plain)
+    said = outputs.token_logps(outputs.load(spoilt, CPU), made.asked.rows, outputs.LAST)
+    checks = parity.check_parity("it", said, made.tuned.logps, made.plain)
     assert {"it.mean_kl", "it.effect", "it.carried"} <= set(failed(checks))
     assert "NaN" not in json.dumps(checks), "which JSON does not know"
 
@@ -151,7 +150,7 @@ def test_the_answers_are_held_against_those_of_the_adapter_on_the_base() -> None
     good = [Answer([1, 2], "Hello you", True), Answer([3, 4], "你好呀", True), Answer([5, 6], "Because.", True)]
 
     def check(answers: list[Answer]) -> list[str]:
-        return failed(verify.check_answers("it", Said([], answers), Said([], good), prompts, LIMITS["bfloat16"]))
+        return failed(parity.check_answers("it", Outputs([], answers), Outputs([], good), prompts, LIMITS["bfloat16"]))
 
     assert check(good) == []
     one_otherwise = Answer([1, 2], "你好", False)
@@ -168,8 +167,8 @@ def test_a_faint_adapter_is_not_asked_for_what_16_bits_cannot_hold(made: Exporte
     """After a step or two of training: of so small a change bfloat16 keeps a part, and that is nobody's mistake."""
     tuned = [plain + 1e-4 * torch.sin(torch.arange(plain.shape[-1])) for plain in made.plain]
     tuned = [logps.log_softmax(-1) for logps in tuned]
-    assert 0 < verify.mean_kl(tuned, made.plain) < verify.FAINT
-    checks = verify.check_parity("it", made.plain, tuned, made.plain)
+    assert 0 < parity.mean_kl(tuned, made.plain) < parity.FAINT
+    checks = parity.check_parity("it", made.plain, tuned, made.plain)
     assert failed(checks) == []
     assert next(check for check in checks if check["name"] == "it.carried")["value"] == pytest.approx(0, abs=0.1)
 
@@ -184,8 +183,8 @@ def test_a_bit_that_the_disk_lost(made: Exported, spoilt: Path) -> None:
         last = file.read(1)[0]
         file.seek(-1, 2)
         file.write(bytes([last ^ 1]))
-    assert failed(verify.check_structure(spoilt, made.base)) == [] and made.compare(spoilt) == []
-    assert failed(verify.check_weights(spoilt, made.base, made.adapter)) == ["merged.weights"]
+    assert failed(parity.check_structure(spoilt, made.base)) == [] and made.compare(spoilt) == []
+    assert failed(parity.check_weights(spoilt, made.base, made.adapter)) == ["merged.weights"]
 
 
 def test_a_shard_that_is_cut_short(made: Exported, spoilt: Path) -> None:
@@ -194,7 +193,7 @@ def test_a_shard_that_is_cut_short(made: Exported, spoilt: Path) -> None:
     for size in (shard.stat().st_size - 1, 4, 0):
         with open(shard, "r+b") as file:
             file.truncate(size)
-        checks = verify.check_structure(spoilt, made.base)
+        checks = parity.check_structure(spoilt, made.base)
         assert failed(checks) == ["merged.shards"]
         assert shard.name in checks[0]["value"][0]
 
@@ -202,11 +201,11 @@ def test_a_shard_that_is_cut_short(made: Exported, spoilt: Path) -> None:
 def test_a_shard_that_is_missing_and_one_too_many(made: Exported, spoilt: Path) -> None:
     first = sorted(spoilt.glob("*.safetensors"))[0]
     shutil.copyfile(first, spoilt / "model-00009-of-00009.safetensors")
-    checks = verify.check_structure(spoilt, made.base)
+    checks = parity.check_structure(spoilt, made.base)
     assert failed(checks) == ["merged.shards"] and checks[0]["value"] == ["model-00009-of-00009.safetensors"]
     (spoilt / "model-00009-of-00009.safetensors").unlink()
     first.unlink()
-    assert failed(verify.check_structure(spoilt, made.base)) == ["merged.shards"]
+    assert failed(parity.check_structure(spoilt, made.base)) == ["merged.shards"]
 
 
 def test_an_index_that_names_another_place(made: Exported, spoilt: Path) -> None:
@@ -214,25 +213,25 @@ def test_an_index_that_names_another_place(made: Exported, spoilt: Path) -> None
     content = json.loads(index.read_text())
     content["weight_map"]["model.norm.weight"] = content["weight_map"]["model.embed_tokens.weight"]
     index.write_text(json.dumps(content))
-    checks = verify.check_structure(spoilt, made.base)
+    checks = parity.check_structure(spoilt, made.base)
     assert failed(checks) == ["merged.shards"] and "model.norm.weight" in checks[0]["value"][0]
 
 
 def test_a_tensor_of_another_shape(made: Exported, spoilt: Path) -> None:
     rewrite(spoilt, lambda weights: weights.update({"model.norm.weight": torch.ones(63).bfloat16()}))
-    checks = verify.check_structure(spoilt, made.base)
+    checks = parity.check_structure(spoilt, made.base)
     assert failed(checks) == ["merged.tensors"] and checks[1]["value"] == ["model.norm.weight"]
 
 
 def test_a_second_adapter_in_the_folder(made: Exported, spoilt: Path, tmp_path: Path) -> None:
     """TRL's `ref`: beside the merged model, as a folder of the adapter, and among its tensors."""
     (spoilt / "ref").mkdir()
-    assert failed(verify.check_structure(spoilt, made.base)) == ["merged.shards"]
+    assert failed(parity.check_structure(spoilt, made.base)) == ["merged.shards"]
     name = json.loads((made.adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
     adapter = shutil.copytree(made.adapter, tmp_path / "adapter")
 
     def wrong() -> list[str]:
-        return failed(verify.check_adapter_files(adapter, made.adapter, name))
+        return failed(parity.check_adapter_files(adapter, made.adapter, name))
 
     assert wrong() == []
     (adapter / "ref").mkdir()
@@ -244,26 +243,26 @@ def test_a_second_adapter_in_the_folder(made: Exported, spoilt: Path, tmp_path: 
 
 
 def test_an_adapter_that_names_the_4bit_base_or_is_cut_short(made: Exported, tmp_path: Path) -> None:
-    assert failed(verify.check_adapter_files(made.adapter, made.adapter, "Qwen/Qwen3-1.7B")) == ["adapter.base"]
+    assert failed(parity.check_adapter_files(made.adapter, made.adapter, "Qwen/Qwen3-1.7B")) == ["adapter.base"]
     adapter = shutil.copytree(made.adapter, tmp_path / "adapter")
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 9, "base_model_name_or_path": "x"}))
-    checks = verify.check_adapter_files(adapter, made.adapter, "x")
+    checks = parity.check_adapter_files(adapter, made.adapter, "x")
     assert failed(checks) == ["adapter.config_differs"] and checks[-1]["value"] == ["lora_alpha"]
-    assert failed(verify.check_adapter_files(adapter, made.adapter, "x", "main"))[0] == "adapter.revision"
+    assert failed(parity.check_adapter_files(adapter, made.adapter, "x", "main"))[0] == "adapter.revision"
     (adapter / merge.WEIGHTS).write_bytes((adapter / merge.WEIGHTS).read_bytes()[:-1])
-    assert failed(verify.check_adapter_files(adapter, made.adapter, "x")) == ["adapter.readable"]
+    assert failed(parity.check_adapter_files(adapter, made.adapter, "x")) == ["adapter.readable"]
 
 
 def test_quantised_or_32_bit_weights_in_a_merged_model(made: Exported, spoilt: Path) -> None:
     config = json.loads((spoilt / "config.json").read_text())
     wrong = {"quantization_config": {"load_in_4bit": True}, "dtype": "float32", "tie_word_embeddings": False}
     (spoilt / "config.json").write_text(json.dumps(config | wrong))
-    checks = verify.check_structure(spoilt, made.base)
+    checks = parity.check_structure(spoilt, made.base)
     assert failed(checks) == ["merged.dtype", "merged.tied", "merged.quantised", "merged.config_differs"]
     (spoilt / "config.json").write_text(json.dumps(config))
     rewrite(spoilt, lambda weights: weights.update({"model.norm.weight": torch.ones(64)}))
-    assert failed(verify.check_structure(spoilt, made.base)) == ["merged.dtype"], "which the config does not say"
+    assert failed(parity.check_structure(spoilt, made.base)) == ["merged.dtype"], "which the config does not say"
 
 
 @pytest.mark.parametrize(
@@ -272,28 +271,28 @@ def test_quantised_or_32_bit_weights_in_a_merged_model(made: Exported, spoilt: P
 def test_a_config_that_short_answers_hardly_show(made: Exported, spoilt: Path, change: dict[str, Any]) -> None:
     config = json.loads((spoilt / "config.json").read_text())
     (spoilt / "config.json").write_text(json.dumps(config | change))
-    checks = verify.check_structure(spoilt, made.base)
+    checks = parity.check_structure(spoilt, made.base)
     assert failed(checks) == ["merged.config_differs"] and checks[-2]["value"] == list(change)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "pytorch_model.bin", "chat_template.json"])
 def test_a_file_that_would_be_loaded_in_the_models_place(made: Exported, spoilt: Path, name: str) -> None:
     (spoilt / name).write_text("{}")
-    checks = verify.check_structure(spoilt, made.base)
+    checks = parity.check_structure(spoilt, made.base)
     assert failed(checks) == ["merged.shards"] and checks[0]["value"] == [name]
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json", merge.TEMPLATE])
 def test_a_tokenizer_file_that_is_missing_or_changed(made: Exported, spoilt: Path, name: str) -> None:
     files = merge.tokenizer_files(made.base, made.adapter)
-    assert failed(verify.check_tokenizer_files("merged", spoilt, files)) == []
+    assert failed(parity.check_tokenizer_files("merged", spoilt, files)) == []
     (spoilt / name).write_bytes((spoilt / name).read_bytes() + b"\n")
-    assert verify.check_tokenizer_files("merged", spoilt, files)[0]["value"] == [name]
+    assert parity.check_tokenizer_files("merged", spoilt, files)[0]["value"] == [name]
     (spoilt / name).unlink()
-    assert verify.check_tokenizer_files("merged", spoilt, files)[0]["value"] == [name]
+    assert parity.check_tokenizer_files("merged", spoilt, files)[0]["value"] == [name]
     (spoilt / name).write_bytes(files[name])
     (spoilt / "special_tokens_map.json").write_text("{}")
-    assert verify.check_tokenizer_files("merged", spoilt, files)[0]["value"] == ["special_tokens_map.json"]
+    assert parity.check_tokenizer_files("merged", spoilt, files)[0]["value"] == ["special_tokens_map.json"]
 
 
 def test_another_chat_template(made: Exported, spoilt: Path) -> None:
@@ -301,5 +300,5 @@ def test_another_chat_template(made: Exported, spoilt: Path) -> None:
 
     template = (spoilt / merge.TEMPLATE).read_text(encoding="utf-8")
     (spoilt / merge.TEMPLATE).write_text(template.replace("<|im_start|>", "<|im_start|> "), encoding="utf-8")
-    checks = verify.check_template("merged", AutoTokenizer.from_pretrained(spoilt), made.tokenizer)
+    checks = parity.check_template("merged", AutoTokenizer.from_pretrained(spoilt), made.tokenizer)
     assert failed(checks) == ["merged.template", "merged.template_tokens_differ"]

@@ -1,6 +1,6 @@
 """Is the exported file the model that was evaluated? Each check is {name, value, limit, ok}.
 
-The yardstick is the trained adapter on the 16-bit base. The 4-bit model that training saw differs from it by
+The expected is the trained adapter on the 16-bit base. The 4-bit model that training saw differs from it by
 quantisation alone, which no export can help: that gap is reported, and fails nothing.
 """
 
@@ -8,27 +8,68 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from dpo_cli import models
-from dpo_cli.export import merge
+from dpo_cli.export import merge, outputs
 from dpo_cli.export.base import INDEX, TOKENIZER_FILES, WHOLE, read_json, stored
-from dpo_cli.export.checks import Check, at_least, at_most, between, equal, reported
 from dpo_cli.language import mostly_han
-from dpo_cli.records import Message
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
 
-    from dpo_cli.export.probe import Said
+    from dpo_cli.export.outputs import Outputs
+
+
+class Check(TypedDict):
+    """One line of `verify.json`: what was measured, its value, its limit, and whether it is within."""
+
+    name: str
+    value: Any
+    limit: Any
+    ok: bool
+
+
+def passed(checks: Sequence[Check]) -> bool:
+    return all(check["ok"] for check in checks)
+
+
+def equal(name: str, value: Any, wanted: Any) -> Check:
+    return {"name": name, "value": value, "limit": wanted, "ok": value == wanted}
+
+
+def at_most(name: str, value: float, limit: float) -> Check:
+    return {"name": name, "value": _finite(value), "limit": limit, "ok": value <= limit}
+
+
+def at_least(name: str, value: float, limit: float) -> Check:
+    return {"name": name, "value": _finite(value), "limit": limit, "ok": value >= limit}
+
+
+def between(name: str, value: float, least: float, most: float) -> Check:
+    return {"name": name, "value": _finite(value), "limit": [least, most], "ok": least <= value <= most}
+
+
+def failed(name: str, why: str, wanted: str) -> Check:
+    """What could not even be looked at."""
+    return {"name": name, "value": why, "limit": wanted, "ok": False}
+
+
+def reported(name: str, value: float | str) -> Check:
+    """A figure that has no limit."""
+    return {"name": name, "value": _finite(value) if isinstance(value, float) else value, "limit": None, "ok": True}
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
 
 
 class Limits(NamedTuple):
-    """How far an export may be from the yardstick.
+    """How far an export may be from the expected.
 
     `kl`: most mean KL in nats per token; `top1`: least share of positions with the same likeliest token; `logps`: most
     difference of any log-probability; `greedy`: least share of GREEDY tokens that come out the same, one after another.
@@ -57,28 +98,6 @@ FAINT = 5e-5
 # 1e-4 to 1 times the weights: up to 4e-4 in float32; in bfloat16 from 2e-3 where the change is 1e-3 of the weights.
 ROUNDED = 1e-3
 GREEDY = 16  # tokens of each greedy answer that are compared
-
-FIXTURES: tuple[list[Message], ...] = (
-    [{"role": "user", "content": "Name two uses of baking soda."}],
-    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "用三句话介绍如何给多肉浇水，谢谢！"}],
-    [
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "你好！How can I help?"},
-        {"role": "user", "content": "“引号”、emoji 🙂, and\n\ta tab"},
-    ],
-)
-
-
-def fixtures(tokenizer: Any) -> list[list[Message]]:
-    """List those of FIXTURES that a chat template takes: some refuse a system turn, and training saw none then."""
-    from jinja2 import TemplateError
-
-    taken = []
-    for messages in FIXTURES:
-        with suppress(TemplateError):
-            tokenizer.apply_chat_template(messages, tokenize=False)
-            taken.append(messages)
-    return taken
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -200,7 +219,7 @@ def check_template(name: str, exported: Any, trained: Any) -> list[Check]:
     """
     digests = [hashlib.sha256(str(one.chat_template).encode()).hexdigest() for one in (exported, trained)]
     differ = 0
-    for messages in fixtures(trained):
+    for messages in outputs.fixtures(trained):
         for thinking in (False, True):
             one, other = (
                 tokenizer.apply_chat_template(
@@ -246,19 +265,6 @@ def _merges(tokenizer: Any) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------- behaviour
-
-
-def token_logps(model: PreTrainedModel, rows: Sequence[list[int]], last: int) -> list[torch.Tensor]:
-    """For each row of token ids the log-probabilities [up to `last`, vocabulary] at its last positions, on the CPU."""
-    import torch
-
-    device = next(model.parameters()).device
-    results = []
-    for ids in rows:
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids], device=device), logits_to_keep=last, use_cache=False).logits
-        results.append(logits[0].float().log_softmax(-1).cpu())
-    return results
 
 
 def mean_kl(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
@@ -317,10 +323,10 @@ def check_parity(
     return [*checks, between(f"{name}.carried", share, *CARRIED)]
 
 
-def check_answers(name: str, exported: Said, tuned: Said, texts: Sequence[str], limits: Limits) -> list[Check]:
+def check_answers(name: str, exported: Outputs, tuned: Outputs, texts: Sequence[str], limits: Limits) -> list[Check]:
     """The export's own greedy answers: the same tokens at first, then as good ones as adapter-on-base gives.
 
-    How many of the answers are not empty, come to an end and are in the prompt's language is held against
+    How many of the answers are not empty, come to an end and are in the prompt's language is compared with
     adapter-on-base, for a model may well ramble: none may be emptier, and rounding may change one otherwise.
 
     Args:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from dpo_cli import models, recipe, smoke
-from dpo_cli.export import probe
+from dpo_cli.export import outputs
 from dpo_cli.export.base import Stored
-from dpo_cli.export.probe import Place
+from dpo_cli.export.outputs import Placement
 from dpo_cli.records import Pair, write_jsonl
 from dpo_cli.run import Run
 
@@ -39,7 +39,7 @@ def test_every_language_is_asked_and_short_answers_are_asked_for(tmp_path: Path,
     pairs = [*(pair(number, "en", 100 - number) for number in range(20)), pair(20, "zh", 90), pair(21, "zh", 5)]
     run.eval_pairs.parent.mkdir()
     write_jsonl(run.eval_pairs, (one.to_json() for one in pairs))
-    asked = probe.probes(loaded, run, tokenizer)
+    asked = outputs.probes(loaded, run, tokenizer)
     assert asked.texts == ["question 21", "question 19", "question 20"]
     assert all(tokenizer.decode(ids).endswith("<think>\n\n</think>\n\n") for ids in asked.prompts)
     starts = [tokenizer.decode(row).split("question ")[1].split("<")[0] for row in asked.rows]
@@ -52,27 +52,27 @@ def test_training_pairs_are_asked_where_none_was_held_out(tmp_path: Path, tokeni
     run.eval_pairs.parent.mkdir()
     run.eval_pairs.write_text("")
     write_jsonl(run.train_pairs, [pair(7, "en", 3).to_json()])
-    assert probe.probes(recipe.load(SMOKE), run, tokenizer).texts == ["question 7"]
+    assert outputs.probes(recipe.load(SMOKE), run, tokenizer).texts == ["question 7"]
 
 
 def test_float32_where_the_memory_is_there_else_what_is_stored() -> None:
     def weights(numbers: int, dtype: str) -> dict[str, Stored]:
         return {"w": Stored(Path("model.safetensors"), (numbers, 1), dtype)}
 
-    assert probe.place(weights(1000, "BF16")).dtype == torch.float32
-    assert probe.place(weights(10**13, "BF16")) == Place("cpu", torch.bfloat16)
-    assert probe.place(weights(10**13, "F16")) == Place("cpu", torch.float16)
+    assert outputs.placement(weights(1000, "BF16")).dtype == torch.float32
+    assert outputs.placement(weights(10**13, "BF16")) == Placement("cpu", torch.bfloat16)
+    assert outputs.placement(weights(10**13, "F16")) == Placement("cpu", torch.float16)
 
 
 def test_an_answer_is_the_same_alone_and_beside_longer_prompts(tokenizer: Any) -> None:
     """Padding on the left is hidden; an answer stops before its end, which is told apart from running out of tokens."""
-    model = probe.load(smoke.resolve("builtin:tiny-qwen3"), Place("cpu", torch.float32))
+    model = outputs.load(smoke.resolve("builtin:tiny-qwen3"), Placement("cpu", torch.float32))
     prompts = [tokenizer(text).input_ids for text in ("Why?", "Name two uses of baking soda, please, and say why.")]
-    together = probe.answers(model, prompts, tokenizer)
-    assert together == [probe.answers(model, [prompt], tokenizer)[0] for prompt in prompts]
-    assert [len(answer.ids) for answer in together] == [probe.MAX_NEW_TOKENS] * 2
+    together = outputs.answers(model, prompts, tokenizer)
+    assert together == [outputs.answers(model, [prompt], tokenizer)[0] for prompt in prompts]
+    assert [len(answer.ids) for answer in together] == [outputs.MAX_NEW_TOKENS] * 2
     assert not any(answer.ended for answer in together)
     third = together[0].ids[2]
     model.generation_config.eos_token_id = [third]
-    stopped = probe.answers(model, prompts[:1], tokenizer)[0]
+    stopped = outputs.answers(model, prompts[:1], tokenizer)[0]
     assert stopped.ended and third not in stopped.ids and stopped.ids == together[0].ids[: len(stopped.ids)]

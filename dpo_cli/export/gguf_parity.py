@@ -1,4 +1,4 @@
-"""A GGUF file read back by readers that did not write it, and held against the merged model that it was made of."""
+"""A GGUF file read back by readers that did not write it, and compared with the merged model that it was made of."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dpo_cli import models
 from dpo_cli.export import base as base16
 from dpo_cli.export import gguf as gguf_writer
-from dpo_cli.export import llamacpp, merge, probe, verify
+from dpo_cli.export import llamacpp, merge, outputs, parity
 from dpo_cli.export.base import read_json
-from dpo_cli.export.checks import Check, at_least, at_most, equal, failed, reported
 from dpo_cli.export.gguf import CONFIG_KEYS
+from dpo_cli.export.parity import Check, at_least, at_most, equal, failed, reported
 from dpo_cli.recipe import GgufType
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def check_gguf(
         kind: what it was to be; what it says of itself is a check.
         merged: the folder that it was made of.
         rows: token ids of held-out chats.
-        tuned, base: `verify.token_logps` of the adapter on the 16-bit base, and of that base alone, at the `last`
+        tuned, base: `outputs.token_logps` of the adapter on the 16-bit base, and of that base alone, at the `last`
             positions of each row.
     """
     from transformers import AutoTokenizer
@@ -95,9 +95,9 @@ def check_gguf(
     tokenizer = AutoTokenizer.from_pretrained(merged)
     checks = _check_metadata(fields, gguf_writer.metadata(merged, kind, gguf_writer.model_name(path, kind)), tokenizer)
     checks += _check_bytes(path, kind, merged) if kind in gguf_writer.DIRECT else []
-    model = _reload(path, fields, probe.place(base16.stored(merged)))
+    model = _reload(path, fields, outputs.placement(base16.stored(merged)))
     checks += _check_weights(model, fields["tensors"], kind, merged)
-    checks += _check_numbers("gguf", kind, verify.token_logps(model, rows, last), tuned, base)
+    checks += _check_numbers("gguf", kind, outputs.token_logps(model, rows, last), tuned, base)
     del model  # llama.cpp loads one of its own
     if llamacpp.installed():
         checks += _check_llama_cpp(path, kind, tokenizer, rows, tuned, base, last)
@@ -195,8 +195,8 @@ def _check_numbers(
 ) -> list[Check]:
     """Near the tuned model within the kind's limits, and with the adapter's change in it where that can be told."""
     most, least, part = LIMITS[kind][:3]
-    kl, top1, share = verify.mean_kl(tuned, read), verify.top1_agreement(tuned, read), verify.carried(read, tuned, base)
-    drowned = verify.mean_kl(tuned, base) < DROWNED * most
+    kl, top1, share = parity.mean_kl(tuned, read), parity.top1_agreement(tuned, read), parity.carried(read, tuned, base)
+    drowned = parity.mean_kl(tuned, base) < DROWNED * most
     return [
         at_most(f"{name}.mean_kl", kl, most),
         at_least(f"{name}.top1_agreement", top1, least),
@@ -204,7 +204,7 @@ def _check_numbers(
     ]
 
 
-def _reload(path: Path, fields: dict[str, Any], where: probe.Place) -> PreTrainedModel:
+def _reload(path: Path, fields: dict[str, Any], where: outputs.Placement) -> PreTrainedModel:
     """The model as transformers reads it, shaped by the file's own metadata.
 
     transformers could read those too, but it overlooks the head size, and reading the vocabulary takes it a minute.
@@ -240,7 +240,7 @@ def _check_llama_cpp(
 
     texts = [
         tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        for messages in verify.fixtures(tokenizer)
+        for messages in outputs.fixtures(tokenizer)
     ]
     try:
         ids, logits = llamacpp.read(path, texts, rows, last)

@@ -1,10 +1,11 @@
-"""What a model says: log-probabilities of held-out answers, and its own greedy answers to held-out prompts."""
+"""Model outputs to compare: log-probabilities of held-out answers, and greedy answers to held-out prompts."""
 
 from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -13,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from dpo_cli import machine, models
 from dpo_cli.export import base as base16
 from dpo_cli.export.base import Stored
-from dpo_cli.export.verify import token_logps
 from dpo_cli.recipe import Recipe
-from dpo_cli.records import Pair, read_pairs
+from dpo_cli.records import Message, Pair, read_pairs
 from dpo_cli.run import Run
 
 if TYPE_CHECKING:
@@ -28,6 +28,28 @@ PROMPTS = 3  # held-out prompts that the models answer
 MAX_NEW_TOKENS = 256
 HEADROOM = 2 * 10**9  # bytes for log-probabilities and activations beside the weights
 
+FIXTURES: tuple[list[Message], ...] = (
+    [{"role": "user", "content": "Name two uses of baking soda."}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "用三句话介绍如何给多肉浇水，谢谢！"}],
+    [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "你好！How can I help?"},
+        {"role": "user", "content": "“引号”、emoji 🙂, and\n\ta tab"},
+    ],
+)
+
+
+def fixtures(tokenizer: Any) -> list[list[Message]]:
+    """List those of FIXTURES that a chat template takes: some refuse a system turn, and training saw none then."""
+    from jinja2 import TemplateError
+
+    taken = []
+    for messages in FIXTURES:
+        with suppress(TemplateError):
+            tokenizer.apply_chat_template(messages, tokenize=False)
+            taken.append(messages)
+    return taken
+
 
 @dataclass(frozen=True)
 class Probes:
@@ -39,7 +61,7 @@ class Probes:
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """Where all models of an export are computed: in float32 where the memory is there, to compare the weights and
     not the arithmetic of a dtype."""
 
@@ -60,7 +82,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Said:
+class Outputs:
     """`logps`: per row [up to LAST, vocabulary], on the CPU; `answers`: to the prompts, in their order."""
 
     logps: list[torch.Tensor]
@@ -92,7 +114,7 @@ def _in_turn(pairs: Iterable[Pair]) -> list[Pair]:
     return [pair for turn in zip_longest(*by_language.values()) for pair in turn if pair]
 
 
-def place(tensors: dict[str, Stored]) -> Place:
+def placement(tensors: dict[str, Stored]) -> Placement:
     """The GPU before the CPU, float32 before 16 bits, by the memory that is free now.
 
     `engine.memory_limit` is about training: this holds one model at a time and no optimizer.
@@ -107,11 +129,11 @@ def place(tensors: dict[str, Stored]) -> Place:
     for device, there in free.items():
         for dtype in (torch.float32, stored):
             if parameters * dtype.itemsize + HEADROOM <= there:
-                return Place(device, dtype)
-    return Place("cpu", stored)
+                return Placement(device, dtype)
+    return Placement("cpu", stored)
 
 
-def load(folder: Path | str, where: Place, *, revision: str | None = None, adapter: Path | None = None) -> Any:
+def load(folder: Path | str, where: Placement, *, revision: str | None = None, adapter: Path | None = None) -> Any:
     """A model to be asked, with an adapter on it where one is named; the caller drops it before the next."""
     import torch
     from peft import PeftModel
@@ -125,8 +147,22 @@ def load(folder: Path | str, where: Place, *, revision: str | None = None, adapt
     return (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).eval()
 
 
-def said(model: Any, asked: Probes, tokenizer: Any) -> Said:
-    return Said(token_logps(model, asked.rows, LAST), answers(model, asked.prompts, tokenizer))
+def collect(model: Any, asked: Probes, tokenizer: Any) -> Outputs:
+    """Return a model's log-probabilities and greedy answers to the probes."""
+    return Outputs(token_logps(model, asked.rows, LAST), answers(model, asked.prompts, tokenizer))
+
+
+def token_logps(model: PreTrainedModel, rows: Sequence[list[int]], last: int) -> list[torch.Tensor]:
+    """For each row of token ids the log-probabilities [up to `last`, vocabulary] at its last positions, on the CPU."""
+    import torch
+
+    device = next(model.parameters()).device
+    results = []
+    for ids in rows:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids], device=device), logits_to_keep=last, use_cache=False).logits
+        results.append(logits[0].float().log_softmax(-1).cpu())
+    return results
 
 
 def answers(model: PreTrainedModel, prompts: list[list[int]], tokenizer: Any) -> list[Answer]:
