@@ -18,11 +18,11 @@ from typing import Annotated, Any
 
 import typer
 
-from dpo_cli import __version__, console, processes, recipe, recipe_paths
+from dpo_cli import __version__, console, processes, recipe
 from dpo_cli.device import ran_out_of_memory
 from dpo_cli.environment import never_fail_to_print, prepare_environment
 from dpo_cli.errors import FAILED, INTERRUPTED, USAGE, DpoError
-from dpo_cli.recipe import Recipe
+from dpo_cli.recipe import Recipe, paths
 from dpo_cli.run import Run
 from dpo_cli.show import say, takes_unicode, terminal
 
@@ -60,7 +60,7 @@ def prepare(
     with _reported(debug):
         loaded, run = _open(recipe_path, settings, runs_dir)
         # What is missing is an error here, even where what was made of it is still whole.
-        recipe_paths.require(loaded, ["data", *_tokenizer(loaded)])
+        paths.require(loaded, ["data", *_tokenizer(loaded)])
         from dpo_cli.prepare.sources import source_files
 
         source_files(loaded)
@@ -99,7 +99,7 @@ def train(
         loaded, run = _open(recipe_path, settings, runs_dir)
         main = processes.is_main()
         again, quiet = force or fresh, quiet or not main
-        recipe_paths.require(loaded, ["model", "adapter"])
+        paths.require(loaded, ["model", "adapter"])
 
         def goes_on(prepared: bool) -> bool:
             """Whether to go on with what is here, where something is; an error where it would be replaced."""
@@ -362,7 +362,7 @@ def _nothing_to_do(stage: str, run: Run, quiet: bool) -> None:
 
 def _prepare(loaded: Recipe, run: Run, force: bool, quiet: bool, examples: bool = False) -> None:
     def work() -> None:
-        recipe_paths.require_hub(loaded, _tokenizer(loaded))
+        paths.require_hub(loaded, _tokenizer(loaded))
         from dpo_cli.prepare.pipeline import prepare as stage
 
         with run.stage("prepare", loaded) as draft:
@@ -377,16 +377,16 @@ def _prepare(loaded: Recipe, run: Run, force: bool, quiet: bool, examples: bool 
         console.print_funnel(run, quiet, examples)
 
 
-def _tokenizer(loaded: Recipe) -> list[recipe_paths.Part]:
+def _tokenizer(loaded: Recipe) -> list[paths.Part]:
     """`model` where prepare counts tokens."""
     filters = loaded.data.filters
     return ["model"] if filters.too_long or filters.length_ratio else []
 
 
-def _look_at(loaded: Recipe, parts: list[recipe_paths.Part]) -> None:
+def _look_at(loaded: Recipe, parts: list[paths.Part]) -> None:
     """Refuse to begin where what a recipe names is not there, locally or on the Hub."""
-    recipe_paths.require(loaded, parts)
-    recipe_paths.require_hub(loaded, parts)
+    paths.require(loaded, parts)
+    paths.require_hub(loaded, parts)
 
 
 def _say(quiet: bool, line: str) -> None:

@@ -18,7 +18,7 @@ from dpo_cli.backends import Backend
 from dpo_cli.device import best_dtype, ran_out_of_memory
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Lora, Recipe
-from dpo_cli.recipe_rules import unquantised
+from dpo_cli.recipe.model_rules import unquantised
 from dpo_cli.records import Message
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from dpo_cli.recipe import Recipe
-from dpo_cli.recipe_yaml import Dumper
+from dpo_cli.recipe.yaml import Dumper
 
 SERVER = "http://localhost:8000/v1"  # stands for whatever server judged, for a recipe needs one
 _ROOT = r"(?:file://+|~[\w.-]*[/\\]|/|[A-Za-z]:[/\\]|\\\\)"  # of Linux, macOS and Windows, and a share \\server\…

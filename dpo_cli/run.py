@@ -28,7 +28,7 @@ from typing import Any
 from dpo_cli import __version__
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe, dump
-from dpo_cli.recipe_yaml import Key, names_a_path, show_key
+from dpo_cli.recipe.yaml import Key, names_a_path, show_key
 
 # The recipe keys that each stage reads. What is not listed can change without making its results stale.
 READS: dict[str, tuple[str, ...]] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.recipe import FILTER_OPTIONS, OFF_BY_DEFAULT, Recipe, Source
-from dpo_cli.recipe_train import OUR_TRAIN_DEFAULTS, Section, trl_arguments
+from dpo_cli.recipe.train import OUR_TRAIN_DEFAULTS, Section, trl_arguments
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import Recipe, dump, json_schema, load
-from dpo_cli.recipe_train import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS, trl_arguments
-from dpo_cli.recipe_yaml import read_recipe
+from dpo_cli.recipe.train import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS, trl_arguments
+from dpo_cli.recipe.yaml import read_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

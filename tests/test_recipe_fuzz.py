@@ -19,7 +19,7 @@ import pytest
 import yaml
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import check, dump, load
-from dpo_cli.recipe_train import trl_arguments
+from dpo_cli.recipe.train import trl_arguments
 
 RECIPES = [path.read_text(encoding="utf-8") for path in sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))]
 WHOLE = [text for text in RECIPES if "extends:" not in text]

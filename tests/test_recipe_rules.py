@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import Recipe, check, dump, load
-from dpo_cli.recipe_rules import OPTIMIZER_PACKAGES, REPORTERS, RULES, against_model
-from dpo_cli.recipe_train import OWNED_TRAIN_ARGUMENTS, trl_arguments
+from dpo_cli.recipe.model_rules import against_model
+from dpo_cli.recipe.optimizer_rules import OPTIMIZER_PACKAGES, REPORTERS
+from dpo_cli.recipe.rules import RULES
+from dpo_cli.recipe.train import OWNED_TRAIN_ARGUMENTS, trl_arguments
 
 MINIMAL = "model: {id: a/b}\ndata: {sources: [{id: c/d}]}\n"
 Load = Callable[..., Recipe]

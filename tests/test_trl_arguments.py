@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 import pytest
-from dpo_cli.recipe_train import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS, trl_arguments
+from dpo_cli.recipe.train import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS, trl_arguments
 from dpo_cli.train.methods import METHODS, describe_arguments
 
 PINNED = "1.16.0"

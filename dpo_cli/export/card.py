@@ -22,7 +22,7 @@ from dpo_cli.export import hub
 from dpo_cli.export.parity import Check
 from dpo_cli.published import recipe_yaml, without_paths
 from dpo_cli.recipe import Recipe
-from dpo_cli.recipe_train import trl_arguments
+from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.records import ROWS_ARE
 from dpo_cli.run import Run, write_text
 

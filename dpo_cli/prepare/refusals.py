@@ -9,7 +9,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.prepare import remarks
 from dpo_cli.prepare.funnel import Funnel
 from dpo_cli.recipe import Recipe
-from dpo_cli.recipe_train import trl_arguments
+from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.records import CandidateSet
 
 AT_LEAST, SHARE = 2, 0.1  # contradicting rows, and their share of a source, from which on they are more than slips

@@ -1,7 +1,7 @@
 """The training methods, a row each: TRL's classes, what data they learn from, and which of our parts fit them.
 
-`python -m dpo_cli.train.methods` writes `dpo_cli/trl_arguments.json`, from which `check` knows every method, argument
-and loss without importing TRL; a test holds that file against the TRL that is installed.
+`python -m dpo_cli.train.methods` writes `dpo_cli/recipe/trl_arguments.json`, from which `check` knows every method,
+argument and loss without importing TRL; a test compares that file with the TRL that is installed.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def _plain_type(hint: Any) -> tuple[str, list[str]]:
 
 
 if __name__ == "__main__":
-    target = Path(__file__).parents[1] / "trl_arguments.json"
+    target = Path(__file__).parents[1] / "recipe/trl_arguments.json"
     text = json.dumps(_shared_once(describe_arguments()), indent=1)
     # One argument a line, so that a diff of TRLs reads well; "shared" holds them one level higher than a method does.
     shared, own = text.split('\n "dpo":', 1)

@@ -13,7 +13,8 @@ from typing import Any
 from dpo_cli import models
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import Recipe
-from dpo_cli.recipe_rules import LOW_RANK, against_model
+from dpo_cli.recipe.model_rules import against_model
+from dpo_cli.recipe.optimizer_rules import LOW_RANK
 from dpo_cli.run import Run
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.trainer import trl_config

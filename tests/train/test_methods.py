@@ -15,7 +15,7 @@ from dpo_cli.backends import Backend, import_backend
 from dpo_cli.cli import app
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe, load
-from dpo_cli.recipe_train import trl_arguments
+from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.run import Run
 from dpo_cli.train import preflight
 from dpo_cli.train.memory import GIB, plan

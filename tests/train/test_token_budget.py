@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 Trainers = Callable[..., Any]
-ARGUMENTS = json.loads((Path(dpo_cli.__file__).parent / "trl_arguments.json").read_text(encoding="utf-8"))
+ARGUMENTS = json.loads((Path(dpo_cli.__file__).parent / "recipe/trl_arguments.json").read_text(encoding="utf-8"))
 LOSSES: list[str] = ARGUMENTS["dpo"]["losses"]
 OVER_BATCH = {"aot", "aot_unpaired", "sft"}
 CLOSE = 1e-6

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from dpo_cli import recipe
 from dpo_cli.errors import DpoError
-from dpo_cli.recipe_mistakes import fields_at
-from dpo_cli.recipe_train import train_model
+from dpo_cli.recipe.errors import fields_at
+from dpo_cli.recipe.train import train_model
 from dpo_cli.train import watchdog as module
 from dpo_cli.train.watchdog import FIRST_LOSS, UNPAIRED, Watchdog, callback, check_finite
 

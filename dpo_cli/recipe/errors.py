@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dpo_cli.errors import USAGE, DpoError, did_you_mean, either
-from dpo_cli.recipe_train import (
+from dpo_cli.recipe.train import (
     OF_THE_REFERENCE,
     OLD_TRAIN_ARGUMENTS,
     OWNED_TRAIN_ARGUMENTS,
@@ -21,7 +21,7 @@ from dpo_cli.recipe_train import (
     train_model,
     trl_arguments,
 )
-from dpo_cli.recipe_yaml import Key, show_key
+from dpo_cli.recipe.yaml import Key, show_key
 
 _KINDS = {
     "string_type": "text",

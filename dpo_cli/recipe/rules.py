@@ -6,17 +6,28 @@ Nothing here imports torch or TRL; what only the machine or the data show is che
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.errors import did_you_mean, either
-from dpo_cli.recipe_paths import json_in
-from dpo_cli.recipe_train import held_out_metric_problem, trl_arguments
-from dpo_cli.recipe_yaml import Key
+from dpo_cli.errors import either
+from dpo_cli.recipe.model_rules import lora_targets, on_hub
+from dpo_cli.recipe.optimizer_rules import (
+    BY_METRIC,
+    LOW_RANK,
+    WITHOUT_BETAS,
+    optim_args,
+    optimizer,
+    report_to,
+    reporters,
+    schedule,
+    schedule_kwargs,
+)
+from dpo_cli.recipe.paths import json_in
+from dpo_cli.recipe.train import held_out_metric_problem, trl_arguments
+from dpo_cli.recipe.yaml import Key
 
 Recipe = Any  # dpo_cli.recipe's, which imports this module
 
@@ -148,142 +159,6 @@ def _metric(recipe: Recipe, value: Any) -> str | None:
     if recipe.train.method == "kto" and name.endswith("rewards/accuracies"):
         return "is not logged by kto, which looks at no pairs: set eval_loss or eval_rewards/margins"
     return held_out_metric_problem(name)
-
-
-BY_METRIC = ("reduce_lr_on_plateau", "greedy")  # schedules that follow a held-out figure
-
-
-def _schedule(recipe: Recipe, value: Any) -> str | None:
-    """A schedule without what it needs."""
-    kwargs = recipe.train.lr_scheduler_kwargs
-    given = kwargs if isinstance(kwargs, dict) else {}
-    if value in BY_METRIC and not _evaluates(recipe):
-        return f"{value} follows the held-out loss: set train.eval_strategy: steps, or epoch"
-    takes, needs = (trl_arguments()["dpo"]["arguments"]["lr_scheduler_type"]["kwargs"][value][one] for one in KWARGS)
-    missing = [name for name in needs if name not in given]
-    if missing:
-        return f"{value} needs train.lr_scheduler_kwargs: {{{', '.join(f'{name}: …' for name in missing)}}}"
-    if (
-        "min_lr" in takes
-        and value != "greedy"
-        and value not in BY_METRIC
-        and ("min_lr" in given) == ("min_lr_rate" in given)
-    ):
-        return f"{value} needs train.lr_scheduler_kwargs with one of min_lr and min_lr_rate, as {{min_lr_rate: 0.1}}"
-    return None
-
-
-KWARGS = ("takes", "needs")
-
-
-def _schedule_kwargs(recipe: Recipe, value: Any) -> str | None:
-    """Arguments that the schedule does not take."""
-    name = recipe.train.lr_scheduler_type
-    takes = trl_arguments()["dpo"]["arguments"]["lr_scheduler_type"]["kwargs"][name]["takes"]
-    if not isinstance(value, dict):
-        return "must be a map"
-    strange = [str(one) for one in value if one not in takes]
-    if not strange:
-        return None
-    near = did_you_mean(strange[0], takes)
-    said = f"did you mean {near}?" if near else f"it takes {', '.join(takes)}" if takes else "remove it"
-    return f"{name} takes no {strange[0]}: {said}"
-
-
-# By what an optimizer's name holds: the module it needs, and what to install.
-OPTIMIZER_PACKAGES = {
-    "galore_": ("galore_torch", "galore-torch"), "apollo_": ("apollo_torch", "apollo-torch"),
-    "lomo": ("lomo_optim", "lomo-optim"), "grokadamw": ("grokadamw", "grokadamw"),
-    "schedule_free_": ("schedulefree", "schedulefree"), "stable_adamw": ("optimi", "torch-optimi"),
-    "adamw_torch_4bit": ("torchao", "torchao"), "adamw_torch_8bit": ("torchao", "torchao"),
-    "adamw_torch_xla": ("torch_xla", "torch-xla"), "adamw_torch_npu": ("torch_npu", "torch-npu"),
-    "adamw_anyprecision": ("torchdistx", "torchdistx"), "bnb": ("bitsandbytes", "bitsandbytes"),
-    "8bit": ("bitsandbytes", "bitsandbytes"), "32bit": ("bitsandbytes", "bitsandbytes"),
-    "ademamix": ("bitsandbytes", "bitsandbytes"),
-}  # fmt: skip
-
-
-def _optimizer(recipe: Recipe, value: Any) -> str | None:
-    module, package = next((found for part, found in OPTIMIZER_PACKAGES.items() if part in value), (None, None))
-    if module and find_spec(module) is None:
-        return f"{value} needs the package {package}, which is not installed: pip install {package}"
-    if value.startswith(LOW_RANK) and not recipe.train.optim_target_modules:
-        return f"{value} needs train.optim_target_modules, such as [q_proj, v_proj]"
-    if value.endswith("_layerwise") and recipe.train.gradient_accumulation_steps > 1:
-        return f"{value} can't accumulate gradients: set train.gradient_accumulation_steps: 1"
-    return None
-
-
-LOW_RANK = ("galore_", "apollo_")
-WITHOUT_BETAS = (
-    "adafactor", "sgd", "adagrad", "rmsprop", "galore_", "lomo", "adalomo", "grokadamw", "schedule_free_sgd",
-)  # fmt: skip
-# Of optimizers that torch has, what `optim_args` may hold; of the packages' own that is theirs to say.
-OPTIM_ARGS = {
-    "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
-    "adagrad": ("lr_decay", "weight_decay", "eps"),
-    "rmsprop": ("momentum", "alpha", "eps", "weight_decay", "centered"),
-}  # fmt: skip
-WITHOUT_ARGS = re.compile(
-    r"adamw_torch(_fused|_xla|_npu_fused)?|adafactor|(paged_)?(adamw|lion)_(bnb_)?\d+bit|a?d?a?lomo"
-)
-
-
-def _optim_args(recipe: Recipe, value: Any) -> str | None:
-    optim = recipe.train.optim
-    if WITHOUT_ARGS.fullmatch(optim):
-        return f"is not read by {optim}: remove it"
-    pairs = [part.split("=") for part in value.replace(" ", "").split(",")]
-    if any(len(pair) != 2 or not all(pair) for pair in pairs):
-        return "must be name=value pairs with commas between them, such as momentum=0.9,nesterov=true"
-    strange = [name for name, _ in pairs if name not in OPTIM_ARGS.get(optim, (name,))]
-    return f"{optim} takes no {strange[0]}: it takes {', '.join(OPTIM_ARGS[optim])}" if strange else None
-
-
-# By name in `report_to`: the modules of which one is needed, and what to install.
-REPORTERS = {
-    "azure_ml": (("azureml",), "azureml-core"), "clearml": (("clearml",), "clearml"),
-    "codecarbon": (("codecarbon",), "codecarbon"), "comet_ml": (("comet_ml",), "comet-ml"),
-    "dagshub": (("dagshub",), "dagshub mlflow"), "dvclive": (("dvclive",), "dvclive"),
-    "flyte": (("flytekit",), "flytekit"), "kubeflow": (("kubeflow",), "kubeflow"), "mlflow": (("mlflow",), "mlflow"),
-    "neptune": (("neptune",), "neptune"), "swanlab": (("swanlab",), "swanlab"),
-    "tensorboard": (("tensorboard", "tensorboardX"), "tensorboard"), "trackio": (("trackio",), "trackio"),
-    "wandb": (("wandb",), "wandb"),
-}  # fmt: skip
-
-
-def _reporters(recipe: Recipe) -> list[str]:
-    said = recipe.train.report_to
-    return [said] if isinstance(said, str) else said or []
-
-
-def _report_to(recipe: Recipe, value: Any) -> str | None:
-    for name in _reporters(recipe):
-        if name in ("none", "all"):
-            continue
-        if name not in REPORTERS:
-            near = did_you_mean(name, list(REPORTERS))
-            return f"must be none, all, or of {', '.join(REPORTERS)}, not {name}" + (
-                f"; did you mean {near}?" if near else ""
-            )
-        modules, package = REPORTERS[name]
-        if not any(find_spec(module) for module in modules):
-            return f"{name} needs a package that is not installed: pip install {package}"
-    return None
-
-
-def _lora_targets(recipe: Recipe, value: Any) -> str | None:
-    """Layers that a LoRA can't have here, as far as their names say it."""
-    for name in value if isinstance(value, list) else [value]:
-        if "-" in name or name == "all":
-            return f"{name} is not a layer: name the layers, or leave the key out for all linear ones"
-        if not re.fullmatch(r"\w+(\.\w+)*", name):
-            return f"takes the names of layers, such as q_proj, and no patterns such as {name}"
-        if re.search(r"emb|wte|wpe|norm", name):
-            return f"{name} is not a linear layer, and only those get an adapter that can be merged: remove it"
-        if name.endswith("lm_head") and not trl_arguments()[recipe.train.method]["whole_logits"]:
-            return f"{name} would not train: TRL's trainer of {recipe.train.method} reads the head's weights: remove it"
-    return None
 
 
 def _adapters_own(name: str, theirs: str) -> Rule:
@@ -424,16 +299,16 @@ RULES = (
         "best needs train.metric_for_best_model: eval_loss, and evaluations",
         unless=lambda recipe: recipe.train.save_strategy != "best" or (_evaluates(recipe) and _has_metric(recipe)),
     ),
-    Rule("train.report_to", _report_to),
+    Rule("train.report_to", report_to),
     Rule(
         "train.project train.trackio_space_id train.trackio_bucket_id train.trackio_static_space_id",
         "is read by trackio only: set train.report_to: trackio, or remove it",
-        unless=lambda recipe: bool({"trackio", "all"} & set(_reporters(recipe))),
+        unless=lambda recipe: bool({"trackio", "all"} & set(reporters(recipe))),
     ),
     Rule(
         "train.run_name",
         "has no effect: train.report_to names no one to tell it to",
-        unless=lambda recipe: bool(set(_reporters(recipe)) - {"none"}),
+        unless=lambda recipe: bool(set(reporters(recipe)) - {"none"}),
         told=True,
     ),
     Rule(
@@ -464,10 +339,10 @@ RULES = (
     ),
     Rule("train.warmup_steps", _warmup),
     Rule("train.warmup_steps", _long_warmup, told=True),
-    Rule("train.lr_scheduler_type", _schedule),
-    Rule("train.lr_scheduler_kwargs", _schedule_kwargs),
-    Rule("train.optim", _optimizer),
-    Rule("train.optim_args", _optim_args),
+    Rule("train.lr_scheduler_type", schedule),
+    Rule("train.lr_scheduler_kwargs", schedule_kwargs),
+    Rule("train.optim", optimizer),
+    Rule("train.optim_args", optim_args),
     Rule(
         "train.optim_target_modules",
         "is of galore and apollo optimizers; lora.target_modules says which layers train",
@@ -507,10 +382,10 @@ RULES = (
         unless=lambda recipe: recipe.train.dataloader_num_workers > 0,
     ),
     # Other sections.
-    Rule("lora.target_modules", _lora_targets, unless=lambda recipe: recipe.model.adapter is not None),
+    Rule("lora.target_modules", lora_targets, unless=lambda recipe: recipe.model.adapter is not None),
     *(_adapters_own(name, theirs) for name, theirs in OF_ADAPTERS.items()),
     Rule("lora.dropout", _dropout, told=True),
-    Rule("model.revision", "does nothing: model.id is no Hub id", unless=lambda recipe: _on_hub(recipe.model.id)),
+    Rule("model.revision", "does nothing: model.id is no Hub id", unless=lambda recipe: on_hub(recipe.model.id)),
     Rule(
         "export.gguf",
         "does nothing unless export.formats names gguf or ollama",
@@ -526,59 +401,3 @@ RULES = (
 
 def _has_metric(recipe: Recipe) -> bool:
     return bool(recipe.train.metric_for_best_model or recipe.train.load_best_model_at_end)
-
-
-def _on_hub(name: str) -> bool:
-    return not (name.startswith("builtin:") or Path(name).is_absolute())
-
-
-def quantised_base(recipe: Recipe, config: Mapping[str, Any]) -> list[tuple[Key, str]]:
-    """What export would refuse after training: quantised weights to merge into. Told by config.json, or by the id."""
-    name = recipe.model.id
-    if recipe.model.merge_base or not (config.get("quantization_config") or name.endswith("-bnb-4bit")):
-        return []
-    fix = f"set model.merge_base: {unquantised(name) or 'the 16-bit repository, such as Qwen/Qwen3-1.7B'}"
-    return [
-        (("model", "merge_base"), f"is missing, and model.id holds quantised weights, which nothing merges into: {fix}")
-    ]
-
-
-def unquantised(name: str) -> str | None:
-    """The repository that Unsloth's 4-bit ones are made of: unsloth/X-unsloth-bnb-4bit -> unsloth/X; None of others."""
-    base = re.sub(r"(-unsloth)?-bnb-4bit$", "", name)
-    return base if _on_hub(name) and base != name else None
-
-
-def _in_4bit(quantised: Mapping[str, Any]) -> bool:
-    """Whether a `quantization_config` is of bitsandbytes' 4-bit weights."""
-    return bool(quantised.get("load_in_4bit")) and quantised.get("quant_method", "bitsandbytes") == "bitsandbytes"
-
-
-def against_model(recipe: Recipe, config: Mapping[str, Any]) -> list[tuple[Key, str]]:
-    """What the recipe asks of a model that it can't do, each as `problem: fix`.
-
-    Args:
-        config: the model's `config.json`, or a transformers config's `to_dict()`.
-    """
-    found: list[tuple[Key, str]] = []
-    targets = recipe.lora.target_modules if recipe.model.adapter is None else []
-    if config.get("tie_word_embeddings") is True and any(str(one).endswith("lm_head") for one in targets):
-        sentence = "names lm_head, but this model's head is its embedding (tie_word_embeddings)"
-        found.append((("lora", "target_modules"), f"{sentence}, so it could not be merged: remove it"))
-    longest = config.get("max_position_embeddings")
-    if isinstance(longest, int) and recipe.model.max_length > longest:
-        found.append(
-            (("model", "max_length"), f"is more than the model's {longest}: set model.max_length: {longest} or less")
-        )
-    quantised = config.get("quantization_config") or {}
-    if quantised and not _in_4bit(quantised):
-        method = "8-bit" if quantised.get("load_in_8bit") else str(quantised.get("quant_method", "other")).upper()
-        sentence = f"names {method} weights, and only bitsandbytes' 4-bit ones are trained: name the 16-bit repository"
-        found.append((("model", "id"), sentence))
-    elif quantised and not recipe.model.load_in_4bit:
-        sentence = "is false, but the weights are quantised: set model.load_in_4bit: true, or name 16-bit ones"
-        found.append((("model", "load_in_4bit"), sentence))
-    experts = any(str(name).startswith("num_") and "expert" in str(name) for name in config)
-    if getattr(recipe.train, "router_aux_loss_coef", None) and not experts:
-        found.append((("train", "router_aux_loss_coef"), "is of models with experts, which this is not: remove it"))
-    return found

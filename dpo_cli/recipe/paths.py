@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpo_cli.errors import FAILED, DpoError, nearest
-from dpo_cli.recipe_yaml import Key
+from dpo_cli.recipe.yaml import Key
 
 Recipe = Any  # dpo_cli.recipe's, which imports this module
 Part = Literal["model", "adapter", "merge_base", "judge", "data"]
