@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("run", "records", "stats", "language", "published"),
     ("driver", "preinstall", "machine", "environment", "device"),
     ("adapters", "backends", "models", "smoke"),
+    ("inference", "judging"),
     ROOMS,
     ("cli", "console", "doctor", "imports", "__main__"),
 )

@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_cli import backends, models
 from dpo_cli.errors import USAGE, DpoError
-from dpo_cli.evaluate import generate, score, summary, textstats, winrate
+from dpo_cli.evaluate import summary, winrate
+from dpo_cli.evaluate.pairs import Scored, baselines, grouped_metrics, score_pairs
 from dpo_cli.evaluate.report import write_report
+from dpo_cli.evaluate.samples import draws, sample_pairs
+from dpo_cli.evaluate.text_metrics import sample_metrics
 from dpo_cli.published import recipe_yaml, without_paths
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import AcrossPrompts, Message, Pair, read_jsonl, read_pairs, write_jsonl
 from dpo_cli.run import Run, fingerprint, sha256, versions, write_json
 
 if TYPE_CHECKING:
-    from dpo_cli.evaluate.generate import Answer, Sample
-    from dpo_cli.evaluate.judgments import Judgment
+    from dpo_cli.evaluate.samples import Answer, Sample
+    from dpo_cli.judging.judgments import Judgment
 
 ACROSS = (
     "no held-out prompt has both a good and a bad answer: a good one is set beside a bad one to another prompt, "
@@ -52,7 +55,7 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
     backends.import_backend(backends.Backend("hf", "evaluation"))
     remark = None
     if recipe.eval.judge:
-        from dpo_cli.evaluate.judges import ready
+        from dpo_cli.judging.server import ready
 
         remark = ready(recipe.eval.judge)
     model, tokenizer = models.load_tuned(models.as_trained(recipe, run.record("train")), run.adapter)
@@ -60,7 +63,7 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
         print(f"eval: {len(pairs)} held-out pairs, tuned and base from one set of weights", flush=True)
         print(f"eval: {remark}\n" if remark else "", end="", flush=True)
     batch_size = 2 * recipe.train.per_device_eval_batch_size
-    scored = score.score_pairs(model, tokenizer, pairs, recipe.model.max_length, batch_size)
+    scored = score_pairs(model, tokenizer, pairs, recipe.model.max_length, batch_size)
     if not scored:
         raise DpoError(
             "every held-out prompt fills model.max_length, so there is no answer to score",
@@ -99,7 +102,7 @@ def answer(recipe: Recipe, run: Run, prompt: str, count: int) -> tuple[list[Answ
     model, tokenizer = models.load_tuned(models.as_trained(recipe, run.record("train")), run.adapter)
     messages: list[Message] = [{"role": "user", "content": prompt}]
     options = models.chat_template_kwargs(recipe)
-    return generate.draws(model, tokenizer, messages, recipe.eval, recipe.seed, count, options)
+    return draws(model, tokenizer, messages, recipe.eval, recipe.seed, count, options)
 
 
 # -------------------------------------------------------------------------------------------------------------- steps
@@ -150,15 +153,15 @@ def _sample(
         written = record.get("outputs", {}).get("eval/samples.jsonl")
         if record.get("samples") == made_from and earlier.is_file() and sha256(earlier) == written:
             shutil.copyfile(earlier, kept)
-    return generate.sample_pairs(model, tokenizer, pairs, recipe.eval, recipe.seed, kept, progress=not quiet)
+    return sample_pairs(model, tokenizer, pairs, recipe.eval, recipe.seed, kept, progress=not quiet)
 
 
 def _judge(
     recipe: Recipe, run: Run, samples: Sequence[Sample], pairs: Sequence[Pair], quiet: bool
 ) -> tuple[list[Judgment], list[Judgment]]:
     """Judgments of tuned against base, and of the data's own chosen against rejected."""
-    from dpo_cli.evaluate.judges import judge
-    from dpo_cli.evaluate.judgments import Match
+    from dpo_cli.judging.judgments import Match
+    from dpo_cli.judging.server import judge
 
     settings = recipe.eval.judge
     assert settings is not None
@@ -175,7 +178,7 @@ def _metrics(
     recipe: Recipe,
     run: Run,
     pairs: Sequence[Pair],
-    scored: Sequence[score.Scored],
+    scored: Sequence[Scored],
     samples: Sequence[Sample],
     judgments: Sequence[Judgment],
     calibration: Sequence[Judgment],
@@ -186,16 +189,16 @@ def _metrics(
     trained = run.record("train")
     longer_by = {one.id: len(one.tuned.said) - len(one.base.said) for one in samples}
     scores = {one.id: one.score for one in judgments if one.score is not None}
-    groups = score.grouped_metrics(scored, recipe.train.beta, recipe.seed)
+    groups = grouped_metrics(scored, recipe.train.beta, recipe.seed)
     metrics: dict[str, Any] = {
         **groups,
-        "samples": textstats.sample_metrics(samples, recipe.seed) if samples else None,
+        "samples": sample_metrics(samples, recipe.seed) if samples else None,
         "judge": None,
-        "baselines": score.baselines(scored, prepared),
+        "baselines": baselines(scored, prepared),
     }
     for language, figures in metrics["languages"].items():
         some = [one for one in samples if one.language == language]
-        figures["samples"] = textstats.sample_metrics(some, recipe.seed) if some else None
+        figures["samples"] = sample_metrics(some, recipe.seed) if some else None
         figures["judge"] = None
         if recipe.eval.judge:
             judged = [one.id for one in some if one.id in scores]

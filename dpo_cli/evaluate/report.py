@@ -29,7 +29,7 @@ def write_report(metrics: dict[str, Any], folder: Path) -> None:
     judge, margins, groups = metrics["judge"], metrics["histogram"], accuracies(metrics)
     heard = judge and judge["judged"]  # else no verdict came from it, and there are no shares
     ends = charts.scale(dot for _, dots in groups for dot in dots)
-    page = environment.get_template("report.html.jinja").render(
+    page = environment.get_template("page.html.jinja").render(
         metrics,
         tables=tables(metrics),
         accuracies=[(title, charts.dots(dots, *ends, f"Reward accuracy. {title}")) for title, dots in groups],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dpo_cli.stats import Figure
 
 if TYPE_CHECKING:
-    from dpo_cli.evaluate.generate import Sample
+    from dpo_cli.evaluate.samples import Sample
 
 CURVES = {
     "loss": "loss",

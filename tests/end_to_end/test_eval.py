@@ -31,8 +31,8 @@ KEY = "sk-nobody-may-see-this-0123456789"
 
 
 def load_server() -> Any:
-    """The server double of the other room's tests; tests are no package."""
-    path = Path(__file__).parents[1] / "evaluate" / "judge_server.py"
+    """The server double of the judging tests; tests are no package."""
+    path = Path(__file__).parents[1] / "judging" / "judge_server.py"
     spec = importlib.util.spec_from_file_location("judge_server", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

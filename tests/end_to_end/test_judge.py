@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from dpo_cli import smoke as builtin
 from dpo_cli.errors import DpoError
-from dpo_cli.evaluate.judges import judge
-from dpo_cli.evaluate.judgments import Match
 from dpo_cli.evaluate.winrate import judge_metrics, judge_verdict
+from dpo_cli.judging.judgments import Match
+from dpo_cli.judging.server import judge
 from dpo_cli.recipe import OpenAIJudge
 
 PROMPTS = ("How do I water a cactus?", "怎样给多肉浇水？", "Name three rivers.")

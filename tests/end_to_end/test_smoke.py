@@ -32,7 +32,7 @@ def test_held_out_reward_accuracy_rises_to_nine_tenths_in_both_languages(smoke: 
 def test_an_untrained_adapter_stands_at_one_half(smoke: Any) -> None:
     """Ties count ½: TRL itself would print 0.0 here."""
     from dpo_cli import backends, models, recipe
-    from dpo_cli.evaluate.score import pair_metrics, score_pairs
+    from dpo_cli.evaluate.pairs import pair_metrics, score_pairs
     from dpo_cli.records import read_pairs
 
     loaded = recipe.load(SMOKE)

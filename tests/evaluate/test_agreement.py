@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from dpo_cli import backends, models
-from dpo_cli.evaluate.score import Scored, pair_metrics, score_pairs
+from dpo_cli.evaluate.pairs import Scored, pair_metrics, score_pairs
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Pair
 

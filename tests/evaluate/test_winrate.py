@@ -9,7 +9,6 @@ import numpy
 import pytest
 import scipy.stats
 import statsmodels.api as sm
-from dpo_cli.evaluate.judgments import Judgment, Said, Verdict
 from dpo_cli.evaluate.winrate import (
     bradley_terry,
     judge_metrics,
@@ -19,6 +18,7 @@ from dpo_cli.evaluate.winrate import (
     sign_flip_p_value,
     win_rate,
 )
+from dpo_cli.judging.judgments import Judgment, Said, Verdict
 from dpo_cli.recipe import OpenAIJudge, RewardModelJudge
 from dpo_cli.stats import Figure
 from hypothesis import given

@@ -20,8 +20,8 @@ import pytest
 import torch
 from dpo_cli import smoke
 from dpo_cli.errors import DpoError
-from dpo_cli.evaluate import generate
-from dpo_cli.evaluate.generate import Answer, Sample, draws, sample_pairs
+from dpo_cli.evaluate import samples as samples_module
+from dpo_cli.evaluate.samples import Answer, Sample, draws, sample_pairs
 from dpo_cli.recipe import Eval
 from dpo_cli.records import Message, Pair, read_jsonl
 
@@ -358,7 +358,7 @@ def test_kl_is_exact(
         ).item()
         assert expected > 0.01
         assert one.kl_total == pytest.approx(expected, rel=1e-4)
-    monkeypatch.setattr(generate, "KL_POSITIONS", 5)
+    monkeypatch.setattr(samples_module, "KL_POSITIONS", 5)
     for one, other in zip(samples, sample(), strict=True):
         assert one.kl_total == pytest.approx(other.kl_total, rel=1e-4)
 
@@ -369,7 +369,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {folder!r})
-from test_generate import PAIRS, SETTINGS, build, hooked, sample_pairs
+from test_samples import PAIRS, SETTINGS, build, hooked, sample_pairs
 
 path = Path({path!r})
 

@@ -13,8 +13,8 @@ from typing import Any
 from dpo_cli import models
 from dpo_cli.device import best_dtype
 from dpo_cli.errors import DpoError
-from dpo_cli.evaluate.batches import bar, in_batches
-from dpo_cli.evaluate.judgments import Cache, Judgment, Match, key_of
+from dpo_cli.inference import bar, in_batches
+from dpo_cli.judging.judgments import Cache, Judgment, Match, key_of
 from dpo_cli.recipe import RewardModelJudge
 from dpo_cli.run import sha256
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from dpo_cli import backends, models
 from dpo_cli.errors import DpoError
-from dpo_cli.evaluate.score import (
+from dpo_cli.evaluate.pairs import (
     HEAD_CHUNK,
     Scored,
     Tokens,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_cli import models
 from dpo_cli.errors import DpoError
-from dpo_cli.evaluate.batches import in_batches
+from dpo_cli.inference import in_batches
 from dpo_cli.records import AcrossPrompts, Pair
 from dpo_cli.stats import Figure, bootstrap_mean, bootstrap_quantile, share, share_change, unit_means
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy
 import pytest
 import scipy.stats
-from dpo_cli.evaluate.generate import Answer, Sample
-from dpo_cli.evaluate.textstats import (
+from dpo_cli.evaluate.samples import Answer, Sample
+from dpo_cli.evaluate.text_metrics import (
     compression,
     distinct_2,
     language_match,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_cli import models
 from dpo_cli.errors import DpoError
-from dpo_cli.evaluate.batches import bar, in_batches
+from dpo_cli.inference import bar, in_batches
 from dpo_cli.recipe import Eval
 from dpo_cli.records import Message, Pair, read_jsonl
 

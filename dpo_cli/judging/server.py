@@ -17,9 +17,9 @@ from queue import SimpleQueue
 from typing import Any
 
 from dpo_cli.errors import DpoError
-from dpo_cli.evaluate.batches import bar
-from dpo_cli.evaluate.judgments import Cache, Judgment, Match, Said, Verdict, key_of
-from dpo_cli.evaluate.reward_model import by_reward_model, open_reward_model
+from dpo_cli.inference import bar
+from dpo_cli.judging.judgments import Cache, Judgment, Match, Said, Verdict, key_of
+from dpo_cli.judging.reward_model import by_reward_model, open_reward_model
 from dpo_cli.recipe import OpenAIJudge, RewardModelJudge
 from dpo_cli.records import Message
 from dpo_cli.show import one_line

@@ -18,8 +18,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from dpo_cli import smoke
 from dpo_cli.errors import DpoError
-from dpo_cli.evaluate.judges import TEMPLATE, judge, question, ready, verdict_in
-from dpo_cli.evaluate.judgments import Judgment, Match
+from dpo_cli.judging.judgments import Judgment, Match
+from dpo_cli.judging.server import TEMPLATE, judge, question, ready, verdict_in
 from dpo_cli.recipe import OpenAIJudge, RewardModelJudge
 from dpo_cli.records import Message, read_jsonl, write_jsonl
 from judge_server import BETTER, REPLIES, JudgeServer
@@ -316,8 +316,8 @@ import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.path.insert(0, sys.argv[1])
-import test_judges as t
-from dpo_cli.evaluate.judges import judge
+import test_judging as t
+from dpo_cli.judging.server import judge
 url, cache, count, concurrency = sys.argv[2:]
 judge(t.settings(url, concurrency=int(concurrency)), t.matches(int(count)), Path(cache), progress=False)
 """
