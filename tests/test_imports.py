@@ -23,7 +23,7 @@ HEAVY = {
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("show", "errors", "processes"),
     ("recipe",),
-    ("run", "records", "stats", "language", "published"),
+    ("run", "records", "stats", "language", "published", "families"),
     ("driver", "preinstall", "machine", "environment", "device"),
     ("adapters", "backends", "models", "smoke"),
     ("inference", "judging"),
