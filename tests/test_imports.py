@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("adapters", "backends", "models", "smoke"),
     ("inference", "judging"),
     ROOMS,
-    ("cli", "console", "doctor", "imports", "__main__"),
+    ("cli", "job", "console", "doctor", "imports", "__main__"),
 )
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 

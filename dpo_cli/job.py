@@ -1,0 +1,160 @@
+"""What commands have in common: the recipe and its run opened, freshness, and errors as one block."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from dpo_cli import recipe
+from dpo_cli.device import ran_out_of_memory
+from dpo_cli.errors import FAILED, INTERRUPTED, DpoError
+from dpo_cli.recipe import Recipe
+from dpo_cli.run import Run
+from dpo_cli.show import say
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every stage command gets: the recipe, its run, and the options that all of them have."""
+
+    recipe: Recipe
+    run: Run
+    path: Path
+    settings: list[str]
+    runs_dir: Path
+    force: bool
+    quiet: bool
+
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            say(line)
+
+    def fresh(self, stage: str) -> bool:
+        return self.run.state(stage, self.recipe).fresh
+
+    @contextmanager
+    def lock(self, stage: str, view: bool = False, again: bool = False) -> Iterator[None]:
+        """Lock the run, unless it is only looked at, or can't be written to and has nothing to do."""
+        with self.run.lock(view=view or (not (self.force or again) and self.fresh(stage))):
+            yield
+
+    def run_stage(self, stage: str, work: Callable[[], None], again: bool | None = None) -> None:
+        """Do a stage's work where its results are not fresh, or where it is asked for again."""
+        if again if again is not None else self.force or not self.fresh(stage):
+            work()
+        else:
+            self.say(f"{stage}: nothing has changed, nothing to do ({self.run[stage]})")
+
+    def command(self, stage: str, *more: str) -> str:
+        """The command line of another stage of this very run, with more settings."""
+        return _command(stage, self.path, [*self.settings, *more], self.runs_dir)
+
+
+def open_run(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> tuple[Recipe, Run]:
+    """The recipe and its run, which knows the files from outside that each stage reads."""
+    loaded = recipe.load(recipe_path, settings)
+    os.fsencode(loaded.name)  # raises where no folder can be called so
+    from dpo_cli import models
+    from dpo_cli.prepare.sources import source_files
+
+    inputs: dict[str, Callable[[Recipe], dict[str, Path]]] = {
+        "prepare": lambda one: {**source_files(one, missing_ok=True), **models.tokenizer_files(one)},
+        "train": models.local_files,
+        "export": models.merge_files,
+    }
+    run = Run(runs_dir / loaded.name, inputs)
+    try:
+        with suppress(FileNotFoundError):
+            (run.folder / "manifest.json").stat()
+    except OSError as error:  # a part of the path is a file, too long, or not to be entered
+        raise run.unwritable(error) from error
+    return loaded, run
+
+
+def evaluated_run(path: Path, runs_dir: Path) -> tuple[Recipe, Run]:
+    """Another evaluated run, by its recipe or by its folder.
+
+    Raises:
+        DpoError: it has not been evaluated, or what it was made from has changed.
+    """
+    if not path.is_dir():
+        loaded, run = open_run(path, None, runs_dir)
+        run.require("eval", loaded, _command("eval", path, None, runs_dir))
+        return loaded, run
+    written, folder = path / "recipe.yaml", path.resolve()
+    loaded, run = open_run(written, None, folder.parent)
+    renamed = [] if loaded.name == folder.name else [f"name={json.dumps(folder.name, ensure_ascii=False)}"]
+    run = Run(path, run.inputs)
+    run.require("eval", loaded, _command("eval", written, renamed, folder.parent))
+    return loaded, run
+
+
+def _command(name: str, recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> str:
+    """The command line of another stage of this very run."""
+    options = [part for setting in settings or [] for part in ("--set", setting)]
+    options += ["--runs-dir", str(runs_dir)] if runs_dir != RUNS else []
+    return shlex.join(["dpo-cli", name, str(recipe_path), *options])
+
+
+def free_name(run: Run) -> str:
+    """The name of a run that is not there yet, as `--set name=…` takes it."""
+    name = next(
+        name
+        for name in (f"{run.folder.name}-{number}" for number in itertools.count(2))
+        if not run.folder.with_name(name).exists()
+    )
+    return name if re.fullmatch(r"[A-Za-z][\w-]*", name) else json.dumps(name, ensure_ascii=False)
+
+
+@contextmanager
+def reported(debug: bool) -> Iterator[None]:
+    """Turn every error into one block on stderr and an exit code."""
+    try:
+        yield
+    except DpoError as error:
+        _fail(error, debug)
+    except KeyboardInterrupt:
+        _fail(DpoError("interrupted; what was complete before is as it was", exit_code=INTERRUPTED), debug)
+    except BrokenPipeError:  # `dpo-cli check … | head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(FAILED) from None
+    except OSError as error:
+        elsewhere = ", or choose another folder with --runs-dir"
+        hints = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"free some disk space{elsewhere}")
+        hints |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"check who may write there{elsewhere}")
+        hint = hints.get(error.errno or 0)
+        place = str(error.filename) if error.filename else None
+        _fail(DpoError(error.strerror or str(error), where=place, hint=hint), debug)
+    except UnicodeEncodeError as error:
+        name = error.object[error.start : error.end]
+        what = f"file names are {error.encoding} here, which has no {name!r}"
+        _fail(DpoError(what, hint="export PYTHONUTF8=1, or a UTF-8 locale: export LC_ALL=C.UTF-8"), debug)
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        if ran_out_of_memory(error):
+            hint = "end what else uses it (nvidia-smi names that of a GPU), or take a smaller model"
+            _fail(DpoError(f"memory ran out: {first or type(error).__name__}", hint=hint), debug)
+        _fail(DpoError(f"{type(error).__name__}: {first}", hint="--debug shows where this comes from"), debug)
+
+
+def _fail(error: DpoError, debug: bool) -> None:
+    if debug:
+        say(traceback.format_exc().rstrip(), sys.stderr)
+    say(f"error: {error}", sys.stderr)
+    raise typer.Exit(error.exit_code) from None
