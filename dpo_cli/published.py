@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import yaml
-
 from dpo_cli.recipe import Recipe
-from dpo_cli.recipe.yaml import Dumper
+from dpo_cli.recipe.yaml import dump_yaml
 
 SERVER = "http://localhost:8000/v1"  # stands for whatever server judged, for a recipe needs one
 _ROOT = r"(?:file://+|~[\w.-]*[/\\]|/|[A-Za-z]:[/\\]|\\\\)"  # of Linux, macOS and Windows, and a share \\server\…
@@ -43,4 +41,4 @@ def recipe_yaml(recipe: Recipe) -> str:
     judge = values["eval"]["judge"]
     if judge and judge["kind"] == "openai":
         judge |= {"base_url": SERVER, "api_key_env": None}
-    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return dump_yaml(values)

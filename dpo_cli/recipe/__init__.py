@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import Field, PrivateAttr, ValidationError, create_model, field_validator
 
 from dpo_cli.errors import SECRET, either
@@ -44,7 +43,7 @@ from dpo_cli.recipe.train import (
     train_schema,
     trl_arguments,
 )
-from dpo_cli.recipe.yaml import Dumper, Key, read_recipe, show_key
+from dpo_cli.recipe.yaml import Key, dump_yaml, read_recipe, show_key
 
 __all__ = [
     "FILTER_OPTIONS", "HELD_OUT", "MEMORY_SIZE", "METRICS", "OFF_BY_DEFAULT", "Contaminated", "Eval", "GgufType",
@@ -226,8 +225,7 @@ def _conflicts_in_export(recipe: Recipe) -> list[tuple[Key, str]]:
 
 def dump(recipe: Recipe, allow_unicode: bool = True) -> str:
     """The recipe as YAML, every default explicit; loads again to an equal recipe, without Unicode by its escapes."""
-    values = recipe.model_dump(mode="json")
-    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=allow_unicode, width=100)
+    return dump_yaml(recipe.model_dump(mode="json"), allow_unicode)
 
 
 @cache

@@ -91,6 +91,11 @@ def _represent_str(dumper: Dumper, text: str) -> yaml.ScalarNode:
 Dumper.add_representer(str, _represent_str)
 
 
+def dump_yaml(values: Any, allow_unicode: bool = True) -> str:
+    """Plain values as YAML that loads again to equal ones, in YAML 1.1 too; without Unicode by its escapes."""
+    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=allow_unicode, width=100)
+
+
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(str(node.value).replace("_", ""))  # 010 is ten, as in YAML 1.2, not eight
 
