@@ -40,7 +40,7 @@ def local_files(recipe: Recipe, index: int) -> dict[str, Path]:
     if is_hub(source):
         return {}
     if source.id.startswith("builtin:"):
-        return {f"{source.label}.jsonl": smoke.resolve(source.id)}
+        return {f"{source.label}.jsonl.gz": smoke.resolve(source.id)}
     root = Path(source.id).expanduser()
     if root.is_file():
         return {_name(root.name): root}

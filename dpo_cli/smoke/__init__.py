@@ -1,4 +1,4 @@
-"""The built-in model and preference sets: `builtin:...` ids, built on first use into the user's cache folder."""
+"""The built-in model and preference sets: `builtin:...` ids. The sets are files of this package."""
 
 import hashlib
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dpo_cli.errors import DpoError, did_you_mean
 
+HERE = Path(__file__).parent
 BUILTINS: tuple[str, ...] = (
     "builtin:tiny-qwen3",
     "builtin:style-ultrafeedback-en",
@@ -17,10 +18,9 @@ BUILTINS: tuple[str, ...] = (
 
 
 def resolve(builtin_id: str) -> Path:
-    """The path behind a built-in id: a model folder for `builtin:tiny-qwen3`, a raw .jsonl file for a source.
+    """The path behind a built-in id: a model folder for `builtin:tiny-qwen3`, a .jsonl.gz file for a source.
 
-    What is not in the cache yet is built first (seconds for the model, milliseconds for a source). A hit
-    imports nothing heavy.
+    The model is built into the user's cache folder where it is not there yet. All else imports nothing heavy.
 
     Raises:
         DpoError: no such id, or the cache folder cannot be written.
@@ -32,11 +32,13 @@ def resolve(builtin_id: str) -> Path:
             hint=(f"did you mean {near}? " if near else "") + f"The built-in ids are {', '.join(BUILTINS)}.",
         )
     name = builtin_id.removeprefix("builtin:")
-    target = cache_folder() / (f"{name}-{_content_key(name)}" + ("" if name == "tiny-qwen3" else ".jsonl"))
+    if name != "tiny-qwen3":
+        return HERE / f"{name}.jsonl.gz"
+    target = cache_folder() / f"{name}-{_content_key()}"
     if target.exists():
         return target
     try:
-        _build_aside(name, target)
+        _build_aside(target)
     except OSError as error:
         raise DpoError(
             f"Could not build {builtin_id}: {error}",
@@ -55,36 +57,28 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "dpo-cli"
 
 
-def _content_key(name: str) -> str:
-    """Ten hex digits of what determines a built-in's content, so that an upgrade builds afresh."""
-    here = Path(__file__).parent
-    parts = [(here / file).read_bytes() for file in ("data.py", "words.py")]
-    if name == "tiny-qwen3":
-        parts.append((here / "model.py").read_bytes())
-        for library in ("torch", "transformers", "trl"):
-            try:
-                parts.append(f"{library} {version(library)}".encode())
-            except PackageNotFoundError as error:
-                raise DpoError(
-                    f"builtin:tiny-qwen3 needs {library}, which is not installed.",
-                    hint="dpo-cli doctor says what to install",
-                ) from error
+def _content_key() -> str:
+    """Ten hex digits of what determines the model's content, so that an upgrade builds afresh."""
+    parts = [path.read_bytes() for path in (HERE / "model.py", *sorted(HERE.glob("*.jsonl.gz")))]
+    for library in ("torch", "transformers", "trl"):
+        try:
+            parts.append(f"{library} {version(library)}".encode())
+        except PackageNotFoundError as error:
+            raise DpoError(
+                f"builtin:tiny-qwen3 needs {library}, which is not installed.",
+                hint="dpo-cli doctor says what to install",
+            ) from error
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:10]
 
 
-def _build_aside(name: str, target: Path) -> None:
+def _build_aside(target: Path) -> None:
     """Build under a name of this process's own and rename, so that `target` is whole or absent."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as workshop:
         built = Path(workshop, target.name)
-        if name == "tiny-qwen3":
-            from dpo_cli.smoke.model import build_tiny_qwen3
+        from dpo_cli.smoke.model import build_tiny_qwen3
 
-            build_tiny_qwen3(built)
-        else:
-            from dpo_cli.smoke.data import write_source
-
-            write_source(name, built)
+        build_tiny_qwen3(built)
         try:
             built.rename(target)
         except OSError:

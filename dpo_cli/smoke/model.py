@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_cli.errors import DpoError
-from dpo_cli.smoke.data import SOURCES, texts
 
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
@@ -82,7 +83,7 @@ def _tokenizer() -> Qwen2Tokenizer:
         show_progress=False,
     )
     untrained = Qwen2Tokenizer().backend_tokenizer  # brings Qwen's own normaliser and word-splitting rule
-    untrained.train_from_iterator((text for name in SOURCES for text in texts(name)), trainer)
+    untrained.train_from_iterator(_texts(), trainer)
     learnt = json.loads(untrained.to_str())["model"]
     merges: Any = [tuple(merge) for merge in learnt["merges"]]  # annotated as str | list[str] in transformers
 
@@ -97,6 +98,15 @@ def _tokenizer() -> Qwen2Tokenizer:
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in PLAIN_TOKENS])
     tokenizer.chat_template = _chat_template()
     return tokenizer
+
+
+def _texts() -> Iterator[str]:
+    """Every prompt and answer of the built-in preference sets."""
+    for path in sorted(Path(__file__).parent.glob("*.jsonl.gz")):
+        for line in gzip.decompress(path.read_bytes()).splitlines():
+            row = json.loads(line)
+            yield row.get("prompt") or row["instruction"]
+            yield from [row["response"]] if "response" in row else (one["response"] for one in row["completions"])
 
 
 def _chat_template() -> str:

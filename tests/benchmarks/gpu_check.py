@@ -404,7 +404,7 @@ def write_pairs(path: Path, language: str, tokenizer: Any, scale: Scale) -> None
     Chosen and rejected answers draw from two halves of the words, so that there is something to learn.
     """
     import lengths
-    from dpo_cli.smoke.data import SOURCES, texts
+    from tests.tools.smoke_data import SOURCES, texts
 
     if path.is_file():
         return

@@ -46,7 +46,7 @@ def test_an_untrained_adapter_stands_at_one_half(smoke: Any) -> None:
 
 def test_shuffled_labels_teach_nothing(tmp_path: Path, command: Any) -> None:
     """The control experiment: were the answer leaking from anywhere, accuracy would rise here too."""
-    from dpo_cli.smoke.data import write_source
+    from tests.tools.smoke_data import write_source
 
     lines = []
     for name, layout, language in (

@@ -144,7 +144,7 @@ def test_labelled_answers_in_two_languages_in_any_order(kit: Any) -> None:
 
 def test_the_smoke_sets_planted_counts(kit: Any, tmp_path: Path) -> None:
     """The built-in sets say what is planted in them; a bad answer that leaves three others costs no prompt."""
-    from dpo_cli.smoke.data import PLANTED
+    from tests.tools.smoke_data import PLANTED
 
     made = kit.run(kit.recipe([{"id": f"builtin:{name}"} for name in PLANTED]), tmp_path / "out")
     assert made.funnel_holds()

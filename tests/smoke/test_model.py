@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from dpo_cli.errors import DpoError
 from dpo_cli.smoke import BUILTINS, resolve
-from dpo_cli.smoke.data import SOURCES, write_source
 from dpo_cli.smoke.model import build_tiny_qwen3
+from tests.tools.smoke_data import SOURCES, write_source
 
 SAMPLES = (
     "Grow basil on a windowsill.",
@@ -194,8 +194,8 @@ def test_resolve_gives_the_same_folder_or_file_each_time_and_leaves_nothing_else
     assert {builtin: resolve(builtin) for builtin in BUILTINS} == first
     assert {path: path.stat().st_mtime_ns for path in first.values()} == stamps
     assert (first["builtin:tiny-qwen3"] / "config.json").is_file()
-    assert all(first[f"builtin:{name}"].suffix == ".jsonl" for name in SOURCES)
-    assert set(cache.iterdir()) == set(first.values())
+    assert all(first[f"builtin:{name}"].name.endswith(".jsonl.gz") for name in SOURCES)
+    assert list(cache.iterdir()) == [first["builtin:tiny-qwen3"]]
 
 
 def test_two_processes_that_build_at_once_both_succeed(tmp_path: Path) -> None:
@@ -203,16 +203,16 @@ def test_two_processes_that_build_at_once_both_succeed(tmp_path: Path) -> None:
     pair = [run(code, DPO_CLI_CACHE=str(tmp_path)) for _ in range(2)]
     results = [process.communicate() for process in pair]
     assert results[0] == results[1] and results[0][1] == ""
-    assert len(list(tmp_path.iterdir())) == len(BUILTINS)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_cache_follows_xdg_and_then_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DPO_CLI_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert resolve(BUILTINS[1]).parent == tmp_path / "xdg" / "dpo-cli"
+    assert resolve(BUILTINS[0]).parent == tmp_path / "xdg" / "dpo-cli"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert resolve(BUILTINS[1]).parent == tmp_path / "home" / ".cache" / "dpo-cli"
+    assert resolve(BUILTINS[0]).parent == tmp_path / "home" / ".cache" / "dpo-cli"
 
 
 def test_an_unknown_id_names_the_known_ones_and_the_nearest(cache: Path) -> None:
@@ -227,5 +227,5 @@ def test_a_cache_that_cannot_be_written_says_how_to_move_it(tmp_path: Path, monk
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("DPO_CLI_CACHE", str(tmp_path / "file"))
     with pytest.raises(DpoError) as caught:
-        resolve(BUILTINS[1])
+        resolve(BUILTINS[0])
     assert "DPO_CLI_CACHE" in str(caught.value.hint)

@@ -4,8 +4,11 @@ Every answer has three sentences. Its quality is the number of *direct* ones (0.
 Ratings follow quality on each set's own scale, so the right normalisation finds the right winner, and a
 model that has learnt the style ranks the answers to prompts it never saw. Both styles are worded to the
 same length, so that length gives nothing away. Standard library only; the same bytes on every machine.
+
+    python -m tests.tools.smoke_data     writes the files that dpo_cli/smoke ships
 """
 
+import gzip
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -14,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from dpo_cli.smoke import words
+from tests.tools import smoke_words as words
 
 Row = dict[str, Any]
 
@@ -285,16 +288,30 @@ def write_source(name: str, path: Path, *, shuffle_labels: bool = False) -> None
     Raises:
         KeyError: there is no such source.
     """
-    items = _items(name, shuffle_labels)
-    rng = Random(name + " ratings")
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for item in items:
-            for row in SOURCES[name].layout(item, rng):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.writelines(_lines(name, shuffle_labels))
+
+
+def _lines(name: str, shuffle_labels: bool = False) -> Iterator[str]:
+    rng = Random(name + " ratings")
+    for item in _items(name, shuffle_labels):
+        for row in SOURCES[name].layout(item, rng):
+            yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def texts(name: str) -> Iterator[str]:
-    """Every prompt and answer of a source: what the tiny model's tokenizer is trained on."""
+    """Every prompt and answer of a source: what the built-in model's tokenizer is trained on."""
     for item in _items(name, shuffle_labels=False):
         yield item.prompt
         yield from item.answers
+
+
+def write_all(folder: Path) -> None:
+    """Write every source as `<name>.jsonl.gz`, with no time in it, so that equal data are equal files."""
+    for name in SOURCES:
+        packed = gzip.compress("".join(_lines(name)).encode(), compresslevel=9, mtime=0)
+        (folder / f"{name}.jsonl.gz").write_bytes(packed)
+
+
+if __name__ == "__main__":
+    write_all(Path(__file__).parents[2] / "dpo_cli" / "smoke")

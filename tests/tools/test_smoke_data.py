@@ -1,5 +1,6 @@
-"""The built-in preference sets: raw layouts, the style rule behind the ratings, planted defects, no shortcuts."""
+"""The generator of the built-in sets: raw layouts, the style rule behind the ratings, planted defects, no shortcuts."""
 
+import gzip
 import hashlib
 import json
 import re
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpo_cli.smoke.data import PLANTED, PROMPTS, SOURCES, write_source
-from dpo_cli.smoke.words import DIRECT, REFUSAL
+from dpo_cli import smoke
+from tests.tools.smoke_data import PLANTED, PROMPTS, SOURCES, write_source
+from tests.tools.smoke_words import DIRECT, REFUSAL
 
 EN, ZH, HELPSTEER2 = SOURCES
 Answers = dict[str, list[tuple[str, float]]]  # prompt -> (response, score in 0..1) of each answer
@@ -229,3 +231,10 @@ def test_the_bytes_do_not_depend_on_the_machine(tmp_path: Path) -> None:
         write_source(name, tmp_path / name)
         digests[name] = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()[:12]
     assert digests == {EN: "51173b31e78e", ZH: "444b78ce8a34", HELPSTEER2: "ca3d5301ede1"}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_what_is_shipped_is_what_the_generator_writes(tmp_path: Path, name: str) -> None:
+    write_source(name, tmp_path / name)
+    shipped = smoke.resolve(f"builtin:{name}")
+    assert gzip.decompress(shipped.read_bytes()) == (tmp_path / name).read_bytes()
