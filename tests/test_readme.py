@@ -88,7 +88,7 @@ def test_the_methods_are_those_that_check_knows() -> None:
 
 def test_the_tree_names_every_module_and_only_those() -> None:
     tree = README.split("```\ndpo_cli/")[1].split("```")[0]
-    named = set(re.findall(r"\b(\w+\.(?:py|json|jinja))\b", tree.replace("report.html.jinja", "report_html.jinja")))
+    named = set(re.findall(r"\b(\w+\.(?:py|json|jinja))\b", tree.replace(".html.jinja", "_html.jinja")))
     there = {path.name.replace(".html.", "_html.") for path in (REPOSITORY / "dpo_cli").rglob("*")}
     there = {name for name in there if name.endswith((".py", ".json", ".jinja")) and not name.startswith("__")}
     assert named == there
