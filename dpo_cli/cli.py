@@ -138,8 +138,7 @@ def train(
             trained = stage(loaded, run, fresh=not resume, quiet=job.quiet)
             best = trained.metrics.get("best")
             kept = f", step {best['step']} was the best" if best else ""
-            each = next(one for one in ("pairs", "rows", "prompts") if f"{one}_per_second" in trained.metrics)
-            rate = f"{trained.metrics[f'{each}_per_second']:.1f} {each}/s"
+            rate = f"{trained.metrics[f'{trained.rows_are}_per_second']:.1f} {trained.rows_are}/s"
             job.say(
                 f"train: {trained.metrics['steps']} steps in {trained.metrics['seconds']:.0f} s, "
                 f"{rate}{kept} -> {trained.adapter}"

@@ -129,12 +129,11 @@ def print_plan(loaded: Recipe, run: Run) -> None:
     from dpo_cli.train.engine import available_memory
     from dpo_cli.train.memory import Lengths
     from dpo_cli.train.memory import plan as predict
-    from dpo_cli.train.methods import METHODS
-    from dpo_cli.train.token_budget import whole
+    from dpo_cli.train.methods import METHODS, cannot_be_cut
 
     gpu = torch.cuda.is_available()
     card = torch.cuda.get_device_name() if gpu else "this machine"
-    tokenizer = models.load_tokenizer(loaded)
+    tokenizer, method = models.load_tokenizer(loaded), METHODS[loaded.train.method]
     rows: list[Lengths] = []
     for row in read_jsonl(run.train_pairs):
         answers = [row[side] for side in ("chosen", "rejected", "completion") if side in row]
@@ -144,13 +143,13 @@ def print_plan(loaded: Recipe, run: Run) -> None:
         pairs = [Pair(chosen=one, rejected=other, **common) for one, other in sides]
         encoded = [one for pair in pairs for one in encode(tokenizer, pair, loaded.model.max_length)]
         lengths = [len(one.ids) - one.start for one in encoded[: len(answers)]]
-        singly, start = loaded.train.method == "kto", encoded[0].start
-        rows += [(start, one) for one in lengths] if singly else [(start, *lengths)]
+        start = encoded[0].start
+        rows += [(start, one) for one in lengths] if method.row == "answer" else [(start, *lengths)]
     config = AutoConfig.from_pretrained(
         models.location(loaded.model.id), revision=loaded.model.revision, trust_remote_code=False
     )
     backend = backends.choose_backend(loaded)
-    fits = METHODS[loaded.train.method].engine
+    fits = method.engine
     found = predict(
         loaded,
         rows,
@@ -160,7 +159,9 @@ def print_plan(loaded: Recipe, run: Run) -> None:
         unsloth=backend.name == "unsloth",
         card=card,
         shared=loaded.engine.shared_prefix != "off" and "shared_prefix" in fits,
-        budgeted=loaded.engine.token_budget != "off" and "token_budget" in fits and whole(loaded.train.losses) is None,
+        budgeted=loaded.engine.token_budget != "off"
+        and "token_budget" in fits
+        and cannot_be_cut(loaded.train.losses) is None,
     )
     epochs = "one epoch" if loaded.train.num_train_epochs == 1 else f"{loaded.train.num_train_epochs:g} epochs"
     say(f"train: {len(rows)} {found.rows_are}, {epochs}, {card}")

@@ -79,7 +79,7 @@ REFUSED_IN_TRAIN = [
     (f"{BEST}; eval_steps=0.1; save_steps=6", "load_best_model_at_end", "multiple of train.eval_steps"),
     ("metric_for_best_model=eval_loss", "metric_for_best_model", "needs evaluations"),
     (f"metric_for_best_model=accuracy; {EVALUATES}", "metric_for_best_model", "eval_rewards/accuracies"),
-    (f"method=kto; metric_for_best_model=rewards/accuracies; {EVALUATES}", "metric_for_best_model", "by kto,"),
+    (f"method=kto; metric_for_best_model=rewards/accuracies; {EVALUATES}", "metric_for_best_model", "by kto:"),
     (f"greater_is_better=true; {EVALUATES}", "greater_is_better", "metric_for_best_model"),
     (f"save_strategy=best; {EVALUATES}", "save_strategy", "train.metric_for_best_model: eval_loss"),
     ("report_to=wandbb", "report_to", "did you mean wandb?"),

@@ -79,7 +79,7 @@ def nothing_left(recipe: Recipe, funnel: Funnel, layouts: set[str]) -> DpoError:
     such = " ".join(filter(None, [shown["where"], shown["prompt"][:80]])) + said
     hint = remarks.hint(first)
     if "kto" in layouts and recipe.data.format != "unpaired" and first in ("single_response", "tie"):
-        way = "set" if recipe.train.method == "kto" else "take train.method: kto with"
+        way = "set" if "unpaired" in trl_arguments()[recipe.train.method]["data"] else "take train.method: kto with"
         hint = f"these are answers that are called good or bad: {way} data.format: unpaired"
     return DpoError(
         f"nothing is left of {funnel.came.total():,} prompts: {biggest}; such as: {such}",

@@ -35,10 +35,12 @@ from dpo_cli.recipe.sections import (
     Source,
 )
 from dpo_cli.recipe.train import (
+    DEFAULT_METHOD,
     HELD_OUT,
     Section,
     method_of,
     methods_with_data,
+    not_logged,
     train_model,
     train_schema,
     trl_arguments,
@@ -55,7 +57,7 @@ __all__ = [
 if TYPE_CHECKING:
     Train = Any
 else:
-    Train = train_model("dpo")  # of other methods: `_recipe_model`
+    Train = train_model(DEFAULT_METHOD)  # of other methods: `_recipe_model`
 
 
 class Recipe(Section):
@@ -67,7 +69,7 @@ class Recipe(Section):
     model: Model
     lora: Lora = Lora()
     data: Data
-    train: Train = Field(default_factory=lambda: train_model("dpo")())
+    train: Train = Field(default_factory=lambda: train_model(DEFAULT_METHOD)())
     engine: Engine = Engine()
     eval: Eval = Eval()
     export: Export = Export()
@@ -91,7 +93,7 @@ class Recipe(Section):
 @cache
 def _recipe_model(method: str) -> type[Recipe]:
     """The recipe with the `train` section of one method."""
-    if method == "dpo":
+    if method == DEFAULT_METHOD:
         return Recipe
     train = train_model(method)
     fields: dict[str, Any] = {"train": (train, Field(default_factory=train))}
@@ -205,9 +207,9 @@ def _against_the_method(recipe: Recipe) -> list[tuple[Key, str]]:
                 why = f"{method} has no reference"
             found.append((("engine", part), f"{why}: set engine.{part}: auto"))
     stopping = engine.early_stopping
-    if stopping and stopping.metric.endswith("rewards/accuracies") and method == "kto":
-        sentence = "is not logged by kto, which looks at no pairs: set eval_loss or eval_rewards/margins"
-        found.append((("engine", "early_stopping", "metric"), sentence))
+    unlogged = not_logged(method, stopping.metric) if stopping else None
+    if unlogged:
+        found.append((("engine", "early_stopping", "metric"), unlogged))
     return found
 
 

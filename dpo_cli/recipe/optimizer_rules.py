@@ -20,12 +20,12 @@ def schedule(recipe: Recipe, value: Any) -> str | None:
     given = kwargs if isinstance(kwargs, dict) else {}
     if value in BY_METRIC and recipe.train.eval_strategy == "no":
         return f"{value} follows the held-out loss: set train.eval_strategy: steps, or epoch"
-    takes, needs = (trl_arguments()["dpo"]["arguments"]["lr_scheduler_type"]["kwargs"][value][one] for one in KWARGS)
-    missing = [name for name in needs if name not in given]
+    known = _kwargs(recipe, value)
+    missing = [name for name in known["needs"] if name not in given]
     if missing:
         return f"{value} needs train.lr_scheduler_kwargs: {{{', '.join(f'{name}: …' for name in missing)}}}"
     if (
-        "min_lr" in takes
+        "min_lr" in known["takes"]
         and value != "greedy"
         and value not in BY_METRIC
         and ("min_lr" in given) == ("min_lr_rate" in given)
@@ -34,13 +34,16 @@ def schedule(recipe: Recipe, value: Any) -> str | None:
     return None
 
 
-KWARGS = ("takes", "needs")
+def _kwargs(recipe: Recipe, schedule: str) -> dict[str, list[str]]:
+    """Which `lr_scheduler_kwargs` a schedule takes and needs."""
+    schedules = trl_arguments()[recipe.train.method]["arguments"]["lr_scheduler_type"]["kwargs"]
+    return dict(schedules[schedule])
 
 
 def schedule_kwargs(recipe: Recipe, value: Any) -> str | None:
     """Arguments that the schedule does not take."""
     name = recipe.train.lr_scheduler_type
-    takes = trl_arguments()["dpo"]["arguments"]["lr_scheduler_type"]["kwargs"][name]["takes"]
+    takes = _kwargs(recipe, name)["takes"]
     if not isinstance(value, dict):
         return "must be a map"
     strange = [str(one) for one in value if one not in takes]

@@ -26,7 +26,7 @@ from dpo_cli.recipe.optimizer_rules import (
     schedule_kwargs,
 )
 from dpo_cli.recipe.paths import json_in
-from dpo_cli.recipe.train import held_out_metric_problem, trl_arguments
+from dpo_cli.recipe.train import held_out_metric_problem, not_logged, trl_arguments
 from dpo_cli.recipe.yaml import Key
 
 Recipe = Any  # dpo_cli.recipe's, which imports this module
@@ -156,8 +156,9 @@ def _metric(recipe: Recipe, value: Any) -> str | None:
     if not _evaluates(recipe):
         return _needs_evaluation(recipe, value)
     name = value if str(value).startswith("eval_") else f"eval_{value}"
-    if recipe.train.method == "kto" and name.endswith("rewards/accuracies"):
-        return "is not logged by kto, which looks at no pairs: set eval_loss or eval_rewards/margins"
+    unlogged = not_logged(recipe.train.method, name)
+    if unlogged:
+        return unlogged
     return held_out_metric_problem(name)
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
-from dpo_cli.errors import did_you_mean
+from dpo_cli.errors import did_you_mean, either
 
 
 class Section(BaseModel):
@@ -64,6 +64,8 @@ OWNED_TRAIN_ARGUMENTS: dict[str, str] = {
 
 # Figures of the held-out pairs during training that tell a better adapter from a worse one.
 HELD_OUT = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "logps/chosen")
+
+DEFAULT_METHOD = "dpo"
 
 # Arguments of the reference model, which some methods don't have.
 OF_THE_REFERENCE = (
@@ -140,7 +142,7 @@ TRAIN_RANGES: dict[str, dict[str, Any]] = {
 
 @cache
 def trl_arguments() -> dict[str, Any]:
-    """By method, what `train/methods.py` says of it and read off TRL: see `describe_arguments` there."""
+    """By method, what `train/methods.py` says of it and what TRL declares: see `train/arguments.py`."""
     described = json.loads((Path(__file__).parent / "trl_arguments.json").read_text(encoding="utf-8"))
     shared = described.pop("shared")
     return {method: {**one, "arguments": {**shared, **one["arguments"]}} for method, one in described.items()}
@@ -149,7 +151,7 @@ def trl_arguments() -> dict[str, Any]:
 def method_of(train: Any) -> str:
     """The method that a `train` section as it was written asks for; dpo where it says nothing that is known."""
     said = train.get("method") if isinstance(train, dict) else None
-    return said if isinstance(said, str) and said in trl_arguments() else "dpo"
+    return said if isinstance(said, str) and said in trl_arguments() else DEFAULT_METHOD
 
 
 def methods_with(argument: str) -> list[str]:
@@ -170,6 +172,15 @@ def held_out_metric_problem(metric: str) -> str | None:
     near = did_you_mean(metric, known)
     sentence = f"must be one of {', '.join(known)}, or of one language, as eval_zh_loss"
     return f"{sentence}; did you mean {near}?" if near else sentence
+
+
+def not_logged(method: str, metric: str) -> str | None:
+    """What is wrong with a held-out figure that a method's trainer does not log."""
+    unlogged = trl_arguments()[method]["not_logged"]
+    if not metric.endswith(tuple(unlogged)):
+        return None
+    instead = [f"eval_{name}" for name in HELD_OUT if name not in unlogged]
+    return f"is not logged by {method}: set {either(instead[:2])}"
 
 
 def language_of(metric: str) -> str | None:
@@ -216,15 +227,16 @@ class _TrainBase(Section):
             raise _problem("fp16", "and bf16 can't both be true")
         if getattr(train, "sync_ref_model", False):
             raise _problem("sync_ref_model", "can't be: with a LoRA, TRL keeps no reference that could be moved")
-        if losses == ["kto"] and train.per_device_train_batch_size < 2:
+        neighbours = " + ".join(name for name in losses if name in trl_arguments()[train.method]["neighbours"])
+        if neighbours and train.per_device_train_batch_size < 2:
             raise _problem(
                 "per_device_train_batch_size",
-                "must be 2 or more for kto, whose KL term is a mean over the rows at once; 4 or more is better",
+                f"must be 2 or more for {neighbours}, whose KL term is a mean over these rows; 4 or more is better",
             )
-        if losses == ["kto"] and train.train_sampling_strategy != "sequential":
+        if neighbours and train.train_sampling_strategy != "sequential":
             raise _problem(
                 "train_sampling_strategy",
-                "must be sequential for kto: its KL term pairs neighbours, and dpo-cli shuffles the rows before",
+                f"must be sequential for {neighbours}: its KL term pairs neighbours; dpo-cli shuffles the rows before",
             )
         return self
 
@@ -278,13 +290,14 @@ def train_schema() -> dict[str, Any]:
             entry.pop("title", None)
     every = {name: entry for properties in models.values() for name, entry in properties.items() if name != "method"}
     alike = {name for name in every if all(one.get(name, every[name]) == every[name] for one in models.values())}
-    method = {"enum": list(models), "default": "dpo", "type": "string"}
+    method = {"enum": list(models), "default": DEFAULT_METHOD, "type": "string"}
     choice = []
     for name, properties in models.items():
         own = {key: properties.get(key, False) for key in every if key not in alike or key not in properties}
         # See `_null_is_the_methods_own_loss`.
         own["loss_type"] = {"anyOf": [own["loss_type"], {"type": "null"}]}
-        condition = {"properties": {"method": {"const": name}}} | ({} if name == "dpo" else {"required": ["method"]})
+        named = {} if name == DEFAULT_METHOD else {"required": ["method"]}
+        condition = {"properties": {"method": {"const": name}}} | named
         choice.append({"if": condition, "then": {"properties": own}})
     return {
         "type": "object",

@@ -64,8 +64,8 @@ def choose(recipe: Recipe, trainer: Any, before: dict[str, Any] | None, say: Cal
     if args.device.type == "cuda":  # for training too, whether rows are tried before it or not
         limit = parse_memory_limit(engine.memory_limit)
         limit_memory(None if limit is None else limit - CUDA_CONTEXT)
-    chosen = Chosen(args.per_device_train_batch_size, unit=rows_are(trainer))
     method = METHODS[recipe.train.method]
+    chosen = Chosen(args.per_device_train_batch_size, unit=method.rows_are)
     off = [part for part in PARTS if part not in method.engine and (method.reference or part != "reference_cache")]
     if off:
         chosen.notes.append(f"no {either(off).replace('_', ' ')}: made for train.method dpo")
@@ -245,12 +245,6 @@ def available_memory(recipe: Recipe) -> int:
     else:
         there = machine.total_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes beside this one
     return min(there, parse_memory_limit(recipe.engine.memory_limit) or there)
-
-
-def rows_are(trainer: Any) -> str:
-    """What a row of the trainer's data is called: pairs, rows with one answer, or prompts with all their answers."""
-    columns = trainer.train_dataset.column_names
-    return "rows" if "label" in columns else "prompts" if "relevance" in columns else "pairs"
 
 
 def _step_pairs(trainer: Any) -> int:

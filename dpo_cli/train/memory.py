@@ -303,8 +303,8 @@ def plan(
 
     asked = recipe.engine.token_budget
     sizes: list[tuple[int, int, int | None]] = [(*cut, None) for cut in cuts(micro, accumulation)]
-    if train.losses == ["kto"]:
-        sizes = [size for size in sizes if size[0] > 1]  # its KL term is a mean over the rows at once
+    if set(train.losses) & set(method.neighbours):
+        sizes = [size for size in sizes if size[0] > 1]
     if budgeted:
         largest = asked if isinstance(asked, int) else LARGEST_PASS[device]
         sizes = [(micro * accumulation, 1, budget) for budget in budgets(largest, data.tokens(1))]
@@ -317,13 +317,13 @@ def plan(
     ]
     own = next(filter(fits, allowed), allowed[-1])
     proposal = own if available_bytes is None else next(filter(fits, every), None)
-    rows_are = {"unpaired": "rows", "ranked": "prompts"}.get(method.data[0], "pairs")
     notes = [] if method.reference else [f"No reference: {train.method} compares answers without one."]
     if proposal and not budgeted and proposal.micro_batch not in {micro / 2**times for times in range(64)}:
         notes.append(
-            f"{micro} {rows_are} can't be halved evenly: {proposal.micro_batch} at once keeps the effective batch."
+            f"{micro} {method.rows_are} can't be halved evenly: "
+            f"{proposal.micro_batch} at once keeps the effective batch."
         )
-    return Plan(own, available_bytes, card or device, data.longest, proposal, tuple(notes), rows_are)
+    return Plan(own, available_bytes, card or device, data.longest, proposal, tuple(notes), method.rows_are)
 
 
 @dataclass(frozen=True)

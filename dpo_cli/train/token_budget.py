@@ -14,19 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from dpo_cli.train.methods import cannot_be_cut
 from dpo_cli.train.shared_prefix import pair_tokens
 
-# TRL 1.15 and 1.16 take the plain mean of these over the pairs; WPO weights, `ld_alpha` and f-divergences are a
-# pair's own too. (BCO's running mean of rewards is not in these versions.)
-MEAN_OVER_PAIRS = (
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down",
-    "discopop", "sigmoid_norm",
-)  # fmt: skip
-OVER_BATCH = {
-    "aot": "sorts the log-ratios over the batch",
-    "aot_unpaired": "sorts the log-ratios over the batch",
-    "sft": "averages over the tokens of the batch",
-}
 PER_ROW = ("input_ids", "attention_mask", "completion_mask")  # [2B, L], the chosen rows first
 PER_PAIR = ("ref_chosen_logps", "ref_rejected_logps")  # [B]
 # What TRL's means are taken over, by column of `_sizes`; all others are over pairs.
@@ -74,14 +64,6 @@ def padded_groups(rows: Sequence[int], budget: int) -> list[list[int]]:
     return made
 
 
-def whole(loss_types: Sequence[str]) -> str | None:
-    """Why a step with these losses can't be cut, or None; a loss not known here can't."""
-    for loss in loss_types:
-        if loss not in MEAN_OVER_PAIRS:
-            return f"the loss {loss} {OVER_BATCH.get(loss, 'is not known to be a mean over pairs')}"
-    return None
-
-
 def stays_whole(trainer: Any) -> str | None:
     """Why this trainer's steps can't be cut to the same numbers, or None; ask before its micro-batch is made the step.
 
@@ -89,7 +71,7 @@ def stays_whole(trainer: Any) -> str | None:
         trainer: TRL's DPOTrainer, with the recipe's batch and accumulation.
     """
     args = trainer.args
-    reason = whole(trainer.loss_types)
+    reason = cannot_be_cut(trainer.loss_types)
     if reason is None and trainer.aux_loss_enabled:
         reason = "the auxiliary loss of a mixture of experts is taken over the batch"
     if reason is None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):

@@ -18,10 +18,11 @@ from dpo_cli import adapters, backends, models, processes
 from dpo_cli.device import best_dtype, ran_out_of_memory
 from dpo_cli.errors import INTERRUPTED, DpoError
 from dpo_cli.recipe import Recipe
+from dpo_cli.recipe.train import DEFAULT_METHOD
 from dpo_cli.run import Run, write_json
 from dpo_cli.train.checkpoints import Start, best_checkpoint, is_last, start_log, start_of
-from dpo_cli.train.engine import cache_reference, choose, rows_are
-from dpo_cli.train.methods import METHODS
+from dpo_cli.train.engine import cache_reference, choose
+from dpo_cli.train.methods import LOSSES, METHODS
 from dpo_cli.train.progress import StopAfterStep, peak_memory, print_remark, progress_callback
 from dpo_cli.train.rows import check_answers, check_fills_a_step, held_out_rows, train_rows
 from dpo_cli.train.token_budget import budgeted
@@ -32,16 +33,15 @@ from dpo_cli.train.watchdog import callback as watchdog_callback
 
 # TRL tokenises 436 rows a second on one core (its 1.16, measured); another process takes about a second to start.
 ROWS_A_TOKENISER, MOST_TOKENISERS = 1000, 8
-LEAST_SIMPO_BETA = 0.5  # its authors' are 2 to 10 (princeton-nlp/SimPO); 0.1 comes with a recipe made for DPO
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What `train` prints when it is done: where the adapter is, and `train/metrics.json`."""
+    """What `train` prints when it is done: where the adapter is, `train/metrics.json`, and what its rows are called."""
 
     adapter: Path
-    backend: backends.Backend
     metrics: dict[str, Any]
+    rows_are: str
 
 
 def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False) -> Trained:
@@ -85,10 +85,11 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
 
     record = processes.from_main(begin)
     steps, rows = trainer.get_total_train_batch_size(trainer.args), len(trainer.train_dataset)
-    method = "" if recipe.train.method == "dpo" else f" by {recipe.train.method}"
-    split = " (pairs split in two)" if recipe.data.format == "pairs" and rows_are(trainer) == "rows" else ""
+    method, name = METHODS[recipe.train.method], recipe.train.method
+    by = "" if name == DEFAULT_METHOD else f" by {name}"
+    split = " (pairs split in two)" if recipe.data.format == "pairs" and method.label_weights else ""
     say(
-        f"train: {rows} {rows_are(trainer)}{split}, {steps} a step{method}, on {record['device']}"
+        f"train: {rows} {method.rows_are}{split}, {steps} a step{by}, on {record['device']}"
         + (f", {'on' if begun.longer else 'resumed'} from step {resumed_from}" if resumed_from else "")
         + (" of the finished run" if begun.longer else "")
     )
@@ -123,7 +124,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
 
     def finish() -> dict[str, Any]:
-        metrics = _metrics(trainer, log, seconds, resumed_from)
+        metrics = _metrics(trainer, log, seconds, resumed_from, method.rows_are)
         record["seconds"] = round(seconds, 3)
         with run.stage("train", recipe, record) as draft:
             adapter = draft.folder / "adapter"
@@ -134,7 +135,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
             write_json(draft.folder / "metrics.json", metrics)
         return metrics
 
-    return Trained(run.adapter, backend, processes.from_main(finish))
+    return Trained(run.adapter, processes.from_main(finish), method.rows_are)
 
 
 def build(recipe: Recipe, run: Run, backend: backends.Backend) -> Any:
@@ -157,8 +158,8 @@ def build(recipe: Recipe, run: Run, backend: backends.Backend) -> Any:
         processing_class=tokenizer,
     )
     trainer.checkpoint_limit = recipe.train.save_total_limit
-    _check_nothing_dropped(train_set["id"], trainer.train_dataset["id"], recipe, rows_are(trainer))
-    trainer.remarks = check_answers(recipe, trainer.train_dataset, rows_are(trainer))
+    _check_nothing_dropped(train_set["id"], trainer.train_dataset["id"], recipe, method.rows_are)
+    trainer.remarks = check_answers(recipe, trainer.train_dataset, method.rows_are)
     if recipe.model.adapter is None:
         _forget_reference_copy(trainer.model)
     for parameter in trainer.model.parameters():
@@ -263,11 +264,9 @@ def _notes(recipe: Recipe, trainer: Any) -> list[str]:
 
     method, train = METHODS[recipe.train.method], recipe.train
     notes = [] if method.reference else [f"no reference: {train.method} compares answers without one"]
-    weighs = next((loss for loss in train.losses if loss in ("simpo", "alphapo")), None)
-    if weighs and train.beta < LEAST_SIMPO_BETA:
-        notes.append(
-            f"! train.beta {train.beta:g} is of DPO's size; {weighs} weighs log-probabilities per token: about 2"
-        )
+    low = next((name for name in train.losses if train.beta < LOSSES[name].least_beta), None)
+    if low:
+        notes.append(f"! train.beta {train.beta:g} is of DPO's size; {low} weighs log-probabilities per token: about 2")
     if trainer.args.device.type == "cuda" and processes.count() == 1 and torch.cuda.device_count() > 1:
         notes.append(f"one of {torch.cuda.device_count()} GPUs: accelerate launch -m dpo_cli train … takes all")
     if train.save_only_model:
@@ -278,8 +277,8 @@ def _notes(recipe: Recipe, trainer: Any) -> list[str]:
             f"! the chat template ends an answer with {end}, which the model's generation_config doesn't name as an "
             "end: eval stops there, and export adds it"
         )
-    if hasattr(train, "desirable_weight"):
-        uneven = imbalance(trainer.train_dataset["label"], train.desirable_weight, train.undesirable_weight)
+    if method.label_weights:
+        uneven = imbalance(trainer.train_dataset["label"], *method.label_weights(train))
         notes += [f"! {uneven}"] if uneven else []
     return notes + _warmup_note(trainer)
 
@@ -354,9 +353,9 @@ def _watch(recipe: Recipe, trainer: Any, quiet: bool) -> None:
     """Add what looks at the figures as they come: the watchdog, and the early stopping that the recipe asks for."""
     from transformers import EarlyStoppingCallback
 
-    train = recipe.train
-    # Of KTO the heavier one, so that it is never called worse than no training too early.
-    weights = [max(train.desirable_weight, train.undesirable_weight)] if train.method == "kto" else None
+    train, method = recipe.train, METHODS[recipe.train.method]
+    # The heavier label, so that a run is never called worse than no training too early.
+    weights = [max(method.label_weights(train))] if method.label_weights else None
     watchdog = Watchdog(
         losses=train.losses,
         beta=train.beta,
@@ -364,7 +363,7 @@ def _watch(recipe: Recipe, trainer: Any, quiet: bool) -> None:
         weights=getattr(train, "loss_weights", weights),
         max_grad_norm=train.max_grad_norm,
         fp16=trainer.args.fp16,
-        reference=METHODS[train.method].reference,
+        method=method,
     )
     trainer.add_callback(watchdog_callback(watchdog, (lambda remark: None) if quiet else print_remark))
     if recipe.engine.early_stopping:
@@ -411,7 +410,7 @@ def _remove_printers(trainer: Any) -> None:
         trainer.remove_callback(printer)
 
 
-def _metrics(trainer: Any, log: Path, seconds: float, resumed_from: int | None) -> dict[str, Any]:
+def _metrics(trainer: Any, log: Path, seconds: float, resumed_from: int | None, rows_are: str) -> dict[str, Any]:
     """`train/metrics.json`; rates count this session's steps only."""
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     final = rows[-1] if rows else {}
@@ -427,7 +426,7 @@ def _metrics(trainer: Any, log: Path, seconds: float, resumed_from: int | None) 
         "steps": steps,
         "seconds": round(seconds, 3),
         "tokens_per_second": round(float(trainer._total_train_tokens) / seconds, 1),
-        f"{rows_are(trainer)}_per_second": round(done / seconds, 3),
+        f"{rows_are}_per_second": round(done / seconds, 3),
         "peak_memory_bytes": peak_memory(),
         "final": final,
         "resumed_from": resumed_from,

@@ -12,8 +12,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from dpo_cli.errors import DpoError
+from dpo_cli.recipe.train import DEFAULT_METHOD
 from dpo_cli.stats import wilson
-from dpo_cli.train import listwise
+from dpo_cli.train.methods import LOSSES, METHODS, Loss, Method
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -68,21 +69,6 @@ SPIKE_ROWS, SPIKE_MEMORY = 10, 50
 # float16's loss scaler finds its scale by overflowing, so one infinite norm there is normal (torch.amp's GradScaler).
 FP16_OVERFLOWS = 3
 
-UNPAIRED = {"kto", "apo_zero_unpaired"}  # KTOTrainer's: rows of one answer, so nothing is right or wrong
-# The loss of a policy that equals its reference, by beta (TRL's `_compute_loss` with all log-ratios 0). exo_pair's
-# hangs on label_smoothing and sft's on the data: not known.
-FIRST_LOSS: dict[str, Callable[[float], float]] = {
-    **dict.fromkeys(("sigmoid", "sigmoid_norm", "robust", "aot", "aot_unpaired"), lambda beta: math.log(2)),
-    **dict.fromkeys(("bco_pair", "nca_pair"), lambda beta: 2 * math.log(2)),
-    **dict.fromkeys(("hinge", "apo_zero", "apo_down"), lambda beta: 1.0),
-    "discopop": lambda beta: (math.log(2) + 1) / 2,
-    **dict.fromkeys(UNPAIRED, lambda beta: 0.5),
-    "ipo": lambda beta: 1 / (2 * beta) ** 2,
-    "sppo_hard": lambda beta: 2 / (2 * beta) ** 2,
-}
-# These weigh nats by token (or against 1 / beta per token), so a reward of 10 is nothing special.
-PER_TOKEN = {"ipo", "sigmoid_norm", *listwise.PER_TOKEN}
-
 
 @dataclass
 class Watchdog:
@@ -96,7 +82,7 @@ class Watchdog:
         weights: `train.loss_weights`.
         max_grad_norm: `train.max_grad_norm`; 0 = no clipping.
         fp16: whether a loss scaler is at work.
-        reference: whether rewards are against a reference; else they are beta x log-probability, and start anywhere.
+        method: without a reference its rewards are beta x log-probability, and start anywhere.
     """
 
     losses: Sequence[str]
@@ -106,7 +92,7 @@ class Watchdog:
     weights: Sequence[float] | None = None
     max_grad_norm: float = 1.0
     fp16: bool = False
-    reference: bool = True
+    method: Method = METHODS[DEFAULT_METHOD]
     _rows: list[Mapping[str, float]] = field(default_factory=list, init=False)
     _pairs: list[float] = field(default_factory=list, init=False)  # how many each row is a mean over
     _norms: list[float] = field(default_factory=list, init=False)
@@ -137,10 +123,10 @@ class Watchdog:
         spike = self._spike(row)
         if spike:
             yield "spike", spike
-        if set(self.losses) == {"sft"} or "rewards/margins" not in row:
+        if not any(loss.compares for loss in self._known) or "rewards/margins" not in row:
             return  # nothing here is about preference
         checks = [("chosen", self._chosen), ("shortcut", self._shortcut), ("flat", self._flat), ("high", self._high)]
-        for kind, check in checks if self.reference else checks[1:2]:
+        for kind, check in checks if self.method.reference else checks[1:2]:
             text = check(row)
             if text:
                 yield kind, text
@@ -188,18 +174,16 @@ class Watchdog:
         logps = self._recent("logps/chosen")
         reference = abs(logps + nats) if logps is not None else math.inf
         race = nats >= RACE_NATS and chosen <= RACE_SHARE * rejected
-        # apo_down is for chosen answers worse than the model's own: there it is meant to fall.
-        far = "apo_down" not in self.losses and (
-            (chosen <= FAR_REWARD and not PER_TOKEN & set(self.losses)) or nats >= FAR_MULTIPLE * reference
+        far = not any(loss.lowers_chosen for loss in self._known) and (
+            (chosen <= FAR_REWARD and not self._per_token) or nats >= FAR_MULTIPLE * reference
         )
         if not race and not far:
             return None
         why = "as much as the rejected ones or more" if race else "further than sound runs go"
-        fix = "the weight of sft in train.loss_weights" if "sft" in self.losses else self._with_sft()
-        if UNPAIRED & set(self.losses):
-            fix = "raise train.desirable_weight"
-        if set(listwise.LOSS_TYPES) & set(self.losses):
-            fix = "raise train.beta"
+        alone = next((name for name in self.losses if not LOSSES[name].compares), None)
+        fix = self.method.keeps_chosen or (
+            f"raise the weight of {alone} in train.loss_weights" if alone else self._with_sft()
+        )
         return (
             f"step {row['step']}: the chosen answers have become {nats:.0f} nats less likely, {why}. Some of that is "
             f"normal with DPO, this is not: lower train.learning_rate, or {fix}."
@@ -231,10 +215,10 @@ class Watchdog:
             return None
         since = [index for index, past in enumerate(self._rows) if past["step"] > FLAT_FROM * self.steps]
         margin, accuracy = self._mean("rewards/margins", since), self._mean("rewards/accuracies", since)
-        if margin is None or (accuracy is None and not UNPAIRED & set(self.losses)):
+        if margin is None or (accuracy is None and "rewards/accuracies" not in self.method.not_logged):
             return None
         self._halfway_seen = True
-        limit = FLAT_NATS * self.beta if "ipo" in self.losses else FLAT_REWARD
+        limit = FLAT_NATS * self.beta if any(loss.in_nats for loss in self._known) else FLAT_REWARD
         if margin >= limit:
             return None
         rows, pairs = [self._rows[index] for index in since], round(sum(self._pairs[index] for index in since))
@@ -244,7 +228,7 @@ class Watchdog:
                 f"step {row['step']}: the model has moved, and still {100 * accuracy:.0f}% of {pairs} pairs are "
                 "right: these preferences look random to it. Raise data.pairs.min_margin, or check the scores."
             )
-        if (PER_TOKEN - {"ipo"}) & set(self.losses):
+        if any(loss.per_token and not loss.in_nats for loss in self._known):
             return None  # it sees the margin per token, thousandths: 0.69 all along is what it looks like
         return (
             f"step {row['step']}: well into the run the margin is {margin:+.3f}, about where it began: the steps are "
@@ -258,7 +242,7 @@ class Watchdog:
                 f"step {row['step']}: the loss was {loss:.2f} over the last {WINDOW_PAIRS} pairs or more, worse than "
                 f"no training ({first:.2f}): the steps are too large. Lower train.learning_rate or raise train.beta."
             )
-        if PER_TOKEN & set(self.losses):
+        if self._per_token:
             return None
         rewards = {name: self._recent(f"rewards/{name}") for name in ("margins", "rejected", "chosen")}
         name, far = max(rewards.items(), key=lambda item: abs(item[1] or 0.0))
@@ -287,10 +271,19 @@ class Watchdog:
         return sum(self._rows[index][name] * self._pairs[index] for index in indices) / pairs
 
     def _first_loss(self) -> float | None:
-        if not set(self.losses) <= FIRST_LOSS.keys():
+        firsts = [loss.first(self.beta) for loss in self._known if loss.first]
+        if len(firsts) < len(self.losses):
             return None
         weights = self.weights or [1.0] * len(self.losses)
-        return sum(weight * FIRST_LOSS[name](self.beta) for name, weight in zip(self.losses, weights, strict=True))
+        return sum(weight * first for first, weight in zip(firsts, weights, strict=True))
+
+    @property
+    def _known(self) -> list[Loss]:
+        return [LOSSES[name] for name in self.losses]
+
+    @property
+    def _per_token(self) -> bool:
+        return any(loss.per_token for loss in self._known)
 
 
 def callback(watchdog: Watchdog, say: Callable[[str], None]) -> TrainerCallback:

@@ -17,11 +17,11 @@ from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe, load
 from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.run import Run
-from dpo_cli.train import preflight
+from dpo_cli.train import methods, preflight
 from dpo_cli.train.memory import GIB, plan
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.trainer import build
-from dpo_cli.train.watchdog import FIRST_LOSS, Watchdog
+from dpo_cli.train.watchdog import Watchdog
 from typer.testing import CliRunner, Result
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
@@ -357,20 +357,21 @@ def test_rewards_without_a_reference_are_no_cause_for_alarm() -> None:
     row = {"loss": 2.0, "grad_norm": 1.0, "rewards/chosen": -40.0, "rewards/rejected": -41.0, "rewards/margins": 1.0,
            "rewards/accuracies": 0.6, "logps/chosen": -400.0}  # fmt: skip
     rows = [{**row, "step": step, "epoch": step / 50} for step in range(1, 50)]
-    free = Watchdog(["sigmoid"], 0.1, 16, steps=50, reference=False)
+    free = Watchdog(["sigmoid"], 0.1, 16, steps=50, method=METHODS["simpo"])
     assert [text for one in rows for text in free.observe(one)] == []
     against = Watchdog(["sigmoid"], 0.1, 16, steps=50)
     assert [text for one in rows for text in against.observe(one)]
-    right = Watchdog(["simpo"], 0.1, 16, steps=50, reference=False)
+    right = Watchdog(["simpo"], 0.1, 16, steps=50, method=METHODS["simpo"])
     said = [text for one in rows for text in right.observe({**one, "rewards/accuracies": 1.0})]
     assert len(said) == 1 and "easier" in said[0]
 
 
 def test_ktos_first_loss_is_what_the_watchdog_takes_it_for(train: Train, tmp_path: Path) -> None:
     train("kto", "train.max_steps=1", "train.learning_rate=1e-9")
-    assert log(tmp_path / "runs" / "smoke")[0]["loss"] == pytest.approx(FIRST_LOSS["kto"](0.1), abs=1e-6)
+    first = methods.LOSSES["kto"].first
+    assert first and log(tmp_path / "runs" / "smoke")[0]["loss"] == pytest.approx(first(0.1), abs=1e-6)
     row = {"loss": 0.8, "grad_norm": 1.0, "rewards/chosen": 0.0, "rewards/rejected": 0.0, "rewards/margins": 0.001}
-    watchdog = Watchdog(["kto"], 0.1, 16, steps=50, weights=[1.0])
+    watchdog = Watchdog(["kto"], 0.1, 16, steps=50, weights=[1.0], method=METHODS["kto"])
     said = [text for step in range(1, 51) for text in watchdog.observe({**row, "step": step})]
     assert any("worse than no training (0.50)" in text for text in said)
     assert any("about where it began" in text for text in said)

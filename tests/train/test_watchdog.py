@@ -14,9 +14,10 @@ import pytest
 from dpo_cli import recipe
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe.errors import fields_at
-from dpo_cli.recipe.train import train_model
+from dpo_cli.recipe.train import DEFAULT_METHOD, train_model, trl_arguments
+from dpo_cli.train import methods
 from dpo_cli.train import watchdog as module
-from dpo_cli.train.watchdog import FIRST_LOSS, UNPAIRED, Watchdog, callback, check_finite
+from dpo_cli.train.watchdog import Watchdog, callback, check_finite
 
 Row = dict[str, float]
 BETA, BATCH, STEPS, EVERY = 0.1, 24, 300, 5
@@ -334,7 +335,10 @@ def test_a_real_run_says_that_its_data_have_a_shortcut_and_a_resumed_one_does_no
     trainer = trl_trainer(tmp_path, said)
 
     batch = next(iter(trainer.get_train_dataloader()))
-    for name, first in ((name, FIRST_LOSS[name]) for name in FIRST_LOSS if name not in UNPAIRED):
+    for name in trl_arguments()[DEFAULT_METHOD]["losses"]:
+        first = methods.LOSSES[name].first
+        if first is None:
+            continue
         trainer.loss_types, trainer.loss_weights = [name], [1.0]
         assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(first(0.1), rel=1e-4), name
     trainer.loss_types = ["sigmoid"]
