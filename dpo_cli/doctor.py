@@ -20,7 +20,7 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 from dpo_cli.driver import CUDA_12, QWEN3_GIB, Card, find_driver, lacks_kernels, oldest_driver
-from dpo_cli.run import versions
+from dpo_cli.machine import versions
 from dpo_cli.show import one_line
 
 NEEDED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")

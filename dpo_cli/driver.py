@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from dpo_cli.disk import read_if_there
 from dpo_cli.errors import DpoError
 
 # The oldest driver branch that runs programs built for a CUDA release, by its major number:
@@ -58,7 +59,7 @@ class Driver:
 
 def find_driver() -> Driver | None:
     """The NVIDIA driver of this machine, or None where there is neither `nvidia-smi` nor a loaded driver."""
-    loaded = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", _read(LOADED_DRIVER))
+    loaded = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", read_if_there(LOADED_DRIVER))
     version = loaded[0] if loaded else ""
     tool = shutil.which("nvidia-smi") or shutil.which("/usr/lib/wsl/lib/nvidia-smi")
     if not tool:
@@ -189,10 +190,3 @@ def _card(row: list[str]) -> Card:
 def _mebibytes(cell: str) -> int:
     """Bytes; 0 for the [N/A] of cards that share the machine's memory."""
     return int(cell) << 20 if cell.isdigit() else 0
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from dpo_cli.device import ran_out_of_memory
 from dpo_cli.errors import DpoError
+from dpo_cli.machine import ran_out_of_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -18,8 +18,8 @@ from pathlib import Path
 import typer
 
 from dpo_cli import recipe
-from dpo_cli.device import ran_out_of_memory
 from dpo_cli.errors import FAILED, INTERRUPTED, DpoError
+from dpo_cli.machine import ran_out_of_memory
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
 from dpo_cli.show import say

@@ -1,24 +1,42 @@
-"""Memory and cores of this machine, or of the container that this process may use."""
+"""What this machine, or the container that this process may use, computes with: memory, cores, GPU, libraries."""
 
 from __future__ import annotations
 
 import os
+import platform
 import re
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import psutil
+from dpo_cli import __version__
+from dpo_cli.disk import read_if_there
+from dpo_cli.environment import in_wsl
+
+if TYPE_CHECKING:
+    import torch
 
 PROCESS = Path("/proc/self")
 CGROUPS = Path("/sys/fs/cgroup")
+LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth")
+# PyTorch's GPU and CPU allocators, torch.AcceleratorError, Triton's launcher and NVIDIA's libraries each have words of
+# their own.
+OUT_OF_MEMORY = re.compile(r"out of memory|STATUS_ALLOC_FAILED|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
 def total_memory() -> int:
     """Bytes of memory that this process may use: the machine's, or its container's limit where that is less."""
+    import psutil
+
     return min([psutil.virtual_memory().total, *(limit for limit, _ in _limits())])
 
 
 def free_memory() -> int:
     """Bytes of memory that are not in use, of the machine and within every limit of its container."""
+    import psutil
+
     within = (limit - used for limit, used in _limits())
     return max(min([psutil.virtual_memory().available, *within]), 0)
 
@@ -31,14 +49,16 @@ def cores() -> int:
 
 def peak_memory() -> int:
     """Bytes of resident memory at the highest; what is resident now on macOS, which tells no more than that."""
-    highest = re.search(r"VmHWM:\s*(\d+) kB", _read(PROCESS / "status"))
+    import psutil
+
+    highest = re.search(r"VmHWM:\s*(\d+) kB", read_if_there(PROCESS / "status"))
     now = psutil.Process().memory_info()
     return int(highest[1]) * 1024 if highest else int(getattr(now, "peak_wset", now.rss))
 
 
 def can_reset_peak() -> bool:
     """Whether `reset_peak` works: on Linux, where the kernel keeps the count that is to be reset."""
-    return os.access(PROCESS / "clear_refs", os.W_OK) and "VmHWM" in _read(PROCESS / "status")
+    return os.access(PROCESS / "clear_refs", os.W_OK) and "VmHWM" in read_if_there(PROCESS / "status")
 
 
 def reset_peak() -> None:
@@ -49,7 +69,7 @@ def reset_peak() -> None:
 def _limits() -> list[tuple[int, int]]:
     """(limit, used) in bytes of each control group that holds this process, in version 1 or 2; none outside Linux."""
     found = []
-    for line in _read(PROCESS / "cgroup").splitlines():
+    for line in read_if_there(PROCESS / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
@@ -59,14 +79,75 @@ def _limits() -> list[tuple[int, int]]:
         # A limit of any group above holds too. In a container the path may be the host's, and only the root is there.
         for group in (inner, *inner.parents):
             if group == root or root in group.parents:
-                limit, used = (_read(group / name).strip() for name in names)
+                limit, used = (read_if_there(group / name).strip() for name in names)
                 if limit.isdigit():  # "max" is no limit
                     found.append((int(limit), int(used) if used.isdigit() else 0))
     return found
 
 
-def _read(path: Path) -> str:
+def best_dtype() -> torch.dtype:
+    """bfloat16 on a GPU that computes in it (Ampere and newer), float16 on an older one, float32 on a CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.float32
+    # Cards without bfloat16 (T4, V100, RTX 20xx) emulate it: slowly, and Unsloth's trainer refuses it there.
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a GPU, or of this machine, was too small."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None  # torch's are all of these
+
+
+def free_gpu_memory() -> int:
+    """Bytes of the current GPU that this process may take: what is free, and what PyTorch holds already."""
+    import torch
+
+    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+
+
+def limit_memory(most: int | None) -> None:
+    """Have PyTorch raise before it takes more bytes of the current GPU than these; None: all that is there.
+
+    In WSL never more than is free: there Windows gives a full card the machine's memory, without an error and many
+    times slower (microsoft/WSL#11050).
+    """
+    import torch
+
+    if in_wsl():
+        free = free_gpu_memory()
+        most = free if most is None else min(most, free)
+    if most is not None:
+        share = most / torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(max(share, 0.0), 1.0))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that shape results; read without importing them."""
+    found = {"python": platform.python_version(), "dpo-cli": __version__}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device_name(stage: str) -> str:
+    """What a stage computes on: the GPU's name, where it runs the model and there is one; else the processor."""
+    torch = sys.modules.get("torch")  # a stage that runs the model has imported it
+    if stage != "prepare" and torch is not None and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """The commit of the repository one works in, to find a recipe's history again; None outside of one."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from dpo_cli import smoke
 from dpo_cli.adapters import adapter_commit, adapter_folder, load_adapter_weights, lora_of
 from dpo_cli.backends import Backend
-from dpo_cli.device import best_dtype, ran_out_of_memory
 from dpo_cli.errors import DpoError
+from dpo_cli.machine import best_dtype, ran_out_of_memory
 from dpo_cli.recipe import Lora, Recipe
 from dpo_cli.recipe.model_rules import unquantised
 from dpo_cli.records import Message

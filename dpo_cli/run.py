@@ -7,39 +7,36 @@ later stage can tell, and say, what has changed since.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import platform
-import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from dpo_cli import __version__
+from dpo_cli.disk import LARGE, aside, linked, remove, replace, sha256, stamp, write_text, writing
 from dpo_cli.errors import DpoError
+from dpo_cli.machine import device_name, git_commit, versions
 from dpo_cli.recipe import Recipe, dump
 from dpo_cli.recipe.yaml import Key, names_a_path, show_key
 
-# The recipe keys that each stage reads. What is not listed can change without making its results stale.
+# The sections of the recipe that each stage reads. What a stage before it reads is not said again.
 READS: dict[str, tuple[str, ...]] = {
-    "prepare": ("seed", "model.id", "model.revision", "model.max_length", "model.thinking", "data"),
-    "train": (
-        "seed", "model.id", "model.revision", "model.adapter", "model.adapter_revision", "model.load_in_4bit",
-        "model.dtype", "model.max_length", "model.thinking", "lora", "train", "engine",
-    ),
+    "prepare": ("seed", "model", "data"),
+    "train": ("seed", "model", "lora", "train", "engine"),
     "eval": ("seed", "eval"),
     "export": ("model.merge_base", "export", "eval.temperature", "eval.top_p", "eval.top_k"),  # Ollama's parameters
-}  # fmt: skip
+}
+# Keys of these sections that don't change a stage's results.
+UNREAD: dict[str, tuple[str, ...]] = {
+    "prepare": ("model.adapter", "model.adapter_revision", "model.load_in_4bit", "model.dtype", "model.merge_base"),
+    "train": ("model.merge_base",),
+}
 
 # The stage whose results each stage starts from, and the folder its own results are in.
 BEFORE = {"prepare": None, "train": "prepare", "eval": "train", "export": "train"}
@@ -47,8 +44,6 @@ FOLDERS = {"prepare": "data", "train": "train", "eval": "eval", "export": "expor
 
 # A finished training goes on where one of these was raised, and nothing else has changed.
 GO_ON = ("train.num_train_epochs", "train.max_steps")
-
-LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth")
 
 InputFiles = Callable[[Recipe], dict[str, Path]]
 
@@ -127,8 +122,6 @@ class Run:
     def checkpoints(self) -> Path:
         return self["train"] / "checkpoints"
 
-    # ------------------------------------------------------------------------------------------------- the manifest
-
     def manifest(self) -> dict[str, Any]:
         path = self.folder / "manifest.json"
         try:
@@ -165,8 +158,6 @@ class Run:
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
         write_text(self.folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
-    # ---------------------------------------------------------------------------------------------- fresh or stale?
-
     def state(self, stage: str, recipe: Recipe) -> State:
         """Whether a stage's results are there, whole, and made from this recipe and these inputs."""
         record = self.record(stage)
@@ -176,13 +167,13 @@ class Run:
             how = "did not pass its checks" if record["status"] == "unverified" else "was cut short"
             return State("cut_short", [Reason(f"{stage} {how}", "missing", stage)])
         before = BEFORE[stage]
-        details = [] if before is None else [*self.state(before, recipe).details]
-        details += self._changed_keys(stage, recipe) + self._changed_inputs(stage, recipe)
+        details = [] if before is None else self.state(before, recipe).details
+        details = [*details, *self._changed(stage, recipe)]
         for name, digest in record["outputs"].items():
             path = self.folder / name
             if not path.is_file():
                 details.append(Reason(f"{name} is missing", "missing", stage, name))
-            elif sha256(path) != digest:
+            elif self.digest(name, path) != digest:
                 details.append(Reason(f"{name} has been changed since {stage} wrote it", "edited", stage, name))
         return State("stale", details) if details else State("fresh")
 
@@ -190,40 +181,50 @@ class Run:
         """What this recipe and these inputs have otherwise than the record of a stage, and of the stages before it."""
         before = BEFORE[stage]
         earlier = self.changes(before, recipe) if before and self.record(before) else []
-        return [*earlier, *self._changed_keys(stage, recipe), *self._changed_inputs(stage, recipe)]
+        return [*earlier, *self._changed(stage, recipe)]
 
-    def _changed_keys(self, stage: str, recipe: Recipe) -> list[Reason]:
-        then, now = self.record(stage)["recipe"], recipe_keys(recipe, stage)
-        return [
+    def _changed(self, stage: str, recipe: Recipe) -> list[Reason]:
+        """Keys and files that a stage reads and that are not as its record has them."""
+        record = self.record(stage)
+        then, now = record["recipe"], recipe_keys(recipe, stage)
+        reasons = [
             Reason(f"{key} is {_brief(now.get(key))}, was {_brief(then.get(key))}", "setting", stage, key)
             for key in dict.fromkeys([*then, *now])
             if then.get(key) != now.get(key)
         ]
-
-    def _changed_inputs(self, stage: str, recipe: Recipe) -> list[Reason]:
-        record, reasons = self.record(stage), list[Reason]()
         try:
             inputs = self.input_hashes(stage, recipe)
         except DpoError:
             return reasons  # sources that are not on this machine can't be compared with what was made of them
+        groups = {name.partition("/")[0] for name in inputs}
         for name in dict.fromkeys([*record["inputs"], *inputs]):
-            if name not in inputs:
-                # A whole source or model that is not on this machine can't be compared with what was made of it.
-                group = name.partition("/")[0] + "/"
-                if any(other.startswith(group) for other in inputs):
-                    reasons.append(Reason(f"{name} is gone", "input", stage, name))
-            elif record["inputs"].get(name) != inputs[name]:
+            if name in inputs and record["inputs"].get(name) != inputs[name]:
                 reasons.append(Reason(f"{name} has changed", "input", stage, name))
+            # A whole source or model that is not on this machine can't be compared with what was made of it.
+            elif name not in inputs and name.partition("/")[0] in groups:
+                reasons.append(Reason(f"{name} is gone", "input", stage, name))
         return reasons
 
     def input_hashes(self, stage: str, recipe: Recipe) -> dict[str, str]:
         """sha256 of all that a stage reads and that is on this machine: outside files, and the stage before."""
-        files = self.inputs[stage](recipe) if stage in self.inputs else {}
+        return {name: self.digest(name, path) for name, path in self._input_files(stage, recipe).items()}
+
+    def _input_files(self, stage: str, recipe: Recipe) -> dict[str, Path]:
+        files = dict(self.inputs[stage](recipe)) if stage in self.inputs else {}
         before = BEFORE[stage]
         if before:
             results = self.record(before).get("outputs", {})
-            files = {**files, **{name: self.folder / name for name in results if _is_read_by(stage, name)}}
-        return {name: sha256(path) for name, path in sorted(files.items()) if path.is_file()}
+            files |= {name: self.folder / name for name in results if _is_read_by(stage, name)}
+        return {name: path for name, path in sorted(files.items()) if path.is_file()}
+
+    def digest(self, name: str, path: Path) -> str:
+        """sha256 of a file by its name in the manifest; a large one is read again only where size or times changed."""
+        facts = stamp(path)
+        for record in self.manifest()["stages"].values() if facts[0] >= LARGE else ():
+            *known, digest = record.get("large", {}).get(name, [""])
+            if known == facts:
+                return str(digest)
+        return sha256(path)
 
     def require(self, stage: str, recipe: Recipe, command: str) -> None:
         """Refuse to go on unless a stage's results are fresh.
@@ -243,8 +244,6 @@ class Run:
         if any(reason.kind == "setting" for reason in state.details):
             hint += ", or set again what it was run with (--set)"
         raise DpoError(what + more, where=str(self.folder), hint=hint)
-
-    # ---------------------------------------------------------------------------------------------- writing results
 
     def unwritable(self, error: OSError) -> DpoError:
         """Say that this run's folder can't be there."""
@@ -286,7 +285,7 @@ class Run:
         for path in paths:
             old = aside(path, "old")
             if old.exists() and not path.exists():
-                old.rename(_real(path))
+                old.rename(linked(path))
             remove(old)
             remove(aside(path, "new"))
         work, done = self.folder / ".eval", self.record("eval").get("samples")
@@ -295,6 +294,7 @@ class Run:
 
     def started(self, stage: str, recipe: Recipe) -> dict[str, Any]:
         """A record of a stage that begins now: what it reads, and with what."""
+        large = _stamps(self._input_files(stage, recipe))  # before they are read, so that no later change is missed
         keys, inputs = recipe_keys(recipe, stage), self.input_hashes(stage, recipe)
         return {
             "status": "running",
@@ -303,9 +303,10 @@ class Run:
             "fingerprint": fingerprint(keys, inputs),
             "recipe": keys,
             "inputs": inputs,
+            "large": {name: [*facts, inputs[name]] for name, facts in large.items() if name in inputs},
             "versions": versions(),
-            "device": _device(stage),
-            "git_commit": _git_commit(),
+            "device": device_name(stage),
+            "git_commit": git_commit(),
         }
 
     @contextmanager
@@ -324,14 +325,11 @@ class Run:
         try:
             with writing(draft.folder):
                 yield draft
-            outputs = {
-                f"{FOLDERS[stage]}/{path.relative_to(draft.folder).as_posix()}": sha256(path)
-                for path in sorted(draft.folder.rglob("*"))
-                if path.is_file()
-            }
+            files = [path for path in sorted(draft.folder.rglob("*")) if path.is_file()]
+            outputs = {self._name(stage, draft.folder, path): sha256(path) for path in files}
             self._keep_own_files(stage, draft.folder)
             if stage == "train":
-                _real(self[stage]).mkdir(parents=True, exist_ok=True)
+                linked(self[stage]).mkdir(parents=True, exist_ok=True)
                 for item in sorted(draft.folder.iterdir()):
                     replace(item, self[stage] / item.name)
                 draft.folder.rmdir()
@@ -341,7 +339,14 @@ class Run:
             shutil.rmtree(draft.folder, ignore_errors=True)
             raise
         record.setdefault("seconds", round(time.monotonic() - start, 3))
+        large = _stamps({name: self.folder / name for name in outputs})
+        record["large"] |= {name: [*facts, outputs[name]] for name, facts in large.items()}
         self.write_record(stage, recipe, {**record, "status": draft.status, "outputs": outputs})
+
+    @staticmethod
+    def _name(stage: str, folder: Path, path: Path) -> str:
+        """A result as the manifest calls it, such as data/train.jsonl."""
+        return f"{FOLDERS[stage]}/{path.relative_to(folder).as_posix()}"
 
     def _keep_own_files(self, stage: str, draft: Path) -> None:
         """Link what a person put among a stage's results into the folder that takes their place."""
@@ -351,16 +356,13 @@ class Run:
             there = self[stage] / folder.relative_to(draft)
             for path in sorted(there.rglob("*")):
                 kept = folder / path.relative_to(there)
-                own = f"{FOLDERS[stage]}/{path.relative_to(self[stage]).as_posix()}" not in results
+                own = self._name(stage, self[stage], path) not in results
                 if results and own and (path.is_file() or path.is_symlink()) and not kept.exists():
                     kept.parent.mkdir(parents=True, exist_ok=True)
                     try:
                         os.link(path, kept, follow_symlinks=False)
                     except OSError:  # a file system without links
                         shutil.copy2(path, kept, follow_symlinks=False)
-
-
-# ----------------------------------------------------------------------------------------------------------- helpers
 
 
 def recipe_keys(recipe: Recipe, stage: str) -> dict[str, Any]:
@@ -386,7 +388,7 @@ def recipe_keys(recipe: Recipe, stage: str) -> dict[str, Any]:
     for read in READS[stage]:
         section, _, name = read.partition(".")
         flatten(values[section][name] if name else values[section], tuple(read.split(".")))
-    return flat
+    return {key: value for key, value in flat.items() if key not in UNREAD.get(stage, ())}
 
 
 def _movable(value: Any, key: Key) -> Any:
@@ -401,117 +403,15 @@ def fingerprint(keys: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def sha256(path: Path) -> str:
-    """Of a file's content. A model's weights are read once a process, as long as the file stays the same one."""
-    facts = path.stat()
-    if facts.st_size < 2**24:
-        return _sha256(path)
-    return _sha256_of_large(path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
-
-
-@cache
-def _sha256_of_large(path: Path, *facts: int) -> str:
-    return _sha256(path)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Make an OSError of what libraries say when the disk is full: safetensors, tokenizers and torch have their own."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        if not re.search(r"No space left|os error 28|inline_container.*unexpected pos", str(error), re.DOTALL):
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
-
-
-def aside(path: Path, kind: str) -> Path:
-    """Where a file or folder is made (`new`), or moved to (`old`): beside it, or beside what it is a link to."""
-    real = _real(path)
-    return real.with_name(f".{real.name}.{kind}")
-
-
-def _real(path: Path) -> Path:
-    """What a link leads to, so that the link stays; anything else as it is."""
-    return path.resolve() if path.is_symlink() else path
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a link or a whole folder; nothing there is no error."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)  # on NFS what is still open leaves a file behind
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: aside, flushed to disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = aside(path, "new")
-    with open(new, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(_real(path))
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def replace(new: Path, target: Path) -> None:
-    """Rename `new` to `target`; a folder that stands there is moved aside first and removed last.
-
-    Where `target` is a link, what it leads to is replaced, on whatever disk that is.
-    """
-    real, old = _real(target), aside(target, "old")
-    if target.is_symlink() and new != aside(target, "new"):
-        new = Path(shutil.move(new, aside(target, "new")))
-    remove(old)
-    if real.is_dir():
-        real.rename(old)
-    new.replace(real)
-    remove(old)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that shape results; read without importing them."""
-    found = {"python": platform.python_version(), "dpo-cli": __version__}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def _stamps(files: Mapping[str, Path]) -> dict[str, list[int]]:
+    """Size and times of those files that are too large to be read each time."""
+    found = {name: stamp(path) for name, path in files.items()}
+    return {name: facts for name, facts in found.items() if facts[0] >= LARGE}
 
 
 def _is_read_by(stage: str, output: str) -> bool:
     """Whether a stage reads that file of the stage before it (reports and logs change nothing)."""
     return output.startswith("train/adapter/") if stage in ("eval", "export") else output.endswith(".jsonl")
-
-
-def _device(stage: str) -> str:
-    """What a stage computes on: the GPU's name, where it runs the model and there is one; else the processor."""
-    torch = sys.modules.get("torch")  # a stage that runs the model has imported it
-    if stage != "prepare" and torch is not None and torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    return platform.processor() or platform.machine()
-
-
-def _git_commit() -> str | None:
-    """The commit of the repository one works in, to find a recipe's history again; None outside of one."""
-    try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
 
 
 def _brief(value: Any) -> str:

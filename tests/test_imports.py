@@ -21,10 +21,10 @@ HEAVY = {
 
 # The floors, lowest first; a part imports from its own floor or from below.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("show", "errors", "processes"),
+    ("show", "errors", "processes", "disk", "environment", "machine"),
     ("recipe",),
     ("run", "records", "stats", "language", "published", "families"),
-    ("driver", "preinstall", "machine", "environment", "device"),
+    ("driver", "preinstall"),
     ("adapters", "backends", "models", "smoke"),
     ("inference", "judging"),
     ROOMS,

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from dpo_cli import processes
+from dpo_cli.disk import LARGE, sha256
 from dpo_cli.errors import FAILED, DpoError
 from dpo_cli.prepare.sources import source_files as prepare_files
 from dpo_cli.recipe import Recipe, load
@@ -676,6 +677,28 @@ def test_sources_that_are_not_on_this_machine_leave_the_results_usable(home: Hom
 
     run = Run(home.run.folder, {"prepare": gone})
     assert run.state("eval", home.recipe()).fresh
+
+
+def test_gigabytes_are_hashed_once_and_a_tampered_file_is_still_noticed(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it keeps its size and the time of its last change."""
+    with home.run.stage("prepare", home.recipe()) as draft:
+        (draft.folder / "train.jsonl").write_bytes(b"a" * LARGE)
+
+    def unread(path: Path) -> str:
+        assert path != home.run.train_pairs, "it is read again"
+        return sha256(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dpo_cli.run.sha256", unread)
+        assert home.run.state("prepare", home.recipe()).fresh
+    before = home.run.train_pairs.stat()
+    with open(home.run.train_pairs, "r+b") as file:
+        file.write(b"b")
+    os.utime(home.run.train_pairs, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert home.run.train_pairs.stat().st_size == before.st_size
+    assert home.reasons("prepare") == ["data/train.jsonl has been changed since prepare wrote it"]
 
 
 # ------------------------------------------------------------------------------------------------------------ moving

@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_cli import backends, models
+from dpo_cli.disk import sha256, write_json
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate import summary, winrate
 from dpo_cli.evaluate.pairs import Scored, baselines, grouped_metrics, score_pairs
 from dpo_cli.evaluate.report import write_report
 from dpo_cli.evaluate.samples import draws, sample_pairs
 from dpo_cli.evaluate.text_metrics import sample_metrics
+from dpo_cli.machine import versions
 from dpo_cli.published import recipe_yaml, without_paths
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import AcrossPrompts, Message, Pair, read_jsonl, read_pairs, write_jsonl
-from dpo_cli.run import Run, fingerprint, sha256, versions, write_json
+from dpo_cli.run import Run, fingerprint
 
 if TYPE_CHECKING:
     from dpo_cli.evaluate.samples import Answer, Sample

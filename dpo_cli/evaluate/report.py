@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from dpo_cli.disk import write_text
 from dpo_cli.evaluate import charts
 from dpo_cli.evaluate.tables import SHARE, accuracies, examples, judged, opening, sampled, tables, win_rates
-from dpo_cli.run import write_text
 
 
 def write_report(metrics: dict[str, Any], folder: Path) -> None:

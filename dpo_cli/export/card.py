@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from dpo_cli import models
+from dpo_cli.disk import write_text
 from dpo_cli.export import base as base16
 from dpo_cli.export import hub
 from dpo_cli.export.parity import Check
@@ -24,7 +25,7 @@ from dpo_cli.published import recipe_yaml, without_paths
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.records import ROWS_ARE
-from dpo_cli.run import Run, write_text
+from dpo_cli.run import Run
 
 # The figures of eval/metrics.json that a card shows: part, metric, what it is called, how it is written.
 FIGURES = (

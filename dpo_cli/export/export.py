@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli import backends, models
+from dpo_cli.disk import replace, sha256, write_json
 from dpo_cli.errors import UNVERIFIED, DpoError
 from dpo_cli.export import base as base16
 from dpo_cli.export import card, gguf, gguf_parity, hub, merge, ollama, outputs, parity
 from dpo_cli.export.outputs import Outputs, Placement, Probes
 from dpo_cli.export.parity import LIMITS, Check, equal, passed, reported
 from dpo_cli.recipe import GgufType, Recipe
-from dpo_cli.run import Draft, Run, replace, sha256, write_json
+from dpo_cli.run import Draft, Run
 
 Say = Callable[[str], None]
 

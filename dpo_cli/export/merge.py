@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_cli import models
 from dpo_cli.adapters import not_plain
+from dpo_cli.disk import write_json
 from dpo_cli.errors import DpoError
 from dpo_cli.export import base as base16
 from dpo_cli.export.base import INDEX, WHOLE, Stored, read_json
-from dpo_cli.run import write_json
 
 if TYPE_CHECKING:
     import torch

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli import models
-from dpo_cli.device import best_dtype
+from dpo_cli.disk import sha256
 from dpo_cli.errors import DpoError
 from dpo_cli.inference import bar, in_batches
 from dpo_cli.judging.judgments import Cache, Judgment, Match, key_of
+from dpo_cli.machine import best_dtype
 from dpo_cli.recipe import RewardModelJudge
-from dpo_cli.run import sha256
 
 
 def by_reward_model(settings: RewardModelJudge, matches: Sequence[Match], path: Path, progress: bool) -> list[Judgment]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_cli import models
+from dpo_cli.disk import sha256
 from dpo_cli.errors import DpoError
 from dpo_cli.language import language, latin_language
 from dpo_cli.prepare import filters, refusals, remarks, report, scoring, sources, split, survey, tokens
@@ -27,7 +28,6 @@ from dpo_cli.prepare.row_store import RowStore
 from dpo_cli.prepare.text import hash64, prompt_key
 from dpo_cli.recipe import NearDuplicate, Recipe
 from dpo_cli.records import ROWS_ARE, CandidateSet, write_jsonl
-from dpo_cli.run import sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

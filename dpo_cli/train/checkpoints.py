@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli import processes
+from dpo_cli.disk import remove, sha256, write_json, write_text
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
-from dpo_cli.run import GO_ON, Reason, Run, recipe_keys, remove, sha256, write_json, write_text
+from dpo_cli.run import GO_ON, Reason, Run, recipe_keys
 
 SEAL = "files.json"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli import backends, machine, processes
-from dpo_cli.device import free_gpu_memory, limit_memory
 from dpo_cli.errors import DpoError, either
+from dpo_cli.machine import free_gpu_memory, limit_memory
 from dpo_cli.recipe import Recipe
 from dpo_cli.train import reference_cache, shared_prefix, token_budget
 from dpo_cli.train.memory import CUDA_CONTEXT, Device, parse_memory_limit, plan

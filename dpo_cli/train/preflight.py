@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from dpo_cli import machine
-from dpo_cli.device import ran_out_of_memory
 from dpo_cli.errors import DpoError
+from dpo_cli.machine import ran_out_of_memory
 from dpo_cli.train.memory import CUDA_CONTEXT, budgets, cuts, gib, state_bytes
 from dpo_cli.train.shared_prefix import row_tokens
 from dpo_cli.train.token_budget import groups, padded_groups

@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_cli import backends, models
+from dpo_cli.disk import sha256, write_json, write_text
 from dpo_cli.errors import DpoError
+from dpo_cli.machine import versions
 from dpo_cli.recipe import Recipe
-from dpo_cli.run import sha256, versions, write_json, write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset

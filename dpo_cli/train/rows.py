@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_cli import processes
+from dpo_cli.disk import sha256
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import language_of
 from dpo_cli.records import read_jsonl
-from dpo_cli.run import fingerprint, sha256
+from dpo_cli.run import fingerprint
 from dpo_cli.train.methods import METHODS
 
 if TYPE_CHECKING:

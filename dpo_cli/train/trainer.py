@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli import adapters, backends, models, processes
-from dpo_cli.device import best_dtype, ran_out_of_memory
+from dpo_cli.disk import write_json
 from dpo_cli.errors import INTERRUPTED, DpoError
+from dpo_cli.machine import best_dtype, ran_out_of_memory
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import DEFAULT_METHOD
-from dpo_cli.run import Run, write_json
+from dpo_cli.run import Run
 from dpo_cli.train.checkpoints import Start, best_checkpoint, is_last, start_log, start_of
 from dpo_cli.train.engine import cache_reference, choose
 from dpo_cli.train.methods import LOSSES, METHODS

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli import adapters
+from dpo_cli.disk import writing
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import HELD_OUT
-from dpo_cli.run import writing
 from dpo_cli.train.checkpoints import best_checkpoint, rotate, seal
 from dpo_cli.train.watchdog import check_finite
 

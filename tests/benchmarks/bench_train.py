@@ -496,7 +496,7 @@ def budget(text: str) -> int | str:
 
 def machine(asked: argparse.Namespace) -> dict[str, Any]:
     import torch
-    from dpo_cli.run import versions
+    from dpo_cli.machine import versions
 
     cpu = Path("/proc/cpuinfo")
     models = [line.partition(":")[2].strip() for line in cpu.read_text().splitlines() if "model name" in line]

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from dpo_cli import recipe
+from dpo_cli.disk import write_json
 from dpo_cli.export import card
 from dpo_cli.export.parity import Check
-from dpo_cli.run import Run, write_json
+from dpo_cli.run import Run
 
 RECIPE = """\
 model:
