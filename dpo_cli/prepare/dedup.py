@@ -1,4 +1,4 @@
-"""Prompts that are nearly the same: MinHash proposes, the texts themselves decide, the order of rows plays no part.
+"""Prompts that are the same or nearly: MinHash proposes, the texts themselves decide, the order of rows plays no part.
 
 Texts are cut into shingles (5 characters, 3 where Han characters prevail). MinHash with 16 bands of 8 rows proposes 95
 in 100 of the pairs at Jaccard similarity 0.8 (1 - (1 - s^8)^16; Leskovec et al., Mining of Massive Datasets, 3.4), and
@@ -7,53 +7,52 @@ each proposal is checked on the texts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rensa import RMinHash
 
 from dpo_cli.language import mostly_han
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from dpo_cli.prepare.funnel import Entry, row_id
+from dpo_cli.recipe.sections import NearDuplicate
 
 BANDS, ROWS = 16, 8
 SHINGLE, SHINGLE_HAN = 5, 3
 MAX_CHARS = 20_000  # of a prompt, compared; what differs only further on is a near-duplicate anyway
-BATCH_CHARS = 100_000  # so that one batch's arrays stay in the processor's cache
 MAX_LEADERS = 1000  # unlike texts that one band may hold before the rest of it is let go
 CACHED = 200  # texts whose shingles are kept while they may be needed again, 160 kB each at most
 MAX_TRIES = 4  # of them that a text is checked against: prompts with a long text in common fill a band by thousands
 
+# Odd factors by which the values of a band are joined to one key.
+_JOIN = np.random.Generator(np.random.PCG64(0)).integers(0, 2**63, ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
-def _shingle_size(text: str) -> int:
-    return SHINGLE_HAN if mostly_han(text) else SHINGLE
 
-
-def _rolled(text: str, size: int) -> NDArray[np.uint64]:
-    """A number for each run of `size` characters, different for different runs."""
-    import numpy as np
-
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+def _shingles(text: str) -> NDArray[np.uint64]:
+    """A number for each run of characters of a normalised text; texts cut differently have none in common."""
+    size = SHINGLE_HAN if mostly_han(text) else SHINGLE
+    codes = np.frombuffer(text[:MAX_CHARS].ljust(size, "\0").encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     rolled = np.zeros(len(codes) - size + 1, dtype=np.uint64)
     for offset in range(size):
         rolled = rolled * np.uint64(0x100000001B3) + codes[offset : offset + len(rolled)]
     return rolled
 
 
-def _shingles(text: str) -> NDArray[np.uint64]:
-    """The different shingles of a normalised text, in order; those of texts cut differently have none in common."""
-    import numpy as np
-
-    size = _shingle_size(text)
-    found = np.sort(_rolled(text[:MAX_CHARS].ljust(size, "\0"), size))
-    return found[np.flatnonzero(np.diff(found, prepend=~found[:1]))]
+def _band_keys(text: str) -> NDArray[np.uint64]:
+    """The BANDS keys of a text: hashes of ROWS MinHash values each."""
+    shingles = _shingles(text)
+    digest = RMinHash.digest_matrix_from_flat_token_hashes(shingles, [0, len(shingles)], num_perm=BANDS * ROWS, seed=0)
+    values = np.array(digest.to_rows()[0], dtype=np.uint64).reshape(BANDS, ROWS)
+    keys: NDArray[np.uint64] = (values * _JOIN).sum(axis=1, dtype=np.uint64)
+    return keys
 
 
 def _shared(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> float:
-    import numpy as np
-
+    """Shared over all of two runs of different numbers in order."""
     both = np.concatenate([one, other])
     both.sort(kind="stable")  # for two runs in order, just a merge
     shared = int(np.count_nonzero(both[1:] == both[:-1]))
@@ -62,128 +61,128 @@ def _shared(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> float:
 
 def jaccard(one: str, other: str) -> float:
     """Shared over all shingles of two normalised texts, 0..1; 0 where they are cut differently."""
-    return _shared(_shingles(one), _shingles(other))
+    return _shared(np.unique(_shingles(one)), np.unique(_shingles(other)))
 
 
-@dataclass
 class Sketches:
-    """The band keys of every text added, 128 bytes each; the texts themselves are not kept."""
+    """The band keys of every different text added, 128 bytes each; the texts themselves are not kept."""
 
-    _waiting: dict[int, list[str]] = field(default_factory=lambda: {SHINGLE: [], SHINGLE_HAN: []})
-    _places: dict[int, list[int]] = field(default_factory=lambda: {SHINGLE: [], SHINGLE_HAN: []})
-    _chars: int = 0
-    _done: list[tuple[list[int], NDArray[np.uint64]]] = field(default_factory=list)
-    count: int = 0
+    def __init__(self) -> None:
+        self._seen: dict[int, None] = {}
+        self._keys = array("Q")
 
-    def add(self, text: str) -> None:
-        """Sketch one normalised text."""
-        size = _shingle_size(text)
-        self._waiting[size].append(text[:MAX_CHARS])
-        self._places[size].append(self.count)
-        self._chars += min(len(text), MAX_CHARS)
-        self.count += 1
-        if self._chars > BATCH_CHARS:
-            self._flush()
+    def add(self, hashed: int, text: str) -> None:
+        """Sketch a normalised text with this hash, once."""
+        if hashed not in self._seen:
+            self._seen[hashed] = None
+            self._keys.frombytes(_band_keys(text).tobytes())
 
-    def _flush(self) -> None:
-        for size, texts in self._waiting.items():
-            if texts:
-                self._done.append((self._places[size], _band_keys(texts, size)))
-        self._waiting = {size: [] for size in self._waiting}
-        self._places = {size: [] for size in self._places}
-        self._chars = 0
+    def clusters(self, text_of: Callable[[int], str], similarity: float) -> list[list[int]]:
+        """Hashes of texts that belong together, lowest first; every hash is in one cluster, alone or not.
 
-    def keys(self) -> NDArray[np.uint64]:
-        """Shape (texts, BANDS), in the order of `add`."""
-        import numpy as np
-
-        self._flush()
-        table = np.zeros((self.count, BANDS), dtype=np.uint64)
-        for places, keys in self._done:
-            table[places] = keys
-        return table
+        Args:
+            text_of: gives back the normalised text with a hash.
+            similarity: least Jaccard similarity of two texts that belong together; clusters are chains of such.
+        """
+        table = np.frombuffer(self._keys, dtype=np.uint64).reshape(-1, BANDS)
+        hashes = np.array(list(self._seen), dtype=np.uint64)
+        order = np.argsort(hashes)  # from here on a text is its place in the order of hashes
+        table, hashes = table[order], hashes[order]
+        union = _Union(lambda text: text_of(int(hashes[text])), len(hashes), similarity)
+        for band in range(BANDS):
+            for members in _equal(table[:, band]):
+                _join(members, table, union)
+        found: dict[int, list[int]] = defaultdict(list)
+        for text, hashed in enumerate(hashes.tolist()):
+            found[union.root(text)].append(hashed)
+        return list(found.values())
 
 
-def _band_keys(texts: list[str], size: int) -> NDArray[np.uint64]:
-    """The BANDS keys of each text: hashes of ROWS MinHash values each."""
-    import numpy as np
+class _Union:
+    """Disjoint sets of texts, which are joined where they are similar."""
 
-    padded = [text.ljust(size, "\0") for text in texts]
-    lengths = np.array([len(text) for text in padded])
-    rolled = _rolled("".join(padded), size)
-    ends = np.cumsum(lengths)
-    inside = np.ones(ends[-1], dtype=bool)
-    for back in range(1, size):
-        inside[ends - back] = False  # shingles that would reach into the next text
-    rolled = rolled[inside[: len(rolled)]]
-    rolled ^= rolled >> np.uint64(29)
-    rolled *= np.uint64(0xBF58476D1CE4E5B9)
-    shingles = (rolled >> np.uint64(32)).astype(np.uint32)
-    starts = np.concatenate([[0], np.cumsum(lengths - size + 1)[:-1]])
+    def __init__(self, text_of: Callable[[int], str], count: int, similarity: float) -> None:
+        self._parent = list(range(count))
+        self._unlike: set[tuple[int, int]] = set()
+        self._similarity = similarity
+        self._shingles = lru_cache(CACHED)(lambda text: np.unique(_shingles(text_of(text))))
 
-    draw = np.random.Generator(np.random.PCG64(0))  # the same permutations always
-    factors = draw.integers(0, 2**31, BANDS * ROWS, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
-    shifts = draw.integers(0, 2**32, BANDS * ROWS, dtype=np.uint32)
-    keys = np.full((len(texts), BANDS), np.uint64(size), dtype=np.uint64)
-    permuted = np.empty_like(shingles)
-    for number in range(BANDS * ROWS):
-        np.multiply(shingles, factors[number], out=permuted)
-        permuted += shifts[number]
-        least = np.minimum.reduceat(permuted, starts).astype(np.uint64)
-        band = keys[:, number // ROWS]
-        band ^= least + np.uint64(0x9E3779B97F4A7C15) + (band << np.uint64(6)) + (band >> np.uint64(2))
-    return keys
+    def root(self, text: int) -> int:
+        parent = self._parent
+        while parent[text] != text:
+            parent[text] = parent[parent[text]]
+            text = parent[text]
+        return text
 
-
-def clusters(
-    keys: NDArray[np.uint64], hashes: Sequence[int], text_of: Callable[[int], str], similarity: float
-) -> list[int]:
-    """For each text the index of its cluster's first member by `hashes`; alone, a text is its own.
-
-    Args:
-        keys: shape (texts, BANDS), from `Sketches`.
-        hashes: a distinct number per text; texts are compared in its order, so theirs doesn't matter.
-        text_of: gives back the normalised text at an index.
-        similarity: least Jaccard similarity of two texts that belong together; clusters are chains of such.
-    """
-    import numpy as np
-
-    parent = list(range(len(hashes)))
-    unlike: set[tuple[int, int]] = set()
-    shingles = lru_cache(CACHED)(lambda index: _shingles(text_of(index)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    def join(index: int, other: int) -> bool:
-        one, two = root(index), root(other)
-        if one == two:
+    def join(self, one: int, other: int) -> bool:
+        """Whether two texts are in one set, now that they have been compared."""
+        low, high = sorted((self.root(one), self.root(other)))
+        if low == high:
             return True
-        pair = (min(index, other), max(index, other))
-        if pair in unlike:
+        if (one, other) in self._unlike:
             return False
-        if _shared(shingles(index), shingles(other)) < similarity:
-            unlike.add(pair)
+        if _shared(self._shingles(one), self._shingles(other)) < self._similarity:
+            self._unlike.add((one, other))
             return False
-        low, high = (one, two) if hashes[one] < hashes[two] else (two, one)
-        parent[high] = low
+        self._parent[high] = low
         return True
 
-    for band in range(keys.shape[1]):
-        order = np.argsort(keys[:, band], kind="stable")
-        column = keys[order, band]
-        edges = np.flatnonzero(np.diff(column, prepend=~column[:1], append=~column[-1:]))
-        starts = np.flatnonzero(np.diff(edges) > 1)
-        for start, end in zip(edges[starts], edges[starts + 1], strict=True):
-            leaders: list[int] = []
-            for member in sorted(order[start:end].tolist(), key=lambda index: hashes[index]):
-                nearest = leaders
-                if len(leaders) > MAX_TRIES:  # those that share most bands with it
-                    shared = (keys[leaders] == keys[member]).sum(axis=1)
-                    nearest = [leaders[place] for place in np.argsort(-shared, kind="stable")[:MAX_TRIES]]
-                if not any(join(leader, member) for leader in nearest) and len(leaders) < MAX_LEADERS:
-                    leaders.append(member)
-    return [root(index) for index in range(len(hashes))]
+
+def _equal(column: NDArray[np.uint64]) -> Iterator[list[int]]:
+    """The places of equal keys, in order, where there are two and more."""
+    order = np.argsort(column, kind="stable")
+    edges = np.flatnonzero(np.diff(column[order], prepend=~column[order[:1]], append=~column[order[-1:]]))
+    for place in np.flatnonzero(np.diff(edges) > 1):
+        yield order[edges[place] : edges[place + 1]].tolist()
+
+
+def _join(members: list[int], table: NDArray[np.uint64], union: _Union) -> None:
+    """Compare texts that share a band key, each with those unlike each other so far."""
+    leaders: list[int] = []
+    for member in members:
+        nearest = leaders
+        if len(leaders) > MAX_TRIES:  # those that share most bands with it
+            shared = (table[leaders] == table[member]).sum(axis=1)
+            nearest = [leaders[place] for place in np.argsort(-shared, kind="stable")[:MAX_TRIES]]
+        if not any(union.join(leader, member) for leader in nearest) and len(leaders) < MAX_LEADERS:
+            leaders.append(member)
+
+
+def drop_duplicates(
+    entries: list[Entry], sketches: Sketches, text_of: Callable[[Entry], str], filters: Any
+) -> dict[str, int]:
+    """Drop duplicates and near-duplicates, give every entry its cluster, and count them for the report.
+
+    Of a cluster stays what would be kept, from the first source, of the lowest hash: the order of rows plays no part.
+    `text_of` gives an entry's normalised prompt.
+    """
+
+    def preference(entry: Entry) -> tuple[bool, int, int, int]:
+        return entry.drop is not None, entry.rank, entry.hash, entry.content
+
+    same: dict[int, list[Entry]] = defaultdict(list)  # by the prompt's hash, the one to keep first
+    for entry in sorted(entries, key=preference):
+        same[entry.hash].append(entry)
+    similarity = (filters.near_duplicate or NearDuplicate()).similarity
+    stats = Counter[str]()
+    # Clusters are found even where they stay in: both halves of one must not end up on two sides of the split.
+    for hashes in sketches.clusters(lambda hashed: text_of(same[hashed][0]), similarity):
+        everyone = [entry for hashed in hashes for entry in same[hashed]]
+        best = min(everyone, key=preference)
+        stats["cross_source"] += len({entry.source for entry in everyone}) > 1
+        stats["largest_cluster"] = max(stats["largest_cluster"], len(everyone))
+        for entry in everyone:
+            first = same[entry.hash][0]
+            entry.cluster = hashes[0]
+            stats["exact"] += entry is not first
+            stats["near"] += entry is first and first is not best
+            if entry is not first and filters.duplicate:
+                entry.drop = ("duplicate", f"same prompt as {_name(first)}")
+            elif first is not best and filters.near_duplicate:
+                entry.drop = ("near_duplicate", f"near {_name(best)}")
+    return {name: stats[name] for name in ("exact", "near", "cross_source", "largest_cluster")}
+
+
+def _name(entry: Entry) -> str:
+    """The id of a prompt's first row, by which another row may refer to it."""
+    return f"{row_id(entry.source, entry.hash)} of {entry.source}"

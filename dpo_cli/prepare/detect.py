@@ -20,12 +20,12 @@ from dpo_cli.records import CandidateSet
 LOOKED_AT = 200  # rows from which a layout is told
 
 
-def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str | None:
-    """The name of a source's layout, the recipe's or the one its columns tell; None where it has no rows.
+def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str:
+    """The name of a source's layout, the recipe's or the one detected from its columns.
 
     Raises:
-        DpoError: (exit code 2) the columns fit no layout or not the one the recipe names, files differ in their
-            layout, or the column map names what isn't there.
+        DpoError: it has no rows; or (exit code 2) the columns fit no layout or not the one the recipe names, files
+            differ in their layout, or the column map names what isn't there.
     """
     source, key = recipe.data.sources[index], ("data", "sources", index)
     where = recipe.where(*key, "layout" if source.layout != "auto" else "id")
@@ -35,7 +35,7 @@ def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str | None:
         rows = [row for _, row in numbered]
         maps = [row for row in rows if isinstance(row, dict)]
         if maps:
-            found.setdefault(_told(source, maps, feed.name, where, recipe.where(*key, "columns")), feed.name)
+            found.setdefault(_detect(source, maps, feed.name, where, recipe.where(*key, "columns")), feed.name)
         elif rows:
             why = rows[0].detail if isinstance(rows[0], Broken) else f"the first is {type(rows[0]).__name__}, not a map"
             hint = "write one JSON object a line, a JSON array of them, CSV with commas, or Parquet; in UTF-8"
@@ -47,10 +47,13 @@ def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str | None:
         listed = ", ".join(f"{file} is {layout}" for layout, file in found.items())
         hint = "name the files you mean in data_files, or make them two sources"
         raise DpoError(f"the files of {source.label} differ: {listed}", where=where, hint=hint, exit_code=USAGE)
-    return next(iter(found), None)
+    if not found:
+        hint = "check that the file is whole, and data_files and split"
+        raise DpoError(f"{source.label} has no rows", where=recipe.where(*key, "id"), hint=hint)
+    return next(iter(found))
 
 
-def _told(source: Source, rows: list[dict[str, Any]], file: str, where: str, map_where: str) -> str:
+def _detect(source: Source, rows: list[dict[str, Any]], file: str, where: str, map_where: str) -> str:
     seen = sorted({str(name) for row in rows for name in row})
     if source.columns:
         _check_map(source, seen, map_where)

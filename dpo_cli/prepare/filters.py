@@ -15,7 +15,9 @@ from typing import Any
 from dpo_cli.language import mostly_han
 from dpo_cli.prepare import scoring
 from dpo_cli.prepare.contamination import Contamination
+from dpo_cli.prepare.funnel import Drop
 from dpo_cli.prepare.text import garbled_by, repeats, similarity
+from dpo_cli.recipe import Recipe
 from dpo_cli.records import CandidateSet
 
 
@@ -33,8 +35,22 @@ class Context:
     special: re.Pattern[str] = field(default_factory=lambda: special_tokens([]))  # what the tokenizer obeys
     repeats_prompts: bool = False  # the source's answers begin with their prompts, also with short ones
 
+    @classmethod
+    def of(cls, recipe: Recipe, contamination: Contamination | None, special: Iterable[str]) -> Context:
+        """What holds for every source; `special` are the tokens that the tokenizer obeys."""
+        data = recipe.data
+        return cls(
+            languages=frozenset(data.languages) if data.languages is not None else None,
+            thinking=recipe.model.thinking,
+            contamination=contamination,
+            min_margin=data.pairs.min_margin,
+            min_chosen_score=data.pairs.min_chosen_score,
+            unpaired=data.format == "unpaired",
+            special=special_tokens(special),
+        )
 
-def least(item: CandidateSet, context: Context) -> int:
+
+def min_answers(item: CandidateSet, context: Context) -> int:
     """How many answers a prompt needs: two, or one where it has a label and needs no other to be compared with."""
     return 1 if item.labelled and context.unpaired else 2
 
@@ -53,7 +69,7 @@ def garbled(item: CandidateSet, options: Any, context: Context) -> str | None:
         for c in item.candidates
     ]
     item.candidates = [c for c, why in zip(item.candidates, whys, strict=True) if not why]
-    if len(item.candidates) < min(came, least(item, context)):
+    if len(item.candidates) < min(came, min_answers(item, context)):
         return f"{next(filter(None, whys))} in an answer"
     return None
 
@@ -330,8 +346,8 @@ EDITS = {  # what a cut is called
 }  # fmt: skip
 
 
-def screen(item: CandidateSet, filters: Any, context: Context) -> tuple[str, str] | None:
-    """The first prompt filter that drops a set, as (reason, detail), or None. Garbled answers are taken out of it."""
+def screen(item: CandidateSet, filters: Any, context: Context) -> Drop | None:
+    """The first prompt filter that drops a set. Garbled answers are taken out of it."""
     for reason, ask in PROMPT_FILTERS.items():
         options = getattr(filters, reason)
         detail = ask(item, options, context) if options else None
@@ -340,12 +356,27 @@ def screen(item: CandidateSet, filters: Any, context: Context) -> tuple[str, str
     return None
 
 
-def clean(item: CandidateSet, filters: Any, context: Context, edits: Counter[str]) -> tuple[str, str] | None:
-    """Drop and mend a set's answers in place; (reason, detail) where too few are left.
+BOTH = ("identical", "each answer is called both good and bad")
+
+
+def clean(item: CandidateSet, filters: Any, context: Context, edits: Counter[str]) -> Drop | None:
+    """Drop and fix a set's answers in place; why it goes where too few are left.
 
     Every cut is counted in `edits` by its name, every dropped answer by its reason.
     """
-    came, needed = len(item.candidates), least(item, context)
+    if item.labelled:
+        edits.update(scoring.settle_labels(item))
+    if edits["identical"] and not item.candidates:
+        return BOTH
+    drop = _clean(item, filters, context, edits)
+    if drop is None and item.labelled:  # again, for a cut may have made answers equal
+        edits.update(scoring.settle_labels(item))
+        drop = BOTH if len(item.candidates) < min_answers(item, context) else None
+    return drop
+
+
+def _clean(item: CandidateSet, filters: Any, context: Context, edits: Counter[str]) -> Drop | None:
+    came, needed = len(item.candidates), min_answers(item, context)
     if came < needed:
         return ("single_response", "one answer") if came else ("no_response", "no answer")
     for reason, ask in ANSWER_FILTERS.items():
@@ -376,29 +407,30 @@ def clean(item: CandidateSet, filters: Any, context: Context, edits: Counter[str
     return None
 
 
-def compare(
-    item: CandidateSet, units: list[tuple[int, ...]], filters: Any, context: Context
-) -> tuple[list[tuple[int, ...]], tuple[str, str] | None]:
+Picks = list[tuple[int, ...]]  # candidate indexes of each row
+
+
+def compare(item: CandidateSet, picks: Picks, filters: Any, context: Context) -> tuple[Picks, Drop | None]:
     """The pairs (or whole rankings: first against last) that may stay, and why the last of them went if none may."""
     for reason, ask in PAIR_FILTERS.items():
         options = getattr(filters, reason)
         if not options:
             continue
-        details = [ask(item, unit[0], unit[-1], options, context) if len(unit) > 1 else None for unit in units]
-        kept = [unit for unit, detail in zip(units, details, strict=True) if not detail]
+        details = [ask(item, one[0], one[-1], options, context) if len(one) > 1 else None for one in picks]
+        kept = [one for one, detail in zip(picks, details, strict=True) if not detail]
         if not kept:
             return [], (reason, next(filter(None, details), ""))
-        units = kept
-    return units, None
+        picks = kept
+    return picks, None
 
 
 def fit(
-    units: list[tuple[int, ...]], prompt: int, totals: Mapping[int, int], max_length: int, filters: Any
-) -> tuple[list[tuple[int, ...]], tuple[str, str] | None]:
-    """The units that the model can read whole, and why none is left.
+    picks: Picks, prompt: int, totals: Mapping[int, int], max_length: int, filters: Any
+) -> tuple[Picks, Drop | None]:
+    """The rows that the model can read whole, and why none is left.
 
     Args:
-        units: candidate indexes of each row; a ranking loses the candidates that don't fit, a pair goes as a whole.
+        picks: of each row; a ranking loses the candidates that don't fit, a pair goes as a whole.
         prompt: tokens of the prompt as the chat template renders it, up to where the answer starts.
         totals: tokens of prompt + answer, by candidate.
         max_length: what the model reads, `model.max_length`.
@@ -406,18 +438,18 @@ def fit(
     if filters.too_long:
         if prompt > filters.too_long.max_prompt * max_length:
             return [], ("too_long", f"prompt of {prompt:,} tokens")
-        short = [tuple(index for index in unit if totals[index] <= max_length) for unit in units]
-        kept = [new for new, old in zip(short, units, strict=True) if new == old or len(new) > 1]
-        if not kept:
+        short = [tuple(index for index in one if totals[index] <= max_length) for one in picks]
+        picks = [new for new, old in zip(short, picks, strict=True) if new == old or len(new) > 1]
+        if not picks:
             return [], ("too_long", f"{max(totals.values()):,} tokens")
-        units = kept
     if filters.length_ratio:
-        kept = []
-        for unit in units:
-            low, high = sorted(max(totals[index] - prompt, 1) for index in (unit[0], unit[-1]))
-            if high <= filters.length_ratio.max * low:
-                kept.append(unit)
-        if not kept:
-            return [], ("length_ratio", f"longer by more than {filters.length_ratio.max:g}")
-        units = kept
-    return units, None
+        most = filters.length_ratio.max
+        picks = [one for one in picks if _ratio(totals[one[0]] - prompt, totals[one[-1]] - prompt) <= most]
+        if not picks:
+            return [], ("length_ratio", f"longer by more than {most:g}")
+    return picks, None
+
+
+def _ratio(one: int, other: int) -> float:
+    """Longer over shorter, of lengths of at least 1."""
+    return max(one, other, 1) / max(min(one, other), 1)

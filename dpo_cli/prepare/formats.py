@@ -9,36 +9,34 @@ from typing import Any
 from dpo_cli.prepare import scoring
 from dpo_cli.records import CandidateSet, Message, Pair
 
+Row = dict[str, Any]
+
 
 def _answer(text: str) -> list[Message]:
     return [{"role": "assistant", "content": text}]
 
 
-def pair_rows(item: CandidateSet, unit: tuple[int, ...], name: str, kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def pair_rows(item: CandidateSet, picked: tuple[int, ...], name: str, kwargs: dict[str, Any]) -> Iterator[Row]:
     """A row of TRL's preference format."""
-    chosen, rejected = item.candidates[unit[0]], item.candidates[unit[-1]]
+    chosen, rejected = item.candidates[picked[0]], item.candidates[picked[-1]]
     yield Pair(
         id=name, prompt=item.prompt, chosen=_answer(chosen.text), rejected=_answer(rejected.text),
-        language=item.language or "und", source=item.source, margin=scoring.margin(item, unit[0], unit[-1]),
+        language=item.language or "und", source=item.source, margin=scoring.margin(item, picked[0], picked[-1]),
         score_chosen=chosen.score, score_rejected=rejected.score, chat_template_kwargs=kwargs,
     ).to_json()  # fmt: skip
 
 
-def ranked_rows(
-    item: CandidateSet, unit: tuple[int, ...], name: str, kwargs: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
+def ranked_rows(item: CandidateSet, picked: tuple[int, ...], name: str, kwargs: dict[str, Any]) -> Iterator[Row]:
     """A prompt with all its candidates, best first, for listwise training."""
     yield {
-        "id": name, "prompt": item.prompt, "candidates": [asdict(item.candidates[index]) for index in unit],
+        "id": name, "prompt": item.prompt, "candidates": [asdict(item.candidates[index]) for index in picked],
         "chat_template_kwargs": kwargs, "language": item.language, "source": item.source,
     }  # fmt: skip
 
 
-def unpaired_rows(
-    item: CandidateSet, unit: tuple[int, ...], name: str, kwargs: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
+def unpaired_rows(item: CandidateSet, picked: tuple[int, ...], name: str, kwargs: dict[str, Any]) -> Iterator[Row]:
     """Rows of TRL's unpaired format: an answer and whether it is good; of a pair, chosen is and rejected is not."""
-    for number, index in enumerate(unit):
+    for number, index in enumerate(picked):
         candidate = item.candidates[index]
         good = candidate.score == 1.0 if item.labelled else number == 0
         yield {

@@ -20,15 +20,23 @@ EXCERPT = 200  # characters
 _NUMBER = re.compile(r"\d[\d,.]*|0x[\da-f]{2}")
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
+Drop = tuple[str, str]  # a drop reason of the contract, and a detail
+
 
 @dataclass(slots=True)
 class Entry:
-    """What memory keeps of a prompt that reached the duplicates: hashes, its fate so far, where the rest is put aside.
+    """What memory keeps of a prompt that reached the duplicates; the rest is in the row store.
 
-    `units` are the candidates written as one row each: (chosen, rejected), or a whole ranking, best first. `fate` is
-    the reason it is dropped for and a detail; `edits` counts cuts by name and dropped answers by reason. `rank` is its
-    source's place in the recipe, `cluster` the lowest hash among its near-duplicates. `tokens` are those of the prompt,
-    and of prompt + answer by candidate.
+    Attributes:
+        rank: its source's place in the recipe.
+        hash: of the normalised prompt.
+        content: a hash of prompt and answers as they came.
+        picks: the candidates of each row to write: (chosen, rejected), or a whole ranking, best first.
+        drop: why it is dropped, None where it is not (yet).
+        edits: cuts by name and dropped answers by reason.
+        place: where it is in the row store.
+        cluster: the lowest hash among its near-duplicates.
+        tokens: of the prompt, and of prompt + answer by candidate.
     """
 
     source: str
@@ -36,10 +44,10 @@ class Entry:
     language: str
     hash: int
     content: int
-    place: int
-    units: list[tuple[int, ...]]
-    fate: tuple[str, str] | None
+    picks: list[tuple[int, ...]]
+    drop: Drop | None
     edits: Counter[str]
+    place: int = 0
     cluster: int = 0
     tokens: tuple[int, dict[int, int]] | None = None
 
@@ -73,30 +81,26 @@ class Funnel:
         if self.dropped_file is not None:
             self._file = self.dropped_file.open("w", encoding="utf-8", newline="\n")
 
-    def drop(
-        self, source: str, language: str, fate: tuple[str, str], order: int, row: Callable[[], tuple[str, str]]
-    ) -> None:
-        """A prompt goes, for `fate`'s reason; `order` is a hash that picks examples whatever the order of rows.
+    def drop(self, source: str, language: str, drop: Drop, order: int, row: Callable[[], tuple[str, str]]) -> None:
+        """Count a dropped prompt; `order` is a hash that picks examples whatever the order of rows.
 
-        `row` gives an excerpt of the prompt, and the file and line that it came from.
+        `row` gives an excerpt of the prompt, and the file and line that it came from; it is called for few.
         """
-        reason, detail = fate
+        reason, detail = drop
         self.dropped[source, language, reason] += 1
-        told = cache(
-            lambda: dict(zip(("prompt", "where"), row(), strict=True)) | {"detail": detail}
-        )  # few are asked for
+        example = cache(lambda: dict(zip(("prompt", "where"), row(), strict=True)) | {"detail": detail})
         causes = self.causes.setdefault((source, reason), {})
         kind = _NUMBER.sub("0", detail)  # "1,203 tokens" and "1,204 tokens" are one cause
         if kind in causes or len(causes) < KEPT_CAUSES:
             cause = causes.get(kind)
             if cause is None or order < cause.order:
-                causes[kind] = cause = Cause(order, detail, told()["where"], cause.count if cause else 0)
+                causes[kind] = cause = Cause(order, detail, example()["where"], cause.count if cause else 0)
             cause.count += 1
         if self._file is not None:
             name = None if reason in ("schema", "unsupported") else row_id(source, order)
-            line = {"id": name, "source": source, "language": language, "reason": reason, **told()}
+            line = {"id": name, "source": source, "language": language, "reason": reason, **example()}
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._example((source, reason), order, DROPPED_EXAMPLES, told)
+        self._example((source, reason), order, DROPPED_EXAMPLES, example)
 
     def commonest(self, source: str, reason: str) -> Cause:
         """The cause of most of a reason's drops in a source."""
@@ -134,9 +138,9 @@ class Funnel:
             self._file.close()
 
 
-def row_id(source: str, prompt_hash: int, unit: tuple[int, ...] = ()) -> str:
-    """The id of a prompt's row; `unit` where several rows are made of one prompt."""
-    return f"{hash64(source, prompt_hash, *unit):016x}"
+def row_id(source: str, prompt_hash: int, picked: tuple[int, ...] = ()) -> str:
+    """The id of a prompt's row; `picked` where several rows are made of one prompt."""
+    return f"{hash64(source, prompt_hash, *picked):016x}"
 
 
 def excerpt(text: str) -> str:
@@ -145,9 +149,9 @@ def excerpt(text: str) -> str:
     return flat if len(flat) <= EXCERPT else flat[: EXCERPT - 1] + "…"
 
 
-def kept_example(item: CandidateSet, unit: tuple[int, ...]) -> dict[str, Any]:
+def kept_example(item: CandidateSet, picked: tuple[int, ...]) -> dict[str, Any]:
     """A pair to look at: excerpts and scores."""
-    best, worst = item.candidates[unit[0]], item.candidates[unit[-1]]
+    best, worst = item.candidates[picked[0]], item.candidates[picked[-1]]
     return {
         "prompt": excerpt(item.prompt[-1]["content"]), "chosen": excerpt(best.text), "rejected": excerpt(worst.text),
         "score_chosen": best.score, "score_rejected": worst.score,

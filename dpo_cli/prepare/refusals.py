@@ -10,7 +10,7 @@ from dpo_cli.prepare import remarks
 from dpo_cli.prepare.funnel import Funnel
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import trl_arguments
-from dpo_cli.records import CandidateSet
+from dpo_cli.records import ROWS_ARE, CandidateSet
 
 AT_LEAST, SHARE = 2, 0.1  # contradicting rows, and their share of a source, from which on they are more than slips
 
@@ -66,6 +66,17 @@ def check_labels(recipe: Recipe, labels: Counter[bool]) -> None:
         f"all {count:,} training rows are {kind} answers, and KTO learns from good ones and bad ones",
         where=recipe.where("data", "sources"),
         hint=f"add {other} answers, or look for what drops them in data.filters{alone}",
+    )
+
+
+def nothing_to_train_on(recipe: Recipe, funnel: Funnel, held: int) -> DpoError:
+    """What to say where prompts are kept, and none of them is for training; `held` rows are held out."""
+    gone = [f"{count:,} {reason}" for reason, count in list(funnel.reasons().items())[:3]]
+    lost = f"; of {funnel.came.total():,} prompts went {', '.join(gone)}" if gone else ""
+    return DpoError(
+        f"none of the {held} {ROWS_ARE[recipe.data.format]} that are left is for training{lost}",
+        where=recipe.where("data", "languages" if not held else "eval_fraction"),
+        hint="give it more data, or look at data.languages, data.total and data.eval_fraction",
     )
 
 

@@ -9,6 +9,7 @@ from dpo_cli.prepare.feed import Feed
 from dpo_cli.prepare.filters import REASONS
 from dpo_cli.prepare.funnel import Entry, Funnel
 from dpo_cli.prepare.layouts import MAPPABLE
+from dpo_cli.prepare.survey import Read
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import ROWS_ARE
 from dpo_cli.stats import wilson
@@ -50,6 +51,15 @@ MEANS = {
 
 def hint(reason: str) -> str:
     return HINTS.get(reason, f"data.filters.{reason} tunes it")
+
+
+def all_of(recipe: Recipe, funnel: Funnel, entries: list[Entry], rows: dict[str, int], read: list[Read]) -> list[str]:
+    """Everything there is to say; `rows` counts those of train and eval, and those over the quota."""
+    said = [*losses(recipe, funnel, entries), *languages(funnel), *held_out(recipe, rows), *left_out(funnel)]
+    for one in read:
+        said += files(one.source.label, one.feeds, one.overlooked)
+        said += unread(one.source.label, one.layout, one.unread_columns)
+    return said
 
 
 def losses(recipe: Recipe, funnel: Funnel, entries: list[Entry]) -> list[str]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpo_cli import __version__
 from dpo_cli.prepare.audit import MODEL, SHORTCUTS, Audit, warnings
 from dpo_cli.prepare.filters import REASONS
 from dpo_cli.prepare.funnel import Funnel
+from dpo_cli.prepare.split import Mix
+from dpo_cli.prepare.survey import Read
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import ROWS_ARE
 from dpo_cli.show import one_line
@@ -23,33 +27,26 @@ def build(
     recipe: Recipe,
     funnel: Funnel,
     rows: dict[str, int],
-    got: dict[str, Counter[str]],
-    wanted: dict[str, int],
-    outside: dict[str, Counter[str]],
+    mix: Mix,
     duplicates: dict[str, int],
     audit: Audit,
-    remarks: list[str],
-    provenance: dict[str, Any],
 ) -> dict[str, Any]:
-    """What stands in report.json.
+    """What stands in report.json, but for remarks and provenance.
 
     Args:
         rows: how many were written as `train` and `eval`, and how many are left over the mix (`quota`).
-        got: rows by language in train and eval.
-        wanted: training rows per language that the mix asked for; empty without shares.
-        outside: kept rows by language that could not train, by why not.
         audit: of the training pairs.
-        remarks: what else is to be said, a sentence each.
     """
     shortcuts = audit.shortcuts()
+    train, held = (Counter(entry.language for entry, _, _ in chosen) for chosen in (mix.train, mix.held))
     languages: dict[str, dict[str, Any]] = {}
-    for name in sorted({*wanted, *(key[1] for key in [*funnel.kept, *funnel.dropped])}):
+    for name in sorted({*mix.wanted, *(key[1] for key in [*funnel.kept, *funnel.dropped])}):
         languages[name] = {
-            "wanted": wanted.get(name), "got": got["train"][name], "eval": got["eval"][name],
+            "wanted": mix.wanted.get(name), "got": train[name], "eval": held[name],
             "kept": sum(count for (_, language), count in funnel.kept.items() if language == name),
             "dropped": funnel.reasons(language=name),
         }  # fmt: skip
-    short = [_shortfall(name, one, outside) for name, one in languages.items() if (one["wanted"] or 0) > one["got"]]
+    short = [_shortfall(name, one, mix.outside) for name, one in languages.items() if (one["wanted"] or 0) > one["got"]]
     return {
         "sources": {source.label: _source(funnel, source.label) for source in recipe.data.sources},
         "pairs": rows,
@@ -59,9 +56,8 @@ def build(
         "tokens": audit.token_counts(),
         "duplicates": duplicates,
         "shortcuts": shortcuts,
-        "warnings": [*remarks, *short, *warnings(shortcuts)],
+        "warnings": [*short, *warnings(shortcuts)],
         "examples": _examples(funnel),
-        "provenance": provenance,
     }
 
 
@@ -97,6 +93,26 @@ def _examples(funnel: Funnel) -> dict[str, Any]:
         else:
             found["dropped"].setdefault(reason, []).extend({"source": source, **row} for row in rows)
     return found
+
+
+def provenance(recipe: Recipe, read: list[Read], inputs: dict[str, str]) -> dict[str, Any]:
+    """Where the data come from, what was read of them, and with what they were made."""
+    found = {}
+    for one in read:
+        files = {feed.name: {"rows": feed.count, **({"notes": feed.notes} if feed.notes else {})} for feed in one.feeds}
+        more = {
+            "columns_not_read": one.unread_columns,
+            "files_not_read": one.left_out,
+            "short_prompts_cut_from_answers": one.repeats_prompts,
+        }
+        found[one.source.label] = {
+            "id": one.source.id, "layout": one.layout, "revision": one.commit, "files": files,
+            **{name: value for name, value in more.items() if value},
+        }  # fmt: skip
+    return {
+        "dpo_cli": __version__, "datasets": version("datasets"), "seed": recipe.seed, "model": recipe.model.id,
+        "format": recipe.data.format, "sources": found, "inputs": inputs,
+    }  # fmt: skip
 
 
 def write(report: dict[str, Any], folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dpo_cli import smoke
 from dpo_cli.errors import DpoError
 from dpo_cli.prepare.feed import Feed, Rows, Ticker
-from dpo_cli.prepare.files import BATCH, SUFFIXES
+from dpo_cli.prepare.files import BATCH, SUFFIXES, file_feed
 from dpo_cli.recipe import Recipe, Source
 
 if TYPE_CHECKING:
@@ -135,9 +135,8 @@ def left_out(recipe: Recipe, index: int) -> list[str]:
     ]
 
 
-def overlooked(recipe: Recipe, index: int, names: list[str]) -> list[str]:
+def overlooked(source: Source, names: list[str]) -> list[str]:
     """Of the files that are not read, those that no name of another split and no `data_files` accounts for."""
-    source = recipe.data.sources[index]
     return [] if source.data_files else [name for name in names if not _of_another_split(name, source.split)]
 
 
@@ -151,6 +150,14 @@ def _listed(names: list[str]) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------- Hub
+
+
+def feeds(recipe: Recipe, index: int) -> tuple[list[Feed], str | None]:
+    """What a source's rows are read from, and its commit where it is a data set on the Hub."""
+    if is_hub(recipe.data.sources[index]):
+        feed, commit = hub_feed(recipe, index)
+        return [feed], commit
+    return [file_feed(name, path) for name, path in local_files(recipe, index).items()], None
 
 
 def hub_feed(recipe: Recipe, index: int) -> tuple[Feed, str]:

@@ -6,6 +6,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from dpo_cli.prepare.funnel import Entry
+
+Chosen = tuple[Entry, tuple[int, ...], str]  # a row to write: its prompt, which of the candidates, and its id
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The rows to train on and those held out.
+
+    Attributes:
+        wanted: training rows per language that the mix asked for; empty without shares.
+        outside: kept rows by language that could not train, by why not.
+    """
+
+    train: list[Chosen]
+    held: list[Chosen]
+    wanted: dict[str, int]
+    outside: dict[str, Counter[str]]
+
 
 @dataclass(frozen=True)
 class Choice:

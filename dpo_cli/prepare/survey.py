@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from dpo_cli.prepare import sources
-from dpo_cli.prepare.detect import LOOKED_AT, candidate_sets
+from dpo_cli.prepare.detect import LOOKED_AT, candidate_sets, layout_of
 from dpo_cli.prepare.feed import Broken, Feed
 from dpo_cli.prepare.filters import ALL_BUT, begins_with
 from dpo_cli.prepare.layouts import LAYOUTS, MAPPABLE, LayoutOf, read_row
@@ -20,26 +20,47 @@ from dpo_cli.records import CandidateSet
 ENOUGH = 5  # answers to short prompts, below which nothing is said of a source's form
 
 
-@dataclass
+@dataclass(frozen=True)
 class Read:
-    """What a source was read as: its layout, its commit on the Hub, its files and what of it was not read."""
+    """What a source was read as.
 
+    Attributes:
+        commit: of a data set on the Hub.
+        settings: what its layout needs besides the rows.
+        repeats_prompts: whether (nearly) every answer begins with its prompt.
+        unread_columns: what no layout reads.
+        left_out: its folder's data files that are not read.
+        overlooked: those of them that no name of another split and no `data_files` accounts for.
+    """
+
+    source: Source
     layout: str
     commit: str | None
     feeds: list[Feed]
+    settings: Settings
     repeats_prompts: bool
     unread_columns: list[str]
     left_out: list[str]
     overlooked: list[str]
 
 
-def look(recipe: Recipe, rank: int, layout: str, commit: str | None, feeds: list[Feed], columns: Settings) -> Read:
-    """Look a source over before its rows are judged."""
+def look(recipe: Recipe, rank: int) -> Read:
+    """Look a source over before its rows are judged.
+
+    Raises:
+        DpoError: it can't be read, or its layout can't be detected.
+    """
     source, echo = recipe.data.sources[rank], recipe.data.filters.echo
-    unread = unread_columns(feeds, layout, LAYOUTS[layout], columns)
-    repeats = bool(echo) and repeats_prompts(source, feeds, LAYOUTS[layout], columns, echo.min_chars)
+    settings = Settings(tuple(recipe.data.score_weights.model_dump().items()), source.columns or {})
+    feeds, commit = sources.feeds(recipe, rank)
+    name = layout_of(recipe, rank, feeds)
+    layout = LAYOUTS[name]
+    repeats = bool(echo) and repeats_prompts(source, feeds, layout, settings, echo.min_chars)
     left_out = sources.left_out(recipe, rank)
-    return Read(layout, commit, feeds, repeats, unread, left_out, sources.overlooked(recipe, rank, left_out))
+    return Read(
+        source, name, commit, feeds, settings, repeats, unread_columns(feeds, name, layout, settings),
+        left_out, sources.overlooked(source, left_out),
+    )  # fmt: skip
 
 
 def repeats_prompts(source: Source, feeds: list[Feed], layout: LayoutOf, settings: Settings, below: int) -> bool:

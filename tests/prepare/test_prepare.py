@@ -627,15 +627,13 @@ def test_an_interrupt_leaves_nothing_of_its_own_behind(
 
 
 def test_no_torch_without_a_token_filter(kit: Any) -> None:
-    """Importing the room loads nothing heavy; preparing without a token filter loads neither torch nor transformers."""
+    """Seconds of imports that preparing without a token filter has no use for."""
     with tempfile.TemporaryDirectory() as folder:
         path = kit.write_rows(Path(folder, "rows.jsonl"), [kit.plain(n) for n in range(5)])
         Path(folder, "out").mkdir()
         code = (
             "import sys; from pathlib import Path\n"
             "from dpo_cli.prepare.pipeline import prepare; from dpo_cli.recipe import Recipe\n"
-            "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'pyarrow', 'rich'} & set(sys.modules)\n"
-            "assert not heavy, heavy\n"
             f"data = {{'sources': [{{'id': {str(path)!r}}}], 'languages': None, 'filters': {{'too_long': False}}}}\n"
             "recipe = Recipe.model_validate({'name': 'n', 'model': {'id': 'm'}, 'data': data})\n"
             f"prepare(recipe, Path({folder!r}, 'out'), quiet=True)\n"
