@@ -16,7 +16,7 @@ from dpo_cli.show import say, terminal
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dpo_cli.evaluate.samples import Answer
+    from dpo_cli.inference import Answer
 
 
 def print_funnel(run: Run, quiet: bool, examples: bool) -> None:
@@ -124,7 +124,7 @@ def print_plan(loaded: Recipe, run: Run) -> None:
     from transformers import AutoConfig
 
     from dpo_cli import backends, models
-    from dpo_cli.evaluate.pairs import encode
+    from dpo_cli.inference import encode
     from dpo_cli.records import Message, Pair, read_jsonl
     from dpo_cli.train.engine import available_memory
     from dpo_cli.train.memory import Lengths

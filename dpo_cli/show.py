@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -54,3 +56,17 @@ def terminal(**options: Any) -> Console:
     console = Console(markup=False, emoji=False, highlight=False, **options)
     console.push_render_hook(Hook())  # type: ignore[arg-type]
     return console
+
+
+@contextmanager
+def bar(what: str, total: int, progress: bool) -> Iterator[Callable[[int], None]]:
+    """Show a bar that goes when it is done, none where stderr is no terminal; yields what moves it on."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = not (progress and console.is_terminal)
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda steps: bar.advance(task, steps)

@@ -23,7 +23,7 @@ HEAVY = {
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("show", "errors", "processes", "disk", "environment", "machine"),
     ("recipe",),
-    ("run", "records", "stats", "language", "published", "families"),
+    ("run", "records", "stats", "language", "published", "families", "store"),
     ("driver", "preinstall"),
     ("adapters", "backends", "models", "smoke"),
     ("inference", "judging"),

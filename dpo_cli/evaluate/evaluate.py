@@ -1,35 +1,37 @@
 """The stage: score the held-out pairs, let both models answer, ask the judge, and write what it all shows.
 
-Samples and judgments cost the most, so neither is lost: answers are appended to `.eval/` in the run while they are
-made and found again after a crash, judgments to `.judgments.jsonl` beside the runs, for every run that asks again.
+Samples and judgments cost the most, so neither is lost: answers are kept in `.eval/` in the run while they are made
+and found again after a crash, judgments in `.judgments.sqlite` beside the runs, for every run that asks again.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dpo_cli import backends, models
+import torch
+
+from dpo_cli import backends, judging, models
 from dpo_cli.disk import sha256, write_json
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate import summary, winrate
 from dpo_cli.evaluate.pairs import Scored, baselines, grouped_metrics, score_pairs
 from dpo_cli.evaluate.report import write_report
-from dpo_cli.evaluate.samples import draws, sample_pairs
+from dpo_cli.evaluate.samples import Sample, draws, sample_pairs
 from dpo_cli.evaluate.text_metrics import sample_metrics
+from dpo_cli.inference import Answer
+from dpo_cli.judging import Judgment
 from dpo_cli.machine import versions
 from dpo_cli.published import recipe_yaml, without_paths
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import AcrossPrompts, Message, Pair, read_jsonl, read_pairs, write_jsonl
 from dpo_cli.run import Run, fingerprint
-
-if TYPE_CHECKING:
-    from dpo_cli.evaluate.samples import Answer, Sample
-    from dpo_cli.judging.judgments import Judgment
+from dpo_cli.store import Store
 
 ACROSS = (
     "no held-out prompt has both a good and a bad answer: a good one is set beside a bad one to another prompt, "
@@ -57,9 +59,7 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
     backends.import_backend(backends.Backend("hf", "evaluation"))
     remark = None
     if recipe.eval.judge:
-        from dpo_cli.judging.server import ready
-
-        remark = ready(recipe.eval.judge)
+        remark = judging.ready(recipe.eval.judge)
     model, tokenizer = models.load_tuned(models.as_trained(recipe, run.record("train")), run.adapter)
     if not quiet:
         print(f"eval: {len(pairs)} held-out pairs, tuned and base from one set of weights", flush=True)
@@ -147,32 +147,29 @@ def _sample(
     recipe: Recipe, run: Run, model: Any, tokenizer: Any, pairs: Sequence[Pair], made_from: str, quiet: bool
 ) -> list[Sample]:
     """The answers to the first `eval.prompts` held-out prompts; those of an earlier `eval` are taken as they are."""
-    kept = _work(run) / f"samples-{made_from[:16]}.jsonl"
+    kept = _work(run) / f"samples-{made_from[:16]}.sqlite"
     if not kept.is_file():
         shutil.rmtree(_work(run), ignore_errors=True)  # answers of another adapter, or to other settings
-        kept.parent.mkdir(parents=True)
+    with Store(kept) as store:
         earlier, record = run["eval"] / "samples.jsonl", run.record("eval")
         written = record.get("outputs", {}).get("eval/samples.jsonl")
         if record.get("samples") == made_from and earlier.is_file() and sha256(earlier) == written:
-            shutil.copyfile(earlier, kept)
-    return sample_pairs(model, tokenizer, pairs, recipe.eval, recipe.seed, kept, progress=not quiet)
+            store.put({row["id"]: row for row in read_jsonl(earlier)})
+        return sample_pairs(model, tokenizer, pairs, recipe.eval, recipe.seed, store, progress=not quiet)
 
 
 def _judge(
     recipe: Recipe, run: Run, samples: Sequence[Sample], pairs: Sequence[Pair], quiet: bool
 ) -> tuple[list[Judgment], list[Judgment]]:
     """Judgments of tuned against base, and of the data's own chosen against rejected."""
-    from dpo_cli.judging.judgments import Match
-    from dpo_cli.judging.server import judge
-
     settings = recipe.eval.judge
     assert settings is not None
-    matches = [Match(one.id, one.prompt, one.tuned.text, one.base.text) for one in samples]
+    matches = [judging.Match(one.id, one.prompt, one.tuned.text, one.base.text) for one in samples]
     within = [pair for pair in pairs if not isinstance(pair, AcrossPrompts)]
     for pair in within[: settings.calibration]:
         answers = (answer[-1]["content"] for answer in (pair.chosen, pair.rejected))
-        matches.append(Match(f"calibration/{pair.id}", pair.prompt, *answers))
-    judged = judge(settings, matches, run.folder.parent / ".judgments.jsonl", progress=not quiet)
+        matches.append(judging.Match(f"calibration/{pair.id}", pair.prompt, *answers))
+    judged = judging.judge(settings, matches, run.folder.parent / ".judgments.sqlite", progress=not quiet)
     return judged[: len(samples)], judged[len(samples) :]
 
 
@@ -239,10 +236,6 @@ def _sampling(recipe: Recipe, samples: Sequence[Sample]) -> dict[str, Any] | Non
 
 
 def _free_memory() -> None:
-    import gc
-
-    import torch
-
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

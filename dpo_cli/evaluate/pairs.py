@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_cli import models
 from dpo_cli.errors import DpoError
-from dpo_cli.inference import in_batches
-from dpo_cli.records import AcrossPrompts, Pair
+from dpo_cli.inference import answer_logps, encode
+from dpo_cli.records import Pair
 from dpo_cli.stats import Figure, bootstrap_mean, bootstrap_quantile, share, share_change, unit_means
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-HEAD_CHUNK = 128  # positions whose logits are float32 at once: 78 MB for a vocabulary of 152,000
 BINS = 24
 LEAST_FOR_QUARTILES = 8
 
@@ -58,91 +57,6 @@ class Scored:
     @property
     def rejected_drift(self) -> float:
         return self.policy_rejected - self.reference_rejected
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A prompt and one answer as token ids; the loss counts from `start` on."""
-
-    ids: list[int]
-    start: int
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, pair: Pair, max_length: int) -> tuple[Tokens, Tokens]:
-    """(chosen, rejected) of a pair in tokens, split into prompt and answer as TRL's DPOTrainer does.
-
-    TRL renders prompt and prompt + answer apart and lets the answer begin where the two part, at the same place for
-    both answers; what is over `max_length` is cut from the end.
-    """
-    if isinstance(pair, AcrossPrompts):
-        one, other = vars(pair), vars(pair) | {"prompt": pair.rejected_prompt}
-        good, bad = (Pair(**{name: side[name] for name in Pair.__dataclass_fields__}) for side in (one, other))
-        return encode(tokenizer, good, max_length)[0], encode(tokenizer, bad, max_length)[1]
-    kwargs = pair.chat_template_kwargs
-    prompt = models.chat_tokens(tokenizer, pair.prompt, add_generation_prompt=True, **kwargs)
-    whole = [models.chat_tokens(tokenizer, pair.prompt + answer, **kwargs) for answer in (pair.chosen, pair.rejected)]
-    start = max(1, min(_common_prefix(prompt, ids) for ids in whole))  # nothing predicts the very first token
-    chosen, rejected = (Tokens(ids[:max_length], start) for ids in whole)
-    return chosen, rejected
-
-
-def _common_prefix(one: list[int], other: list[int]) -> int:
-    for index, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return index
-    return min(len(one), len(other))
-
-
-def answer_logps(model: PreTrainedModel | PeftModel, rows: Sequence[Tokens], batch_size: int) -> list[list[float]]:
-    """Each row's per-token log-probabilities of its answer, in nats.
-
-    Rows are sorted by length and padded on the right. The head runs only where answers stand, and its logits become
-    float32 a few positions at a time, so that a vocabulary of 150,000 words does not fill the memory; where a batch
-    does not fit, it is halved.
-
-    Raises:
-        DpoError: not even one row fits into the GPU's memory.
-    """
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
-
-    def too_large(index: int) -> DpoError:
-        return DpoError(
-            f"the GPU's memory does not hold one answer of {len(rows[index].ids)} tokens with its prompt",
-            where="model.max_length",
-            hint="end what else runs on the GPU, or lower model.max_length",
-        )
-
-    def work(batch: Sequence[int]) -> list[list[float]]:
-        return _batch_logps(model, [rows[index] for index in batch])
-
-    found = [logps for batch in in_batches(order, batch_size, work, too_large) for logps in batch]
-    return [logps for _, logps in sorted(zip(order, found, strict=True))]
-
-
-def _batch_logps(model: PreTrainedModel | PeftModel, rows: Sequence[Tokens]) -> list[list[float]]:
-    """`answer_logps` of one batch."""
-    import torch
-
-    device = next(model.parameters()).device
-    longest = max(len(row.ids) for row in rows)
-    keep = longest - min(row.start for row in rows) + 1  # positions that predict an answer token, and the last
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for line, row in enumerate(rows):
-        ids[line, : len(row.ids)] = torch.tensor(row.ids)
-        mask[line, : len(row.ids)] = 1
-    ids, mask = ids.to(device), mask.to(device)
-    results = []
-    with torch.no_grad():
-        logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=keep, use_cache=False).logits
-        offset = longest - logits.shape[1]
-        for line, row in enumerate(rows):
-            # The logits at position t score token t + 1.
-            scores = logits[line, row.start - 1 - offset : len(row.ids) - 1 - offset].split(HEAD_CHUNK)
-            tokens = ids[line, row.start : len(row.ids), None].split(HEAD_CHUNK)
-            chunks = [one.float().log_softmax(-1).gather(1, of) for one, of in zip(scores, tokens, strict=True)]
-            results.append(torch.cat(chunks).squeeze(1).tolist())
-    return results
 
 
 def score_pairs(

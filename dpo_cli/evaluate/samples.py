@@ -1,58 +1,32 @@
 """Answers of base and tuned model to the same prompts, and how far the tuned model went from its reference in its own.
 
-Sampling is by the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030): with g_v = -log e_v, where the
-e_v are exponential of rate 1, argmax_v (log p_v + g_v) is a draw from p. So a greedy search over the warped logits plus
-noise samples exactly from the distribution that temperature, top-k and top-p leave. What it buys: each answer has noise
-of its own, by seed, id and draw, and is the same in whatever batch and after whatever interruption it is drawn (up to
-the rounding of 16-bit arithmetic, which does look at the batch); and base and tuned model share it, so that the two
-differ only as the models do (common random numbers), and their comparison is the tighter for it.
+Both models share their noise, see `inference`: they differ only as the models do.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from dpo_cli import models
 from dpo_cli.errors import DpoError
-from dpo_cli.inference import bar, in_batches
+from dpo_cli.inference import Answer, Sampling, generate, in_batches, seed_of
 from dpo_cli.recipe import Eval
-from dpo_cli.records import Message, Pair, read_jsonl
+from dpo_cli.records import Message, Pair
+from dpo_cli.show import bar
+from dpo_cli.store import Store
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
 # Positions whose distributions are held at once for the KL: 0.2 GB a float32 tensor of Qwen3's 151,936 words.
 KL_POSITIONS = 256
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One sampled answer.
-
-    text: what a reader sees, without special tokens and thinking, stripped of white space at its ends.
-    ids: all generated tokens with the end token, never empty.
-    finished: it ended by itself, not at `eval.max_new_tokens`.
-    thought: how many of `ids` are thinking (they stand first).
-    """
-
-    text: str
-    ids: list[int]
-    finished: bool
-    thought: int = 0
-
-    @property
-    def said(self) -> list[int]:
-        """The tokens after the thinking, with the end token; empty where the thinking never ended."""
-        return self.ids[self.thought :]
 
 
 @dataclass(frozen=True)
@@ -84,22 +58,20 @@ def sample_pairs(
     pairs: Sequence[Pair],
     settings: Eval,
     seed: int,
-    path: Path,
+    store: Store,
     *,
     progress: bool,
 ) -> list[Sample]:
-    """The first `settings.prompts` prompts of the pairs, answered by base and tuned model.
+    """Sample answers of base and tuned model to the first `settings.prompts` prompts of the pairs.
 
     data/eval.jsonl is ordered by hash, so the first prompts are a random choice. A prompt of several pairs is answered
-    once, under the first one's id. The answers are appended to `path` batch by batch; what already stands there is
-    taken from there, so a killed run goes on, and a line that was only half written is cut off. Rows of other prompts
-    are left alone.
+    once, under the first one's id. Answers are kept batch by batch, so a killed run goes on.
 
     Args:
         model: of `models.load_tuned`.
         settings: how to sample, and `batch_size` answers at once, halved where the GPU's memory runs out.
         seed: of the sampling.
-        path: a JSONL file of this very model and these very settings; made if it does not exist.
+        store: samples of this very model and these very settings, by a pair's id.
         progress: draw a bar on stderr, if that is a terminal.
 
     Returns:
@@ -112,7 +84,7 @@ def sample_pairs(
     for pair in pairs:
         first.setdefault(json.dumps([pair.prompt, pair.chat_template_kwargs], sort_keys=True), pair)
     asked = list(first.values())[: settings.prompts]
-    done = _read(path)
+    done = {key: Sample.from_json(row) for key, row in store.get(pair.id for pair in asked).items()}
     prompts = {
         pair.id: models.chat_tokens(tokenizer, pair.prompt, add_generation_prompt=True, **pair.chat_template_kwargs)
         for pair in asked
@@ -123,17 +95,16 @@ def sample_pairs(
 
     def work(batch: Sequence[Pair]) -> list[Sample]:
         ids = [prompts[pair.id] for pair in batch]
-        base, tuned = _both(model, tokenizer, ids, [_seed(seed, pair.id, 0) for pair in batch], settings)
+        base, tuned = _both(model, tokenizer, ids, [seed_of(seed, pair.id, 0) for pair in batch], settings)
         return [
             Sample(pair.id, pair.language, pair.source, pair.prompt, b, t, _kl(model, prompt, t.ids))
             for pair, prompt, b, t in zip(batch, ids, base, tuned, strict=True)
         ]
 
-    with bar("answering", len(asked), progress) as advance, open(path, "a", encoding="utf-8", newline="\n") as file:
+    with bar("answering", len(asked), progress) as advance:
         advance(len(asked) - len(left))
         for samples in in_batches(left, settings.batch_size, work, lambda _: _too_large(settings)):
-            file.writelines(json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in samples)
-            file.flush()
+            store.put({sample.id: sample.to_json() for sample in samples})
             done |= {sample.id: sample for sample in samples}
             advance(len(samples))
     return [done[pair.id] for pair in asked]
@@ -156,16 +127,13 @@ def draws(
     ids = models.chat_tokens(tokenizer, prompt, add_generation_prompt=True, **chat_template_kwargs)
 
     def work(batch: Sequence[int]) -> tuple[list[Answer], list[Answer]]:
-        return _both(model, tokenizer, [ids] * len(batch), [_seed(seed, "", draw) for draw in batch], settings)
+        return _both(model, tokenizer, [ids] * len(batch), [seed_of(seed, "", draw) for draw in batch], settings)
 
     base, tuned = [], []
     for answers in in_batches(range(count), settings.batch_size, work, lambda _: _too_large(settings)):
         base += answers[0]
         tuned += answers[1]
     return base, tuned
-
-
-# ----------------------------------------------------------------------------------------------------------- one batch
 
 
 def _both(
@@ -175,82 +143,10 @@ def _both(
     seeds: Sequence[int],
     settings: Eval,
 ) -> tuple[list[Answer], list[Answer]]:
+    sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k)
     with models.as_reference(model):
-        base = _generate(model, tokenizer, prompts, seeds, settings)
-    return base, _generate(model, tokenizer, prompts, seeds, settings)
-
-
-def _generate(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    seeds: Sequence[int],
-    settings: Eval,
-) -> list[Answer]:
-    """An answer to each prompt, one batch, padded on the left."""
-    import torch
-    from transformers import (
-        GenerationConfig,
-        LogitsProcessorList,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
-
-    base: Any = model.get_base_model()  # with the adapter in its layers
-    own = base.generation_config
-    ends = models.end_tokens(own.eos_token_id, tokenizer)
-    pad = ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=base.device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=base.device)
-
-    warpers = LogitsProcessorList()
-    if settings.temperature > 0:
-        warpers.append(TemperatureLogitsWarper(settings.temperature))
-        if settings.top_k > 0:
-            warpers.append(TopKLogitsWarper(settings.top_k))
-        if settings.top_p < 1:
-            warpers.append(TopPLogitsWarper(settings.top_p))
-        warpers.append(_GumbelNoise(seeds, base.device))
-    config = GenerationConfig(
-        do_sample=False, max_new_tokens=settings.max_new_tokens, eos_token_id=ends, pad_token_id=pad
-    )
-    base.generation_config = GenerationConfig()  # generate would fill what ours leaves open from the model's folder
-    try:
-        rows = base.generate(ids, attention_mask=mask, generation_config=config, logits_processor=warpers)
-    finally:
-        base.generation_config = own
-    return [_answer(tokenizer, row, ends) for row in rows[:, longest:].tolist()]
-
-
-class _GumbelNoise:
-    """Adds Gumbel noise to logits [rows, words], each row's from a generator of its own."""
-
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        import torch
-
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        noise = torch.empty_like(scores)
-        for row, generator in zip(noise, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores - noise.clamp_min_(torch.finfo(noise.dtype).tiny).log_()
-
-
-def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: Sequence[int]) -> Answer:
-    """The answer in a row of generated tokens, which goes on with padding after its end token."""
-    end = next((place for place, token in enumerate(ids) if token in ends), None)
-    if end is not None:
-        ids = ids[: end + 1]
-    # Qwen3's thinking: up to </think>, or everything where it was opened and not closed.
-    opened, closed = (tokenizer.get_added_vocab().get(mark) for mark in ("<think>", "</think>"))
-    thought = ids.index(closed) + 1 if closed in ids else len(ids) if ids[0] == opened else 0
-    text = tokenizer.decode(ids[thought:end], skip_special_tokens=True)
-    return Answer(str(text).strip(), ids, end is not None, thought)
+        base = generate(model, tokenizer, prompts, sampling, seeds)
+    return base, generate(model, tokenizer, prompts, sampling, seeds)
 
 
 def _kl(model: PeftModel, prompt: list[int], answer: list[int]) -> float:
@@ -259,8 +155,6 @@ def _kl(model: PeftModel, prompt: list[int], answer: list[int]) -> float:
     One row at a time and without padding, so that it does not depend on the batch; and few positions at a time, both
     models going on from their caches, so that a long answer under a large vocabulary fits.
     """
-    import torch
-
     ids = torch.tensor([prompt + answer[:-1]], device=model.device)  # the last token predicts nothing
     start = len(prompt) - 1  # the position that predicts the first token
     edges = sorted({0, *range(start, ids.shape[1], KL_POSITIONS), ids.shape[1]})
@@ -279,28 +173,9 @@ def _kl(model: PeftModel, prompt: list[int], answer: list[int]) -> float:
     return total
 
 
-# -------------------------------------------------------------------------------------------------------------- helpers
-
-
-def _seed(*parts: object) -> int:
-    """A 64-bit seed, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
-
-
 def _too_large(settings: Eval) -> DpoError:
     return DpoError(
         f"the GPU's memory is too small for one answer of {settings.max_new_tokens} tokens",
         where="eval.max_new_tokens",
         hint="lower eval.max_new_tokens; eval.batch_size is halved by itself and came down to 1",
     )
-
-
-def _read(path: Path) -> dict[str, Sample]:
-    """The samples of an earlier run by id; a last line without its end is cut off the file."""
-    if not path.exists():
-        return {}
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-    return {sample.id: sample for sample in map(Sample.from_json, read_jsonl(path))}

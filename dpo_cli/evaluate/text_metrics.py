@@ -16,7 +16,8 @@ from dpo_cli.language import HAN_WORDS, han_characters
 from dpo_cli.stats import Figure, bootstrap, bootstrap_mean, share_change, student, wilson
 
 if TYPE_CHECKING:
-    from dpo_cli.evaluate.samples import Answer, Sample
+    from dpo_cli.evaluate.samples import Sample
+    from dpo_cli.inference import Answer
 
 HEAD = 200  # tokens of each answer that diversity is measured on: it falls with length, which is measured beside it
 OPENING = 200  # characters in which a refusal shows

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dpo_cli.judging.judgments import Judgment
+from dpo_cli.judging import Judgment
 from dpo_cli.judging.server import TEMPLATE_SHA256
 from dpo_cli.published import without_paths
 from dpo_cli.recipe import OpenAIJudge, RewardModelJudge

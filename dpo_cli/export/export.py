@@ -17,6 +17,7 @@ from dpo_cli.export import base as base16
 from dpo_cli.export import card, gguf, gguf_parity, hub, merge, ollama, outputs, parity
 from dpo_cli.export.outputs import Outputs, Placement, Probes
 from dpo_cli.export.parity import LIMITS, Check, equal, passed, reported
+from dpo_cli.inference import token_logps
 from dpo_cli.recipe import GgufType, Recipe
 from dpo_cli.run import Draft, Run
 
@@ -229,7 +230,7 @@ def _expected(recipe: Recipe, run: Run, base: Path, place: Placement) -> Expecte
     tokenizer = _tokenizer(run.adapter)
     asked = outputs.probes(recipe, run, tokenizer)
     # Not the adapter switched off: PEFT leaves trained biases in.
-    plain = outputs.token_logps(outputs.load(base, place), asked.rows, outputs.LAST)
+    plain = token_logps(outputs.load(base, place), asked.rows, outputs.LAST)
     tuned = outputs.collect(outputs.load(base, place, adapter=run.adapter), asked, tokenizer)
     return Expected(base, place, tokenizer, asked, plain, tuned)
 
@@ -337,11 +338,11 @@ def _gap(recipe: Recipe, run: Run, expected: Expected) -> list[Check]:
         except DpoError as error:  # an export does without, on a machine that has not trained
             return [reported("gap_to_4bit", f"not measured: {error.message}")]
         same = parity.check_vectors("gap_to_4bit", model.get_base_model(), expected.base)
-        return same + parity.check_gap("gap_to_4bit", outputs.token_logps(model, rows, outputs.LAST), tuned, None)
+        return same + parity.check_gap("gap_to_4bit", token_logps(model, rows, outputs.LAST), tuned, None)
     if trained == base16.name(recipe):
         return []
     model = outputs.load(trained, expected.place, revision=recipe.model.revision, adapter=run.adapter)
-    said = outputs.token_logps(model, rows, outputs.LAST)
+    said = token_logps(model, rows, outputs.LAST)
     return parity.check_gap("gap_to_trained", said, tuned, LIMITS["bfloat16"])
 
 

@@ -16,6 +16,7 @@ from dpo_cli.export import llamacpp, merge, outputs, parity
 from dpo_cli.export.base import read_json
 from dpo_cli.export.gguf import CONFIG_KEYS
 from dpo_cli.export.parity import Check, at_least, at_most, equal, failed, reported
+from dpo_cli.inference import token_logps
 from dpo_cli.recipe import GgufType
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def check_gguf(
         kind: what it was to be; what it says of itself is a check.
         merged: the folder that it was made of.
         rows: token ids of held-out chats.
-        tuned, base: `outputs.token_logps` of the adapter on the 16-bit base, and of that base alone, at the `last`
+        tuned, base: `token_logps` of the adapter on the 16-bit base, and of that base alone, at the `last`
             positions of each row.
     """
     from transformers import AutoTokenizer
@@ -97,7 +98,7 @@ def check_gguf(
     checks += _check_bytes(path, kind, merged) if kind in gguf_writer.DIRECT else []
     model = _reload(path, fields, outputs.placement(base16.stored(merged)))
     checks += _check_weights(model, fields["tensors"], kind, merged)
-    checks += _check_numbers("gguf", kind, outputs.token_logps(model, rows, last), tuned, base)
+    checks += _check_numbers("gguf", kind, token_logps(model, rows, last), tuned, base)
     del model  # llama.cpp loads one of its own
     if llamacpp.installed():
         checks += _check_llama_cpp(path, kind, tokenizer, rows, tuned, base, last)

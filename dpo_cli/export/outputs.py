@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from dpo_cli import machine, models
 from dpo_cli.export import base as base16
 from dpo_cli.export.base import Stored
+from dpo_cli.inference import Answer, Sampling, generate, token_logps
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Message, Pair, read_pairs
 from dpo_cli.run import Run
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
 
 ROWS = 8  # held-out answers that the models are compared on
 LAST = 64  # the last tokens of each; 8 x 64 rows of 151,936 floats are 311 MB
@@ -70,15 +70,6 @@ class Placement:
 
     def __str__(self) -> str:
         return f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Tokens of one greedy answer without its end, its text, and whether it came to an end by itself."""
-
-    ids: list[int]
-    text: str
-    ended: bool
 
 
 @dataclass(frozen=True)
@@ -149,48 +140,5 @@ def load(folder: Path | str, where: Placement, *, revision: str | None = None, a
 
 def collect(model: Any, asked: Probes, tokenizer: Any) -> Outputs:
     """Return a model's log-probabilities and greedy answers to the probes."""
-    return Outputs(token_logps(model, asked.rows, LAST), answers(model, asked.prompts, tokenizer))
-
-
-def token_logps(model: PreTrainedModel, rows: Sequence[list[int]], last: int) -> list[torch.Tensor]:
-    """For each row of token ids the log-probabilities [up to `last`, vocabulary] at its last positions, on the CPU."""
-    import torch
-
-    device = next(model.parameters()).device
-    results = []
-    for ids in rows:
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids], device=device), logits_to_keep=last, use_cache=False).logits
-        results.append(logits[0].float().log_softmax(-1).cpu())
-    return results
-
-
-def answers(model: PreTrainedModel, prompts: list[list[int]], tokenizer: Any) -> list[Answer]:
-    """Greedy answers of up to MAX_NEW_TOKENS, all at once, padded on the left.
-
-    They end where `models.end_tokens` says, as in eval.
-    """
-    import torch
-
-    config: Any = model.generation_config
-    ends = models.end_tokens(config.eos_token_id if config else None, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
-    width = max(map(len, prompts))
-    device = next(model.parameters()).device
-    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    with torch.no_grad():
-        out: Any = model.generate(  # type: ignore[operator]
-            input_ids=ids,
-            attention_mask=mask,
-            do_sample=False,
-            max_new_tokens=MAX_NEW_TOKENS,
-            eos_token_id=ends,
-            pad_token_id=pad,
-        )
-    results = []
-    for row in out[:, width:].tolist():
-        length = next((at for at, token in enumerate(row) if token in ends), None)
-        row = row[:length]
-        results.append(Answer(row, tokenizer.decode(row, skip_special_tokens=True), length is not None))
-    return results
+    answers = generate(model, tokenizer, asked.prompts, Sampling(MAX_NEW_TOKENS))
+    return Outputs(token_logps(model, asked.rows, LAST), answers)

@@ -342,7 +342,7 @@ def check_answers(name: str, exported: Outputs, tuned: Outputs, texts: Sequence[
     counts = [
         {
             "answers_not_empty": sum(bool(answer.text.strip()) for answer in said.answers),
-            "answers_ended": sum(answer.ended for answer in said.answers),
+            "answers_ended": sum(answer.finished for answer in said.answers),
             "answers_in_language": sum(
                 mostly_han(answer.text) == mostly_han(text) for answer, text in zip(said.answers, texts, strict=True)
             ),

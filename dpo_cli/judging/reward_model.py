@@ -8,75 +8,94 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from jinja2 import TemplateError
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from dpo_cli import models
 from dpo_cli.disk import sha256
 from dpo_cli.errors import DpoError
-from dpo_cli.inference import bar, in_batches
-from dpo_cli.judging.judgments import Cache, Judgment, Match, key_of
+from dpo_cli.inference import in_batches, padded
+from dpo_cli.judging import Judgment, Match, key_of
 from dpo_cli.machine import best_dtype
 from dpo_cli.recipe import RewardModelJudge
+from dpo_cli.records import Message
+from dpo_cli.show import bar
+from dpo_cli.store import Store
 
 
-def by_reward_model(settings: RewardModelJudge, matches: Sequence[Match], path: Path, progress: bool) -> list[Judgment]:
-    """A judgment for every match: the answer with the higher score wins; equal scores are a tie. See `judges.judge`."""
-    where, dtype = models.location(settings.id), str(best_dtype()).removeprefix("torch.")
-    config, tokenizer = open_reward_model(settings)
-    identity = _identity(where, config)
-    tokens: dict[str, list[int]] = {}
-    keys: list[tuple[str, str] | None] = []  # of both answers, a match
-    for match in matches:
-        rendered = [_render(tokenizer, match, answer) for answer in (match.first, match.second)]
-        if None in rendered:
-            keys.append(None)
-            continue
-        both = [key_of(settings.kind, settings.id, identity, dtype, settings.max_length, ids) for ids in rendered]
-        tokens |= {key: ids for key, ids in zip(both, rendered, strict=True) if ids is not None}
-        keys.append((both[0], both[1]))
-    cache = Cache(path, set(tokens))
-    missing = {key: ids[: settings.max_length] for key, ids in tokens.items() if key not in cache.known}
-    if missing:
-        _score_all(settings, where, dtype, config, missing, cache, progress)
+class Score(NamedTuple):
+    """What an answer scored, in the model's own unit; `cut`: it was shortened to `max_length` to be read."""
+
+    value: float
+    cut: bool
+
+
+def ready(settings: RewardModelJudge) -> None:
+    """Look at the model without its weights; see `judging.ready`."""
+    open_reward_model(settings)
+
+
+def judge(settings: RewardModelJudge, matches: Sequence[Match], store: Path, progress: bool) -> list[Judgment]:
+    """Judge every match: the answer with the higher score wins; equal scores are a tie. See `judging.judge`."""
+    conversations = [(match.prompt, answer) for match in matches for answer in (match.first, match.second)]
+    found = scores(settings, conversations, store, progress)
     judgments = []
-    for match, pair in zip(matches, keys, strict=True):
-        one, other = (cache.known[key] for key in pair) if pair else (math.nan, math.nan)
-        cut = any(len(tokens[key]) > settings.max_length for key in pair or ())
-        if math.isfinite(one - other):
-            score = 0.5 if one == other else float(one > other)
-            judgments.append(Judgment(match.id, score, difference=one - other, cut=cut))
+    for match, one, other in zip(matches, found[::2], found[1::2], strict=True):
+        if one is None or other is None:
+            judgments.append(Judgment(match.id, None))
+            continue
+        cut, difference = one.cut or other.cut, one.value - other.value
+        if math.isfinite(difference):
+            score = 0.5 if one.value == other.value else float(one.value > other.value)
+            judgments.append(Judgment(match.id, score, difference=difference, cut=cut))
         else:
             judgments.append(Judgment(match.id, None, cut=cut))
     return judgments
 
 
-def _render(tokenizer: Any, match: Match, answer: str) -> list[int] | None:
-    """The conversation with one answer in tokens; None where the model's template refuses it, a system turn say."""
-    from jinja2 import TemplateError
+def scores(
+    settings: RewardModelJudge, conversations: Sequence[tuple[list[Message], str]], path: Path, progress: bool
+) -> list[Score | None]:
+    """Score each answer to its prompt; what is in the store at `path` is not scored again.
 
-    try:
-        return models.chat_tokens(tokenizer, [*match.prompt, {"role": "assistant", "content": answer}])
-    except TemplateError:
-        return None
-
-
-def _score_all(
-    settings: RewardModelJudge,
-    where: str,
-    dtype: str,
-    config: Any,
-    rows: dict[str, list[int]],
-    cache: Cache,
-    progress: bool,
-) -> None:
-    """Score the rows that are not in the cache, the longest first, so that memory runs out at once or not at all.
+    Returns:
+        None where the model's template refuses the conversation, one with a system turn say.
 
     Raises:
         DpoError: the weights can't be loaded, are no reward model's, or don't fit.
     """
-    import torch
-    from transformers import AutoModelForSequenceClassification
+    where, dtype = models.location(settings.id), str(best_dtype()).removeprefix("torch.")
+    config, tokenizer = open_reward_model(settings)
+    identity = _identity(where, config)
+    tokens: dict[str, list[int]] = {}
+    keys: list[str | None] = []
+    for prompt, answer in conversations:
+        ids = _render(tokenizer, prompt, answer)
+        if ids is None:
+            keys.append(None)
+            continue
+        key = key_of(settings.kind, settings.id, identity, dtype, settings.max_length, ids)
+        keys.append(key)
+        tokens[key] = ids
+    with Store(path) as store:
+        known: dict[str, float] = store.get(tokens)
+        missing = {key: ids[: settings.max_length] for key, ids in tokens.items() if key not in known}
+        if missing:
+            known |= _score_all(settings, _load(settings, where, dtype, config), missing, store, progress)
+    return [None if key is None else Score(known[key], len(tokens[key]) > settings.max_length) for key in keys]
 
+
+def _render(tokenizer: Any, prompt: list[Message], answer: str) -> list[int] | None:
+    try:
+        return models.chat_tokens(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
+    except TemplateError:
+        return None
+
+
+def _load(settings: RewardModelJudge, where: str, dtype: str, config: Any) -> Any:
     try:
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
             where,
@@ -91,21 +110,25 @@ def _score_all(
         raise _cannot_load(settings, error) from error
     if loaded["missing_keys"]:
         raise _no_reward_model(settings, f"has no weights for {sorted(loaded['missing_keys'])[0]}")
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _score_all(
+    settings: RewardModelJudge, model: Any, rows: dict[str, list[int]], store: Store, progress: bool
+) -> dict[str, float]:
+    """Score the rows and keep it, the longest first, so that memory runs out at once or not at all."""
+    config = model.config.get_text_config()
     # The head reads the last token that is not the padding, so where the model names none we need one that no row ends
     # with. The pads themselves are masked.
-    pad = config.get_text_config().pad_token_id
-    if pad is None:
+    if config.pad_token_id is None:
         ends = {ids[-1] for ids in rows.values()}
-        pad = next(token for token in range(len(ends) + 1) if token not in ends)
-        model.config.get_text_config().pad_token_id = pad
+        config.pad_token_id = next(token for token in range(len(ends) + 1) if token not in ends)
     order = sorted(rows, key=lambda key: -len(rows[key]))
 
-    def score(keys: Sequence[str]) -> list[float]:
-        longest = len(rows[keys[0]])
-        ids = torch.tensor([rows[key] + [pad] * (longest - len(rows[key])) for key in keys], device=model.device)
-        mask = torch.tensor([[1] * len(rows[key]) + [0] * (longest - len(rows[key])) for key in keys]).to(model.device)
-        return model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+    def score(keys: Sequence[str]) -> dict[str, float]:
+        ids, mask = padded([rows[key] for key in keys], model.device, value=config.pad_token_id)
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, 0]
+        return dict(zip(keys, logits.float().tolist(), strict=True))
 
     def too_large(key: str) -> DpoError:
         return DpoError(
@@ -114,13 +137,13 @@ def _score_all(
             hint="lower eval.judge.max_length, or take a smaller reward model",
         )
 
-    done = 0
+    found: dict[str, float] = {}
     with bar("scoring", len(order), progress) as advance, torch.inference_mode():
-        for scores in in_batches(order, settings.batch_size, score, too_large):
-            for key, value in zip(order[done:], scores, strict=False):
-                cache.add(key, value)
-            done += len(scores)
-            advance(len(scores))
+        for some in in_batches(order, settings.batch_size, score, too_large):
+            store.put(some)
+            found |= some
+            advance(len(some))
+    return found
 
 
 def open_reward_model(settings: RewardModelJudge) -> tuple[Any, Any]:
@@ -129,8 +152,6 @@ def open_reward_model(settings: RewardModelJudge) -> tuple[Any, Any]:
     Raises:
         DpoError: they can't be found, it gives more than one number, or it has no chat template.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     where = models.location(settings.id)
     try:
         config = AutoConfig.from_pretrained(where, revision=settings.revision, trust_remote_code=False)

@@ -1,4 +1,4 @@
-"""Judges: which of two answers is the better one, and here the judge on a server, by the `openai` client.
+"""The judge on a server, by the `openai` client.
 
 It reads each match twice, once in either order, so that its liking for the first place cancels out.
 """
@@ -11,18 +11,17 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from dpo_cli.errors import DpoError
-from dpo_cli.inference import bar
-from dpo_cli.judging.judgments import Cache, Judgment, Match, Said, Verdict, key_of
-from dpo_cli.judging.reward_model import by_reward_model, open_reward_model
-from dpo_cli.recipe import OpenAIJudge, RewardModelJudge
+from dpo_cli.judging import Judgment, Match, Said, Verdict, key_of
+from dpo_cli.recipe import OpenAIJudge
 from dpo_cli.records import Message
-from dpo_cli.show import one_line
+from dpo_cli.show import bar, one_line
+from dpo_cli.store import Store
 
 # The judge may think in any language; the same words for every prompt keep the figures of languages comparable. All in
 # one user turn, since some chat templates know no system turn.
@@ -56,35 +55,8 @@ _MOST_BYTES = 10**6  # of a reply's body; what is longer is cut, and is no chat 
 _CUT = " (cut: see eval.judge.max_tokens)"
 
 
-def judge(
-    settings: OpenAIJudge | RewardModelJudge, matches: Sequence[Match], cache: Path, *, progress: bool
-) -> list[Judgment]:
-    """A judgment for every match, in their order.
-
-    Args:
-        settings: `eval.judge`.
-        matches: what to judge; ids may repeat.
-        cache: the JSONL file of all that judges have said; made where it is missing. Several processes may share it.
-        progress: show a bar on stderr, where that is a terminal.
-
-    Raises:
-        DpoError: the judge can't be reached or used at all. One match that it can't do is a failure, not an error.
-    """
-    return _KINDS[settings.kind](settings, matches, cache, progress)
-
-
-def ready(settings: OpenAIJudge | RewardModelJudge) -> str | None:
-    """Find out before an hour of sampling what `judge` would fail on after it: no client, no key, no model.
-
-    Returns:
-        A remark where a server is not there yet. That is no error: on one card it may have to wait for the sampling.
-
-    Raises:
-        DpoError: as `judge`, but for what only a request or the weights can tell.
-    """
-    if isinstance(settings, RewardModelJudge):
-        open_reward_model(settings)
-        return None
+def ready(settings: OpenAIJudge) -> str | None:
+    """Return a remark where the server is not there yet; see `judging.ready`."""
     client, _ = _client(settings)
     return None if _there(client) else f"no judge at {settings.base_url} yet; sampling first"
 
@@ -126,7 +98,8 @@ class _Unanswered(Exception):
     """One request that got no answer, while others may."""
 
 
-def _by_server(settings: OpenAIJudge, matches: Sequence[Match], path: Path, progress: bool) -> list[Judgment]:
+def judge(settings: OpenAIJudge, matches: Sequence[Match], store: Path, progress: bool) -> list[Judgment]:
+    """Judge every match in both orders; see `judging.judge`."""
     asked: dict[str, str] = {}  # key -> question
     keys: list[tuple[str, str] | None] = []  # of both orders, a match
     server = settings.base_url.rstrip("/")  # two servers may both call their model "default"
@@ -138,10 +111,7 @@ def _by_server(settings: OpenAIJudge, matches: Sequence[Match], path: Path, prog
         both = [key_of(settings.kind, server, settings.model, TEMPLATE, match.prompt, *order) for order in orders]
         asked |= {key: question(match.prompt, *order) for key, order in zip(both, orders, strict=True)}
         keys.append((both[0], both[1]))
-    cache = Cache(path, set(asked))
-    missing = {key: text for key, text in asked.items() if key not in cache.known}
-    replies = _ask_all(settings, missing, cache, progress) if missing else {}
-    replies |= cache.known
+    good, bad = replies(settings, asked, store, lambda reply: verdict_in(reply) is not None, progress)
     judgments = []
     for match, pair in zip(matches, keys, strict=True):
         if pair is None:
@@ -149,7 +119,8 @@ def _by_server(settings: OpenAIJudge, matches: Sequence[Match], path: Path, prog
             continue
         # Only what the judge said holds a verdict; an error may quote the question, and with it the letters.
         said: list[Said] = [
-            {"verdict": verdict_in(replies[key]) if key in cache.known else None, "text": replies[key]} for key in pair
+            {"verdict": verdict_in(good[key]) if key in good else None, "text": good.get(key) or bad[key]}
+            for key in pair
         ]
         shares = {"A": 1.0, "tie": 0.5, "B": 0.0}
         one, other = (None if order["verdict"] is None else shares[order["verdict"]] for order in said)
@@ -158,43 +129,61 @@ def _by_server(settings: OpenAIJudge, matches: Sequence[Match], path: Path, prog
     return judgments
 
 
-def _ask_all(settings: OpenAIJudge, questions: dict[str, str], cache: Cache, progress: bool) -> dict[str, str]:
-    """What came without a verdict, by key, a reply or why there is none; replies with a verdict go into the cache.
+def replies(
+    settings: OpenAIJudge, questions: Mapping[str, str], path: Path, usable: Callable[[str], bool], progress: bool
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Ask a server each question once: what is usable is kept, and not asked again by any run.
 
-    The former are not kept: at temperature 0 the same server would say them again, but what a person does about them
-    is to mend it (its chat template, max_tokens), and then they are worth asking again.
+    The rest is not kept: at temperature 0 the same server would say it again, but what a person does about it is to
+    fix the server (its chat template, max_tokens), and then it is worth asking again.
+
+    Args:
+        questions: by their key in the store at `path`, see `key_of`.
+        usable: whether a reply has what was asked for.
+
+    Returns:
+        The usable replies by key; for the other keys the reply, or why there is none.
+
+    Raises:
+        DpoError: the server can't be reached or used at all.
     """
-    client, hide = _client(settings)
-    if not _there(client):  # waiting for a server that nobody has started is of no use
-        raise _unreachable(settings)
-    failed: dict[str, str] = {}
-    silent = 0
-    reasoning = threading.Event()
+    with Store(path) as store:
+        good: dict[str, str] = store.get(questions)
+        missing = [key for key in questions if key not in good]
+        if not missing:
+            return good, {}
+        client, hide = _client(settings)
+        if not _there(client):  # waiting for a server that nobody has started is of no use
+            raise _unreachable(settings)
+        bad: dict[str, str] = {}
+        silent = 0
+        reasoning = threading.Event()
 
-    def ask(key: str) -> str:
-        return _ask(client, settings, hide, questions[key], reasoning)
+        def ask(key: str) -> str:
+            return _ask(client, settings, hide, questions[key], reasoning)
 
-    with bar("judging", len(questions), progress) as advance:
+        with bar("judging", len(missing), progress) as advance:
 
-        def answered(key: str, reply: str | Exception) -> None:
-            nonlocal silent
-            advance(1)
-            if isinstance(reply, str):
-                silent = 0
-                if verdict_in(reply):
-                    cache.add(key, reply)
-                else:
-                    failed[key] = reply
-                return
-            if not isinstance(reply, _Unanswered):
-                raise reply
-            silent += 1
-            failed[key] = str(reply)
-            if silent == _SILENCE:
-                raise _error(settings, f"gave no answer {_SILENCE} times in a row: {reply}", _KEPT)
+            def answered(key: str, reply: str | Exception) -> None:
+                nonlocal silent
+                advance(1)
+                if isinstance(reply, str):
+                    silent = 0
+                    if usable(reply):
+                        store.put({key: reply})
+                        good[key] = reply
+                    else:
+                        bad[key] = reply
+                    return
+                if not isinstance(reply, _Unanswered):
+                    raise reply
+                silent += 1
+                bad[key] = str(reply)
+                if silent == _SILENCE:
+                    raise _error(settings, f"gave no answer {_SILENCE} times in a row: {reply}", _KEPT)
 
-        _in_threads(ask, list(questions), settings.concurrency, answered)
-    return failed
+            _in_threads(ask, missing, settings.concurrency, answered)
+    return good, bad
 
 
 def _in_threads(
@@ -361,9 +350,3 @@ def _unreachable(settings: OpenAIJudge) -> DpoError:
 
 def _error(settings: OpenAIJudge, what: str, hint: str) -> DpoError:
     return DpoError(f"the judge {what}", where=f"{settings.base_url}, model {settings.model}", hint=hint)
-
-
-_KINDS: dict[str, Callable[[Any, Sequence[Match], Path, bool], list[Judgment]]] = {
-    "openai": _by_server,
-    "reward_model": by_reward_model,
-}

@@ -23,6 +23,7 @@ from dpo_cli.cli import app
 from dpo_cli.errors import DpoError
 from dpo_cli.evaluate.evaluate import evaluate
 from dpo_cli.run import Run
+from dpo_cli.store import Store
 from tests import program
 from typer.testing import CliRunner
 
@@ -100,16 +101,10 @@ def started() -> Iterator[Any]:
         process.communicate()
 
 
-def lines_of(pattern: str, run: Path, least: int, process: subprocess.Popen[str]) -> Path:
-    """Wait until a working file has so many whole lines."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        for path in run.glob(pattern):
-            if path.read_bytes().count(b"\n") >= least:
-                return path
-        assert process.poll() is None, process.communicate()[0]
-        os.sched_yield()
-    raise AssertionError(f"no {least} lines in {pattern}")
+def kept(run: Path) -> dict[str, Any]:
+    """The answers that are kept while `eval` works."""
+    with Store(next(run.glob(".eval/samples-*.sqlite"), run / "none")) as store:
+        return store.all()
 
 
 def test_samples_of_a_killed_eval_are_taken_up_again(run: Path, dpo_eval: Any, started: Any) -> None:
@@ -117,18 +112,22 @@ def test_samples_of_a_killed_eval_are_taken_up_again(run: Path, dpo_eval: Any, s
     whole = shutil.copytree(run, run.parent / "whole" / "smoke")
     dpo_eval(*options(whole))
     process = started(*options(run))
-    kept = lines_of(".eval/samples-*.jsonl", run, 4, process)
+    deadline = time.monotonic() + 120
+    while len(kept(run)) < 4:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        os.sched_yield()
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (run / "eval").exists(), "half an evaluation is none"
-    first = rows(kept)[0]
-    text = kept.read_text(encoding="utf-8")
-    kept.write_text(text.replace(json.dumps(first["tuned"]["text"], ensure_ascii=False), '"as it was"', 1))
+    some, first = next(iter(kept(run).items()))
+    with Store(next(run.glob(".eval/samples-*.sqlite"))) as store:
+        store.put({some: {**first, "tuned": {**first["tuned"], "text": "as it was"}}})
     dpo_eval(*options(run))
     found, expected = rows(run / "eval" / "samples.jsonl"), rows(whole / "eval" / "samples.jsonl")
     marked = next(row for row in found if row["id"] == first["id"])
     assert marked["tuned"]["text"] == "as it was", "not sampled twice"
-    (run / "eval" / "samples.jsonl").write_text(text, encoding="utf-8")
+    (run / "eval" / "samples.jsonl").write_text(json.dumps(marked) + "\n", encoding="utf-8")
     marked["tuned"]["text"] = first["tuned"]["text"]
     assert found == expected
     assert not (run / ".eval").exists()
@@ -144,7 +143,7 @@ def test_a_judge_that_dies_costs_neither_answers_nor_judgments(run: Path, dpo_ev
         assert "answers HTTP 401" in done.stderr and server.url in done.stderr
         assert not (run / "eval").exists()
         assert len(server.asked) >= 4
-        before = {row["id"]: row for row in rows(next(run.glob(".eval/samples-*.jsonl")))}
+        before = kept(run)
     with JudgeServer("alphabetical", port=server.port) as server:
         dpo_eval(*options(run, **{"eval.judge": asked}))
         questions = 2 * (12 + 3)

@@ -9,8 +9,7 @@ import pytest
 from dpo_cli import smoke as builtin
 from dpo_cli.errors import DpoError
 from dpo_cli.evaluate.winrate import judge_metrics, judge_verdict
-from dpo_cli.judging.judgments import Match
-from dpo_cli.judging.server import judge
+from dpo_cli.judging import Match, judge
 from dpo_cli.recipe import OpenAIJudge
 
 PROMPTS = ("How do I water a cactus?", "怎样给多肉浇水？", "Name three rivers.")
@@ -25,7 +24,7 @@ def served(serve: Any) -> OpenAIJudge:
 
 
 def test_a_judge_that_never_gives_a_verdict_ends_well(served: OpenAIJudge, tmp_path: Path) -> None:
-    judgments = judge(served, MATCHES, tmp_path / "said.jsonl", progress=False)
+    judgments = judge(served, MATCHES, tmp_path / "said.sqlite", progress=False)
     assert [one.score for one in judgments] == [None] * 3
     for one in judgments:
         for order in one.orders:
@@ -39,6 +38,6 @@ def test_a_judge_that_never_gives_a_verdict_ends_well(served: OpenAIJudge, tmp_p
 def test_a_wrong_address_on_a_real_server_is_told(served: OpenAIJudge, tmp_path: Path) -> None:
     wrong = served.model_copy(update={"base_url": served.base_url.removesuffix("/v1")})
     with pytest.raises(DpoError) as caught:
-        judge(wrong, MATCHES, tmp_path / "said.jsonl", progress=False)
+        judge(wrong, MATCHES, tmp_path / "said.sqlite", progress=False)
     assert "HTTP 404" in str(caught.value)
     assert "mostly ends in /v1" in str(caught.value)

@@ -11,17 +11,14 @@ import pytest
 from dpo_cli import backends, models
 from dpo_cli.errors import DpoError
 from dpo_cli.evaluate.pairs import (
-    HEAD_CHUNK,
     Scored,
-    Tokens,
-    answer_logps,
     baselines,
-    encode,
     grouped_metrics,
     histogram,
     pair_metrics,
     score_pairs,
 )
+from dpo_cli.inference import HEAD_CHUNK, Tokens, answer_logps, encode
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import AcrossPrompts, Pair
 from hypothesis import given, settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -21,9 +20,11 @@ import torch
 from dpo_cli import smoke
 from dpo_cli.errors import DpoError
 from dpo_cli.evaluate import samples as samples_module
-from dpo_cli.evaluate.samples import Answer, Sample, draws, sample_pairs
+from dpo_cli.evaluate.samples import Sample, draws, sample_pairs
+from dpo_cli.inference import Answer
 from dpo_cli.recipe import Eval
-from dpo_cli.records import Message, Pair, read_jsonl
+from dpo_cli.records import Message, Pair
+from dpo_cli.store import Store
 
 PROMPTS = (
     "你好",
@@ -84,9 +85,10 @@ def sample(model: Any, tokenizer: Any, tmp_path: Path) -> Callable[..., list[Sam
     """`sample(pairs, batch_size=1)`: into a new file, or that of `name`."""
 
     def go(pairs: Sequence[Pair] = PAIRS, name: str = "", seed: int = 0, **changes: Any) -> list[Sample]:
-        path = tmp_path / (name or f"{len(list(tmp_path.iterdir()))}.jsonl")
+        path = tmp_path / (name or f"{len(list(tmp_path.iterdir()))}.sqlite")
         settings = SETTINGS.model_copy(update=changes)
-        return sample_pairs(model, tokenizer, pairs, settings, seed, path, progress=True)
+        with Store(path) as store:
+            return sample_pairs(model, tokenizer, pairs, settings, seed, store, progress=True)
 
     return go
 
@@ -369,53 +371,49 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {folder!r})
-from test_samples import PAIRS, SETTINGS, build, hooked, sample_pairs
+from test_samples import PAIRS, SETTINGS, Store, build, hooked, sample_pairs
 
-path = Path({path!r})
+store = Store(Path({path!r}))
 
 def kill(*_):
-    if path.read_bytes().count(b"\\n") >= 3:
+    if len(store.all()) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
 model, tokenizer = build()
 settings = SETTINGS.model_copy(update=dict(batch_size=1))
 with hooked(model, kill):
-    sample_pairs(model, tokenizer, PAIRS, settings, 0, path, progress=False)
+    sample_pairs(model, tokenizer, PAIRS, settings, 0, store, progress=False)
 """
 
 
 def test_a_killed_run_goes_on_where_it_was(
     sample: Callable[..., list[Sample]], spawn: Callable[..., Popen[str]], tmp_path: Path
 ) -> None:
-    path = tmp_path / "samples.jsonl"
+    path = tmp_path / "samples.sqlite"
     process = spawn("-c", KILLED.format(folder=str(Path(__file__).parent), path=str(path)), env=dict(os.environ))
     _, errors = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, errors
-    before = path.read_bytes()
-    assert before.count(b"\n") == 3 and before.endswith(b"\n")
-    # As if it had been killed while it wrote: in the middle of a line, and of a Chinese character.
-    third = before.splitlines(keepends=True)[2]
-    half = len(before) - len(third) + third.index("一".encode() if "一".encode() in third else b"user") + 1
-    path.write_bytes(before[:half])
-
+    with Store(path) as store:
+        before = store.all()
+        assert len(before) == 3
     resumed = sample(name=path.name)
     assert resumed == sample(batch_size=1)
-    assert path.read_bytes()[: len(before) - len(third)] == before[: len(before) - len(third)]
-    rows = list(read_jsonl(path))
-    assert sorted(row["id"] for row in rows) == [one.id for one in PAIRS]
-    assert [Sample.from_json(row) for row in sorted(rows, key=lambda row: str(row["id"]))] == resumed
-    assert "一二三四五六七八九十" in path.read_text(encoding="utf-8")  # as it is, not as escapes
+    with Store(path) as store:
+        rows = store.all()
+    assert before.items() <= rows.items()
+    assert [Sample.from_json(rows[one.id]) for one in PAIRS] == resumed
 
 
-def test_what_stands_in_the_file_is_not_sampled_again(
+def test_what_is_in_the_store_is_not_sampled_again(
     model: Any, sample: Callable[..., list[Sample]], tmp_path: Path
 ) -> None:
-    path = tmp_path / "samples.jsonl"
+    path = tmp_path / "samples.sqlite"
     sample(PAIRS[:2], name=path.name)
-    rows = [{**row, "language": "marked"} for row in read_jsonl(path)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with Store(path) as store:
+        store.put({key: {**row, "language": "marked"} for key, row in store.all().items()})
     assert [one.language for one in sample(PAIRS[1:3], name=path.name)] == ["marked", "en"]  # and id-0 is not asked for
-    assert [row["id"] for row in read_jsonl(path)] == ["id-1", "id-0", "id-2"]
+    with Store(path) as store:
+        assert sorted(store.all()) == ["id-0", "id-1", "id-2"]
 
     def forbid(*_: Any) -> None:
         raise AssertionError("nothing is left to compute")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from dpo_cli.evaluate.samples import Answer, Sample
+from dpo_cli.evaluate.samples import Sample
 from dpo_cli.evaluate.summary import curves, examples, verdict, warnings
+from dpo_cli.inference import Answer
 from dpo_cli.stats import Figure
 
 

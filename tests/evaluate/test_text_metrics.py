@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy
 import pytest
 import scipy.stats
-from dpo_cli.evaluate.samples import Answer, Sample
+from dpo_cli.evaluate.samples import Sample
 from dpo_cli.evaluate.text_metrics import (
     compression,
     distinct_2,
@@ -20,6 +20,7 @@ from dpo_cli.evaluate.text_metrics import (
     repetition,
     sample_metrics,
 )
+from dpo_cli.inference import Answer
 
 X = ("tokens", "truncated", "repetition", "repetitive", "distinct_2", "compression", "language_match", "refusal")
 

@@ -18,6 +18,7 @@ from dpo_cli import smoke
 from dpo_cli.errors import DpoError
 from dpo_cli.export import gguf, gguf_parity, outputs
 from dpo_cli.export.parity import Check
+from dpo_cli.inference import token_logps
 from dpo_cli.recipe import GgufType
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
@@ -52,7 +53,7 @@ def export(base: PreTrainedModel, tiny: Path, folder: Path, shard: str) -> Expor
     """Base -> base with a change of low rank in every matrix -> 16 bits."""
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     rows = [tokenizer(text * 3)["input_ids"] for text in SENTENCES]
-    plain = outputs.token_logps(base, rows, LAST)
+    plain = token_logps(base, rows, LAST)
     untouched, merged = folder / "untouched", folder / "merged"
     store(base, tiny, untouched, shard)
     base = base.float()
@@ -62,7 +63,7 @@ def export(base: PreTrainedModel, tiny: Path, folder: Path, shard: str) -> Expor
             if "proj" in name:
                 left, right = (torch.randn(size, 2, generator=draw) for size in weight.shape)
                 weight.add_(left @ right.T, alpha=0.02)
-    tuned = outputs.token_logps(base, rows, LAST)
+    tuned = token_logps(base, rows, LAST)
     store(base, tiny, merged, shard)
     return Exported(merged, rows, tuned, plain, untouched)
 

@@ -11,6 +11,7 @@ from dpo_cli import models, recipe, smoke
 from dpo_cli.export import outputs
 from dpo_cli.export.base import Stored
 from dpo_cli.export.outputs import Placement
+from dpo_cli.inference import Sampling, generate
 from dpo_cli.records import Pair, write_jsonl
 from dpo_cli.run import Run
 
@@ -65,14 +66,16 @@ def test_float32_where_the_memory_is_there_else_what_is_stored() -> None:
 
 
 def test_an_answer_is_the_same_alone_and_beside_longer_prompts(tokenizer: Any) -> None:
-    """Padding on the left is hidden; an answer stops before its end, which is told apart from running out of tokens."""
+    """Padding on the left is hidden; an answer stops at its end, which is told apart from running out of tokens."""
     model = outputs.load(smoke.resolve("builtin:tiny-qwen3"), Placement("cpu", torch.float32))
     prompts = [tokenizer(text).input_ids for text in ("Why?", "Name two uses of baking soda, please, and say why.")]
-    together = outputs.answers(model, prompts, tokenizer)
-    assert together == [outputs.answers(model, [prompt], tokenizer)[0] for prompt in prompts]
+    greedy = Sampling(outputs.MAX_NEW_TOKENS)
+    together = generate(model, tokenizer, prompts, greedy)
+    assert together == [generate(model, tokenizer, [prompt], greedy)[0] for prompt in prompts]
     assert [len(answer.ids) for answer in together] == [outputs.MAX_NEW_TOKENS] * 2
-    assert not any(answer.ended for answer in together)
+    assert not any(answer.finished for answer in together)
     third = together[0].ids[2]
     model.generation_config.eos_token_id = [third]
-    stopped = outputs.answers(model, prompts[:1], tokenizer)[0]
-    assert stopped.ended and third not in stopped.ids and stopped.ids == together[0].ids[: len(stopped.ids)]
+    stopped = generate(model, tokenizer, prompts[:1], greedy)[0]
+    assert stopped.finished and stopped.ids.index(third) == len(stopped.ids) - 1
+    assert stopped.ids == together[0].ids[: len(stopped.ids)]

@@ -13,8 +13,9 @@ import pytest
 import torch
 from dpo_cli import smoke
 from dpo_cli.export import merge, outputs, parity
-from dpo_cli.export.outputs import Answer, Outputs, Placement, Probes
+from dpo_cli.export.outputs import Outputs, Placement, Probes
 from dpo_cli.export.parity import LIMITS, Check
+from dpo_cli.inference import Answer, token_logps
 from safetensors.torch import load_file, save_file
 
 QUESTIONS = ["How do I water succulents?", "请介绍多肉浇水。", "Name two uses of baking soda."]
@@ -72,7 +73,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         for text in QUESTIONS
     ]
     asked = Probes([[*prompt, *prompt[4:-4]] for prompt in prompts], prompts, QUESTIONS)
-    plain = outputs.token_logps(outputs.load(base, CPU), asked.rows, outputs.LAST)
+    plain = token_logps(outputs.load(base, CPU), asked.rows, outputs.LAST)
     tuned = outputs.collect(outputs.load(base, CPU, adapter=adapter), asked, tokenizer)
     return Exported(base, adapter, merged, tokenizer, asked, plain, tuned)
 
@@ -138,7 +139,7 @@ def test_an_adapter_merged_at_another_scale(made: Exported, tmp_path: Path, scal
 
 def test_weights_that_are_not_numbers(made: Exported, spoilt: Path) -> None:
     rewrite(spoilt, lambda weights: weights.update({"model.norm.weight": torch.full((64,), torch.nan).bfloat16()}))
-    said = outputs.token_logps(outputs.load(spoilt, CPU), made.asked.rows, outputs.LAST)
+    said = token_logps(outputs.load(spoilt, CPU), made.asked.rows, outputs.LAST)
     checks = parity.check_parity("it", said, made.tuned.logps, made.plain)
     assert {"it.mean_kl", "it.effect", "it.carried"} <= set(failed(checks))
     assert "NaN" not in json.dumps(checks), "which JSON does not know"
@@ -147,20 +148,20 @@ def test_weights_that_are_not_numbers(made: Exported, spoilt: Path) -> None:
 def test_the_answers_are_held_against_those_of_the_adapter_on_the_base() -> None:
     """Ends of turn lost, another language, nothing said: one answer may come out otherwise, not two."""
     prompts = ["Hello there", "你好", "Why?"]
-    good = [Answer([1, 2], "Hello you", True), Answer([3, 4], "你好呀", True), Answer([5, 6], "Because.", True)]
+    good = [Answer("Hello you", [1, 2], True), Answer("你好呀", [3, 4], True), Answer("Because.", [5, 6], True)]
 
     def check(answers: list[Answer]) -> list[str]:
         return failed(parity.check_answers("it", Outputs([], answers), Outputs([], good), prompts, LIMITS["bfloat16"]))
 
     assert check(good) == []
-    one_otherwise = Answer([1, 2], "你好", False)
+    one_otherwise = Answer("你好", [1, 2], False)
     assert check([one_otherwise, *good[1:]]) == []
-    assert check([one_otherwise, Answer([3, 4], "hello", False), good[2]]) == [
+    assert check([one_otherwise, Answer("hello", [3, 4], False), good[2]]) == [
         "it.answers_ended",
         "it.answers_in_language",
     ]
-    assert check([Answer([], " ", True), *good[1:]]) == ["it.answers_not_empty"]
-    assert check([Answer([9, *answer.ids], answer.text, True) for answer in good]) == ["it.greedy_tokens"]
+    assert check([Answer("", [1], True), *good[1:]]) == ["it.answers_not_empty"]
+    assert check([Answer(answer.text, [9, *answer.ids], True) for answer in good]) == ["it.greedy_tokens"]
 
 
 def test_a_faint_adapter_is_not_asked_for_what_16_bits_cannot_hold(made: Exported) -> None:

@@ -14,6 +14,7 @@ from dpo_cli import smoke
 from dpo_cli.export import gguf, gguf_parity, merge, outputs, parity
 from dpo_cli.export.outputs import Placement
 from dpo_cli.export.parity import Check
+from dpo_cli.inference import token_logps
 from transformers import AutoTokenizer
 
 CPU = Placement("cpu", torch.float32)
@@ -58,7 +59,7 @@ def write_merged(adapter: Path, folder: Path, base: Path = TINY) -> Path:
 @pytest.fixture(scope="module")
 def says(merged: Path) -> tuple[list[list[int]], list[torch.Tensor], list[torch.Tensor]]:
     rows = [AutoTokenizer.from_pretrained(TINY)(TEXT)["input_ids"]]
-    tuned, base = (outputs.token_logps(outputs.load(one, CPU), rows, 16) for one in (merged, TINY))
+    tuned, base = (token_logps(outputs.load(one, CPU), rows, 16) for one in (merged, TINY))
     return rows, tuned, base
 
 
