@@ -17,7 +17,7 @@ define check
 	@$(PYTHON) -m dpo_cli.preinstall $(1) $(TORCH_INDEX)
 endef
 
-.PHONY: help smoke compare test test-all test-unsloth train eval export check-cpu check-gpu lint bench bench-quick gpu-check clean
+.PHONY: help smoke compare test test-all golden test-unsloth train eval export check-cpu check-gpu lint bench bench-quick gpu-check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -57,6 +57,9 @@ test: .venv/installed-dev  ## all tests but the slow ones
 
 test-all: .venv/installed-dev  ## all tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(TESTS) --dist loadgroup
+
+golden: .venv/installed-dev  ## write anew what the smoke run is expected to show (tests/end_to_end/golden)
+	DPO_CLI_RENEW_GOLDEN=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/end_to_end/test_golden.py
 
 test-unsloth: .venv-unsloth/installed  ## what we take Unsloth for, against the package itself; no GPU needed
 	OMP_NUM_THREADS=1 .venv-unsloth/bin/python -m pytest tests/unsloth_real
