@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from dpo_cli.language import language
 from dpo_cli.prepare import scoring
 from dpo_cli.prepare.filters import refuses
@@ -21,6 +23,7 @@ from dpo_cli.records import CandidateSet
 from dpo_cli.stats import share
 
 WARN_ABOVE = 0.6  # a rule of thumb that wins three pairs in five without reading them
+QUANTILES = ("mean", "p5", "p50", "p95", "max")
 RATIOS = (1.2, 1.5, 2.0, 3.0, 5.0)
 
 _MARKDOWN = re.compile(r"^ {0,3}(?:#{1,6} |[-*+] |\d+[.)] |> |\|.*\|)|\*\*[^*\n]+\*\*|```", re.MULTILINE)
@@ -28,18 +31,10 @@ _MARKDOWN = re.compile(r"^ {0,3}(?:#{1,6} |[-*+] |\d+[.)] |> |\|.*\|)|\*\*[^*\n]
 
 def quantiles(values: Any) -> dict[str, float] | None:
     """{mean, p5, p50, p95, max} of an array of numbers, None of an empty one."""
-    import numpy as np
-
     if not len(values):
         return None
-    p5, p50, p95 = (round(float(value), 4) for value in np.quantile(values, (0.05, 0.5, 0.95)))
-    return {
-        "mean": round(float(np.mean(values)), 4),
-        "p5": p5,
-        "p50": p50,
-        "p95": p95,
-        "max": round(float(max(values)), 4),
-    }
+    figures = (np.mean(values), *np.quantile(values, (0.05, 0.5, 0.95)), np.max(values))
+    return dict(zip(QUANTILES, (round(float(figure), 4) for figure in figures), strict=True))
 
 
 # What a rule of thumb bets on, and what it looks at: (answer, language of the question) -> a number, the higher wins.
@@ -118,8 +113,6 @@ class Audit:
 
     def lengths(self) -> dict[str, Any]:
         """Characters of both answers, how often the longer was chosen, and what a cap on their ratio would leave."""
-        import numpy as np
-
         chosen, rejected = np.array(self.numbers["chosen"]), np.array(self.numbers["rejected"])
         ratio = np.maximum(chosen, rejected) / np.maximum(np.minimum(chosen, rejected), 1)
         return {
@@ -161,7 +154,6 @@ class Audit:
 
 def _spearman(one: Any, other: Any) -> float | None:
     """Rank correlation, -1..1 (ties share their mean rank); None for fewer than three pairs or no variation."""
-    import numpy as np
 
     def ranks(values: Any) -> Any:
         _, where, count = np.unique(values, return_inverse=True, return_counts=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpo_cli.families import QWEN
 from dpo_cli.language import mostly_han
 from dpo_cli.prepare import scoring
 from dpo_cli.prepare.contamination import Contamination
@@ -97,16 +98,28 @@ _OPENS = rf"<\s*(?:{_TAGS})\s*>|<\|begin_of_thought\|>|(?-i:\[THINK\])|◁think�
 _CLOSES = rf"<\s*/\s*(?:{_TAGS})\s*>|<\|end_of_thought\|>|(?-i:\[/THINK\])|◁/think▷"
 _THOUGHT_TAG = re.compile(f"{_OPENS}|{_CLOSES}", re.IGNORECASE)
 _THINK_BLOCK = re.compile(rf"\s*(?:{_OPENS})((?:(?!{_OPENS}|{_CLOSES}).)*)(?:{_CLOSES})\s*", re.DOTALL | re.IGNORECASE)
-_THOUGHTS = ("think", "thought", "reasoning", "scratchpad")  # one is in every tag
 _SOLUTION = re.compile(  # behind a thought
     r"\s*(?:<\|begin_of_solution\|>\s*(.*?)\s*<\|end_of_solution\|>|<answer>\s*((?:(?!</?answer>).)*?)\s*</answer>)\s*",
     re.DOTALL | re.IGNORECASE,
 )
-# Other names for it, which are a thought only as the block that opens an answer whose prompt doesn't ask for it.
-_UNUSUAL = re.compile(
-    r"\s*<\s*((?:inner[ _-]?)?(?:thoughts?|monologue)|cot|chain[ _-]of[ _-]thought|analysis|reason|reflection|rationale"
-    r"|think(?:ing)?[ _-]process|思考(?:过程)?|推理(?:过程)?)\s*>(.*?)<\s*/\s*\1\s*>\s*(?=\S)",
-    re.DOTALL | re.IGNORECASE,
+
+
+def _heading(words: str) -> str:
+    """A line of Markdown with these words alone, or in bold in front of a text."""
+    return rf"(?:\*\*{words} *[:：]?\*\*[:：]?|#+ *(?:\*\*)?{words} *[:：]?(?:\*\*)?[ \t]*(?=\n))"
+
+
+# Other ways to write it, a thought only where it opens an answer whose prompt doesn't ask for it: (mark, thought).
+_UNUSUAL = tuple(
+    re.compile(rf"\s*{pattern}\s*(?=\S)", re.DOTALL | re.IGNORECASE)
+    for pattern in (
+        r"(<\s*((?:inner[ _-]?)?(?:thoughts?|monologue)|cot|chain[ _-]of[ _-]thought|analysis|reason|reflection"
+        r"|rationale|think(?:ing)?[ _-]process|思考(?:过程)?|推理(?:过程)?)\s*>)(?P<thought>.*?)<\s*/\s*\2\s*>",
+        r"(<details)\b[^<>]*>\s*<summary>[^<]*(?:thought|thinking|reasoning|思考|推理)[^<]*</summary>"
+        r"(?P<thought>.*?)</details>",
+        rf"(?=\W+(think\w*|thought|思考)){_heading('(?:thinking|thoughts?|思考)(?: process|过程)?')}(?P<thought>.*?)"
+        rf"\n\s*{_heading('(?:(?:final|my|最终) ?)?(?:answer|response|回答|答案)')}",
+    )
 )
 
 
@@ -115,11 +128,11 @@ def think(text: str, item: CandidateSet, options: Any, context: Context) -> str 
 
     Any other tag of that kind drops the answer: what is thought there and what is answer can't be told.
     """
-    unusual = _UNUSUAL.match(text) if text.lstrip()[:1] == "<" else None
-    if unusual and not any(f"<{unusual[1]}>" in turn["content"] for turn in item.prompt):
-        text = f"<think>\n{unusual[2].strip()}\n</think>\n\n{text[unusual.end() :]}"
-    lower = text.lower()
-    if not any(word in lower for word in _THOUGHTS) or not _THOUGHT_TAG.search(text):
+    if text.lstrip()[:1] in ("<", "*", "#"):
+        unusual = next(filter(None, (pattern.match(text) for pattern in _UNUSUAL)), None)
+        if unusual and not any(unusual[1].lower() in turn["content"].lower() for turn in item.prompt):
+            text = f"<think>\n{unusual['thought'].strip()}\n</think>\n\n{text[unusual.end() :]}"
+    if not any(map(text.__contains__, "<[◁")) or not _THOUGHT_TAG.search(text):
         return text
     thoughts, end = [], 0
     while block := _THINK_BLOCK.match(text, end):
@@ -141,25 +154,20 @@ def special_tokens(tokens: Iterable[str]) -> re.Pattern[str]:
     """What finds the special tokens of a tokenizer in a text; Qwen3's own are among them, tags of thinking are not."""
     marked = {token for token in tokens if re.fullmatch(r"[<\[{|].+[>\]}|]", token)}  # a pad token may be a plain word
     marked -= {token for token in marked if _THOUGHT_TAG.fullmatch(token)}
-    return re.compile("|".join(map(re.escape, sorted(marked | QWEN))))
+    return re.compile("|".join(map(re.escape, sorted({*marked, *QWEN}))))
 
-
-QWEN = frozenset(
-    "<|im_start|> <|im_end|> <|endoftext|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "  # noqa: SIM905
-    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>".split()
-)
 
 # What ends a turn in the templates of other models, and the name of the next speaker, where answers were cut too late.
 _ENDS = re.compile(
-    r"(?:\s*(?:<[|｜]im_start[|｜]>(?:user|assistant|system)?|<start_of_turn>(?:user|model)?|<[|｜](?!vision|image|video|object|box|quad)/?[\w▁]+[|｜]>"
+    r"(?:\s*(?:&lt;(?:/?s|eos|\|\w+\|)&gt;|<[|｜]im_start[|｜]>(?:user|assistant|system)?|<start_of_turn>(?:user|model)?|<[|｜](?!vision|image|video|object|box|quad)/?[\w▁]+[|｜]>"
     r"|</?s>|<eo[acdhmstu]>|<pad>|<unk>|<end>|<end_of_turn>|<end_of_utterance>|<reserved_\d+>|<turn\|>"
-    r"|\[EOS\]|\[PAD\]|\[SEP\]"
+    r"|\[(?:EOS|END|PAD|SEP)\]"
     r"|\n[ \t]*(?:#+ *)?(?:Human|User|Assistant|人类|用户|助手) *[:：]|\n### (?:Instruction|Response|Input):?))+\s*$",
     re.IGNORECASE,
 )
 _END_CHARACTERS = (
-    ">", "]", ":", "：", "### Instruction", "### Response", "### Input", "im_start|>user", "im_start|>assistant",
-    "im_start|>system", "_turn>user", "_turn>model",
+    ">", "&gt;", "]", ":", "：", "### Instruction", "### Response", "### Input", "im_start|>user",
+    "im_start|>assistant", "im_start|>system", "_turn>user", "_turn>model",
 )  # fmt: skip
 # What opens an answer in the templates of other models, and what a prompt that was rendered by one ends in.
 _STARTS = re.compile(
@@ -198,11 +206,12 @@ def markers(text: str, item: CandidateSet, options: Any, context: Context) -> st
         bare = text.rstrip()
     if bare.endswith(_END_CHARACTERS):
         found = _ENDS.search(bare)
-        if found and not ("</s>" in found[0] and "<s>" in text):  # that is a word struck out in HTML
+        struck = found and (("</s>" in found[0] and "<s>" in text) or "&lt;s&gt;" in text)  # out: a word in HTML
+        if found and not struck:
             text = bare[: found.start()]
     if context.special.search(text) or ("</s>" in text and "<s>" not in text):
         return None
-    return None if any(mark in text for mark in _MARKS) and _LEAKED.search(text) else text
+    return None if any(map(text.__contains__, _MARKS)) and _LEAKED.search(text) else text
 
 
 ALL_BUT = 0.9  # the share of a source's answers to short prompts that begin with them where that is its form
@@ -267,7 +276,7 @@ _CANNED_WORDS = (
 def refuses(text: str) -> bool:
     """Whether an answer opens with a canned refusal, or with what kind of machine it is."""
     opening = text[:OPENING].lower()
-    return any(word in opening for word in _CANNED_WORDS) and bool(_CANNED.search(opening))
+    return any(map(opening.__contains__, _CANNED_WORDS)) and bool(_CANNED.search(opening))
 
 
 def template(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:

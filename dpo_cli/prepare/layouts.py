@@ -166,7 +166,7 @@ def kto(row: Row, settings: Settings) -> CandidateSet:
     label = first(ours, "label", "kto_tag")
     written = str(label).strip().lower() if isinstance(label, str | int | float) else type(label).__name__
     if written not in LABELS:
-        raise Malformed(f"label is {written[:40]!r}; known are {', '.join(LABELS)}")
+        raise Malformed(f"label is {written[:40]!r}, neither good ({_some(1.0)}) nor bad ({_some(0.0)})")
     candidate = Candidate(texts[0], LABELS[written], model_of(ours.get("model")))
     language = spoken(ours.get("language"))
     return CandidateSet(asked, [candidate], source="", language=language, labelled=True, notes=notes)
@@ -181,6 +181,12 @@ _BAD = """
     unhelpful lose f n neg 👎 否 坏 假 错 踩 差 错误 不喜欢 不满意 无用 负面
 """
 LABELS = {**dict.fromkeys(_GOOD.split(), 1.0), **dict.fromkeys(_BAD.split(), 0.0)}
+
+
+def _some(value: float) -> str:
+    return ", ".join([label for label, of in LABELS.items() if of == value][:5])
+
+
 MAPPABLE = {
     "pairs": (
         "prompt", "chosen", "rejected", "system", "language", "score_chosen", "score_rejected", "model_chosen",

@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as Bar
+
 from dpo_cli.show import one_line
 
 PATIENCE = 2.0  # seconds before a bar shows
@@ -36,10 +40,6 @@ class Progress:
             return
         self._looked = now
         if self._bar is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-            from rich.progress import Progress as Bar
-
             console = Console(stderr=True)
             columns = (
                 TextColumn("{task.description}", markup=False),

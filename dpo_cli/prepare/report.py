@@ -6,7 +6,12 @@ import json
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
 from dpo_cli import __version__
 from dpo_cli.prepare.audit import MODEL, SHORTCUTS, Audit, warnings
@@ -17,10 +22,6 @@ from dpo_cli.prepare.survey import Read
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import ROWS_ARE
 from dpo_cli.show import one_line
-
-if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.text import Text
 
 
 def build(
@@ -193,11 +194,6 @@ WIDTH, BAR = 80, 10  # of the terminal that the funnel is made for, and of its b
 
 def funnel_table(report: dict[str, Any], examples: bool = False) -> Group:
     """The funnel and what it led to, for a terminal of 80 columns; with `examples`, kept and dropped ones as well."""
-    from rich.cells import cell_len
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
     heads, rows = _funnel(report, most=3)
     wide = (WIDTH - 16 - BAR - 2 * len(heads)) // len(heads) - 1
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -222,8 +218,6 @@ def funnel_table(report: dict[str, Any], examples: bool = False) -> Group:
 
 
 def _example_texts(report: dict[str, Any]) -> list[Text]:
-    from rich.text import Text
-
     shown = []
     for source, rows in report["examples"]["kept"].items():
         for row in rows:

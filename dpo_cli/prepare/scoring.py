@@ -39,11 +39,14 @@ def rating(value: Any, low: float, high: float) -> float | None:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, also one written as text; None for anything else."""
+    """A finite number, also one written as text or in per cent; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        found = float(value)
+        if isinstance(value, str) and value.rstrip().endswith(("%", "％")):
+            found = float(value.rstrip().rstrip("%％")) / 100
+        else:
+            found = float(value)
     except (ValueError, OverflowError):
         return None
     return found if math.isfinite(found) else None

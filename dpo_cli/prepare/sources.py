@@ -6,16 +6,13 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from dpo_cli import smoke
 from dpo_cli.errors import DpoError
 from dpo_cli.prepare.feed import Feed, Rows, Ticker
 from dpo_cli.prepare.files import BATCH, SUFFIXES, file_feed
 from dpo_cli.recipe import Recipe, Source
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 SPLITS = {"train": {"train", "training"}, "validation": {"validation", "valid", "val", "dev"}, "test": {"test", "eval"}}
 # Files that people take for data and that can't be read, and those beside the data that tell of them.
@@ -184,7 +181,7 @@ def hub_feed(recipe: Recipe, index: int) -> tuple[Feed, str]:
     return table_feed(f"{source.id} ({source.split})", table), commit
 
 
-def table_feed(name: str, table: Dataset) -> Feed:
+def table_feed(name: str, table: Any) -> Feed:
     """A feed of a data set that `datasets` has loaded."""
 
     def rows(names: frozenset[str] | None, tick: Ticker) -> Rows:

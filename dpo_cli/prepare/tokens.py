@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
+from rich.console import Console
+from rich.text import Text
+
+from dpo_cli import models
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import CandidateSet, Message, Pair
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
+if TYPE_CHECKING:  # for it costs two seconds, and without token filters nothing needs it
     from transformers import PreTrainedTokenizerBase
 
 
@@ -19,8 +22,6 @@ def rendered(
     tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any], talks: list[list[Message]], ask: bool
 ) -> list[str]:
     """Conversations as text; `ask` opens the assistant's turn, where the loss will start."""
-    from jinja2 import TemplateError
-
     if not talks:
         return []
     try:
@@ -67,10 +68,6 @@ def lengths(
 
 def preview(recipe: Recipe, pairs: Sequence[Pair], console: Console) -> None:
     """Print pairs as the model will see them: the text as rendered, then token by token where the loss starts."""
-    from rich.text import Text
-
-    from dpo_cli import models
-
     tokenizer = models.load_tokenizer(recipe)
     for number, pair in enumerate(pairs, 1):
         kwargs = pair.chat_template_kwargs
@@ -94,7 +91,6 @@ BEFORE, AFTER, LAST = 8, 12, 3  # tokens shown on both sides of where the loss s
 
 def _around(tokenizer: PreTrainedTokenizerBase, ids: list[int], start: int, style: str) -> Text:
     """The tokens around `start`, decoded one by one and set apart by `|`; the loss counts those after the arrow."""
-    from rich.text import Text
 
     def shown(some: list[int]) -> str:
         return "|".join(str(tokenizer.decode([one])).replace("\n", "\\n") for one in some)

@@ -103,6 +103,10 @@ EDITS = [
             "<Think>Hm?</Think>", "<THINKING>\nHm?\n</THINKING>\n", "<reasoning>Hm?</reasoning>", "<think >Hm?</think>",
             "<thought>Hm?</thought>\n\n", "<|begin_of_thought|>Hm?<|end_of_thought|>", "[THINK]Hm?[/THINK]",
             "◁think▷Hm?◁/think▷", "<think>Hm?</think>\n<think>Well.</think>", "<think>\n\n</think>\n\n",
+            "**Thinking:** Hm?\n\n**Answer:** ", "## Thought process\n\nHm?\n\n## Final answer\n\n",
+            "**思考过程：**\nHm?\n\n**回答：**\n",
+            "<details>\n<summary>Thought for 3 seconds</summary>\nHm?\n</details>\n",
+            '<details type="reasoning" done="true">\n<summary>思考</summary>\n> Hm?\n</details>\n',
         )
     ),
     (
@@ -116,7 +120,8 @@ EDITS = [
             "</s>", "<eos>", "<|end|>", "<|return|>", "<end_of_turn>\n", "<|end_of_text|>", "<|eot_id|>",
             "<｜end▁of▁sentence｜>", "<|endoftext|>", "<|im_end|>", " <|im_end|>\n<|endoftext|>", "</s></s>",
             "<|END_OF_TURN_TOKEN|>", "\nUSER:",
-            "\n\nHuman: ", "\n### Response:", "<|eom_id|>", "<|end_of_turn|>", "\n\n用户：", "[EOS]",
+            "\n\nHuman: ", "\n### Response:", "<|eom_id|>", "<|end_of_turn|>", "\n\n用户：", "[EOS]", "[END]",
+            "&lt;/s&gt;", "&lt;|im_end|&gt;", "&lt;eos&gt;",
         )
     ),
 ]  # fmt: skip
@@ -143,6 +148,10 @@ def test_what_can_be_cut_is_cut_and_counted(kit: Any, edit: str, text: str, left
         "人类和助手一起修好了铜做的发动机，港口恢复了往日的热闹景象。",
         "Use `a < b` and `x > 3`; in HTML, a <b>bold</b> tag thinks nothing of it.",
         "In HTML, text that is struck out is written so: <s>copper</s>",
+        "In HTML, text that is struck out is written so: &lt;s&gt;copper&lt;/s&gt;",
+        "## Thoughts on copper\n\nIt is a metal that people like.\n\n## Response\n\nPeople mine it.",
+        "<details>\n<summary>The recipe</summary>\nMix copper with tin.\n</details>\nThat makes bronze.",
+        "**Thinking:** people do it a lot, and machines have begun to do it as well.",
         "Here are the things that you asked for, one by one, dear user:",
         "See [think](https://example.org) for what a thought is; the reasoning is sound.",
         "Das macht Spaß“, sagte er … und ging: « café… » À bientôt, L’été à la mer!",

@@ -271,6 +271,14 @@ def test_a_block_that_the_prompt_asks_for_stays(kit: Any) -> None:
     assert all(row["chosen"][0]["content"].startswith("<analysis>") for row in pairs(kit, change).rows)
 
 
+def test_headings_that_the_prompt_asks_for_stay(kit: Any) -> None:
+    def change(row: Any, number: int) -> None:
+        row["prompt"] += " Show your thinking under a heading of its own."
+        row["chosen"] = f"**Thinking:** It is so.\n\n**Answer:** {row['chosen']}"
+
+    assert all(row["chosen"][0]["content"].startswith("**Thinking") for row in pairs(kit, change).rows)
+
+
 def test_an_answer_in_tags_behind_a_thought_is_taken_out_of_them(kit: Any) -> None:
     made = pairs(kit, lambda row, number: {**row, "chosen": f"<think>Hm.</think><answer>{row['chosen']}</answer>"})
     assert all("<" not in row["chosen"][0]["content"] for row in made.rows)

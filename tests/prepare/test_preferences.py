@@ -139,7 +139,7 @@ def test_other_labels_are_dropped_with_the_words_that_are_known(kit: Any, word: 
     made = kit.run_rows(rows, format="unpaired")
     assert made.dropped() == {"schema": 1}
     detail = made.report["examples"]["dropped"]["schema"][0]["detail"]
-    assert "known are true, 1, " in detail and "undesirable" in detail
+    assert "neither good (true, 1, " in detail and "nor bad (false, 0, " in detail
 
 
 def test_an_answer_called_good_and_bad_is_dropped_and_a_repeated_one_kept_once(kit: Any) -> None:

@@ -129,3 +129,11 @@ def test_sources_without_scores_pass_the_score_filters(kit: Any) -> None:
     made = kit.run_rows(rows, pairs={"min_margin": 0.9, "min_chosen_score": 0.9})
     assert made.source()["kept"] == 9
     assert {(row["margin"], row["score_chosen"], row["score_rejected"]) for row in made.rows} == {(None, None, None)}
+
+
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [("90%", 0.9), (" 12.5 % ", 0.125), ("７５％", 0.75), ("%", None), ("1e400", None), (True, None)],
+)
+def test_numbers_as_people_write_them(written: Any, number: float | None) -> None:
+    assert scoring.number(written) == number
