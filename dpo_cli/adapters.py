@@ -13,10 +13,10 @@ from dpo_cli.recipe import Lora, Recipe
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# What of an adapter_config.json a plain LoRA, (alpha / r) B A on linear layers, may set.
+# What of an adapter_config.json a plain LoRA, (alpha / r) B A on linear layers, or with sqrt(r), may set.
 PLAIN = frozenset({
     "r", "lora_alpha", "lora_dropout", "bias", "target_modules", "task_type", "peft_type", "auto_mapping",
-    "peft_version", "base_model_name_or_path", "revision", "inference_mode", "init_lora_weights",
+    "use_rslora", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "init_lora_weights",
 })  # fmt: skip
 # Initialisations that leave the base as it is. PiSSA, OLoRA, CorDA, EVA and LoftQ change it, so that an adapter put
 # on the plain base says something else.
@@ -92,6 +92,7 @@ def lora_of(recipe: Recipe, folder: Path) -> Lora:
     return Lora(
         r=config["r"],
         alpha=config["lora_alpha"],
+        rslora=bool(config.get("use_rslora")),
         dropout=config["lora_dropout"],
         bias=config["bias"],
         target_modules=sorted(config["target_modules"]),

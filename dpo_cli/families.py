@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -90,14 +88,9 @@ def family_of(config: Mapping[str, Any]) -> Family | None:
     return next((family for family in FAMILIES if types & set(family.types)), None)
 
 
-def cached_config(name: str, revision: str | None) -> Path | None:
-    """Find a hub id's `config.json` in huggingface_hub's cache, whose own code takes longer to import than to run."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
-    folder, branch = cache / f"models--{name.replace('/', '--')}", revision or "main"
-    try:
-        commit = (folder / "refs" / branch).read_text(encoding="utf-8").strip()
-    except OSError:  # no such branch: a commit, or nothing
-        commit = branch
-    path = folder / "snapshots" / commit / "config.json"
-    return path if path.is_file() else None
+def with_targets(recipe: Any, config: Mapping[str, Any]) -> Any:
+    """Write out a recipe's `lora.target_modules: auto`, where it counts and the family of its model is known."""
+    family = family_of(config)
+    if recipe.lora.target_modules != "auto" or recipe.model.adapter is not None or family is None:
+        return recipe
+    return recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"target_modules": list(family.linear)})})

@@ -16,6 +16,7 @@ from dpo_cli import smoke
 from dpo_cli.adapters import adapter_commit, adapter_folder, load_adapter_weights, lora_of
 from dpo_cli.backends import Backend
 from dpo_cli.errors import DpoError
+from dpo_cli.families import family_of
 from dpo_cli.machine import best_dtype, ran_out_of_memory
 from dpo_cli.recipe import Lora, Recipe
 from dpo_cli.recipe.model_rules import unquantised
@@ -304,6 +305,14 @@ def _check_vocabulary(recipe: Recipe, model: Any, tokenizer: Any) -> None:
         )
 
 
+def _targets(lora: Lora, model: Any) -> list[str] | str:
+    """The modules that get an adapter, as PEFT takes them: of a family that is not known all linear ones."""
+    if lora.target_modules != "auto":
+        return list(lora.target_modules)
+    family = family_of(model.config.to_dict())
+    return list(family.linear) if family else "all-linear"
+
+
 def _load_hf(recipe: Recipe, lora: Lora) -> PeftModel:
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
@@ -315,7 +324,8 @@ def _load_hf(recipe: Recipe, lora: Lora) -> PeftModel:
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         bias=lora.bias,
-        target_modules=list(lora.target_modules),
+        use_rslora=lora.rslora,
+        target_modules=_targets(lora, base),
         task_type="CAUSAL_LM",
     )
     try:
@@ -363,7 +373,8 @@ def _load_unsloth(recipe: Recipe, lora: Lora) -> PeftModel:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         bias=lora.bias,
-        target_modules=list(lora.target_modules),
+        use_rslora=lora.rslora,
+        target_modules=_targets(lora, model),
         use_gradient_checkpointing=False if recipe.train.gradient_checkpointing is False else "unsloth",
         random_state=recipe.seed,
     )

@@ -187,6 +187,8 @@ class Run:
         """Keys and files that a stage reads and that are not as its record has them."""
         record = self.record(stage)
         then, now = record["recipe"], recipe_keys(recipe, stage)
+        if now.get("lora.target_modules") == "auto":  # the model's config, which would say more, is not here
+            now["lora.target_modules"] = then.get("lora.target_modules")
         reasons = [
             Reason(f"{key} is {_brief(now.get(key))}, was {_brief(then.get(key))}", "setting", stage, key)
             for key in dict.fromkeys([*then, *now])

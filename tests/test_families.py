@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpo_cli.families import FAMILIES, Family, Turn, cached_config, family_of
+from dpo_cli.families import FAMILIES, Family, Turn, family_of
+from dpo_cli.recipe.paths import cached_config
 from tests import families
 
 KINDS = sorted(families.CONFIGS)

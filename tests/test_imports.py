@@ -21,9 +21,9 @@ HEAVY = {
 
 # The floors, lowest first; a part imports from its own floor or from below.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("show", "errors", "processes", "disk", "environment", "machine"),
+    ("show", "errors", "processes", "disk", "environment", "machine", "families"),
     ("recipe",),
-    ("run", "records", "stats", "language", "published", "families", "store"),
+    ("run", "records", "stats", "language", "published", "store"),
     ("driver", "preinstall"),
     ("adapters", "backends", "models", "smoke"),
     ("inference", "judging"),

@@ -175,7 +175,7 @@ def test_a_plain_lora_is_plain_however_it_was_drawn(init: Any) -> None:
         {"init_lora_weights": "eva"}, {"init_lora_weights": "corda"}, {"init_lora_weights": "loftq"},
         {"loftq_config": {"loftq_bits": 4}}, {"corda_config": {"corda_method": "kpm"}}, {"eva_config": {"rho": 2.0}},
         {"alora_invocation_tokens": [1, 2]}, {"use_qalora": True}, {"arrow_config": {"top_k": 3}}, {"use_dora": True},
-        {"use_rslora": True}, {"modules_to_save": ["lm_head"]}, {"rank_pattern": {"q_proj": 4}},
+        {"modules_to_save": ["lm_head"]}, {"rank_pattern": {"q_proj": 4}},
         {"layers_to_transform": [0]}, {"target_modules": ".*q_proj"}, {"peft_type": "IA3"},
         {"a_switch_of_a_later_peft": True},
     ],

@@ -150,7 +150,7 @@ def test_a_recipe_does_not_change_after_loading(loaded: Load) -> None:
         ("name: 5e-6", "r.yaml:3  name", "must be text"),
         ("lora: 3", "r.yaml:3  lora", "must be a map, not 3"),
         ("lora: null", "r.yaml:3  lora", "must be a map, not null"),
-        ("lora: {target_modules: 3}", "r.yaml:3  lora.target_modules", "must be a list, not 3"),
+        ("lora: {target_modules: 3}", "r.yaml:3  lora.target_modules", "must be a list or auto, not 3"),
         ("train: {beta: no}", "r.yaml:3  train.beta", 'must be a number, not "no"'),
         ("train: {max_steps: many}", "r.yaml:3  train.max_steps", 'must be a whole number, not "many"'),
         # impossible values
@@ -571,6 +571,28 @@ def test_of_thousands_of_unknown_keys_twenty_are_shown(refused: Refused) -> None
 
 
 # ---------------------------------------------------------------------------------------------------------- extends
+
+
+def test_auto_targets_are_written_out_where_the_config_is_at_hand(
+    loaded: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a local folder, the built-in and the Hub's cache; not of an unknown family, nor beside an adapter."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    for folder, kind in (("local", "phi3"), ("strange", "gpt2"), ("hub/models--a--b/snapshots/main", "qwen2")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text(json.dumps({"model_type": kind}))
+
+    def targets(model: str, *more: str) -> Any:
+        recipe = loaded("", f"model.id={model}", *more)
+        assert loaded(base=dump(recipe)).model_dump() == recipe.model_dump()
+        return recipe.lora.target_modules
+
+    usual = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert targets("builtin:tiny-qwen3") == targets("a/b") == usual
+    assert targets(str(tmp_path / "local")) == ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+    assert targets("a/c") == targets(str(tmp_path / "strange")) == "auto"
+    assert targets("a/b", "model.adapter=a/sft") == "auto"
+    assert targets("a/b", "lora.target_modules=[k_proj]") == targets("a/b", "lora.target_modules=k_proj") == ["k_proj"]
 
 
 def test_maps_merge_and_the_rest_replaces(write: Write) -> None:

@@ -560,6 +560,15 @@ def test_a_new_name_or_an_explicit_default_changes_nothing(home: Home) -> None:
         assert home.run.state("eval", home.recipe(setting)).fresh, setting
 
 
+def test_auto_targets_are_those_that_were_trained(home: Home) -> None:
+    """A run may be copied to where its model is not, whose config would say what auto means."""
+    trained = "lora.target_modules=[q_proj]"
+    for stage in OUTPUTS:
+        home.go(stage, trained)
+    assert home.run.state("export", home.recipe("lora.target_modules=auto")).fresh
+    assert not home.run.state("export", home.recipe("lora.target_modules=[k_proj]")).fresh
+
+
 def change_source(home: Home) -> None:
     (home.folder / "rows.jsonl").write_text("{}\n{}\n", encoding="utf-8")
 

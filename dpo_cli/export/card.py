@@ -172,7 +172,10 @@ def _training(recipe: Recipe, run: Run, kind: str) -> dict[str, Any]:
         ("merged onto" if kind != "adapter" else "made for", base),
         ("reference", f"{without_paths(recipe.model.id)}{started}, frozen" if compared else "none"),
         ("method", ", ".join([method, *loss, f"beta {train.beta:g}"])),
-        ("LoRA", f"r {lora['r']}, alpha {lora['lora_alpha']:g}, on {', '.join(sorted(lora['target_modules']))}"),
+        (
+            "rsLoRA" if lora.get("use_rslora") else "LoRA",
+            f"r {lora['r']}, alpha {lora['lora_alpha']:g}, on {', '.join(sorted(lora['target_modules']))}",
+        ),
         (
             "optimisation",
             f"learning rate {train.learning_rate:g} ({train.lr_scheduler_type}), {batch} {rows_are} a step",

@@ -39,7 +39,10 @@ class Adapter:
     whole: dict[str, torch.Tensor]
 
     def apply(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """W + (alpha / r) B A in float32 (Hu et al., 2021, section 4.1), or the tensor itself where none trained."""
+        """W + scale B A in float32, or the tensor itself where none trained.
+
+        The scale is alpha / r (Hu et al., 2021, section 4.1), or alpha / sqrt(r) of rsLoRA (Kalajdzievski, 2023).
+        """
         weight = self.whole.get(name, weight)
         if name not in self.factors:
             return weight
@@ -92,7 +95,8 @@ def read_adapter(folder: Path, base: Path, tensors: Mapping[str, Stored]) -> Ada
             where=str(base),
             hint="set model.merge_base to the 16-bit weights of the model that was trained",
         )
-    return Adapter(config["lora_alpha"] / config["r"], factors, whole)
+    rank = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
+    return Adapter(config["lora_alpha"] / rank, factors, whole)
 
 
 def write_adapter(adapter: Path, base_name: str, revision: str | None, folder: Path) -> None:

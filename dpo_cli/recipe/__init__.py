@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, PrivateAttr, ValidationError, create_model, field_validator
 
 from dpo_cli.errors import SECRET, either
+from dpo_cli.families import with_targets
 from dpo_cli.recipe.errors import problems_of, recipe_error
 from dpo_cli.recipe.model_rules import against_model, quantised_base
-from dpo_cli.recipe.paths import PARTS, json_in, missing
+from dpo_cli.recipe.paths import PARTS, config_of, missing
 from dpo_cli.recipe.rules import problems, remarks
 from dpo_cli.recipe.sections import (
     FILTER_OPTIONS,
@@ -129,7 +130,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     found = [*_conflicts_in_training(recipe), *_conflicts_in_export(recipe), *problems(recipe)]
     if found:
         raise recipe_error(path, document.places, found)
-    return recipe
+    return with_targets(recipe, config_of(recipe.model.id, recipe.model.revision))
 
 
 def _secrets(values: Any, key: Key = ()) -> list[tuple[Key, str]]:
@@ -153,7 +154,7 @@ def check(recipe: Recipe, path: Path) -> list[str]:
         DpoError: (exit code 2) a file or folder is not there, or is something else than it should be, or a local
             model can't do what the recipe asks of it.
     """
-    local = json_in(recipe.model.id, "config.json") if Path(recipe.model.id).is_absolute() else {}
+    local = config_of(recipe.model.id, recipe.model.revision)
     found = missing(recipe, PARTS) + against_model(recipe, local) + quantised_base(recipe, local)
     if found:
         raise recipe_error(path, recipe._places, found)

@@ -46,8 +46,9 @@ def against_model(recipe: Recipe, config: Mapping[str, Any]) -> list[tuple[Key, 
         config: the model's `config.json`, or a transformers config's `to_dict()`.
     """
     found: list[tuple[Key, str]] = []
-    targets = recipe.lora.target_modules if recipe.model.adapter is None else []
-    if config.get("tie_word_embeddings") is True and any(str(one).endswith("lm_head") for one in targets):
+    targets = recipe.lora.target_modules if recipe.model.adapter is None else "auto"
+    heads = [one for one in targets if one.endswith("lm_head")] if targets != "auto" else []
+    if config.get("tie_word_embeddings") is True and heads:
         sentence = "names lm_head, but this model's head is its embedding (tie_word_embeddings)"
         found.append((("lora", "target_modules"), f"{sentence}, so it could not be merged: remove it"))
     longest = config.get("max_position_embeddings")
@@ -71,7 +72,7 @@ def against_model(recipe: Recipe, config: Mapping[str, Any]) -> list[tuple[Key, 
 
 def lora_targets(recipe: Recipe, value: Any) -> str | None:
     """Layers that a LoRA can't have here, as far as their names say it."""
-    for name in value if isinstance(value, list) else [value]:
+    for name in value:
         if "-" in name or name == "all":
             return f"{name} is not a layer: name the layers, or leave the key out for all linear ones"
         if not re.fullmatch(r"\w+(\.\w+)*", name):

@@ -104,6 +104,29 @@ def json_in(folder: Path | str, name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def config_of(name: str, revision: str | None) -> dict[str, Any]:
+    """A model's `config.json`, of a local folder or of the Hub's cache; {} where neither has it."""
+    if name.startswith("builtin:"):
+        return {"model_type": "qwen3"}
+    if Path(name).is_absolute():
+        return json_in(name, "config.json")
+    cached = cached_config(name, revision)
+    return json_in(cached.parent, cached.name) if cached else {}
+
+
+def cached_config(name: str, revision: str | None) -> Path | None:
+    """Find a hub id's `config.json` in huggingface_hub's cache, whose own code takes longer to import than to run."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    folder, branch = cache / f"models--{name.replace('/', '--')}", revision or "main"
+    try:
+        commit = (folder / "refs" / branch).read_text(encoding="utf-8").strip()
+    except OSError:  # no such branch: a commit, or nothing
+        commit = branch
+    path = folder / "snapshots" / commit / "config.json"
+    return path if path.is_file() else None
+
+
 def _as_typed(path: Path) -> str:
     """The path from here, `./…`; absolute where it is elsewhere."""
     try:

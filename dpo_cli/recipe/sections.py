@@ -14,7 +14,7 @@ from dpo_cli.recipe.train import Section, held_out_metric_problem, language_of
 
 def _one_as_list(value: Any) -> Any:
     """So that a list of one may be written as a word."""
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, str) and value != "auto" else value
 
 
 def _lower(value: Any) -> Any:
@@ -49,13 +49,13 @@ class Model(Section):
 class Lora(Section):
     r: int = Field(32, ge=1, description="rank")
     alpha: float = Field(64, gt=0, description="scale; the update is multiplied by alpha / r")
+    rslora: bool = Field(False, description="multiply by alpha / sqrt(r) instead, so that a high rank learns as fast")
     dropout: float = Field(0.01, ge=0, lt=1, description="see train.disable_dropout: 0 in effect unless that is false")
     bias: Literal["none", "all", "lora_only"] = Field("none", description="which biases train")
-    target_modules: Annotated[list[str], BeforeValidator(_one_as_list, json_schema_input_type=str | list[str])] = Field(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        min_length=1,
-        description="linear layers that get an adapter",
-    )
+    target_modules: Annotated[
+        Literal["auto"] | Annotated[list[str], Field(min_length=1)],
+        BeforeValidator(_one_as_list, json_schema_input_type=str | list[str]),
+    ] = Field("auto", description="linear layers that get an adapter; auto: all of the model's but its head")
 
 
 class Source(Section):

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dpo_cli.errors import USAGE, DpoError
+from dpo_cli.families import with_targets
 from dpo_cli.recipe import MEMORY_SIZE, Recipe
 from dpo_cli.train.methods import METHODS
-from dpo_cli.train.shape import Shape
+from dpo_cli.train.shape import LINEARS, Shape
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -272,6 +273,8 @@ def plan(
         budgeted: a step is cut by tokens: `engine.token_budget`.
     """
     train, data = recipe.train, _Batches.of(pairs, recipe.model.max_length, shared)
+    named = with_targets(recipe, config.to_dict()).lora.target_modules
+    targets = LINEARS if named == "auto" else named
     shape, precision, method = Shape.of(config), _precision(recipe, config, device), METHODS[train.method]
     micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
     offloading = unsloth and device == "cuda" and recipe.model.max_length >= UNSLOTH_OFFLOADS
@@ -282,7 +285,7 @@ def plan(
             shape,
             precision=precision,
             rank=recipe.lora.r,
-            targets=recipe.lora.target_modules,
+            targets=targets,
             optimizer=train.optim,
             checkpointing=checkpointing,
             tokens=tokens,

@@ -8,9 +8,12 @@ from typing import Any
 
 from dpo_cli import models
 from dpo_cli.errors import DpoError
+from dpo_cli.families import family_of
 
-ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
 LINEARS = ATTENTION + MLP
+FUSED = ("qkv_proj", "gate_up_proj")  # Phi's, each several of them in one
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Shape:
     head_dim: int
     vocabulary: int
     tied: bool
+    modules: tuple[str, ...] = LINEARS  # the linear ones of a layer
+    norms: int = 2  # of a layer, as wide as the hidden state
     qk_norm: bool = True
     bias: int = 0  # elements of a layer's linear biases
     whole: int = 0  # weights of linear modules that a 4-bit repository leaves in 16 bits
@@ -38,7 +43,13 @@ class Shape:
         """
         text = config.get_text_config()
         names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-        if any(getattr(text, name, None) is None for name in names) or getattr(text, "num_experts", None):
+        family = family_of(config.to_dict())
+        modules = family.linear if family else LINEARS
+        if (
+            any(getattr(text, name, None) is None for name in names)
+            or getattr(text, "num_experts", None)
+            or not {*modules} <= {*LINEARS, *FUSED}
+        ):
             raise DpoError(
                 f"memory is predicted for dense decoders such as Qwen3, not for {text.model_type}",
                 where="model.id",
@@ -62,7 +73,9 @@ class Shape:
             head_dim=head_dim,
             vocabulary=text.vocab_size,
             tied=bool(text.tie_word_embeddings),
-            qk_norm=text.model_type.startswith("qwen3"),
+            modules=modules,
+            norms=family.norms if family else 2,
+            qk_norm=family.qk_norm if family else False,
             bias=bias,
         )
         in_16bit = models.modules_in_16bit(getattr(config, "quantization_config", None))
@@ -72,7 +85,8 @@ class Shape:
     def sides(self) -> dict[str, tuple[int, int]]:
         """A layer's linear modules, as (inputs, outputs)."""
         h, i, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return dict(zip(LINEARS, ((h, q), (h, kv), (h, kv), (q, h), (h, i), (h, i), (i, h)), strict=True))
+        sides = ((h, q), (h, kv), (h, kv), (q, h), (h, i), (h, i), (i, h), (h, q + 2 * kv), (h, 2 * i))
+        return {name: one for name, one in zip(LINEARS + FUSED, sides, strict=True) if name in self.modules}
 
     @property
     def linear(self) -> int:
@@ -82,7 +96,7 @@ class Shape:
     @property
     def other(self) -> int:
         """Parameters outside of them: embedding, untied head, norms, biases."""
-        norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
+        norms = self.norms * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
         tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return tables + self.layers * (norms + self.bias) + self.hidden
 
@@ -96,7 +110,9 @@ class Shape:
             inputs * outputs
             for layer in range(self.layers)
             for name, (inputs, outputs) in self.sides.items()
-            if models.stays_in_16bit(f"model.layers.{layer}.{'mlp' if name in MLP else 'self_attn'}.{name}", modules)
+            if models.stays_in_16bit(
+                f"model.layers.{layer}.{'self_attn' if name in (*ATTENTION, 'qkv_proj') else 'mlp'}.{name}", modules
+            )
         )
 
     def lora(self, rank: int, targets: Sequence[str]) -> int:
@@ -115,7 +131,7 @@ class Shape:
     ) -> int:
         """Bytes that one layer keeps for the backward, per token, with frozen weights and transformers' forward.
 
-        Read off Qwen3's forward in transformers 5.17: float32 inputs of the four norms and their factors, SDPA's
+        Read off Qwen3's forward in transformers 5.17: float32 inputs of the norms and their factors, SDPA's
         inputs, output and log-sum-exp, the MLP's four products, the adapters' inner activations.
         `tests/train/test_memory.py` counts them.
 
@@ -131,7 +147,8 @@ class Shape:
                 to autocast.)
         """
         h, i, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_heads * self.head_dim
-        norms = 4 * (2 * h + q + kv) + 4 * (2 + self.heads + self.kv_heads)
+        norms = 4 * (self.norms * h + self.norms)
+        norms += 4 * (q + kv + self.heads + self.kv_heads) if self.qk_norm else 0
         products = width * (4 * i + 2 * h + 2 * q + 2 * kv) + 4 * self.heads
         adapter = width * rank * sum(name in targets for name in self.sides)
         copies = 0

@@ -17,6 +17,7 @@ from typing import Any
 from dpo_cli import adapters, backends, models, processes
 from dpo_cli.disk import write_json
 from dpo_cli.errors import INTERRUPTED, DpoError
+from dpo_cli.families import with_targets
 from dpo_cli.machine import best_dtype, ran_out_of_memory
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import DEFAULT_METHOD
@@ -60,6 +61,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     backend = backends.choose_backend(recipe)
     backends.import_backend(backend)
     trainer = build(recipe, run, backend)
+    recipe = with_targets(recipe, trainer.model.config.to_dict())
     log = run["train"] / "log.jsonl"
     stop = StopAfterStep()
     trainer.add_callback(progress_callback(log, stop, quiet))

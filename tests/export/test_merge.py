@@ -71,11 +71,12 @@ def merged(base: Path, adapter: Path, folder: Path, **options: Any) -> dict[str,
         ("bfloat16", {}, {}),
         ("float16", {}, {}),
         ("float32", {}, {"target_modules": ["q_proj", "down_proj"]}),
+        ("bfloat16", {}, {"use_rslora": True, "r": 9}),
         ("bfloat16", {"tie_word_embeddings": False}, {"target_modules": [*LINEAR, "lm_head"]}),
         ("bfloat16", {"attention_bias": True}, {"bias": "all"}),
         ("bfloat16", {"attention_bias": True}, {"bias": "lora_only", "target_modules": ["q_proj", "up_proj"]}),
     ],
-    ids=["bfloat16", "float16", "float32", "untied head", "all biases", "biases of LoRA layers"],
+    ids=["bfloat16", "float16", "float32", "rsLoRA", "untied head", "all biases", "biases of LoRA layers"],
 )
 def test_the_merge_is_pefts(tmp_path: Path, dtype: str, config: dict[str, Any], lora: dict[str, Any]) -> None:
     """To 1e-6 in float32, and the same bits once rounded to what is stored."""
@@ -194,7 +195,7 @@ def test_an_adapter_on_the_head_of_a_base_that_stores_none(tmp_path: Path) -> No
     assert "lm_head.weight, which the base does not have" in refused(base, tmp_path / "adapter", tmp_path / "merged")
 
 
-@pytest.mark.parametrize("key", ["use_rslora", "use_dora", "modules_to_save"])
+@pytest.mark.parametrize("key", ["use_dora", "modules_to_save"])
 def test_what_is_no_plain_lora(tmp_path: Path, key: str) -> None:
     base = random_base(tmp_path / "base")
     options = {key: ["norm"] if key == "modules_to_save" else True}
