@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpo_cli import run
+from dpo_cli import disk
 from dpo_cli.cli import app
 from typer.testing import CliRunner, Result
 
@@ -208,7 +208,7 @@ def full_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         there = full[0] and path.name == f".{full[0]}.new"
         return open("/dev/full" if there else path, *arguments, **options)
 
-    monkeypatch.setattr(run, "open", opened, raising=False)
+    monkeypatch.setattr(disk, "open", opened, raising=False)
     return lambda name: full.__setitem__(0, name)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ import pytest
 import yaml
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import Recipe, dump, json_schema, load
+from dpo_cli.recipe.errors import fields_at
+from dpo_cli.recipe.foreign import NAMES, SYNONYMS
 from dpo_cli.recipe.train import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS, trl_arguments
 from dpo_cli.recipe.yaml import read_recipe
 from hypothesis import given, settings
@@ -141,6 +144,8 @@ def test_a_recipe_does_not_change_after_loading(loaded: Load) -> None:
         ("eval: {zzz: 1}", "r.yaml:3  eval.zzz", "known here: prompts, max_new_tokens, temperature, top_p"),
         # the right name in the wrong section
         ("beta: 0.1", "r.yaml:3  beta", "did you mean train.beta?"),
+        ("lora: {rank: 3}", "r.yaml:3  lora.rank", "it is called lora.r here"),
+        ("train: {max_seq_len: 3}", "r.yaml:3  train.max_seq_len", "it is called model.max_length here"),
         ("lora: {max_length: 3}", "r.yaml:3  lora.max_length", "did you mean model.max_length?"),
         ("eval: {sources: 3}", "r.yaml:3  eval.sources", "did you mean data.sources?"),
         # wrong types
@@ -149,7 +154,7 @@ def test_a_recipe_does_not_change_after_loading(loaded: Load) -> None:
         ("seed: true", "r.yaml:3  seed", "must be a whole number, not true"),
         ("name: 5e-6", "r.yaml:3  name", "must be text"),
         ("lora: 3", "r.yaml:3  lora", "must be a map, not 3"),
-        ("lora: null", "r.yaml:3  lora", "must be a map, not null"),
+        ("lora: null", "r.yaml:3  lora", "must be a map, not null: indent the lines that belong to it"),
         ("lora: {target_modules: 3}", "r.yaml:3  lora.target_modules", "must be a list or auto, not 3"),
         ("train: {beta: no}", "r.yaml:3  train.beta", 'must be a number, not "no"'),
         ("train: {max_steps: many}", "r.yaml:3  train.max_steps", 'must be a whole number, not "many"'),
@@ -193,8 +198,8 @@ def test_one_mistake(refused: Refused, more: str, place: str, says: str) -> None
     ("data", "key", "says"),
     [
         ("sources: []", "data.sources", "at least 1"),
-        ("sources: {id: x/y}", "data.sources", "must be a list"),
-        ("sources: [x/y]", "data.sources[0]", "must be a map"),
+        ("sources: 3", "data.sources", "must be a list"),
+        ("sources: [3]", "data.sources[0]", "must be a map"),
         ("sources: [{layout: pairs}]", "data.sources[0].id", "is missing"),
         ("sources: [{id: a/b, layout: ultrafedback}]", "data.sources[0].layout", "did you mean ultrafeedback?"),
         ("sources: [{id: a/c}, {id: b/c}]", "data.sources", "two sources are called 'c'"),
@@ -203,6 +208,10 @@ def test_one_mistake(refused: Refused, more: str, place: str, says: str) -> None
         ("{sources: [{id: a/b}], total: 0}", "data.total", "not 0"),
         ("{sources: [{id: a/b}], eval_fraction: 1}", "data.eval_fraction", "less than 1"),
         ("{sources: [{id: a/b}], languages: {en: 0.5, zh: 0.4}}", "data.languages", "sum to 0.9, not 1"),
+        ("{sources: a/b, languages: [en, zh, de]}", "data.languages", "its share: {en: 0.34, zh: 0.33, de: 0.33}"),
+        ("{sources: a/b, languages: {en: 70, zh: 30}}", "data.languages", "not percent: {en: 0.7, zh: 0.3}"),
+        ("{sources: a/b, languages: {en: 7}}", "data.languages.en", "less than or equal to 1, not 7"),
+        ("sources: [{path: a/b}]", "data.sources[0].path", "it is called id here"),
         ("{sources: [{id: a/b}], pairs: {pick: best}}", "data.pairs.pick", "best_worst"),
         ("{sources: [{id: a/b}], pairs: {min_margin: 2}}", "data.pairs.min_margin", "less than or equal to 1"),
         ("{sources: [{id: a/b}], filters: {dedup: true}}", "data.filters.dedup", "unknown key"),
@@ -416,7 +425,9 @@ def test_both_kinds_of_judge(loaded: Load) -> None:
         ("lora:\n  r: 1\n  alpha: 2\n  r: 3\n", "lora.r is set twice, on lines 4 and 6", 6),
         ('seed: 1\n"seed": 2\n', "seed is set twice, on lines 3 and 4", 4),
         ("seed: 1\nmodel: {id: x}\n", "model is set twice, on lines 1 and 4", 4),
-        ("lora:\n\tr: 1\n", "\\t", 4),
+        ("lora:\n\tr: 1\n", "indented by a tab\n  →   r: 1", 4),
+        ("lora:\n  r: 1\n   alpha: 2\n", "mapping values are not allowed here\n     alpha: 2", 5),
+        ("lora:\n    r: 1\n  alpha: 2\n", "indented otherwise than those above it\n    alpha: 2", 5),
         ("lora: {r: 1\n", "", 4),
         ("lora: r: 1\n", "mapping values are not allowed", 3),
         ("lora: *nowhere\n", "nowhere", 3),
@@ -1152,3 +1163,129 @@ def test_a_null_loss_takes_back_what_the_recipe_says_for_another_method(loaded: 
 def test_kto_takes_one_row_at_a_time_where_its_loss_has_no_kl_term(loaded: Load) -> None:
     own = "train: {method: kto, loss_type: apo_zero_unpaired, per_device_train_batch_size: 1}\n"
     assert loaded(own).train.per_device_train_batch_size == 1
+
+
+# ------------------------------------------------------------------------------------------- recipes of other programs
+
+LLAMA_FACTORY = """
+model_name_or_path: Qwen/Qwen3-0.6B
+stage: dpo
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+pref_beta: 0.1
+pref_loss: sigmoid
+dataset: dpo_en_demo
+template: qwen3
+cutoff_len: 2048
+max_samples: 1000
+preprocessing_num_workers: 16
+output_dir: saves/dpo
+logging_steps: 10
+plot_loss: true
+per_device_train_batch_size: 1
+learning_rate: 5.0e-6
+num_train_epochs: 3.0
+warmup_ratio: 0.1
+val_size: 0.1
+eval_strategy: steps
+"""
+AXOLOTL = """
+base_model: Qwen/Qwen3-0.6B
+load_in_4bit: true
+rl: dpo
+datasets:
+  - path: a/b
+    split: train
+adapter: lora
+lora_r: 16
+lora_alpha: 32
+lora_target_linear: true
+sequence_len: 2048
+micro_batch_size: 2
+num_epochs: 1
+optimizer: adamw_8bit
+lr_scheduler: cosine
+learning_rate: 0.0002
+val_set_size: 0.05
+"""
+TRL_SCRIPT = """
+model_name_or_path: Qwen/Qwen3-0.6B
+dataset_name: trl-lib/ultrafeedback_binarized
+use_peft: true
+lora_r: 32
+lora_alpha: 16
+attn_implementation: sdpa
+learning_rate: 5.0e-6
+beta: 0.1
+max_length: 1024
+output_dir: out
+push_to_hub: true
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "program", "says"),
+    [
+        (
+            LLAMA_FACTORY,
+            "LLaMA-Factory",
+            {
+                "model_name_or_path": "model.id", "lora_rank": "lora.r", "lora_target": "lora.target_modules",
+                "pref_beta": "train.beta", "cutoff_len": "model.max_length", "dataset": "data.sources",
+                "output_dir": "--runs-dir", "warmup_ratio": "train.warmup_steps",
+                "eval_strategy": "train.eval_strategy",
+            },
+        ),
+        (
+            AXOLOTL,
+            "Axolotl",
+            {
+                "base_model": "model.id", "load_in_4bit": "model.load_in_4bit", "rl": "train.method",
+                "datasets": "data.sources", "lora_alpha": "lora.alpha", "sequence_len": "model.max_length",
+                "micro_batch_size": "train.per_device_train_batch_size", "num_epochs": "train.num_train_epochs",
+                "optimizer": "train.optim", "learning_rate": "train.learning_rate",
+            },
+        ),
+        (
+            TRL_SCRIPT,
+            "TRL",
+            {
+                "model_name_or_path": "model.id", "dataset_name": "data.sources", "lora_r": "lora.r",
+                "beta": "train.beta", "max_length": "model.max_length", "output_dir": "--runs-dir",
+            },
+        ),
+    ],
+    ids=["llama-factory", "axolotl", "trl"],
+)  # fmt: skip
+def test_a_recipe_of_another_program_is_recognised_and_each_key_named_once(
+    refused: Refused, text: str, program: str, says: dict[str, str]
+) -> None:
+    lines = refused(base=text).splitlines()
+    assert lines[1] == f"  it looks like a recipe of {program}; below is what its keys are called here"
+    keys = list(yaml.safe_load(text))
+    assert [line.split()[-1] for line in lines[2::2]] == keys, "in the file's order, and nothing is missing beside"
+    advice = dict(zip(keys, lines[3::2], strict=True))
+    assert all("known here" not in line and "lists them all" not in line for line in advice.values())
+    assert {name: said for name, said in says.items() if said not in advice[name]} == {}
+
+
+def test_every_name_that_is_proposed_is_one_of_ours() -> None:
+    methods = [f"train.{name}" for one in trl_arguments().values() for name in one["arguments"]]
+    sections = [f"{part}.{name}" for part in Recipe.model_fields for name in fields_at(Recipe, (part,))]
+    for said in [*NAMES.values(), *SYNONYMS.values()]:
+        for key in re.findall(r"\b(?:model|lora|data|train|engine|export)\.[a-z_0-9]+", said):
+            assert key in [*methods, *sections], said
+
+
+@pytest.mark.parametrize("written", ["rows.jsonl", "[rows.jsonl]", "{id: rows.jsonl}", "[{id: rows.jsonl}]"])
+def test_one_source_is_taken_however_it_is_written(write: Write, written: str) -> None:
+    path = write(f"model: {{id: a/b}}\ndata:\n  sources: {written}\n")
+    recipe = load(path)
+    assert [source.id for source in recipe.data.sources] == [str(path.parent / "rows.jsonl")]
+
+
+def test_one_source_is_taken_from_the_command_line(write: Write) -> None:
+    recipe = load(write(MINIMAL), ["data.sources=[rows.jsonl, org/set]"])
+    assert [source.id for source in recipe.data.sources] == [str(Path.cwd() / "rows.jsonl"), "org/set"]

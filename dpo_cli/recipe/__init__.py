@@ -121,11 +121,12 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     learns = trl_arguments()[method]["data"]
     if isinstance(data, dict) and "format" not in data and "pairs" not in learns:
         data["format"] = learns[0]
+    model = _recipe_model(method)
     try:
-        recipe = _recipe_model(method).model_validate(document.values)
+        recipe = model.model_validate(document.values)
     except ValidationError as error:
-        mistakes = problems_of(error, document.values, json_schema(), document.places)
-        raise recipe_error(path, document.places, mistakes) from None
+        problem = problems_of(error, document.values, model, document.places)
+        raise recipe_error(path, document.places, problem) from None
     recipe._places.update(document.places)
     found = [*_conflicts_in_training(recipe), *_conflicts_in_export(recipe), *problems(recipe)]
     if found:

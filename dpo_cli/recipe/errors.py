@@ -1,4 +1,4 @@
-"""Mistakes in a recipe, in words: pydantic's errors as key, line, and what to write instead."""
+"""Pydantic's errors in words: key, line, and what to write instead."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from dpo_cli.errors import USAGE, DpoError, did_you_mean, either
+from dpo_cli.recipe.foreign import ours, program
 from dpo_cli.recipe.train import (
     OF_THE_REFERENCE,
     OLD_TRAIN_ARGUMENTS,
     OWNED_TRAIN_ARGUMENTS,
-    method_of,
     methods_with,
     methods_with_loss,
-    train_model,
     trl_arguments,
 )
 from dpo_cli.recipe.yaml import Key, show_key
@@ -49,19 +49,23 @@ def recipe_error(path: Path, places: dict[Key, str], problems: Sequence[Problem]
         return next((order[key[:end]] for end in range(len(key), -1, -1) if key[:end] in order), -1)
 
     blocks: list[str] = []
-    for key, problem in sorted(problems, key=lambda found: position(found[0]))[:MOST_SHOWN]:
+    whose = program([str(key[0]) for key in places if len(key) == 1])
+    most = len(problems) if whose else MOST_SHOWN
+    if whose:
+        blocks.append(f"it looks like a recipe of {whose}; below is what its keys are called here")
+    for key, problem in sorted(problems, key=lambda found: position(found[0]))[:most]:
         known = next((places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in places), str(path))
         shown = show_key(key)
         shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
         blocks += [f"{known}  {shown}", f"  {problem if isinstance(problem, str) else problem()}"]
-    if len(problems) > MOST_SHOWN:
-        blocks.append(f"and {len(problems) - MOST_SHOWN:,} more")
+    if len(problems) > most:
+        blocks.append(f"and {len(problems) - most:,} more")
     count = "a mistake" if len(problems) == 1 else f"{len(problems):,} mistakes"
     return DpoError(f"the recipe has {count}", details=blocks, exit_code=code)
 
 
 def problems_of(
-    error: ValidationError, values: dict[str, Any], schema: dict[str, Any], places: dict[Key, str]
+    error: ValidationError, values: dict[str, Any], model: type[BaseModel], places: dict[Key, str]
 ) -> list[Problem]:
     """Pydantic's errors by key; the branches of one union become one sentence."""
     by_key: dict[Key, list[Any]] = {}
@@ -73,13 +77,16 @@ def problems_of(
             key = (*key, item["ctx"]["discriminator"].strip("'"))
         by_key.setdefault(key, []).append(item)
     above = {key[:end] for key in by_key for end in range(len(key))}
-    method = method_of(values.get("train"))
+    # What is there under another program's name is not missing.
+    names = [(key, ours(key) or "") for key in by_key]
+    named = [tuple(name.split(".")) if "." in name else (*key[:-1], name) for key, name in names if name]
     found: list[Problem] = []
     for key in by_key:
-        if key not in above:
+        elsewhere = by_key[key][0]["type"] == "missing" and any(one[: len(key)] == key for one in named)
+        if key not in above and not elsewhere:
             place = next((places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in places), "")
             hidden = _is_secret(key) or place.endswith("=…")  # as `--set` hides a value
-            found.append((key, partial(_sentence, key, by_key[key], schema, method, hidden)))
+            found.append((key, partial(_sentence, key, by_key[key], model, hidden)))
     return found
 
 
@@ -96,47 +103,51 @@ def _real_key(loc: tuple[str | int, ...], kind: str, values: Any) -> Key:
     return tuple(key)
 
 
-def _sentence(key: Key, items: list[Any], schema: dict[str, Any], method: str, hidden: bool) -> str:
+def _sentence(key: Key, items: list[Any], model: type[BaseModel], hidden: bool) -> str:
     first = items[0]
-    shown = "…" if hidden else _shown(first["input"])
-    if key[:1] == ("train",):
-        sentence = _of_another_method(key, first, method)
-        if sentence:
-            return sentence
-    kinds = list(dict.fromkeys(_KINDS[item["type"]] for item in items if item["type"] in _KINDS))
-    values = [item["ctx"]["expected"] for item in items if item["type"] == "literal_error"]
-    if key == ("train", "method"):
-        values = [either(list(trl_arguments()))]
-    if first["type"] == "extra_forbidden":
-        return _unknown_key(key, first["loc"], schema, method)
-    if first["type"] == "missing":
-        return f"is missing: {_description(first['loc'], schema)}"
-    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return _wrong_branch(first, schema, hidden)
-    if first["type"] == "string_pattern_mismatch":
+    loc, kind, shown = first["loc"], first["type"], "…" if hidden else _shown(first["input"])
+    other = _of_another_method(key, first, _method(model)) if key[:1] == ("train",) else None
+    if other:
+        return other
+    if kind == "extra_forbidden":
+        return _unknown_key(key, loc, model)
+    if kind == "missing":
+        return f"is missing: {_description(model, loc)}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return _wrong_branch(first, model, hidden)
+    if kind == "string_pattern_mismatch":
         said = "" if hidden or set("@?") & set(first["input"]) else f", not {shown}"
-        return f"must be {_description(first['loc'], schema)}{said}"
+        return f"must be {_description(model, loc)}{said}"
+    if first["input"] is None and kind.startswith("model_") and len(key) == 1:
+        return "must be a map, not null: indent the lines that belong to it, or remove the key"
     others = [item for item in items if item["type"] not in _KINDS and item["type"] != "literal_error"]
-    if (kinds or values) and not others:
-        options = [*kinds, *(text.replace("'", "").replace("False", "false") for text in values)]
-        sentence = f"must be {' or '.join(options)}, not {shown}"
-        words = [word for text in values for word in text.replace("'", "").replace(" or ", ", ").split(", ")]
-        near = did_you_mean(first["input"], words) if isinstance(first["input"], str) else None
-        return f"{sentence}; did you mean {near}?" if near else sentence
-    first = others[0] if others else first
-    message = str(first["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
-    return message if first["type"] in ("value_error", "key") else f"{message}, not {shown}"
+    if not others:
+        return _wrong_kind(key, items, shown)
+    message = str(others[0]["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
+    return message if others[0]["type"] in ("value_error", "key") else f"{message}, not {shown}"
 
 
-def _wrong_branch(item: Any, schema: dict[str, Any], hidden: bool) -> str:
+def _wrong_kind(key: Key, items: list[Any], shown: str) -> str:
+    """Of a value that is none of the kinds and words that a key takes."""
+    kinds = list(dict.fromkeys(_KINDS[item["type"]] for item in items if item["type"] in _KINDS))
+    words = [item["ctx"]["expected"] for item in items if item["type"] == "literal_error"]
+    if key == ("train", "method"):
+        words = [either(list(trl_arguments()))]
+    words = [text.replace("'", "").replace("False", "false") for text in words]
+    given, known = items[0]["input"], [word for text in words for word in text.replace(" or ", ", ").split(", ")]
+    near = did_you_mean(given, known) if isinstance(given, str) else None
+    return f"must be {' or '.join([*kinds, *words])}, not {shown}" + (f"; did you mean {near}?" if near else "")
+
+
+def _wrong_branch(item: Any, model: type[BaseModel], hidden: bool) -> str:
     """Of a map that is one of several kinds: the key that says which is not there, or says none of them."""
-    kinds = list(_branches(_node_at(schema, item["loc"])))
+    kinds = [get_args(one.model_fields["kind"].annotation)[0] for one in _at(model, item["loc"])[0]]
     if item["type"] == "union_tag_not_found":
-        return f"is missing: {' or '.join(kinds)}"
+        return f"is missing: {either(kinds)}"
     said = item["input"][item["ctx"]["discriminator"].strip("'")]
     near = did_you_mean(str(said), kinds)
     shown = "…" if hidden else _shown(said)
-    return f"must be {' or '.join(kinds)}, not {shown}" + (f"; did you mean {near}?" if near else "")
+    return f"must be {either(kinds)}, not {shown}" + (f"; did you mean {near}?" if near else "")
 
 
 def _is_secret(key: Key) -> bool:
@@ -168,18 +179,22 @@ def _of_another_method(key: Key, first: Any, method: str) -> str | None:
     return None
 
 
-def _unknown_key(key: Key, loc: Key, schema: dict[str, Any], method: str) -> str:
+def _unknown_key(key: Key, loc: Key, model: type[BaseModel]) -> str:
     """Key as in the file, and as pydantic has it, with the branch of a union that was taken."""
     name = str(key[-1])
     if key[0] == "train" and name in OWNED_TRAIN_ARGUMENTS:
         return f"is not set here: {OWNED_TRAIN_ARGUMENTS[name]}"
     if key[0] == "train" and name in OLD_TRAIN_ARGUMENTS:
         return f"is not one of TRL's arguments: {OLD_TRAIN_ARGUMENTS[name]}"
-    siblings = list(train_model(method).model_fields) if key[:-1] == ("train",) else fields_at(loc[:-1], schema)
+    foreign = ours(key)
+    if foreign:
+        return f"unknown key; {foreign}" if " " in foreign else f"unknown key; it is called {foreign} here"
+    siblings = fields_at(model, loc[:-1])
     near = did_you_mean(name, siblings)
     if near:
         return f"unknown key; did you mean {near}?"
-    elsewhere = [f"{part}.{name}" for part in schema["properties"] if name in fields_at((part,), schema)]
+    elsewhere = [f"{part}.{name}" for part in model.model_fields if name in fields_at(model, (part,))]
+    elsewhere += [f"train.{name}"] if methods_with(name) else []
     if elsewhere:
         return f"unknown key here; did you mean {elsewhere[0]}?"
     if len(siblings) <= 20:
@@ -187,38 +202,36 @@ def _unknown_key(key: Key, loc: Key, schema: dict[str, Any], method: str) -> str
     return "unknown key; `dpo-cli schema` lists them all"
 
 
-def fields_at(key: Key, schema: dict[str, Any]) -> list[str]:
+def _method(model: type[BaseModel]) -> str:
+    return str(_at(model, ("train",))[0][0].model_fields["method"].default)
+
+
+def fields_at(model: type[BaseModel], key: Key) -> list[str]:
     """The names that may stand below `key`."""
-    return list(_node_at(schema, key).get("properties", {}))
+    return [name for one in _at(model, key)[0] for name in one.model_fields]
 
 
-def _description(key: Key, schema: dict[str, Any]) -> str:
-    return str(_node_at(schema, key).get("description", "a recipe needs it")).splitlines()[0]
+def _description(model: type[BaseModel], key: Key) -> str:
+    field = _at(model, key)[1]
+    return (field and field.description) or "a recipe needs it"
 
 
-def _node_at(schema: dict[str, Any], key: Key) -> dict[str, Any]:
-    """The part of a JSON schema that describes `key`, its references followed.
-
-    `key` may be pydantic's `loc`: a branch of a union in it is followed where a key tells the branches apart, and is
-    passed over elsewhere.
-    """
-
-    def followed(node: dict[str, Any]) -> dict[str, Any]:
-        if "$ref" in node:
-            return {**schema["$defs"][node["$ref"].rsplit("/", 1)[1]], **{k: v for k, v in node.items() if k != "$ref"}}
-        maps = [followed(option) for option in node.get("anyOf", []) if "$ref" in option]
-        return {**maps[0], **node} if maps else node
-
-    node = followed(schema)
-    for part in key:
-        inner = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
-        inner = inner or _branches(node).get(str(part))
-        if inner:
-            node = followed(inner)
-    return node
+def _at(model: type[BaseModel], loc: Key) -> tuple[list[type[BaseModel]], FieldInfo | None]:
+    """The sections that may stand at pydantic's `loc`, and the field there; a branch of a union in it is followed."""
+    models, field = [model], None
+    for part in loc:
+        named = [one for one in models if part in one.model_fields]
+        if named:
+            field = named[0].model_fields[str(part)]
+            models = _sections(field.annotation)
+        else:
+            kinds = [(one, one.model_fields.get("kind")) for one in models]
+            models = [one for one, kind in kinds if kind and part in get_args(kind.annotation)] or models
+    return models, field
 
 
-def _branches(node: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """The branches of a union that a key tells apart, by what the key says; none of anything else."""
-    unions = [option["discriminator"] for option in (node, *node.get("anyOf", [])) if "discriminator" in option]
-    return {kind: {"$ref": ref} for union in unions for kind, ref in union["mapping"].items()}
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The models in a type such as `list[Source]` or `Judge | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [one for inner in get_args(annotation) for one in _sections(inner)]

@@ -17,6 +17,16 @@ def _one_as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) and value != "auto" else value
 
 
+def _one_source_as_list(value: Any) -> Any:
+    """So that one source may be written as a map or as its id."""
+    return [value] if isinstance(value, str | dict) else value
+
+
+def _id_alone(value: Any) -> Any:
+    """So that a source of which nothing else is said may be written as its id."""
+    return {"id": value} if isinstance(value, str) else value
+
+
 def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
@@ -196,7 +206,13 @@ class Data(Section):
     format: Literal["pairs", "ranked", "unpaired"] = Field(
         "pairs", description="what prepare writes; ranked by default where train.method is lipo"
     )
-    sources: list[Source] = Field(min_length=1, description="where the preference data come from")
+    sources: Annotated[
+        list[Annotated[Source, BeforeValidator(_id_alone, json_schema_input_type=str | Source)]],
+        BeforeValidator(
+            _one_source_as_list,
+            json_schema_input_type=str | Source | Annotated[list[str | Source], Field(min_length=1)],
+        ),
+    ] = Field(min_length=1, description="where the preference data come from")
     score_weights: ScoreWeights = ScoreWeights()
     pairs: PairPolicy = PairPolicy()
     filters: Filters = Field(default_factory=lambda: Filters(), description="by drop reason: false, or what tunes it")
@@ -208,6 +224,20 @@ class Data(Section):
     eval_fraction: float = Field(0.05, gt=0, lt=1, description="prompts held out for ever, by hash")
     eval_size: int = Field(500, ge=1, description="at most this many held-out pairs are used")
     keep_dropped: bool = Field(False, description="write data/dropped.jsonl")
+
+    @field_validator("languages", mode="before")
+    @classmethod
+    def _shares_not_names_or_percent(cls, shares: Any) -> Any:
+        numbers = list(shares.values()) if isinstance(shares, dict) else []
+        if isinstance(shares, list) and shares and all(isinstance(one, str) for one in shares):
+            each = round(1 / len(shares), 2)
+            even = dict.fromkeys(shares, each) | {shares[0]: round(1 - each * (len(shares) - 1), 2)}
+            said = ", ".join(f"{name}: {share:g}" for name, share in even.items())
+            raise ValueError(f"must give each language its share: {{{said[:100]}}}")
+        if numbers and all(type(one) in (int, float) and one > 0 for one in numbers) and 99 <= sum(numbers) <= 101:
+            whole = ", ".join(f"{name}: {number / 100:g}" for name, number in list(shares.items())[:4])
+            raise ValueError(f"must be shares of 1, not percent: {{{whole}}}")
+        return shares
 
     @field_validator("languages")
     @classmethod

@@ -223,20 +223,41 @@ def _text_of(path: Path, where: str) -> str:
 
 def _parse(text: str, problem: str, place: Callable[[int], str], places: dict[Key, str]) -> Any:
     """One YAML value, None where there is none; fills `places`, which `place` makes of line numbers (0: unknown)."""
-    hint = "check the indentation, colons and quotes on that line and the one above it"
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         _walk(node, (), place, places)
         return loader.construct_document(node) if node is not None else None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        said, where = error.problem or error.context, place(mark.line + 1 if mark else 0)
-        raise DpoError(f"{problem}: {said}", where=where, hint=hint, exit_code=USAGE) from None
+        raise _not_yaml(text, error, problem, place) from None
     except RecursionError:
         raise DpoError(f"{problem}: nested too deeply", where=place(0), exit_code=USAGE) from None
     except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # the last two: a value that belies its tag
         raise DpoError(f"{problem}: {error}", where=place(0), exit_code=USAGE) from None
+
+
+def _not_yaml(text: str, error: yaml.MarkedYAMLError, problem: str, place: Callable[[int], str]) -> DpoError:
+    """What the YAML reader stumbled over, with the line and what is usually wrong there."""
+    mark = error.problem_mark or error.context_mark
+    said, hint = (
+        error.problem or error.context or "",
+        "check the indentation, colons and quotes there and one line above",
+    )
+    lines = re.split(r"\r\n|\r|\n", text)
+    line = lines[mark.line] if mark and mark.line < len(lines) else ""
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        said, hint = "the line is indented by a tab", "indent by spaces: YAML takes no tabs there"
+    elif said.startswith("expected <block end>"):
+        said, hint = (
+            "the line is indented otherwise than those above it",
+            "check the indentation of both",
+        )
+    elif said == "mapping values are not allowed here":
+        hint = "indent the keys of a section alike, and put texts with a colon in quotes"
+    secret = _TELLING.search(_HARMLESS.sub("", line))
+    shown = [line.replace("\t", "→   ")[:100]] if line.strip() and len(lines) > 1 and not secret else []
+    where = place(mark.line + 1 if mark else 0)
+    return DpoError(f"{problem}: {said}", where=where, hint=hint, details=shown, exit_code=USAGE)
 
 
 def _walk(node: yaml.Node | None, key: Key, place: Callable[[int], str], places: dict[Key, str]) -> None:
@@ -343,6 +364,8 @@ def names_a_path(key: Key) -> bool:
     """Whether that recipe key may hold a local path."""
     match key:
         case ("model", "id" | "adapter" | "merge_base") | ("data", "sources", int(), "id"):
+            return True
+        case ("data", "sources") | ("data", "sources", int()) | ("data", "sources", "id"):  # a source by its id alone
             return True
         case ("data", "contamination", int()) | ("eval", "judge", "id"):
             return True

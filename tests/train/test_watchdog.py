@@ -158,7 +158,7 @@ def test_a_remark_names_its_step_and_recipe_lines_that_exist_in_three_lines(
         assert keys, remark
         for key in keys:
             section, name = key.rsplit(".", 1)
-            assert name in fields_at(tuple(section.split(".")), recipe.json_schema()), key
+            assert name in fields_at(recipe.Recipe, tuple(section.split("."))), key
 
 
 def test_the_losses_that_a_remark_proposes_are_accepted() -> None:
