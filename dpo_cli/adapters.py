@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Lora, Recipe
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 # What of an adapter_config.json a plain LoRA, (alpha / r) B A on linear layers, or with sqrt(r), may set.
 PLAIN = frozenset({
@@ -33,8 +33,6 @@ def adapter_folder(recipe: Recipe) -> Path | None:
         return None
     folder = Path(recipe.model.adapter)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
         revision = recipe.model.adapter_revision
         try:
             folder = Path(snapshot_download(recipe.model.adapter, revision=revision, allow_patterns=["adapter_*"]))
@@ -62,7 +60,6 @@ def adapter_commit(recipe: Recipe) -> str | None:
 
 def not_plain(config: Mapping[str, Any]) -> list[str]:
     """List what makes an adapter another thing than a plain LoRA on the plain base, by its `adapter_config.json`."""
-    from peft import LoraConfig
 
     if config.get("peft_type") != "LORA":
         return [f"peft_type: {config.get('peft_type')}"]
@@ -105,7 +102,6 @@ def load_adapter_weights(model: PeftModel, folder: Path) -> None:
     Raises:
         ValueError: the names or shapes are not those of the adapter.
     """
-    from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
     weights, own = load_peft_weights(str(folder)), get_peft_model_state_dict(model, adapter_name="default")
     strange = sorted(weights.keys() ^ own.keys())

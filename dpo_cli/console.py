@@ -123,7 +123,7 @@ def print_plan(loaded: Recipe, run: Run) -> None:
     import torch
     from transformers import AutoConfig
 
-    from dpo_cli import backends, models
+    from dpo_cli import backends, chat, model_files
     from dpo_cli.inference import encode
     from dpo_cli.records import Message, Pair, read_jsonl
     from dpo_cli.train.engine import available_memory
@@ -133,7 +133,7 @@ def print_plan(loaded: Recipe, run: Run) -> None:
 
     gpu = torch.cuda.is_available()
     card = torch.cuda.get_device_name() if gpu else "this machine"
-    tokenizer, method = models.load_tokenizer(loaded), METHODS[loaded.train.method]
+    tokenizer, method = chat.load_tokenizer(loaded), METHODS[loaded.train.method]
     rows: list[Lengths] = []
     for row in read_jsonl(run.train_pairs):
         answers = [row[side] for side in ("chosen", "rejected", "completion") if side in row]
@@ -146,7 +146,7 @@ def print_plan(loaded: Recipe, run: Run) -> None:
         start = encoded[0].start
         rows += [(start, one) for one in lengths] if method.row == "answer" else [(start, *lengths)]
     config = AutoConfig.from_pretrained(
-        models.location(loaded.model.id), revision=loaded.model.revision, trust_remote_code=False
+        model_files.location(loaded.model.id), revision=loaded.model.revision, trust_remote_code=False
     )
     backend = backends.choose_backend(loaded)
     fits = method.engine

@@ -24,7 +24,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from dpo_cli import models
+from dpo_cli import chat
 from dpo_cli.errors import DpoError
 from dpo_cli.machine import ran_out_of_memory
 from dpo_cli.records import AcrossPrompts, Pair
@@ -101,8 +101,8 @@ def encode(tokenizer: Any, pair: Pair, max_length: int) -> tuple[Tokens, Tokens]
         good, bad = (Pair(**{name: side[name] for name in Pair.__dataclass_fields__}) for side in (one, other))
         return encode(tokenizer, good, max_length)[0], encode(tokenizer, bad, max_length)[1]
     kwargs = pair.chat_template_kwargs
-    prompt = models.chat_tokens(tokenizer, pair.prompt, add_generation_prompt=True, **kwargs)
-    whole = [models.chat_tokens(tokenizer, pair.prompt + answer, **kwargs) for answer in (pair.chosen, pair.rejected)]
+    prompt = chat.chat_tokens(tokenizer, pair.prompt, add_generation_prompt=True, **kwargs)
+    whole = [chat.chat_tokens(tokenizer, pair.prompt + answer, **kwargs) for answer in (pair.chosen, pair.rejected)]
     start = max(1, min(_common_prefix(prompt, ids) for ids in whole))  # nothing predicts the very first token
     chosen, rejected = (Tokens(ids[:max_length], start) for ids in whole)
     return chosen, rejected
@@ -211,7 +211,7 @@ def seed_of(*parts: object) -> int:
 def generate(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int] = ()
 ) -> list[Answer]:
-    """Answer the prompts in one batch, padded on the left; they end where `models.end_tokens` says.
+    """Answer the prompts in one batch, padded on the left; they end where `chat.end_tokens` says.
 
     Only `sampling` decides the answers: what the model's folder says of sampling is left out.
 
@@ -222,7 +222,7 @@ def generate(
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # with the adapter in its layers
     own = base.generation_config
-    ends = models.end_tokens(own.eos_token_id if own else None, tokenizer)
+    ends = chat.end_tokens(own.eos_token_id if own else None, tokenizer)
     pad = ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     ids, mask = padded(prompts, base.device, left=True, value=pad)
     warpers = LogitsProcessorList()

@@ -68,13 +68,13 @@ def open_run(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> t
     """The recipe and its run, which knows the files from outside that each stage reads."""
     loaded = recipe.load(recipe_path, settings)
     os.fsencode(loaded.name)  # raises where no folder can be called so
-    from dpo_cli import models
+    from dpo_cli import model_files
     from dpo_cli.prepare.sources import source_files
 
     inputs: dict[str, Callable[[Recipe], dict[str, Path]]] = {
-        "prepare": lambda one: {**source_files(one, missing_ok=True), **models.tokenizer_files(one)},
-        "train": models.local_files,
-        "export": models.merge_files,
+        "prepare": lambda one: {**source_files(one, missing_ok=True), **model_files.tokenizer_files(one)},
+        "train": model_files.local_files,
+        "export": model_files.merge_files,
     }
     run = Run(runs_dir / loaded.name, inputs)
     try:

@@ -5,133 +5,40 @@ Every stage gets its model here, so that a recipe means the same weights, dtype 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dpo_cli import smoke
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.quantizers.quantizers_utils import should_convert_module
+from transformers.utils.hub import cached_file
+
 from dpo_cli.adapters import adapter_commit, adapter_folder, load_adapter_weights, lora_of
 from dpo_cli.backends import Backend
+from dpo_cli.chat import load_tokenizer
 from dpo_cli.errors import DpoError
 from dpo_cli.families import family_of
-from dpo_cli.machine import best_dtype, ran_out_of_memory
+from dpo_cli.machine import best_dtype
+from dpo_cli.model_files import cannot_load, location
 from dpo_cli.recipe import Lora, Recipe
 from dpo_cli.recipe.model_rules import unquantised
-from dpo_cli.records import Message
-
-if TYPE_CHECKING:
-    import torch
-    from peft import PeftModel
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-
-def location(model_id: str) -> str:
-    """What transformers should load: the folder of a `builtin:` id (built on first use), else the id itself."""
-    return str(smoke.resolve(model_id)) if model_id.startswith("builtin:") else model_id
-
-
-def local_files(recipe: Recipe) -> dict[str, Path]:
-    """The files of a local model and adapter, by a name without their folder; hub ids have none."""
-    return _files_of("model", recipe.model.id) | _files_of("adapter", recipe.model.adapter)
-
-
-def merge_files(recipe: Recipe) -> dict[str, Path]:
-    """The files of a local `model.merge_base`, where that is another model than the trained one."""
-    return {} if recipe.model.merge_base == recipe.model.id else _files_of("merge_base", recipe.model.merge_base)
-
-
-def _files_of(kind: str, model_id: str | None) -> dict[str, Path]:
-    folder = Path(location(model_id)) if model_id else None
-    if folder is None or not folder.is_dir():
-        return {}
-    return {f"{kind}/{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
-
-
-def tokenizer_files(recipe: Recipe) -> dict[str, Path]:
-    """Those of `local_files` that decide how text becomes tokens."""
-    return {
-        name: path
-        for name, path in local_files(recipe).items()
-        if name.startswith(("model/tokenizer", "model/chat_template"))
-    }
-
-
-def chat_template_kwargs(recipe: Recipe) -> dict[str, Any]:
-    """The one switch for Qwen3's thinking mode, as `apply_chat_template` takes it."""
-    return {"enable_thinking": recipe.model.thinking}
-
-
-def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of `model.id`, with its chat template; of named ones `default`.
-
-    Raises:
-        DpoError: it can't be found, or it has no chat template.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            location(recipe.model.id), revision=recipe.model.revision, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise _cannot_load(recipe, "id", "the tokenizer", error) from error
-    if isinstance(tokenizer.chat_template, dict):  # an export holds one, and the others are for tools and documents
-        tokenizer.chat_template = tokenizer.chat_template.get("default")
-    if not tokenizer.chat_template:
-        raise DpoError(
-            f"the tokenizer of {recipe.model.id} has no chat template, so there is no telling prompt from answer",
-            where=recipe.where("model", "id"),
-            hint="take an instruct model, or put chat_template.jinja into its folder",
-        )
-    return tokenizer
-
-
-def chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> list[int]:
-    """A chat as token ids, by the tokenizer's own template and its options (`add_generation_prompt`, …)."""
-    chat: Any = list(messages)  # transformers doesn't take a TypedDict for a dict
-    rendered: Any = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, **options)
-    return list(rendered["input_ids"])
-
-
-def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Find the special token that the chat template writes behind an answer; None where it writes none."""
-    # Three words, so that of the last three tokens none is from before the answer.
-    answer = [Message(role="user", content="a"), Message(role="assistant", content="b c d")]
-    special = {*tokenizer.all_special_ids, *(at for at, one in tokenizer.added_tokens_decoder.items() if one.special)}
-    behind = [token for token in chat_tokens(tokenizer, answer)[-3:] if token in special]
-    return behind[0] if behind else None
-
-
-def end_tokens(of_model: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """List what ends an answer: the model's `eos_token_id`, the tokenizer's, and what the chat template writes.
-
-    The last is none of the others where a base model that was made for text takes a template for chats.
-    """
-    return sorted({*_as_list(of_model), tokenizer.eos_token_id, turn_end(tokenizer)} - {None})
-
-
-def unnamed_end(own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return the token that the template writes behind an answer, where the model's own config doesn't name it."""
-    end = turn_end(tokenizer)
-    if end is None or end in _as_list(own.eos_token_id if own else None):
-        return None
-    return str(tokenizer.convert_ids_to_tokens(end))
-
-
-def _as_list(ids: int | list[int] | None) -> list[int]:
-    return [ids] if isinstance(ids, int) else list(ids or [])
-
-
-def chat_template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
 
 
 def resolve_dtype(recipe: Recipe) -> torch.dtype:
     """Return `model.dtype`, with auto as `train.fp16` asks for, else this machine's best."""
-    import torch
 
     if recipe.model.dtype != "auto":
         return getattr(torch, recipe.model.dtype)
@@ -150,8 +57,6 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
         DpoError: it can't be found, is no causal language model, lacks weights, or its precision is not what the
             recipe says.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
     where, revision = location(recipe.model.id), recipe.model.revision
     dtype = resolve_dtype(recipe)
@@ -178,7 +83,7 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
             )
         loaded: Any = AutoModelForCausalLM.from_pretrained(where, config=config, output_loading_info=True, **options)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise _cannot_load(recipe, "id", "the model", error) from error
+        raise cannot_load(recipe, "id", "the model", error) from error
     model, found = loaded
     _refuse_random_weights(recipe, found["missing_keys"], found["unexpected_keys"])
     if recipe.model.max_length > config.max_position_embeddings:
@@ -210,8 +115,6 @@ def stored_names(where: str, revision: str | None) -> set[str]:
     Raises:
         OSError: it has no safetensors.
     """
-    from safetensors import safe_open
-    from transformers.utils.hub import cached_file
 
     try:
         index = cached_file(where, "model.safetensors.index.json", revision=revision)
@@ -238,7 +141,6 @@ def stays_in_16bit(name: str, modules: Sequence[str]) -> bool:
     Its rule: the full name begins with one of them, which are patterns, or ends with one. So `model.layers.1` stands
     for the layers 10 to 19 too, and `mlp` not for the linear layers in it.
     """
-    from transformers.quantizers.quantizers_utils import should_convert_module
 
     return not should_convert_module(name, list(modules))
 
@@ -246,14 +148,15 @@ def stays_in_16bit(name: str, modules: Sequence[str]) -> bool:
 def _check_4bit(recipe: Recipe, model: PreTrainedModel) -> None:
     """Every linear layer is in 4-bit but the head and those that the weights' own config leaves out."""
     from bitsandbytes.nn import Linear4bit  # type: ignore[attr-defined]
-    from torch.nn import Linear
 
     layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
     skipped = modules_in_16bit(getattr(model.config, "quantization_config", None))
     whole = [
         name
         for name, module in model.named_modules()
-        if type(module) is Linear and module is not model.get_output_embeddings() and not stays_in_16bit(name, skipped)
+        if type(module) is torch.nn.Linear
+        and module is not model.get_output_embeddings()
+        and not stays_in_16bit(name, skipped)
     ]
     if not layers or whole:
         raise DpoError(
@@ -314,8 +217,6 @@ def _targets(lora: Lora, model: Any) -> list[str] | str:
 
 
 def _load_hf(recipe: Recipe, lora: Lora) -> PeftModel:
-    from peft import LoraConfig, get_peft_model
-    from transformers import set_seed
 
     base = load_base(recipe)
     set_seed(recipe.seed)  # PEFT draws LoRA's A from the global generator
@@ -343,7 +244,6 @@ def _load_unsloth(recipe: Recipe, lora: Lora) -> PeftModel:
 
     `use_exact_model_name`: Unsloth would else swap a 16-bit id for its own 4-bit repository, without the revision.
     """
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
     from unsloth import FastLanguageModel
 
     where, revision = location(recipe.model.id), recipe.model.revision
@@ -361,7 +261,7 @@ def _load_unsloth(recipe: Recipe, lora: Lora) -> PeftModel:
             local_files_only=Path(where).is_dir(),
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise _cannot_load(recipe, "id", "the model", error) from error
+        raise cannot_load(recipe, "id", "the model", error) from error
     names = {name for name, _ in model.named_parameters()}
     if get_checkpoint_conversion_mapping(model.config.model_type) is None:  # else stored under other names
         _refuse_random_weights(recipe, names - stored, stored - names)
@@ -382,8 +282,6 @@ def _load_unsloth(recipe: Recipe, lora: Lora) -> PeftModel:
 
 def load_tuned(recipe: Recipe, adapter: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """The base with a trained adapter, in eval mode on the best device; see `as_reference` for its reference."""
-    import torch
-    from peft import PeftModel
 
     tokenizer = load_tokenizer(recipe)
     model = PeftModel.from_pretrained(load_base(recipe), str(adapter))
@@ -434,7 +332,6 @@ def merge_base(recipe: Recipe) -> str:
     Raises:
         DpoError: `model.merge_base` is not set and `model.id` names quantised weights.
     """
-    from transformers import AutoConfig
 
     if recipe.model.merge_base:
         return recipe.model.merge_base
@@ -448,17 +345,3 @@ def merge_base(recipe: Recipe) -> str:
             hint=f"set model.merge_base: {unquantised(recipe.model.id) or 'the 16-bit repository'}",
         )
     return recipe.model.id
-
-
-def _cannot_load(recipe: Recipe, key: str, what: str, error: Exception) -> DpoError:
-    if ran_out_of_memory(error):
-        return DpoError(
-            f"{what} of {getattr(recipe.model, key)} does not fit the memory that is free",
-            where=recipe.where("model", key),
-            hint="end what else uses the card (nvidia-smi names it), or take a smaller model",
-        )
-    return DpoError(
-        f"can't load {what} of {getattr(recipe.model, key)}: {str(error).strip().splitlines()[0]}",
-        where=recipe.where("model", key),
-        hint="check the id or folder; where the Hub is out of reach set HF_ENDPOINT to a mirror",
-    )

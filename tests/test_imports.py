@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("recipe",),
     ("run", "records", "stats", "language", "published", "store"),
     ("driver", "preinstall"),
-    ("adapters", "backends", "models", "smoke"),
+    ("adapters", "backends", "chat", "model_files", "models", "smoke"),
     ("inference", "judging"),
     ROOMS,
     ("cli", "job", "console", "doctor", "imports", "__main__"),
@@ -102,7 +102,7 @@ def test_parts_do_not_import_in_a_circle() -> None:
 
 
 # Imported by `cli.py` when a command needs them, and not before.
-WITH_TORCH = (*ROOMS, "inference", "judging")
+WITH_TORCH = (*ROOMS, "inference", "judging", "models", "adapters")
 
 
 @pytest.mark.parametrize(

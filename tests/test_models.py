@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from dpo_cli import adapters, backends, models, smoke
+from dpo_cli import adapters, backends, chat, models, smoke
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
 from safetensors.torch import load_file, save_file
@@ -135,26 +135,26 @@ def test_of_named_templates_the_default_is_taken(base: Path) -> None:
     (base / "chat_template.jinja").unlink()
     named = [{"name": "default", "template": template}, {"name": "tool_use", "template": template + "{# tools #}"}]
     edit(base / "tokenizer_config.json", chat_template=named)
-    assert models.load_tokenizer(recipe(base)).chat_template == template
+    assert chat.load_tokenizer(recipe(base)).chat_template == template
     edit(base / "tokenizer_config.json", chat_template=named[1:])
     with pytest.raises(DpoError, match="no chat template"):
-        models.load_tokenizer(recipe(base))
+        chat.load_tokenizer(recipe(base))
 
 
 def test_what_the_template_writes_behind_an_answer_ends_it_though_the_model_names_another(base: Path) -> None:
     """A base model: its generation config and tokenizer say <|endoftext|>, its template <|im_end|>."""
     edit(base / "tokenizer_config.json", eos_token="<|endoftext|>")
-    tokenizer = models.load_tokenizer(recipe(base))
+    tokenizer = chat.load_tokenizer(recipe(base))
     text, turn = (int(str(tokenizer.convert_tokens_to_ids(token))) for token in ("<|endoftext|>", "<|im_end|>"))
-    assert models.turn_end(tokenizer) == turn
-    assert models.end_tokens(text, tokenizer) == models.end_tokens([text], tokenizer) == sorted([text, turn])
-    assert models.unnamed_end(GenerationConfig(eos_token_id=text), tokenizer) == "<|im_end|>"
-    assert models.unnamed_end(GenerationConfig(eos_token_id=[text, turn]), tokenizer) is None
+    assert chat.turn_end(tokenizer) == turn
+    assert chat.end_tokens(text, tokenizer) == chat.end_tokens([text], tokenizer) == sorted([text, turn])
+    assert chat.unnamed_end(GenerationConfig(eos_token_id=text), tokenizer) == "<|im_end|>"
+    assert chat.unnamed_end(GenerationConfig(eos_token_id=[text, turn]), tokenizer) is None
     tokenizer.chat_template = "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
-    assert models.turn_end(tokenizer) == turn, "not the token right before the answer, as Mistral's template has one"
+    assert chat.turn_end(tokenizer) == turn, "not the token right before the answer, as Mistral's template has one"
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
-    assert models.turn_end(tokenizer) is None
-    assert models.end_tokens(text, tokenizer) == [text]
+    assert chat.turn_end(tokenizer) is None
+    assert chat.end_tokens(text, tokenizer) == [text]
 
 
 PLAIN = {

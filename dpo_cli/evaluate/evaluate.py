@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dpo_cli import backends, judging, models
+from dpo_cli import backends, chat, judging, model_files, models
 from dpo_cli.disk import sha256, write_json
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate import summary, winrate
@@ -103,7 +103,7 @@ def answer(recipe: Recipe, run: Run, prompt: str, count: int) -> tuple[list[Answ
     backends.import_backend(backends.Backend("hf", "evaluation"))
     model, tokenizer = models.load_tuned(models.as_trained(recipe, run.record("train")), run.adapter)
     messages: list[Message] = [{"role": "user", "content": prompt}]
-    options = models.chat_template_kwargs(recipe)
+    options = chat.chat_template_kwargs(recipe)
     return draws(model, tokenizer, messages, recipe.eval, recipe.seed, count, options)
 
 
@@ -214,7 +214,7 @@ def _metrics(
         "scatter": [[longer_by[name], value] for name, value in scores.items()],
         "data": {"pairs": prepared["pairs"], "languages": prepared["languages"]},
         "environment": {**versions(), "device": trained.get("device"), "backend": trained.get("backend")},
-        "base_model": without_paths(models.location(recipe.model.merge_base or recipe.model.id)),
+        "base_model": without_paths(model_files.location(recipe.model.merge_base or recipe.model.id)),
         "exported": "/".join((run["export"] / "merged").parts[-4:]),
         "recipe": recipe_yaml(recipe),
         "sampling": _sampling(recipe, samples),

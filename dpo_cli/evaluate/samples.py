@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dpo_cli import models
+from dpo_cli import chat, models
 from dpo_cli.errors import DpoError
 from dpo_cli.inference import Answer, Sampling, generate, in_batches, seed_of
 from dpo_cli.recipe import Eval
@@ -86,7 +86,7 @@ def sample_pairs(
     asked = list(first.values())[: settings.prompts]
     done = {key: Sample.from_json(row) for key, row in store.get(pair.id for pair in asked).items()}
     prompts = {
-        pair.id: models.chat_tokens(tokenizer, pair.prompt, add_generation_prompt=True, **pair.chat_template_kwargs)
+        pair.id: chat.chat_tokens(tokenizer, pair.prompt, add_generation_prompt=True, **pair.chat_template_kwargs)
         for pair in asked
         if pair.id not in done
     }
@@ -124,7 +124,7 @@ def draws(
     Raises:
         DpoError: the memory is too small for one answer.
     """
-    ids = models.chat_tokens(tokenizer, prompt, add_generation_prompt=True, **chat_template_kwargs)
+    ids = chat.chat_tokens(tokenizer, prompt, add_generation_prompt=True, **chat_template_kwargs)
 
     def work(batch: Sequence[int]) -> tuple[list[Answer], list[Answer]]:
         return _both(model, tokenizer, [ids] * len(batch), [seed_of(seed, "", draw) for draw in batch], settings)

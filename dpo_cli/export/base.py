@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpo_cli import models
+from dpo_cli import model_files, models
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
 
@@ -38,7 +38,7 @@ class Stored(NamedTuple):
 
 def name(recipe: Recipe) -> str:
     """What people will load the base by: its hub id or absolute folder (a built-in's is in the user's cache)."""
-    return models.location(models.merge_base(recipe))
+    return model_files.location(models.merge_base(recipe))
 
 
 def revision(recipe: Recipe) -> str | None:
@@ -96,7 +96,7 @@ def compare(recipe: Recipe, base: Path) -> None:
     """
     from transformers import AutoConfig
 
-    trained = models.location(recipe.model.id)
+    trained = model_files.location(recipe.model.id)
     if trained == name(recipe):
         return
     try:

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from dpo_cli import models
+from dpo_cli import chat, model_files, models
 from dpo_cli.disk import write_text
 from dpo_cli.export import base as base16
 from dpo_cli.export import hub
@@ -140,7 +140,7 @@ def _use(recipe: Recipe, run: Run, folder: Path, kind: str) -> dict[str, Any]:
         "gguf": next((path.name for path in sorted(folder.glob("*.gguf"))), None),
         "lora_rank": next((rank for rank in VLLM_RANKS if rank >= _lora(run)["r"]), _lora(run)["r"]),
         "thinking": recipe.model.thinking,
-        "template_kwargs": json.dumps(models.chat_template_kwargs(recipe)),
+        "template_kwargs": json.dumps(chat.chat_template_kwargs(recipe)),
     }
 
 
@@ -254,7 +254,7 @@ def _licence(base: str, revision: str | None) -> dict[str, Any]:
     """What the base's own card says of its licence, where that card is on this machine; else nothing."""
     from huggingface_hub import ModelCard, try_to_load_from_cache
 
-    card = Path(models.location(base)) / "README.md"
+    card = Path(model_files.location(base)) / "README.md"
     if _on_hub(base):
         cached = try_to_load_from_cache(base, "README.md", revision=revision)
         card = Path(cached) if isinstance(cached, str) else card

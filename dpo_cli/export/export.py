@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpo_cli import backends, models
+from dpo_cli import backends, model_files, models
 from dpo_cli.disk import replace, sha256, write_json
 from dpo_cli.errors import UNVERIFIED, DpoError
 from dpo_cli.export import base as base16
@@ -329,7 +329,7 @@ def _ggufs(
 def _gap(recipe: Recipe, run: Run, expected: Expected) -> list[Check]:
     """From the model that was trained to the adapter on the 16-bit base, where these are two."""
     rows, tuned = expected.probes.rows, expected.tuned.logps
-    trained = models.location(recipe.model.id)
+    trained = model_files.location(recipe.model.id)
     if recipe.model.load_in_4bit:
         from peft import PeftModel
 

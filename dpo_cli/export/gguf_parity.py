@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dpo_cli import models
+from dpo_cli import chat
 from dpo_cli.export import base as base16
 from dpo_cli.export import gguf as gguf_writer
 from dpo_cli.export import llamacpp, merge, outputs, parity
@@ -136,7 +136,7 @@ def _check_metadata(fields: dict[str, Any], wanted: dict[str, Any], tokenizer: A
         equal("gguf.metadata_differs", sorted(differ), []),
         equal("gguf.tokens_differ", len(wrong), 0),
         equal("gguf.end_token", ends, tokenizer.eos_token_id),
-        equal("gguf.end_of_turn", fields.get("tokenizer.ggml.eot_token_id", ends), models.turn_end(tokenizer) or ends),
+        equal("gguf.end_of_turn", fields.get("tokenizer.ggml.eot_token_id", ends), chat.turn_end(tokenizer) or ends),
     ]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_cli import models
+from dpo_cli import chat
 from dpo_cli.adapters import not_plain
 from dpo_cli.disk import write_json
 from dpo_cli.errors import DpoError
@@ -234,8 +234,8 @@ def name_turn_end(files: dict[str, bytes], base: Path, tokenizer: Any) -> None:
 
     own = json.loads(files.get("generation_config.json", b"{}"))
     named = own.get("eos_token_id", read_json(base / "config.json").get("eos_token_id"))
-    if models.unnamed_end(GenerationConfig(eos_token_id=named), tokenizer):
-        ends = models.end_tokens(named, tokenizer)
+    if chat.unnamed_end(GenerationConfig(eos_token_id=named), tokenizer):
+        ends = chat.end_tokens(named, tokenizer)
         files["generation_config.json"] = (json.dumps(own | {"eos_token_id": ends}, indent=2) + "\n").encode()
 
 

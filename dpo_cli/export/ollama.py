@@ -8,7 +8,7 @@ from difflib import ndiff
 from pathlib import Path
 from typing import Any
 
-from dpo_cli import models
+from dpo_cli import chat
 from dpo_cli.errors import DpoError
 from dpo_cli.export.outputs import fixtures
 from dpo_cli.export.parity import Check, equal
@@ -88,7 +88,7 @@ def check_modelfile(gguf_file: Path, tokenizer: Any, recipe: Recipe, folder: Pat
         (render(template[1], messages) if template else None) != _prompt(tokenizer, recipe, messages)
         for messages in fixtures(tokenizer)
     )
-    ends = [tokenizer.convert_ids_to_tokens(end) for end in models.end_tokens(None, tokenizer)]
+    ends = [tokenizer.convert_ids_to_tokens(end) for end in chat.end_tokens(None, tokenizer)]
     return [
         equal("ollama.modelfile_differs", changed[:5], []),
         equal("ollama.prompts_differ", differ, 0),
@@ -126,5 +126,5 @@ def render(template: str, messages: list[Message]) -> str | None:
 
 def _prompt(tokenizer: Any, recipe: Recipe, messages: list[Message], opened: bool = True) -> str:
     return tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=opened, **models.chat_template_kwargs(recipe)
+        messages, tokenize=False, add_generation_prompt=opened, **chat.chat_template_kwargs(recipe)
     )

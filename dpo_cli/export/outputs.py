@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_cli import machine, models
+from dpo_cli import chat, machine, models
 from dpo_cli.export import base as base16
 from dpo_cli.export.base import Stored
 from dpo_cli.inference import Answer, Sampling, generate, token_logps
@@ -87,12 +87,12 @@ def probes(recipe: Recipe, run: Run, tokenizer: Any) -> Probes:
     """
     pairs = read_pairs(run.eval_pairs) or read_pairs(run.train_pairs)
     rows = [
-        models.chat_tokens(tokenizer, pair.prompt + pair.chosen, **pair.chat_template_kwargs)[: recipe.model.max_length]
+        chat.chat_tokens(tokenizer, pair.prompt + pair.chosen, **pair.chat_template_kwargs)[: recipe.model.max_length]
         for pair in _in_turn(pairs)[:ROWS]
     ]
     asked = _in_turn(sorted(pairs, key=lambda pair: len(pair.chosen[-1]["content"])))[:PROMPTS]
     prompts = [
-        models.chat_tokens(tokenizer, pair.prompt, add_generation_prompt=True, **pair.chat_template_kwargs)
+        chat.chat_tokens(tokenizer, pair.prompt, add_generation_prompt=True, **pair.chat_template_kwargs)
         for pair in asked
     ]
     return Probes(rows, prompts, [pair.prompt[-1]["content"] for pair in asked])

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
-from dpo_cli import models
+from dpo_cli import chat
 from dpo_cli.export import merge, outputs
 from dpo_cli.export.base import INDEX, TOKENIZER_FILES, WHOLE, read_json, stored
 from dpo_cli.language import mostly_han
@@ -250,7 +250,7 @@ def check_ends(name: str, files: Mapping[str, bytes], base: Path, trained: Any) 
     named = own.get("eos_token_id", read_json(base / "config.json").get("eos_token_id"))
     ids = {*(named if isinstance(named, list) else [named])} - {None}
     special = {one for one, token in trained.added_tokens_decoder.items() if token.special} | {*trained.all_special_ids}
-    end = models.turn_end(trained) or trained.eos_token_id
+    end = chat.turn_end(trained) or trained.eos_token_id
     return [
         equal(f"{name}.ends_at_text", sorted(ids - special), []),
         equal(f"{name}.ends_with_answers", not ids or end in ids, True),

@@ -14,7 +14,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from dpo_cli import models
+from dpo_cli import chat, model_files
 from dpo_cli.disk import sha256
 from dpo_cli.errors import DpoError
 from dpo_cli.inference import in_batches, padded
@@ -67,7 +67,7 @@ def scores(
     Raises:
         DpoError: the weights can't be loaded, are no reward model's, or don't fit.
     """
-    where, dtype = models.location(settings.id), str(best_dtype()).removeprefix("torch.")
+    where, dtype = model_files.location(settings.id), str(best_dtype()).removeprefix("torch.")
     config, tokenizer = open_reward_model(settings)
     identity = _identity(where, config)
     tokens: dict[str, list[int]] = {}
@@ -90,7 +90,7 @@ def scores(
 
 def _render(tokenizer: Any, prompt: list[Message], answer: str) -> list[int] | None:
     try:
-        return models.chat_tokens(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
+        return chat.chat_tokens(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
     except TemplateError:
         return None
 
@@ -152,7 +152,7 @@ def open_reward_model(settings: RewardModelJudge) -> tuple[Any, Any]:
     Raises:
         DpoError: they can't be found, it gives more than one number, or it has no chat template.
     """
-    where = models.location(settings.id)
+    where = model_files.location(settings.id)
     try:
         config = AutoConfig.from_pretrained(where, revision=settings.revision, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(where, revision=settings.revision, trust_remote_code=False)

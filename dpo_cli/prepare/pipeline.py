@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_cli import models
+from dpo_cli import chat
 from dpo_cli.disk import sha256
 from dpo_cli.language import language, latin_language
 from dpo_cli.prepare import filters, refusals, remarks, report, scoring, split, tokens
@@ -62,7 +62,7 @@ def prepare(recipe: Recipe, folder: Path, *, quiet: bool = False) -> Prepared:
     wanted = recipe.data.filters
     funnel = Funnel(folder / "dropped.jsonl" if recipe.data.keep_dropped else None)
     with closing(funnel), closing(RowStore(folder)) as store, Progress(quiet) as progress:
-        tokenizer = models.load_tokenizer(recipe) if wanted.too_long or wanted.length_ratio else None
+        tokenizer = chat.load_tokenizer(recipe) if wanted.too_long or wanted.length_ratio else None
         read, entries, sketches = _read(recipe, store, funnel, progress, tokenizer)
         progress.stage("comparing prompts", "prompts")
         duplicates = drop_duplicates(entries, sketches, lambda entry: store.get(entry.place)[0], wanted)
@@ -184,7 +184,7 @@ def _count_tokens(
 ) -> None:
     """Drop what is too long for the model, or too unequal in length. The slowest filter, so only on what is left."""
     alive = [entry for entry in entries if entry.drop is None]
-    kwargs = models.chat_template_kwargs(recipe)
+    kwargs = chat.chat_template_kwargs(recipe)
     progress.stage("counting tokens", "prompts")
     for start in range(0, len(alive), TOKEN_BATCH):
         batch = alive[start : start + TOKEN_BATCH]
@@ -257,7 +257,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """The rows of a file in `data.format`; counts their labels, where they have one, in `labels`."""
     write = FORMATS[recipe.data.format]
-    kwargs = models.chat_template_kwargs(recipe)
+    kwargs = chat.chat_template_kwargs(recipe)
     shared: dict[int, CandidateSet] = {}  # labelled prompts, which give a row an answer; to read each but once
     for number, (entry, picked, name) in enumerate(chosen):
         item = shared.get(entry.place) or store.get(entry.place)[1]

@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 from rich.console import Console
 from rich.text import Text
 
-from dpo_cli import models
+from dpo_cli import chat
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import CandidateSet, Message, Pair
@@ -68,7 +68,7 @@ def lengths(
 
 def preview(recipe: Recipe, pairs: Sequence[Pair], console: Console) -> None:
     """Print pairs as the model will see them: the text as rendered, then token by token where the loss starts."""
-    tokenizer = models.load_tokenizer(recipe)
+    tokenizer = chat.load_tokenizer(recipe)
     for number, pair in enumerate(pairs, 1):
         kwargs = pair.chat_template_kwargs
         prompt = rendered(tokenizer, kwargs, [pair.prompt], True)[0]

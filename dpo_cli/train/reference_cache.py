@@ -24,7 +24,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_cli import backends, models
+from dpo_cli import backends, model_files
 from dpo_cli.disk import sha256, write_json, write_text
 from dpo_cli.errors import DpoError
 from dpo_cli.machine import versions
@@ -199,7 +199,7 @@ def facts(recipe: Recipe, model: Any, trainer: Any, hashes: Mapping[str, str] | 
         recipe: names the base.
         model: the PEFT model; with an adapter "ref" (TRL's copy of the start), that one is part of the reference.
         trainer: TRL's, built.
-        hashes: sha256 that are known already, under the names of `models.local_files`; weights are gigabytes.
+        hashes: sha256 that are known already, under the names of `model_files.local_files`; weights are gigabytes.
     """
     import torch
 
@@ -322,7 +322,7 @@ def _check_finite(dataset: Dataset, row: int, values: list[float]) -> None:
 def _base_files(recipe: Recipe) -> dict[str, Path]:
     """Configuration and weights of a base in a local folder; none of a hub id, which has a commit."""
     names = ("model/config.json", ".index.json", ".safetensors", ".bin")
-    files = models.local_files(recipe).items()
+    files = model_files.local_files(recipe).items()
     return {name: path for name, path in files if name.startswith("model/") and name.endswith(names)}
 
 

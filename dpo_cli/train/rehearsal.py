@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from dpo_cli import models
+from dpo_cli import model_files
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.model_rules import against_model
@@ -33,7 +33,7 @@ def rehearse(recipe: Recipe, run: Run) -> None:
 
     try:
         model = AutoConfig.from_pretrained(
-            models.location(recipe.model.id), revision=recipe.model.revision, trust_remote_code=False
+            model_files.location(recipe.model.id), revision=recipe.model.revision, trust_remote_code=False
         ).to_dict()
     except (OSError, ValueError):  # its loading says what is wrong
         model = {}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_cli import adapters, backends, models, processes
+from dpo_cli import adapters, backends, chat, models, processes
 from dpo_cli.disk import write_json
 from dpo_cli.errors import INTERRUPTED, DpoError
 from dpo_cli.families import with_targets
@@ -274,7 +274,7 @@ def _notes(recipe: Recipe, trainer: Any) -> list[str]:
         notes.append(f"one of {torch.cuda.device_count()} GPUs: accelerate launch -m dpo_cli train … takes all")
     if train.save_only_model:
         notes.append("! train.save_only_model: checkpoints have no optimizer state, so this run can't be resumed")
-    end = models.unnamed_end(trainer.model.generation_config, trainer.processing_class)
+    end = chat.unnamed_end(trainer.model.generation_config, trainer.processing_class)
     if end:
         notes.append(
             f"! the chat template ends an answer with {end}, which the model's generation_config doesn't name as an "
@@ -382,7 +382,7 @@ def _facts(recipe: Recipe, trainer: Any, backend: backends.Backend) -> dict[str,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "processes": processes.count(),
         "revisions": models.revisions(recipe, trainer.model),
-        "chat_template_sha256": models.chat_template_sha256(trainer.processing_class),
+        "chat_template_sha256": chat.chat_template_sha256(trainer.processing_class),
         "effective_lora_dropout": 0.0 if recipe.train.disable_dropout else recipe.lora.dropout,
     }
 

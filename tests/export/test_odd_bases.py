@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpo_cli import models, smoke
+from dpo_cli import chat, smoke
 from dpo_cli.errors import DpoError
 from dpo_cli.export import card, gguf, merge, ollama, outputs, parity
 from dpo_cli.export.gguf_parity import metadata
@@ -102,7 +102,7 @@ def test_the_end_of_a_turn_is_an_end_wherever_an_export_names_one(
 ) -> None:
     odd(base)
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
-    tokenizer = models.load_tokenizer(recipe(base))
+    tokenizer = chat.load_tokenizer(recipe(base))
     tokenizer.save_pretrained(str(adapter))
     shutil.copytree(base, merged)
     files = merge.tokenizer_files(base, adapter)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from dpo_cli import models, recipe, smoke
+from dpo_cli import chat, recipe, smoke
 from dpo_cli.export import outputs
 from dpo_cli.export.base import Stored
 from dpo_cli.export.outputs import Placement
@@ -20,7 +20,7 @@ SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return models.load_tokenizer(recipe.load(SMOKE))
+    return chat.load_tokenizer(recipe.load(SMOKE))
 
 
 def pair(number: int, language: str, words: int) -> Pair:

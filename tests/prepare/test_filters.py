@@ -336,7 +336,7 @@ def test_contamination(kit: Any, tmp_path: Path) -> None:
 
 def test_too_long_counts_the_models_own_tokens(kit: Any) -> None:
     """Whole pairs, template and all, against model.max_length; prompts against their share of it."""
-    from dpo_cli.models import load_tokenizer
+    from dpo_cli.chat import load_tokenizer
 
     rows = [kit.plain(n, ratings=("5", "1")) for n in range(6)]
     model = {"id": "builtin:tiny-qwen3", "max_length": 4096}

@@ -299,7 +299,7 @@ def test_a_loss_that_is_no_number_stops_with_the_rows() -> None:
 def trl_trainer(folder: Any, said: list[str]) -> Any:
     """A tiny Qwen3 and pairs that one word tells apart, which it learns within some steps."""
     from datasets import Dataset
-    from dpo_cli.models import location
+    from dpo_cli.model_files import location
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
     from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
