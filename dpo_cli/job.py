@@ -72,7 +72,7 @@ def open_run(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> t
     from dpo_cli.prepare.sources import source_files
 
     inputs: dict[str, Callable[[Recipe], dict[str, Path]]] = {
-        "prepare": lambda one: {**source_files(one, missing_ok=True), **model_files.tokenizer_files(one)},
+        "prepare": lambda one: {**source_files(one, missing_ok=True), **model_files.files_for_prepare(one)},
         "train": model_files.local_files,
         "export": model_files.merge_files,
     }

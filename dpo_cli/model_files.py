@@ -7,7 +7,7 @@ from pathlib import Path
 from dpo_cli import smoke
 from dpo_cli.errors import DpoError
 from dpo_cli.machine import ran_out_of_memory
-from dpo_cli.recipe import Recipe
+from dpo_cli.recipe import Recipe, RewardModelRater
 
 
 def location(model_id: str) -> str:
@@ -39,6 +39,13 @@ def tokenizer_files(recipe: Recipe) -> dict[str, Path]:
         for name, path in local_files(recipe).items()
         if name.startswith(("model/tokenizer", "model/chat_template"))
     }
+
+
+def files_for_prepare(recipe: Recipe) -> dict[str, Path]:
+    """Those that decide the pairs: of the tokenizer, of the whole model where it answers prompts, and of the rater."""
+    rater = recipe.data.rater
+    rated_by = rater.id if isinstance(rater, RewardModelRater) else None
+    return (local_files if recipe.data.samples_here else tokenizer_files)(recipe) | _files_of("rater", rated_by)
 
 
 def cannot_load(recipe: Recipe, key: str, what: str, error: Exception) -> DpoError:

@@ -8,7 +8,7 @@ from typing import Any
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.yaml import dump_yaml
 
-SERVER = "http://localhost:8000/v1"  # stands for whatever server judged, for a recipe needs one
+SERVER = "http://localhost:8000/v1"  # stands for whatever server was asked, for a recipe needs one
 _ROOT = r"(?:file://+|~[\w.-]*[/\\]|/|[A-Za-z]:[/\\]|\\\\)"  # of Linux, macOS and Windows, and a share \\server\…
 _WHOLE = re.compile(rf"{_ROOT}[^\n]*")
 # Within a text a path ends at a space and has two parts at least: "/think" is none, nor is what follows https:.
@@ -38,7 +38,8 @@ def clean(value: Any) -> Any:
 def recipe_yaml(recipe: Recipe) -> str:
     """The resolved recipe as YAML, without what is nobody else's business."""
     values = clean(recipe.model_dump(mode="json"))
-    judge = values["eval"]["judge"]
-    if judge and judge["kind"] == "openai":
-        judge |= {"base_url": SERVER, "api_key_env": None}
+    sampled = [source["sample"]["server"] for source in values["data"]["sources"] if source["sample"]]
+    for server in (values["eval"]["judge"], values["data"]["rater"], *sampled):
+        if server and "base_url" in server:
+            server |= {"base_url": SERVER, "api_key_env": None}
     return dump_yaml(values)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from dpo_cli.disk import LARGE, aside, linked, remove, replace, sha256, stamp, w
 from dpo_cli.errors import DpoError
 from dpo_cli.machine import device_name, git_commit, versions
 from dpo_cli.recipe import Recipe, dump
+from dpo_cli.recipe.raters import PACE
 from dpo_cli.recipe.yaml import Key, names_a_path, show_key
 
 # The sections of the recipe that each stage reads. What a stage before it reads is not said again.
@@ -37,6 +39,8 @@ UNREAD: dict[str, tuple[str, ...]] = {
     "prepare": ("model.adapter", "model.adapter_revision", "model.load_in_4bit", "model.dtype", "model.merge_base"),
     "train": ("model.merge_base",),
 }
+UNREAD_WHERE_SAMPLED = ("model.merge_base",)  # by prepare, where the model answers the prompts
+PACE_KEYS = re.compile(rf"data\.(rater|sources\[\d+\]\.sample\.server)\.({'|'.join(PACE)})")
 
 # The stage whose results each stage starts from, and the folder its own results are in.
 BEFORE = {"prepare": None, "train": "prepare", "eval": "train", "export": "train"}
@@ -390,7 +394,9 @@ def recipe_keys(recipe: Recipe, stage: str) -> dict[str, Any]:
     for read in READS[stage]:
         section, _, name = read.partition(".")
         flatten(values[section][name] if name else values[section], tuple(read.split(".")))
-    return {key: value for key, value in flat.items() if key not in UNREAD.get(stage, ())}
+    samples = stage == "prepare" and recipe.data.samples_here
+    unread = UNREAD_WHERE_SAMPLED if samples else UNREAD.get(stage, ())
+    return {key: value for key, value in flat.items() if key not in unread and not PACE_KEYS.fullmatch(key)}
 
 
 def _movable(value: Any, key: Key) -> Any:

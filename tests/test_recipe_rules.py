@@ -124,7 +124,34 @@ def in_train(settings: str) -> str:
     return "; ".join(one if "." in one.split("=")[0] else f"train.{one}" for one in settings.split("; "))
 
 
+RATER = "data.rater={kind: reward_model, id: c/rm}"
+PROMPTS = f"data.sources=[{{id: c/d, sample: {{}}}}]; {RATER}"
+OF_OWN_ANSWERS = [
+    ("data.sources.0.sample={}", "data.sources[0].sample", "add data.rater: {kind: reward_model, id: Skywork/"),
+    ("data.sources.0.rate=true", "data.sources[0].rate", "needs a rater"),
+    (RATER, "data.rater", "give a source sample: {answers: 4} or rate: true"),
+    (f"{PROMPTS}; data.sources.0.rate=true", "data.sources[0].rate", "are rated anyway: remove it"),
+    (f"{PROMPTS}; data.sources.0.sample.answers=1", "data.sources[0].sample.answers", "write answers: 4"),
+    (f"{PROMPTS}; data.sources.0.sample.temperature=0", "data.sources[0].sample.temperature", "greater than 0"),
+    (f"{PROMPTS}; data.sources.0.sample.top_k=1", "data.sources[0].sample.top_k", "all answers to a prompt alike"),
+    (f"{PROMPTS}; data.sources.0.sample.slice=[3, 3]", "data.sources[0].sample.slice", "such as [0, 3]"),
+    (f"{PROMPTS}; data.sources.0.sample.slice=[1]", "data.sources[0].sample.slice", "such as [0, 3]"),
+    (
+        f"{PROMPTS}; data.sources.0.layout=prompts; data.sources.0.sample.keep=true",
+        "data.sources[0].sample.keep",
+        "no answers to keep",
+    ),
+    ("data.sources.0.layout=prompts", "data.sources[0].layout", "add sample: {answers: 4}"),
+    (
+        f"{PROMPTS}; data.sources.0.sample.max_new_tokens=2000",
+        "data.sources[0].sample.max_new_tokens",
+        "write max_new_tokens: 512",
+    ),
+    (f"{PROMPTS}; data.rater.id=a/b", "data.rater.id", "is the model itself"),
+    (f"{PROMPTS}; data.rater.calibration=5", "data.rater.calibration", "unknown key"),
+]
 REFUSED = [
+    *OF_OWN_ANSWERS,
     *((in_train(settings), f"train.{key}", says) for settings, key, says in REFUSED_IN_TRAIN),
     # LoRA
     ("lora.target_modules=all-linear", "lora.target_modules", "leave the key out for all linear ones"),

@@ -55,6 +55,7 @@ def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str:
 
 def _detect(source: Source, rows: list[dict[str, Any]], file: str, where: str, map_where: str) -> str:
     seen = sorted({str(name) for row in rows for name in row})
+    layouts = {name: one for name, one in LAYOUTS.items() if source.sample or not one.sampled}
     if source.columns:
         _check_map(source, seen, map_where)
         rows = [
@@ -63,7 +64,7 @@ def _detect(source: Source, rows: list[dict[str, Any]], file: str, where: str, m
     if source.layout != "auto":
         if not any(_fits(row, LAYOUTS[source.layout]) for row in rows):
             needs = " or ".join(", ".join(sorted(names)) for names in LAYOUTS[source.layout].needs)
-            told = next((name for name, one in LAYOUTS.items() if any(_is(row, one) for row in rows)), None)
+            told = next((name for name, one in layouts.items() if any(_is(row, one) for row in rows)), None)
             raise DpoError(
                 f"{file} is not laid out as {source.layout}, which needs the columns {needs}; it has {_listed(seen)}",
                 where=where,
@@ -71,13 +72,27 @@ def _detect(source: Source, rows: list[dict[str, Any]], file: str, where: str, m
                 exit_code=USAGE,
             )
         return source.layout
-    told = next((name for name, one in LAYOUTS.items() if any(_is(row, one) for row in rows)), None)
+    told = next((name for name, one in layouts.items() if any(_is(row, one) for row in rows)), None)
     if source.columns and told not in MAPPABLE:
-        told = next((name for name in MAPPABLE if any(_fits(row, LAYOUTS[name]) for row in rows)), None)
+        mappable = (name for name in MAPPABLE if name in layouts)
+        told = next((name for name in mappable if any(_fits(row, LAYOUTS[name]) for row in rows)), None)
+    if told is None and _asks_only(rows, seen):
+        message, hint = f"{file} has prompts and no answers: its columns are {_listed(seen)}", ANSWER_THEM
+        raise DpoError(message, where=where, hint=hint, exit_code=USAGE)
     if told is None:
         message = f"can't tell the layout of {file}: it has the columns {_listed(seen)}"
         raise DpoError(message, where=where, hint=_nearest(seen, file), exit_code=USAGE)
     return told
+
+
+ANSWER_THEM = "to let the model answer them, add sample: {answers: 4} to the source, and data.rater, which rates them"
+
+
+def _asks_only(rows: list[dict[str, Any]], seen: list[str]) -> bool:
+    """Whether rows have prompts, and no column that could hold an answer."""
+    answers = {name for ours in ("chosen", "rejected", "completion") for name in (ours, *ALSO_CALLED[ours].split())}
+    held = any(answers & set(re.split(r"[^a-z\u4e00-\u9fff]+", name.lower())) for name in seen)
+    return not held and any(_is(row, LAYOUTS["prompts"]) for row in rows)
 
 
 def _fits(row: dict[str, Any], layout: LayoutOf) -> bool:
@@ -120,14 +135,19 @@ def _nearest(seen: list[str], file: str) -> str:
         (name, *_map(needs, seen))
         for name in MAPPABLE
         for needs in LAYOUTS[name].needs
-        if {"prompt"} <= needs <= set(ALSO_CALLED)
+        if {"prompt"} < needs <= set(ALSO_CALLED)
     ]
     layout, found, missing = max(maps, key=lambda one: (not one[2], len(one[1]) / (len(one[1]) + len(one[2]))))
     written = [f"{ours}: {_quoted(theirs)}" for ours, theirs in found.items() if ours != theirs]
     if not missing and written:
         return f"the nearest is {layout}, which also needs {_names(found)}: write columns: {{{', '.join(written)}}}"
     name, needs = max(
-        ((name, names) for name, one in reversed(LAYOUTS.items()) for names in one.needs if names - set(seen)),
+        (
+            (name, names)
+            for name, one in reversed(LAYOUTS.items())
+            for names in one.needs
+            if names - set(seen) and not one.sampled
+        ),
         key=lambda one: len(one[1] & set(seen)) / len(one[1] | set(seen)),
     )
     lacking = ", ".join(sorted(needs - set(seen)))

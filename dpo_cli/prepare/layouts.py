@@ -172,6 +172,21 @@ def kto(row: Row, settings: Settings) -> CandidateSet:
     return CandidateSet(asked, [candidate], source="", language=language, labelled=True, notes=notes)
 
 
+def prompts(row: Row, settings: Settings) -> CandidateSet:
+    """A prompt without answers, as text or messages, for a source that the model answers; a last answer is left out."""
+    ours = _mapped(row, settings)
+    asked = _prompt(ours, settings)
+    if asked is None:
+        asked = _instructed(ours) if is_said(ours.get("instruction")) else first(ours, *PROMPTS)
+    turns = conversation(asked, "prompt", asks=True)
+    while not isinstance(turns, str) and turns and turns[-1]["role"] == "assistant":
+        turns = turns[:-1]
+    prompt, _, notes = prompt_and_answers(turns, [], system_of(ours), ours.get("history"))
+    return CandidateSet(prompt, [], source="", language=spoken(ours.get("language")), notes=notes)
+
+
+PROMPTS = ("question", "query", "messages", "conversations")
+
 _GOOD = """
     true 1 1.0 yes good chosen desirable positive accepted preferred like liked up thumbs_up upvote correct helpful win
     +1 t y pos 👍 是 好 真 对 赞 正确 喜欢 满意 有用 正面
@@ -193,6 +208,7 @@ MAPPABLE = {
         "model_rejected", "history",
     ),
     "kto": ("prompt", "completion", "messages", "label", "system", "language", "model", "history"),
+    "prompts": ("prompt", "messages", "system", "language", "history"),
 }  # fmt: skip
 
 
@@ -211,6 +227,7 @@ class LayoutOf:
     """A layout: its function, the columns it can't do without (any of the sets), and how else to tell it.
 
     `reads`: the names it needs inside a parquet file (None: all). `grouped`: rows with one prompt belong together.
+    `sampled`: it has no answers, so that only a source with `sample` can have it.
     """
 
     read: Callable[[Row, Settings], CandidateSet]
@@ -218,6 +235,7 @@ class LayoutOf:
     told_by: Callable[[Row], bool] = lambda row: True
     reads: frozenset[str] | None = None
     grouped: bool = False
+    sampled: bool = False
 
 
 def _names(columns: str) -> frozenset[str]:
@@ -314,6 +332,7 @@ LAYOUTS: dict[str, LayoutOf] = {
         ),
         grouped=True,
     ),
+    "prompts": LayoutOf(prompts, _sets("prompt", "instruction", *PROMPTS), sampled=True),
 }  # fmt: skip
 
 MEDIA = re.compile(

@@ -14,6 +14,7 @@ from dpo_cli.families import with_targets
 from dpo_cli.recipe.errors import problems_of, recipe_error
 from dpo_cli.recipe.model_rules import against_model, quantised_base
 from dpo_cli.recipe.paths import PARTS, config_of, missing
+from dpo_cli.recipe.raters import OpenAIJudge, OpenAIRater, RewardModelJudge, RewardModelRater, Sample, Server
 from dpo_cli.recipe.rules import problems, remarks
 from dpo_cli.recipe.sections import (
     FILTER_OPTIONS,
@@ -29,9 +30,7 @@ from dpo_cli.recipe.sections import (
     Lora,
     Model,
     NearDuplicate,
-    OpenAIJudge,
     PairPolicy,
-    RewardModelJudge,
     ScoreWeights,
     Source,
 )
@@ -50,8 +49,8 @@ from dpo_cli.recipe.yaml import Key, dump_yaml, read_recipe, show_key
 
 __all__ = [
     "FILTER_OPTIONS", "HELD_OUT", "MEMORY_SIZE", "METRICS", "OFF_BY_DEFAULT", "Contaminated", "Eval", "GgufType",
-    "Lora", "NearDuplicate", "OpenAIJudge", "PairPolicy", "Recipe", "RewardModelJudge", "ScoreWeights", "Source",
-    "check", "dump", "json_schema", "load",
+    "Lora", "NearDuplicate", "OpenAIJudge", "OpenAIRater", "PairPolicy", "Recipe", "RewardModelJudge",
+    "RewardModelRater", "Sample", "ScoreWeights", "Server", "Source", "check", "dump", "json_schema", "load",
 ]  # fmt: skip
 
 

@@ -13,8 +13,8 @@ from dpo_cli.errors import FAILED, DpoError, nearest
 from dpo_cli.recipe.yaml import Key
 
 Recipe = Any  # dpo_cli.recipe's, which imports this module
-Part = Literal["model", "adapter", "merge_base", "judge", "data"]
-PARTS: tuple[Part, ...] = ("model", "adapter", "merge_base", "judge", "data")
+Part = Literal["model", "adapter", "merge_base", "judge", "rater", "data"]
+PARTS: tuple[Part, ...] = ("model", "adapter", "merge_base", "judge", "rater", "data")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 SECONDS = 5  # to wait for the Hub's first answer
 
@@ -55,7 +55,7 @@ def missing(recipe: Recipe, parts: Iterable[Part] = PARTS) -> list[tuple[Key, st
 
 def _named(recipe: Recipe) -> Iterator[tuple[Part, Key, str]]:
     """Everything that a recipe names outside of itself, and where."""
-    model, judge = recipe.model, recipe.eval.judge
+    model, judge, rater = recipe.model, recipe.eval.judge, recipe.data.rater
     yield "model", ("model", "id"), model.id
     if model.adapter:
         yield "adapter", ("model", "adapter"), model.adapter
@@ -63,6 +63,8 @@ def _named(recipe: Recipe) -> Iterator[tuple[Part, Key, str]]:
         yield "merge_base", ("model", "merge_base"), model.merge_base
     if judge is not None and judge.kind == "reward_model":
         yield "judge", ("eval", "judge", "id"), judge.id
+    if rater is not None and rater.kind == "reward_model":
+        yield "rater", ("data", "rater", "id"), rater.id
     for index, source in enumerate(recipe.data.sources):
         yield "data", ("data", "sources", index, "id"), source.id
     for index, name in enumerate(recipe.data.contamination):

@@ -25,6 +25,7 @@ from dpo_cli.recipe.optimizer_rules import (
     schedule,
     schedule_kwargs,
 )
+from dpo_cli.recipe.own_answer_rules import own_answers
 from dpo_cli.recipe.paths import json_in
 from dpo_cli.recipe.train import held_out_metric_problem, not_logged, trl_arguments
 from dpo_cli.recipe.yaml import Key
@@ -51,7 +52,10 @@ class Rule:
 
 def problems(recipe: Recipe) -> list[tuple[Key, str]]:
     """The settings that are refused, each with its sentence."""
-    return [(key, sentence) for key, sentence, told in _broken(recipe) if not told] + list(_of_sources(recipe))
+    return [(key, sentence) for key, sentence, told in _broken(recipe) if not told] + [
+        *_of_sources(recipe),
+        *own_answers(recipe),
+    ]
 
 
 def remarks(recipe: Recipe) -> list[tuple[Key, str]]:

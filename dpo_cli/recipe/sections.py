@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, create_model, field_validator, model_validator
 
 from dpo_cli.recipe.paths import hub_id_problem
+from dpo_cli.recipe.raters import Judge, Rater, Sample
 from dpo_cli.recipe.train import Section, held_out_metric_problem, language_of
 
 
@@ -38,7 +39,7 @@ METRICS = ("correctness", "helpfulness", "coherence", "complexity", "verbosity")
 
 Layout = Literal[
     "auto", "ultrafeedback", "ultrafeedback_zh", "ultrafeedback_binarized", "helpsteer2", "helpsteer2_preference",
-    "helpsteer3", "hh_rlhf", "nectar", "arena", "sharegpt", "swift", "alpaca", "orca", "pairs", "kto",
+    "helpsteer3", "hh_rlhf", "nectar", "arena", "sharegpt", "swift", "alpaca", "orca", "pairs", "kto", "prompts",
 ]  # fmt: skip
 
 
@@ -76,9 +77,11 @@ class Source(Section):
     split: str = Field("train", description="split of a hub data set")
     layout: Layout = Field("auto", description="how its rows are laid out; auto looks at the columns")
     language: str | None = Field(None, description="en, zh, …; default: detected row by row")
-    columns: dict[str, str] | None = Field(None, description="for pairs and kto: our column name -> theirs")
+    columns: dict[str, str] | None = Field(None, description="for pairs, kto and prompts: our column name -> theirs")
     quota: int | None = Field(None, ge=1, description="at most this many training pairs from here")
     keep_refusals: bool = Field(False, description="safety data: don't drop templated refusals")
+    sample: Sample | None = Field(None, description="{answers: 4}: the model answers the prompts itself")
+    rate: bool = Field(False, description="rate its answers again by data.rater, whatever its own scores")
 
     @property
     def label(self) -> str:
@@ -213,6 +216,9 @@ class Data(Section):
             json_schema_input_type=str | Source | Annotated[list[str | Source], Field(min_length=1)],
         ),
     ] = Field(min_length=1, description="where the preference data come from")
+    rater: Rater | None = Field(
+        None, description="{kind: reward_model, id} or {kind: openai, base_url, model}: rates what sample and rate name"
+    )
     score_weights: ScoreWeights = ScoreWeights()
     pairs: PairPolicy = PairPolicy()
     filters: Filters = Field(default_factory=lambda: Filters(), description="by drop reason: false, or what tunes it")
@@ -224,6 +230,11 @@ class Data(Section):
     eval_fraction: float = Field(0.05, gt=0, lt=1, description="prompts held out for ever, by hash")
     eval_size: int = Field(500, ge=1, description="at most this many held-out pairs are used")
     keep_dropped: bool = Field(False, description="write data/dropped.jsonl")
+
+    @property
+    def samples_here(self) -> bool:
+        """Whether the model itself, and no server, answers the prompts of a source."""
+        return any(source.sample and not source.sample.server for source in self.sources)
 
     @field_validator("languages", mode="before")
     @classmethod
@@ -299,42 +310,6 @@ class Engine(Section):
         if limit is not None and not (match and 0 < float(match[1]) < 1e6):
             raise ValueError(f"must be a size above 0, in GB: 16, 7.5 or 500MB, not {str(limit)[:60]}")
         return limit
-
-
-class OpenAIJudge(Section):
-    """A judge behind any OpenAI-compatible server: vLLM, Ollama, llama.cpp, transformers serve, or a hosted one."""
-
-    kind: Literal["openai"]
-    base_url: str = Field(
-        pattern=r"^https?://[^/@?#\s]+(/[^@?#\s]*)?$",  # a key may stand before an @, or behind a ?
-        description="the server's address, such as http://localhost:8000/v1, without keys (api_key_env names one)",
-    )
-    model: str = Field(min_length=1, description="the model's name on that server")
-    api_key_env: str | None = Field(
-        None,
-        # So a key written here is told from a name, and no recipe can send another variable to a server of its own.
-        pattern=r"^[A-Z_][A-Z0-9_]*_(KEY|TOKEN)$",
-        description="the name of an environment variable, in capitals, with _KEY or _TOKEN at its end; never the key",
-    )
-    max_tokens: int = Field(1024, ge=1, description="tokens of a judgment")
-    concurrency: int = Field(8, ge=1, description="requests at a time")
-    timeout: float = Field(60.0, gt=0, description="seconds for one request")
-    retries: int = Field(5, ge=0, description="tries after 429, 5xx and timeouts, each after twice the wait")
-    calibration: int = Field(100, ge=0, description="held-out pairs that the judge itself is tried on")
-
-
-class RewardModelJudge(Section):
-    """A judge on this machine: a sequence classifier with one output, which scores an answer by itself."""
-
-    kind: Literal["reward_model"]
-    id: str = Field(min_length=1, description="hub id or local folder of a sequence classifier")
-    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
-    batch_size: int = Field(8, ge=1, description="answers scored at a time")
-    max_length: int = Field(4096, ge=16, description="tokens of prompt + answer; longer ones are cut and counted")
-    calibration: int = Field(100, ge=0, description="held-out pairs that the judge itself is tried on")
-
-
-Judge = Annotated[OpenAIJudge | RewardModelJudge, Field(discriminator="kind")]
 
 
 class Eval(Section):

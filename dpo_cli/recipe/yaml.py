@@ -367,7 +367,7 @@ def names_a_path(key: Key) -> bool:
             return True
         case ("data", "sources") | ("data", "sources", int()) | ("data", "sources", "id"):  # a source by its id alone
             return True
-        case ("data", "contamination", int()) | ("eval", "judge", "id"):
+        case ("data", "contamination", int()) | ("eval", "judge", "id") | ("data", "rater", "id"):
             return True
         case ("train", "deepspeed" | "fsdp_config" | "accelerator_config"):
             return True
