@@ -178,10 +178,7 @@ _RENDERED = (
     "[/INST]", "### Response:", "### Response", "### Assistant:", "<start_of_turn>model", "<|assistant|>",
     "<|end_header_id|>", "<｜Assistant｜>", "<|im_start|>assistant",
 )  # fmt: skip
-_MARKS = (  # one is in every match of what follows
-    "<|", "<｜", "<eo", "_call", "_of_turn>", "<extra_id_", "INST]", "<<SYS>>", "Human", "Assistant", "USER",
-    "ASSISTANT", "### ", "人类", "助手",
-)  # fmt: skip
+_MARKS = ("<", "INST]", "Human", "Assistant", "USER", "ASSISTANT", "### ", "人类", "助手")  # one is in every match of:
 _LEAKED = re.compile(
     r"<[|｜]/?[\w▁]+[|｜]>|<eo[acdhmstu]>|<(?:start|end)_of_turn>|<extra_id_\d+>|\[/?INST\]|<</?SYS>>"
     r"|<(?:tool|function)_calls?>\s*[{\[]"

@@ -111,7 +111,8 @@ def _read(
         for item in candidate_sets(source, one.feeds, LAYOUTS[one.layout], one.settings, progress.tick):
             progress.count += 1
             funnel.came[label] += 1
-            funnel.notes.update((label, note) for note in set(item.notes))
+            for note in set(item.notes):
+                funnel.notes[label, note] += 1
             if isinstance(item, Broken):
                 at = ("", item.place)
                 funnel.drop(label, language, (item.reason, item.detail), hash64(item.detail), lambda at=at: at)  # type: ignore[misc]
@@ -139,7 +140,8 @@ def _judge(
         item.language = _language(item)
         if item.language == "en":
             looks = latin_language(asked)
-            funnel.latin.setdefault(item.source, Counter()).update(filter(None, [looks]))
+            if looks is not None:
+                funnel.latin.setdefault(item.source, Counter())[looks] += 1
     parts = [text for turn in item.prompt for text in turn.values()]
     content = hash64(*parts, *(part for one in item.candidates for part in (one.text, one.score)))
     came = len(item.candidates)
@@ -147,7 +149,9 @@ def _judge(
     if drop is not None:
         funnel.drop(item.source, item.language, drop, hashed, lambda: (excerpt(asked), item.place))
         return None
-    edits, picks = Counter(garbled=came - len(item.candidates)), list[tuple[int, ...]]()
+    edits, picks = Counter[str](), list[tuple[int, ...]]()
+    if len(item.candidates) < came:
+        edits["garbled"] = came - len(item.candidates)
     drop = filters.clean(item, options, context, edits)
     if drop is None:
         picks, drop = filters.compare(item, _picks(recipe, item, hashed, context), options, context)
@@ -209,7 +213,8 @@ def _book(entries: list[Entry], store: RowStore, funnel: Funnel) -> None:
 
     for entry in entries:
         if entry.drop is None or entry.drop[0] not in ("duplicate", "near_duplicate"):
-            funnel.edits.update({(entry.source, kind): count for kind, count in entry.edits.items() if count})
+            for kind, count in (+entry.edits).items():  # + leaves out zeros
+                funnel.edits[entry.source, kind] += count
         if entry.drop is None:
             funnel.keep(entry.source, entry.language, entry.hash, lambda entry=entry: example(entry))  # type: ignore[misc]
         else:

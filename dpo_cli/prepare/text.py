@@ -60,7 +60,7 @@ _BEYOND_ASCII = re.compile("[\x80-\x9f\ufffd]")  # C1 controls, and what a decod
 _HIGH_1252 = re.escape("".join(bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xC0)))
 _MISREAD = re.compile(f"â€[{_HIGH_1252}]|[a-z]Ã[{_HIGH_1252}]|Â[\xa0-\xbf]|(?:锟斤拷){{2}}")
 _LEADING = re.compile("[\xc2-\xef]")
-_RUNS = {"cp1252": re.compile(f"[{_HIGH_1252}\xc0-\xff]{{6,}}"), "gbk": re.compile("[^\x00-\x7f]{6,}")}
+_RUNS = {"cp1252": re.compile(f"[{_HIGH_1252}\xc0-\xff]{{6,}}"), "gbk": re.compile("[^\x00-\x7f]{6,30}")}
 _OTHER_SCRIPT = re.compile("[\u0370-\u06ff\u0e00-\u0e7f\u3041-\u30ff\uac00-\ud7a3]{2}")
 TURNED_BACK = 3  # runs of a text that are tried; a text that was misread is misread from the start
 
@@ -118,8 +118,8 @@ def _repeats(units: str | list[str], size: int, limit: float) -> bool:
 
 
 def similarity(one: str, other: str, least: float) -> float:
-    """Dice coefficient of two texts' word pairs (Han characters are words), 0..1; 0 without a look where the lengths
-    alone put it below `least`.
+    """Dice coefficient of two texts' word pairs (Han characters are words), 0..1; 0 where a quick look puts it below
+    `least`.
 
     Word pairs, because "A beats B" and "B beats A" hold the same words.
     """
@@ -130,6 +130,8 @@ def similarity(one: str, other: str, least: float) -> float:
     cut = [words(unicodedata.normalize("NFKC", text).lower()) for text in (one, other)]
     if cut[0] == cut[1]:
         return 1.0
+    if len(set(cut[0]) ^ set(cut[1])) > 2 * (1 - least) * (len(cut[0]) + len(cut[1])):
+        return 0.0  # each of these words is in a pair that isn't shared, and a pair has two words
     one_pairs, other_pairs = (set(pairwise(units)) for units in cut)
     total = len(one_pairs) + len(other_pairs)
     return 2 * len(one_pairs & other_pairs) / total if total else 0.0
