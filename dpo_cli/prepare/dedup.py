@@ -36,10 +36,10 @@ def _shingles(text: str) -> NDArray[np.uint64]:
     """A number for each run of characters of a normalised text; texts cut differently have none in common."""
     size = SHINGLE_HAN if mostly_han(text) else SHINGLE
     codes = np.frombuffer(text[:MAX_CHARS].ljust(size, "\0").encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    codes, count = codes.astype(np.uint64), len(codes) - size + 1
-    rolled = codes[:count]
+    wide, count = codes.astype(np.uint64), len(codes) - size + 1
+    rolled = wide[:count]
     for offset in range(1, size):
-        rolled = rolled * np.uint64(0x100000001B3) + codes[offset : offset + count]
+        rolled = rolled * np.uint64(0x100000001B3) + wide[offset : offset + count]
     return rolled
 
 
