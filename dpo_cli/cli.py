@@ -193,9 +193,13 @@ def evaluate(
 
         replace(job, quiet=job.quiet or bool(others)).run_stage("eval", work)
         if others:
-            console.print_comparison([(job.recipe, job.run), *others])
+            from dpo_cli.evaluate.compare import print_comparison
+
+            print_comparison([(job.recipe, job.run), *others])
         elif not job.quiet:
-            console.print_metrics(job.run)
+            from dpo_cli.evaluate.report import print_report
+
+            print_report(job.run["eval"])
 
 
 @stage_command("export")

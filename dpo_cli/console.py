@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -14,8 +14,6 @@ from dpo_cli.run import Run
 from dpo_cli.show import say, terminal
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from dpo_cli.inference import Answer
 
 
@@ -29,75 +27,6 @@ def print_funnel(run: Run, quiet: bool, examples: bool) -> None:
     terminal().print(funnel_table(report, examples))
     pairs = report["pairs"]
     say(f"prepare: {pairs['train']} training {rows_are(report)}, {pairs['eval']} held out -> {run['prepare']}")
-
-
-def print_metrics(run: Run) -> None:
-    """What eval found, for a terminal of 80 columns; the verdict and where the report is come last."""
-    from dpo_cli.evaluate.tables import judged
-
-    metrics: dict[str, Any] = json.loads((run["eval"] / "metrics.json").read_text(encoding="utf-8"))
-    console = terminal()
-    for table in _metrics_tables(metrics):
-        console.print(table)
-        console.print()
-    said = [judged(metrics["judge"]), *(f"warning: {warning}" for warning in metrics["warnings"])]
-    if any(said):
-        console.print(*filter(None, said), "", sep="\n")
-    console.print(f"{metrics['verdict']}\nreport: {run['eval'] / 'report.html'}")
-
-
-def _metrics_tables(metrics: dict[str, Any]) -> Iterator[Table]:
-    """Pairs, samples, judge. Up to three languages stand beside the whole, more in a table of their own."""
-    from rich.table import Table
-
-    from dpo_cli.evaluate.charts import shorten
-    from dpo_cli.evaluate.tables import JUDGE_ROWS, NATS, ROWS, SAMPLE_ROWS, show
-
-    def table(*heads: str, left: int) -> Table:
-        made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-        for index, head in enumerate(heads):
-            made.add_column(head, no_wrap=True, justify="left" if index in (0, left) else "right")
-        return made
-
-    pairs, samples, judge = metrics["pairs"], metrics["samples"], metrics["judge"]
-    languages = {name: part["pairs"] for name, part in metrics["languages"].items()}
-    beside = languages if len(languages) <= 3 else {}
-    counted = [f"{shorten(name, 9)}\nn={figures['reward_accuracy']['n']:,}" for name, figures in beside.items()]
-    shown = table("held-out pairs", f"all, 95% interval\nn={pairs['reward_accuracy']['n']:,}", *counted, left=1)
-    for row in ROWS:
-        lines = [(row.key, row.title, row.unit)]
-        if row.compared:
-            lines = [(f"{row.key}_{one}", f"{row.title}, {one}", row.unit) for one in ("base", "tuned")]
-            lines.append((f"{row.key}_change", "… change", row.unit.change))
-        for key, title, unit in lines if row.brief else ():
-            parts = (show(figures[key], unit, interval=False) for figures in beside.values())
-            shown.add_row(title, show(pairs[key], unit), *parts)
-    yield shown
-
-    if not beside and languages:
-        shown = table("language", "reward accuracy", "longer wins", "margin", "n", left=1)
-        for name, figures in languages.items():
-            accuracy, margin = figures["reward_accuracy"], show(figures["margin"], NATS, interval=False)
-            longer = show(figures["longer_wins"], interval=False)
-            shown.add_row(shorten(name, 24), show(accuracy), longer, margin, f"{accuracy['n']:,}")
-        yield shown
-
-    if samples:
-        shown = table("sampled answers", "base", "tuned", "change, 95% interval", left=3)
-        for row in SAMPLE_ROWS:
-            if row.compared:
-                sides = [show(samples[f"{row.key}_{one}"], row.unit, interval=False) for one in ("base", "tuned")]
-                shown.add_row(row.title, *sides, show(samples[f"{row.key}_change"], row.unit.change))
-            else:
-                shown.add_row(row.title, "", "", show(samples[row.key], row.unit))
-        yield shown
-
-    if judge:
-        shown = table("judge", "95% interval", left=1)
-        for row in JUDGE_ROWS:
-            if judge[row.key] is not None:
-                shown.add_row(row.title, show(judge[row.key], row.unit))
-        yield shown
 
 
 def print_answers(prompt: str, base: Sequence[Answer], tuned: Sequence[Answer]) -> None:
@@ -183,56 +112,3 @@ def print_files(loaded: Recipe, planned: Sequence[tuple[str, int]]) -> None:
         parts = ((name.split("/", 1), size) for name, size in planned)
         sent = {hub.path_in_repo(kind, name, formats): size for (kind, name), size in parts} | {"verify.json": 0}
         say(hub.listing(loaded, sorted(sent.items())))
-
-
-def print_comparison(runs: Sequence[tuple[Recipe, Run]]) -> None:
-    """A row a run, what the judge says of each, what sets its recipe apart from the first one's, and remarks."""
-    from rich.table import Table
-
-    from dpo_cli.evaluate.compare import compare
-    from dpo_cli.evaluate.tables import NATS, RATIO, Unit, show
-
-    compared, remarks = compare(runs)
-    console = terminal()
-
-    def table(*heads: str) -> Table:
-        made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-        for index, head in enumerate(heads):
-            made.add_column(head, no_wrap=index > 0, overflow="fold")
-        return made
-
-    languages = list(dict.fromkeys(name for one in compared for name in one.metrics["languages"]))
-    beside = languages if 1 < len(languages) <= 6 else []
-    shown = table("run", "reward accuracy", *beside)
-    for one in compared:
-        parts = (one.metrics["languages"].get(name, {}).get("pairs") for name in beside)
-        cells = (show(part["reward_accuracy"], interval=len(beside) <= 2) if part else "–" for part in parts)
-        shown.add_row(one.name, show(one.metrics["pairs"]["reward_accuracy"]), *cells)
-    console.print(shown)
-    console.print()
-    shown = table("run", "margin", "chosen drift", "length ratio", "KL a token", "train", "memory")
-    for one in compared:
-        pairs, samples = one.metrics["pairs"], one.metrics["samples"] or {}
-        cells = (show(pairs[key], NATS, interval=False) for key in ("margin", "chosen_drift"))
-        sampled = ((samples.get(key), unit) for key, unit in (("length_ratio", RATIO), ("kl", Unit(4))))
-        answers = (show(figure, unit, interval=False) if figure else "–" for figure, unit in sampled)
-        cost = (f"{one.training['seconds']:,.0f} s", f"{one.training['peak_memory_bytes'] / 1e9:.1f} GB")
-        shown.add_row(one.name, *cells, *answers, *cost)
-    console.print(shown)
-    if any(one.metrics["judge"] for one in compared):
-        shown = table("run", "win rate", "length-adjusted", "Elo over the base")
-        for one in compared:
-            judge = one.metrics["judge"] or {}
-            rates = (show(judge[key]) if judge else "–" for key in ("win_rate", "length_adjusted_win_rate"))
-            shown.add_row(one.name, *rates, show(one.strength, Unit(0, signed=True)) if one.strength else "–")
-        console.print()
-        console.print(shown)
-    console.print()
-    for one in compared[1:]:
-        listed = {
-            key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in one.differs.items()
-        }
-        differs = ", ".join(f"{key}: {value}" for key, value in listed.items())
-        console.print(f"{one.name} differs in {differs or 'nothing'}")
-    for remark in remarks:
-        console.print(f"warning: {remark}")

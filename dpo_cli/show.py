@@ -1,12 +1,16 @@
-"""Text from outside on a terminal: what a terminal would obey is shown escaped, and markup as it stands."""
+"""What people are shown, on a terminal, in Markdown and in HTML: figures, tables, texts from outside, a bar.
+
+A stage lays out its figures once, in Markdown. Text from outside is shown as it stands: what a terminal would obey is
+escaped, and what Markdown or HTML would take for markup is too.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,6 +62,26 @@ def terminal(**options: Any) -> Console:
     return console
 
 
+def print_markdown(text: str) -> None:
+    """Print Markdown on the terminal, laid out for its width."""
+    from rich.markdown import Markdown, TableElement
+    from rich.table import Table
+
+    class Plain(TableElement):
+        """A table without the empty lines that stand for its edges."""
+
+        def __rich_console__(self, *where: Any) -> Iterator[Table]:
+            for one in super().__rich_console__(*where):
+                assert isinstance(one, Table)
+                one.show_edge = False
+                yield one
+
+    class Page(Markdown):
+        elements: ClassVar = {**Markdown.elements, "table_open": Plain}
+
+    terminal().print(Page(text))
+
+
 @contextmanager
 def bar(what: str, total: int, progress: bool) -> Iterator[Callable[[int], None]]:
     """Show a bar that goes when it is done, none where stderr is no terminal; yields what moves it on."""
@@ -70,3 +94,88 @@ def bar(what: str, total: int, progress: bool) -> Iterator[Callable[[int], None]
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(what, total=total)
         yield lambda steps: bar.advance(task, steps)
+
+
+# ------------------------------------------------------------------------------------------------------------ figures
+
+
+class Unit(NamedTuple):
+    """How a figure is written: its factor and decimal places, whether it has a sign, and what stands around it."""
+
+    places: int
+    factor: float = 1
+    signed: bool = False
+    before: str = ""
+    after: str = ""
+
+    @property
+    def change(self) -> Unit:
+        """What a difference of two such figures is written in: percent points for shares."""
+        return self._replace(signed=True, after=" pp" if self.after == "%" else self.after)
+
+    def write(self, value: float) -> str:
+        number = round(self.factor * value, self.places) + 0.0  # + 0.0: no minus before a nought
+        text = f"{number:+,.{self.places}f}" if self.signed else f"{number:,.{self.places}f}"
+        return text.replace("-", "−")
+
+
+SHARE, NATS, RATIO = Unit(1, 100, after="%"), Unit(2, signed=True), Unit(2, before="×")
+
+
+def show_figure(figure: Mapping[str, Any], unit: Unit = SHARE, interval: bool = True) -> str:
+    """Write a figure {value, low, high}: `98.4% (94.2–99.6)`, `+1.66 (+1.58 to +1.73)`; – where there is none.
+
+    Args:
+        interval: with its 95 % interval, where it has one.
+    """
+    if figure["value"] is None:
+        return "–"
+    text = unit.before + unit.write(figure["value"]) + unit.after
+    low, high = figure["low"], figure["high"]
+    if not interval or low is None or high is None:
+        return text
+    return f"{text} ({unit.write(low)}{' to ' if unit.signed else '–'}{unit.write(high)})"
+
+
+# ----------------------------------------------------------------------------------------------------------- Markdown
+
+
+def escaped(text: str) -> str:
+    """Write a text so that Markdown shows it as it stands, on one line; an underscore in a word is plain already."""
+    text = re.sub(r"([\\`*\[\]<|&~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", " ".join(text.split()))
+    return re.sub(r"^(\d{0,9})([>#]|[.)+=-](?=[ =-]|$))", r"\1\\\2", text)  # a heading, list, quote or rule
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
+    """Write a Markdown table of texts as they stand, the first column and those in `left` set to the left."""
+    marks = ["---" if column in (0, *left) else "---:" for column in range(len(heads))]
+    lines = [[*map(escaped, heads)], marks, *([*map(escaped, row)] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def fenced(text: str, most: int | None = None) -> str:
+    """Write a block of code, with a fence longer than any in it, cut after so many characters."""
+    if most and len(text) > most:
+        text = f"{text[:most].rstrip()}… ({len(text):,} characters)"
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def to_html(markdown: str) -> str:
+    """Render Markdown; HTML in it stays text. Wide tables scroll by themselves."""
+    from markdown_it import MarkdownIt
+
+    page = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    region = '<div class="scroll" role="region" tabindex="0" aria-label="table"><table>'
+    framed = page.replace("<table>", region).replace("</table>", "</table></div>")  # no text holds a bare < in HTML
+    return re.sub("<th(?=[ >])", '<th scope="col"', framed)
+
+
+def shorten(text: str, columns: int) -> str:
+    """Cut a text with an ellipsis where it takes more columns than that; a Chinese character takes two."""
+    widths = [2 if ord(letter) > 0x2E7F else 1 for letter in text]
+    if sum(widths) <= columns:
+        return text
+    while text and sum(widths[: len(text)]) >= columns:
+        text = text[:-1]
+    return text.rstrip() + "…"

@@ -125,6 +125,9 @@ def test_everything_imported_is_declared() -> None:
     asked = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
     declared = {re.split(r"[^\w.-]", one)[0].replace("-", "_").lower() for one in asked}
     found = {name.split(".")[0] for path in FILES for name in all_imports(path)}
-    named = {{"yaml": "pyyaml", "pydantic_core": "pydantic"}.get(one, one) for one in found - {"dpo_cli"}}
+    named = {
+        {"yaml": "pyyaml", "pydantic_core": "pydantic", "markdown_it": "markdown_it_py"}.get(one, one)
+        for one in found - {"dpo_cli"}
+    }
     optional = {"llama_cpp"}  # used where a person has installed it
     assert named - set(sys.stdlib_module_names) - declared == optional

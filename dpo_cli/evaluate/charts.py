@@ -10,6 +10,7 @@ from html import escape
 from math import ceil, floor, isfinite
 from typing import NamedTuple
 
+from dpo_cli.show import shorten
 from dpo_cli.stats import Figure
 
 WIDTH, LEFT, RIGHT = 360, 50, 352  # of the drawing, and between which x the data lie
@@ -17,7 +18,7 @@ TOP, BASE, HEIGHT = 10, 148, 170  # the y of the highest value, of the lowest, a
 
 
 class Dot(NamedTuple):
-    """A row of `dots`: a name, a share with its interval, the same in words, and what it is held against, 0..1."""
+    """A row of `dots`: a name, a share with its interval, the same in words, and what it is compared with, 0..1."""
 
     label: str
     figure: Figure
@@ -124,52 +125,6 @@ def dots(rows: Sequence[Dot], low: float, high: float, title: str) -> str:
             parts.append(f'<circle class="dot" cx="{x(value):.1f}" cy="{y}" r="4.5"/>')
     said = "; ".join(f"{row.label}: {row.text}" for row in rows)
     return _svg(parts, f"{title}. {said}", bottom + 22)
-
-
-def verdicts(wins: float, ties: float, losses: float) -> str:
-    """One bar of three parts, the shares of prompts that the tuned model won, tied and lost, with a line at 50 %."""
-    total = (wins + ties + losses) or 1.0
-    parts, x, room = [], 8.0, RIGHT - 8
-    for share, kind in ((wins, "bar"), (ties, "bar tie"), (losses, "bar wrong")):
-        width = share / total * room
-        parts.append(_rect(x, 24, max(width - 1, 0), 20, kind))
-        x += width
-    parts += [_line(8 + room / 2, 20, 8 + room / 2, 48, "mark"), _text(8 + room / 2, 62, "50%", "middle")]
-    names = [f"{name} {100 * share:.0f}%" for name, share in (("won", wins), ("tied", ties), ("lost", losses))]
-    places = ((8, "start"), (8 + room / 2, "middle"), (RIGHT, "end"))
-    parts += [_text(at, 15, name, anchor, "said") for name, (at, anchor) in zip(names, places, strict=True)]
-    return _svg(parts, f"prompts the tuned model {', '.join(names)}", 68)
-
-
-def scatter(points: Sequence[tuple[float, float]], title: str) -> str:
-    """How much longer the tuned answer is, in tokens, against its score, 0..1; lines at equal length and at a tie."""
-    if not points:
-        return ""
-    reach = max(abs(x) for x, _ in points) or 1.0
-    parts = [_line(LEFT, BASE, RIGHT, BASE, "axis"), _line(_across(0.5), TOP, _across(0.5), BASE, "mark")]
-    parts.append(_line(LEFT, _up(0.5), RIGHT, _up(0.5), "mark"))
-    for index, (x, y) in enumerate(points):
-        aside = (index * 7 % 11 - 5) * 0.8  # equal scores lie in one line: spread them, alike at every run
-        parts.append(
-            f'<circle class="point" cx="{_across((x / reach + 1) / 2):.1f}" cy="{_up(y) - aside:.1f}" r="2.6"/>'
-        )
-    parts += [_text(LEFT - 10, _up(y) + 4, name, "end") for y, name in ((0.0, "0"), (0.5, "½"), (1.0, "1"))]
-    parts += [
-        _text(LEFT, HEIGHT - 4, f"−{reach:,.0f} tokens"),
-        _text(_across(0.5), HEIGHT - 4, "0", "middle"),
-        _text(RIGHT, HEIGHT - 4, f"+{reach:,.0f} tokens", "end"),
-    ]
-    return _svg(parts, f"{title}, {len(points):,} prompts")
-
-
-def shorten(text: str, columns: int) -> str:
-    """The text, cut with an ellipsis where it takes more columns than that; a Chinese character takes two."""
-    widths = [2 if ord(letter) > 0x2E7F else 1 for letter in text]
-    if sum(widths) <= columns:
-        return text
-    while text and sum(widths[: len(text)]) >= columns:
-        text = text[:-1]
-    return text.rstrip() + "…"
 
 
 def _across(share: float) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dpo_cli import backends, chat, judging, model_files, models
+from dpo_cli import backends, chat, judging, models
 from dpo_cli.disk import sha256, write_json
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate import summary, winrate
@@ -27,7 +27,7 @@ from dpo_cli.evaluate.text_metrics import sample_metrics
 from dpo_cli.inference import Answer
 from dpo_cli.judging import Judgment
 from dpo_cli.machine import versions
-from dpo_cli.published import recipe_yaml, without_paths
+from dpo_cli.published import recipe_yaml
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import AcrossPrompts, Message, Pair, read_jsonl, read_pairs, write_jsonl
 from dpo_cli.run import Run, fingerprint
@@ -211,11 +211,8 @@ def _metrics(
     metrics |= {
         "curves": summary.curves(log),
         "examples": summary.examples(samples, scores, recipe.seed),
-        "scatter": [[longer_by[name], value] for name, value in scores.items()],
         "data": {"pairs": prepared["pairs"], "languages": prepared["languages"]},
         "environment": {**versions(), "device": trained.get("device"), "backend": trained.get("backend")},
-        "base_model": without_paths(model_files.location(recipe.model.merge_base or recipe.model.id)),
-        "exported": "/".join((run["export"] / "merged").parts[-4:]),
         "recipe": recipe_yaml(recipe),
         "sampling": _sampling(recipe, samples),
     }

@@ -1,174 +1,137 @@
 """`eval/report.md` and one self-contained `eval/report.html`: no network, no scripts, light and dark.
 
-Both come from `metrics.json` alone. The page is the Jinja template beside this file (text is escaped by it), with the
-tables of tables.py and the charts of charts.py; the Markdown has the same tables.
+Both come from `metrics.json` alone, and from the same sections in Markdown; the page sets the charts of charts.py and
+the answers in the place where the Markdown has tables and blocks. Its frame is the Jinja template beside this file.
 """
 
 from __future__ import annotations
 
-import re
-import shlex
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
+from jinja2 import Environment, FileSystemLoader
 
 from dpo_cli.disk import write_text
 from dpo_cli.evaluate import charts
-from dpo_cli.evaluate.tables import SHARE, accuracies, examples, judged, opening, sampled, tables, win_rates
+from dpo_cli.evaluate.tables import BESIDE, accuracies, accuracy_tables, by_language, judged, parts, sampled, win_rates
+from dpo_cli.show import escaped, fenced, print_markdown, shorten, table, terminal, to_html
+
+KINDS = {"best": "Best by the judge", "worst": "Worst by the judge", "random": "Drawn at random"}
+SHOWN = 600  # characters of a prompt or an answer in the Markdown
+
+
+class Section(NamedTuple):
+    """A part of the report.
+
+    Attributes:
+        text: Markdown.
+        note: what stands above it, and on the page above the charts; plain text.
+        charts: (caption, SVG).
+        examples: answers that the page shows side by side, and `text` one after the other.
+        folded: the page shows `text` only to who opens it.
+    """
+
+    title: str
+    text: str = ""
+    note: str = ""
+    charts: Sequence[tuple[str, str]] = ()
+    examples: Sequence[Mapping[str, Any]] = ()
+    folded: bool = False
 
 
 def write_report(metrics: dict[str, Any], folder: Path) -> None:
     """Write report.md and report.html into `folder`, from what stands in `eval/metrics.json`."""
-    from jinja2 import Environment, FileSystemLoader
-
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    judge, margins, groups = metrics["judge"], metrics["histogram"], accuracies(metrics)
-    heard = judge and judge["judged"]  # else no verdict came from it, and there are no shares
-    ends = charts.scale(dot for _, dots in groups for dot in dots)
-    page = environment.get_template("page.html.jinja").render(
-        metrics,
-        tables=tables(metrics),
-        accuracies=[(title, charts.dots(dots, *ends, f"Reward accuracy. {title}")) for title, dots in groups],
-        win_rates=charts.dots(win_rates(metrics), 0, 1, "Win rate of the tuned model over the base"),
-        verdicts=charts.verdicts(*(judge[key]["value"] for key in ("wins", "ties", "losses"))) if heard else "",
-        margins=charts.histogram(margins["edges"], margins["counts"], margins["right"]),
-        lengths=charts.scatter(metrics["scatter"], "length difference against score"),
-        lines=[(one["title"], charts.curve(one["points"], one["title"])) for one in metrics["curves"]],
-        sampled=sampled(metrics["sampling"]),
-        judged=judged(judge),
-        shown=examples(metrics),
-        opening=opening,
-        tax_says=TAX_SAYS,
-        tasks=tax_tasks(metrics),
-        commands=tax_commands(metrics),
-    )
+    found = list(sections(metrics))
+    page = environment.get_template("page.html.jinja").render(metrics, sections=found, to_html=to_html, opening=opening)
     write_text(folder / "report.html", page)
-    write_text(folder / "report.md", markdown(metrics))
+    write_text(folder / "report.md", markdown(metrics, found))
 
 
-# -------------------------------------------------------------------------------------------------- alignment tax
-
-
-class Task(NamedTuple):
-    """A task of the lm-evaluation-harness, by its name in 0.4.13; `written`: the model writes its answer out."""
-
-    name: str
-    language: str
-    written: bool
-    why: str
-
-
-TAX_SAYS = (
-    "What the preference cost elsewhere is for lm-evaluation-harness to say; dpo-cli neither wraps nor needs it. "
-    "Once dpo-cli export has run, base and exported model take the same tasks, each score with its standard error:"
-)
-
-TAX = (
-    Task("ifeval", "en", True, "does it still do as told: instructions that a program can check"),
-    Task("gsm8k", "en", True, "does it still reason, in steps, to a right number"),
-    Task("mmlu", "en", False, "does it still know what it knew, multiple choice"),
-    Task("cmmlu", "zh", False, "the same in Chinese, with subjects of China"),
-    Task("mmlu_prox_lite_zh", "zh", True, "does it still reason in Chinese"),
-)
-
-
-def _thinking(metrics: Mapping[str, Any]) -> bool:
-    return bool(yaml.safe_load(metrics["recipe"])["model"]["thinking"])
-
-
-def tax_tasks(metrics: Mapping[str, Any]) -> list[Task]:
-    """English always, because losses show there even where it was not trained; Chinese where it was.
-
-    The harness refuses to score likelihoods, as mmlu and cmmlu do, with thinking on.
-    """
-    spoken, thinking = {"en", *metrics["languages"]}, _thinking(metrics)
-    return [task for task in TAX if task.language in spoken and (task.written or not thinking)]
-
-
-def tax_commands(metrics: Mapping[str, Any]) -> str:
-    """The shell commands that put base and exported model through the same tasks."""
-    think = "enable_thinking=True,think_end_token=</think>" if _thinking(metrics) else "enable_thinking=False"
-    names = ",".join(task.name for task in tax_tasks(metrics))
-    lines = ["pip install 'lm_eval[hf,ifeval]'"]
-    for name, model in (("base", metrics["base_model"]), ("tuned", metrics["exported"])):
-        arguments = shlex.quote(f"pretrained={model},dtype=bfloat16,{think}")
-        lines += [
-            f"lm_eval --model hf --model_args {arguments} \\",
-            f"  --tasks {names} \\",
-            f"  --apply_chat_template --batch_size auto --output_path lm_eval/{name}",
-        ]
-    return "\n".join(lines)
-
-
-# ------------------------------------------------------------------------------------------------------- Markdown
-
-
-def markdown(metrics: Mapping[str, Any]) -> str:
-    """report.md: the same tables; accuracies as tables instead of charts, samples cut short."""
-    return "\n\n".join(_markdown(metrics)) + "\n"
-
-
-def _markdown(metrics: Mapping[str, Any]) -> Iterator[str]:
-    yield f"# {_plain(metrics['name'])}"
-    yield _plain(metrics["verdict"])
+def markdown(metrics: Mapping[str, Any], found: Sequence[Section]) -> str:
+    """report.md."""
+    lines = [f"# {escaped(metrics['name'])}", escaped(metrics["verdict"])]
     if metrics["warnings"]:
-        yield "\n".join(f"- Warning: {_plain(warning)}" for warning in metrics["warnings"])
-    found = tables(metrics)
-    said = {"pairs": "", "samples": sampled(metrics["sampling"]), "judge": judged(metrics["judge"])}
-    for part, title in (("pairs", "Held-out pairs"), ("samples", "Sampled answers"), ("judge", "Judge")):
-        if part in found:
-            yield f"## {title}"
-            yield from filter(None, [_plain(said[part])])
-            lines = [[row.title, *map(str, cells)] for row, cells in found[part].rows]
-            yield _table(["", *found[part].heads], lines)
-    yield "## Reward accuracy"
-    for title, dots in accuracies(metrics):
-        rows = [[dot.label, dot.text, "–" if dot.rival is None else f"{SHARE.write(dot.rival)}%"] for dot in dots]
-        yield _table([title, "reward accuracy", "longer answer wins"], rows)
-    for title, some in examples(metrics):
-        yield f"## {title}"
+        lines.append("\n".join(f"- Warning: {escaped(warning)}" for warning in metrics["warnings"]))
+    for section in found:
+        if section.text:
+            lines += [f"## {section.title}", *filter(None, [escaped(section.note)]), section.text]
+    return "\n\n".join(lines) + "\n"
+
+
+def print_report(folder: Path) -> None:
+    """Print what stands in a run's `eval`, for 80 columns; the verdict and where the report is come last."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    tables = parts(metrics, brief=True)
+    if len(metrics["languages"]) > BESIDE:
+        tables["pairs"] += f"\n\n{accuracy_tables(metrics)['By language']}"
+    print_markdown("\n\n".join(tables[part] for part in ("pairs", "samples", "judge") if part in tables))
+    said = [judged(metrics["judge"]), *(f"warning: {warning}" for warning in metrics["warnings"])]
+    terminal().print("", *filter(None, said), metrics["verdict"], f"report: {folder / 'report.html'}", sep="\n")
+
+
+def sections(metrics: Mapping[str, Any]) -> Iterator[Section]:
+    """The report's parts in the order that a reader needs; without what was not asked for."""
+    tables, judge = parts(metrics), metrics["judge"]
+    yield Section("Held-out pairs", tables["pairs"])
+    if "samples" in tables:
+        note = f"{sampled(metrics['sampling'])} Base → tuned, and the change from prompt to prompt."
+        yield Section("Sampled answers", tables["samples"], note)
+    if "judge" in tables:
+        dots = charts.dots(win_rates(metrics), 0, 1, "Win rate of the tuned model over the base")
+        yield Section("Judge", tables["judge"], judged(judge), [("Tuned against base", dots)])
+    groups = accuracies(metrics)
+    ends = charts.scale(dot for _, dots in groups for dot in dots)
+    drawn = [(title, charts.dots(dots, *ends, f"Reward accuracy. {title}")) for title, dots in groups]
+    yield Section("Reward accuracy", "\n\n".join(accuracy_tables(metrics).values()), "", drawn, folded=True)
+    margins = metrics["histogram"]
+    histogram = charts.histogram(margins["edges"], margins["counts"], margins["right"])
+    lines = [(one["title"], charts.curve(one["points"], one["title"])) for one in metrics["curves"]]
+    yield Section(
+        "Margins and training",
+        note="The margins of the held-out pairs: right of 0 is right. Then what training logged, step by step.",
+        charts=[("reward margins of held-out pairs, nats", histogram), *lines],
+    )
+    yield from _examples(metrics["examples"])
+    if languages := "\n\n".join(by_language(metrics)):
+        yield Section("By language", languages, folded=True)
+    yield Section("Data", _data(metrics["data"]))
+    made = [f"- {what}: {escaped(str(value))}" for what, value in metrics["environment"].items() if value]
+    yield Section("How it was made", "\n".join(made))
+    yield Section("Recipe", fenced(metrics["recipe"]), folded=True)
+
+
+def _examples(examples: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
+    for kind, title in KINDS.items():
+        some = [one for one in examples if one["kind"] == kind]
+        lines = []
         for one in some:
             score = "" if one["score"] is None else f", score {one['score']:.2f}"
-            yield f"**{_plain(one['id'])}** ({_plain(one['language'])}{score})"
+            lines.append(f"**{escaped(one['id'])}** ({escaped(one['language'])}{score})")
             for message in one["prompt"]:
-                yield f"{_plain(message['role'])}:\n\n{_fenced(message['content'])}"
+                lines += [f"{escaped(message['role'])}:", fenced(message["content"], SHOWN)]
             for model in ("base", "tuned"):
                 cut = "" if one[f"{model}_finished"] else ", cut off"
-                yield f"{model}, {one[f'{model}_tokens']:,} tokens{cut}:\n\n{_fenced(one[model])}"
-    yield "## Data"
-    data = metrics["data"]
-    counts = [[name, f"{one['got']:,}", _count(one["wanted"])] for name, one in data["languages"].items()]
-    yield _table(["language", "training pairs", "wanted"], [*counts, ["all", f"{data['pairs']['train']:,}", ""]])
-    yield f"{data['pairs']['eval']:,} pairs are held out."
-    yield "## How it was made"
-    yield "\n".join(f"- {what}: {_plain(str(value))}" for what, value in metrics["environment"].items() if value)
-    yield f"## Recipe\n\n{_fenced(metrics['recipe'], most=None)}"
-    yield f"## Alignment tax\n\n{TAX_SAYS}"
-    yield "\n".join(f"- `{task.name}`: {task.why}" for task in tax_tasks(metrics))
-    yield _fenced(tax_commands(metrics), most=None)
+                lines += [f"{model}, {one[f'{model}_tokens']:,} tokens{cut}:", fenced(one[model], SHOWN)]
+        if some:
+            scored = any(one["score"] is not None for one in some)
+            note = "Scores: 1 where the tuned model's answer is better, 0 where the base's is." if scored else ""
+            yield Section(title, "\n\n".join(lines), note, examples=some)
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
+def _data(data: Mapping[str, Any]) -> str:
+    counts = [
+        [name, f"{one['got']:,}", "–" if one["wanted"] is None else f"{one['wanted']:,}"]
+        for name, one in data["languages"].items()
+    ]
+    counted = table(["language", "training pairs", "wanted"], [*counts, ["all", f"{data['pairs']['train']:,}", ""]])
+    return f"{counted}\n\n{data['pairs']['eval']:,} pairs are held out."
 
 
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it stands, on one line; an underscore inside a word is plain already."""
-    return re.sub(r"([\\`*\[\]<|&~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", " ".join(text.split()))
-
-
-def _fenced(text: str, most: int | None = 600) -> str:
-    """A block of code, with a fence longer than any run of backticks inside, cut after so many characters."""
-    if most and len(text) > most:
-        text = f"{text[:most].rstrip()}… ({len(text):,} characters, whole in report.html)"
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}text\n{text}\n{fence}"
-
-
-def _count(count: int | None) -> str:
-    return "–" if count is None else f"{count:,}"
+def opening(messages: Sequence[Mapping[str, str]], columns: int = 90) -> str:
+    """The last turn of a prompt in one line."""
+    return shorten(" ".join(messages[-1]["content"].split()), columns) if messages else ""

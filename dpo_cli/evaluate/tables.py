@@ -1,44 +1,23 @@
-"""What the report and the terminal show of `metrics.json`: which figures, under what name, in what unit.
+"""Which figures of `metrics.json` the report and the terminal show, under what name; their tables in Markdown.
 
 Nothing is computed here: a figure is looked up, rounded and put in its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dpo_cli.evaluate import charts
-from dpo_cli.stats import Figure
+from dpo_cli.evaluate.charts import Dot
+from dpo_cli.show import NATS, RATIO, SHARE, Unit, shorten, show_figure, table
 
-
-class Unit(NamedTuple):
-    """How a figure is written: its factor and decimal places, whether it has a sign, and what stands around it."""
-
-    places: int
-    factor: float = 1
-    signed: bool = False
-    before: str = ""
-    after: str = ""
-
-    @property
-    def change(self) -> Unit:
-        """What a difference of two such figures is written in: percent points for shares."""
-        return self._replace(signed=True, after=" pp" if self.after == "%" else self.after)
-
-    def write(self, value: float) -> str:
-        number = round(self.factor * value, self.places) + 0.0  # + 0.0: no minus before a nought
-        text = f"{number:+,.{self.places}f}" if self.signed else f"{number:,.{self.places}f}"
-        return text.replace("-", "−")
-
-
-SHARE, NATS, RATIO = Unit(1, 100, after="%"), Unit(2, signed=True), Unit(2, before="×")
+BESIDE = 2  # languages that have room beside the whole on 80 columns
 
 
 class Row(NamedTuple):
     """A line of a table: the metric's name, what it is called, what it says, its unit.
 
-    `compared`: three figures in one cell, `<key>_base`, `<key>_tuned` and `<key>_change`.
+    `compared`: three figures, `<key>_base`, `<key>_tuned` and `<key>_change`.
     `brief`: the terminal shows it too.
     """
 
@@ -48,6 +27,10 @@ class Row(NamedTuple):
     unit: Unit = SHARE
     compared: bool = False
     brief: bool = True
+
+    def sides(self, figures: Mapping[str, Any]) -> str:
+        """Both models' figures, `54.9% → 62.5%`."""
+        return " → ".join(show_figure(figures[f"{self.key}_{one}"], self.unit, False) for one in ("base", "tuned"))
 
 
 ROWS = (
@@ -92,93 +75,117 @@ JUDGE_ROWS = (
     Row("calibration", "Agrees with the data", "prefers the chosen answer of held-out pairs"),
 )
 
-KINDS = {"best": "Best by the judge", "worst": "Worst by the judge", "random": "Drawn at random"}
+
+def beside(title: str, groups: Mapping[str, Mapping[str, Any]], rows: Sequence[Row], counted: str, brief: bool) -> str:
+    """Lay out the first group with intervals, and what the others have beside it.
+
+    Args:
+        title: over the names.
+        groups: name -> figures.
+        counted: the figure whose n stands over a group.
+        brief: for the terminal: no meanings, and only the brief rows.
+    """
+    parts = list(groups.values())
+    heads = [title, *(f"{shorten(name, 12)}, n = {one[counted]['n']:,}" for name, one in groups.items())]
+    lines = []
+    for row in rows if not brief else [row for row in rows if row.brief]:
+        if row.compared:
+            lines.append([row.title, *map(row.sides, parts), row.meaning])
+            key, name, meaning, unit = f"{row.key}_change", "… change", "", row.unit.change
+        else:
+            key, name, meaning, unit = row.key, row.title, row.meaning, row.unit
+        known = [(one.get(key), index == 0) for index, one in enumerate(parts)]
+        cells = [show_figure(figure, unit, first) if figure else "" for figure, first in known]
+        if cells[0]:
+            lines.append([name, *cells, meaning])
+    return _table(heads, lines, brief, left=(1,))
 
 
-class Cell(NamedTuple):
-    """A figure as it is shown: what is read first, and the interval, or the change with its interval, after it."""
-
-    main: str
-    after: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.main}; {self.after}" if "→" in self.main else f"{self.main} {self.after}".rstrip()
-
-
-class Table(NamedTuple):
-    heads: list[str]
-    rows: list[tuple[Row, list[Cell]]]
+def changes(title: str, figures: Mapping[str, Any], rows: Sequence[Row], brief: bool) -> str:
+    """Lay out both models' figures and their change with its interval; a figure of its own stands in the last place."""
+    lines = []
+    for row in rows:
+        if row.compared:
+            change = show_figure(figures[f"{row.key}_change"], row.unit.change)
+            lines.append([row.title, row.sides(figures), change, row.meaning])
+        else:
+            lines.append([row.title, "", show_figure(figures[row.key], row.unit), row.meaning])
+    return _table([title, "base → tuned", "change, 95% interval"], lines, brief)
 
 
-def show(figure: Figure, unit: Unit = SHARE, interval: bool = True) -> str:
-    """A figure, with its interval or without: `98.4% (94.2–99.6)`, `+1.66 (+1.58 to +1.73)`; – where there is none."""
-    if figure["value"] is None:
-        return "–"
-    text = unit.before + unit.write(figure["value"]) + unit.after
-    return f"{text} {_interval(figure, unit)}".rstrip() if interval else text
+def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], brief: bool, left: tuple[int, ...] = ()) -> str:
+    if brief:
+        return table(heads, [line[:-1] for line in lines], left)
+    return table([*heads, "what it says"], lines, (*left, len(heads)))
 
 
-def _interval(figure: Figure, unit: Unit) -> str:
-    low, high = figure["low"], figure["high"]
-    if low is None or high is None:
-        return ""
-    return f"({unit.write(low)}{' to ' if unit.signed else '–'}{unit.write(high)})"
-
-
-def cell(figures: Mapping[str, Any], row: Row) -> Cell:
-    """One place of a table: `54.9% → 62.5%` and its change, or one figure and its interval; empty without a figure."""
-    if row.compared:
-        base, tuned = (show(figures[f"{row.key}_{one}"], row.unit, interval=False) for one in ("base", "tuned"))
-        return Cell(f"{base} → {tuned}", show(figures[f"{row.key}_change"], row.unit.change))
-    figure = figures.get(row.key)
-    return Cell(show(figure, row.unit, interval=False), _interval(figure, row.unit)) if figure else Cell("")
-
-
-def tables(metrics: Mapping[str, Any]) -> dict[str, Table]:
-    """pairs, samples and judge, each with a column for all and one a language; without what was not asked for."""
+def parts(metrics: Mapping[str, Any], brief: bool = False) -> dict[str, str]:
+    """The tables of pairs, samples and judge; without what was not asked for."""
+    languages = metrics["languages"] if len(metrics["languages"]) <= BESIDE else {}
     found = {}
-    for part, rows, counted in (
-        ("pairs", ROWS, "reward_accuracy"),
-        ("samples", SAMPLE_ROWS, "tokens_tuned"),
-        ("judge", JUDGE_ROWS, "win_rate"),
+    for part, title, rows, counted in (
+        ("pairs", "held-out pairs", ROWS, "reward_accuracy"),
+        ("judge", "judge", JUDGE_ROWS, "win_rate"),
     ):
-        if not metrics[part]:
-            continue
-        groups = {"all": metrics[part], **{name: one[part] for name, one in metrics["languages"].items()}}
-        groups = {name: figures for name, figures in groups.items() if figures}
-        heads = [f"{name} (n = {figures[counted]['n']:,})" for name, figures in groups.items()]
-        lines = [(row, [cell(figures, row) for figures in groups.values()]) for row in rows]
-        found[part] = Table(heads, [(row, cells) for row, cells in lines if cells[0].main])
+        if metrics[part]:
+            groups = {"all": metrics[part], **{name: one[part] for name, one in languages.items() if one[part]}}
+            found[part] = beside(title, groups, rows, counted, brief)
+    if metrics["samples"]:
+        title = f"sampled answers, n = {metrics['samples']['tokens_tuned']['n']:,}"
+        found["samples"] = changes(title, metrics["samples"], SAMPLE_ROWS, brief)
     return found
 
 
-def accuracies(metrics: Mapping[str, Any]) -> list[tuple[str, list[charts.Dot]]]:
+def by_language(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Every language's own tables, with intervals; nothing where there is but one."""
+    if len(metrics["languages"]) < 2:
+        return
+    for name, one in metrics["languages"].items():
+        yield beside("held-out pairs", {name: one["pairs"]}, ROWS, "reward_accuracy", False)
+        if one["samples"]:
+            title = f"sampled answers, {name}, n = {one['samples']['tokens_tuned']['n']:,}"
+            yield changes(title, one["samples"], SAMPLE_ROWS, False)
+        if one["judge"]:
+            yield beside("judge", {name: one["judge"]}, JUDGE_ROWS, "win_rate", False)
+
+
+def accuracies(metrics: Mapping[str, Any]) -> list[tuple[str, list[Dot]]]:
     """Reward accuracy beside what is to be had without a model, and by language, source, margin and length.
 
     Where there is only one language, source or quartile, there is nothing to set side by side and it is left out.
     """
     baselines, shortcut = metrics["baselines"], metrics["baselines"]["shortcut"]
-    rivals: dict[str, Figure | None] = {
+    rivals = {
         "reward accuracy": metrics["pairs"]["reward_accuracy"],
         "the longer answer": baselines["longer_wins"],
         "longer/shorter, as in training": baselines["majority"],
         f"in training: {shortcut['name']}" if shortcut else "": shortcut,
     }
-    found = [("What it has to beat", [charts.Dot(name, one, show(one)) for name, one in rivals.items() if one])]
+    found = [("What it has to beat", [Dot(name, one, show_figure(one)) for name, one in rivals.items() if one])]
     groups = {
         "By language": metrics["languages"].items(),
         "By source": metrics["sources"].items(),
         "By the data's own margin": [(_reach(one, 2), one) for one in metrics["margin_quartiles"]],
         "By length, tokens an answer": [(_reach(one, 0), one) for one in metrics["length_quartiles"]],
     }
-    for title, parts in groups.items():
+    for title, some in groups.items():
         rows = []
-        for name, part in parts:
-            figure: Figure = part["pairs"]["reward_accuracy"]
-            label = f"{charts.shorten(name, 22)}, n = {figure['n']:,}"
-            rows.append(charts.Dot(label, figure, show(figure), part["pairs"]["longer_wins"]["value"]))
+        for name, part in some:
+            figure = part["pairs"]["reward_accuracy"]
+            label = f"{shorten(name, 22)}, n = {figure['n']:,}"
+            rows.append(Dot(label, figure, show_figure(figure), part["pairs"]["longer_wins"]["value"]))
         if len(rows) > 1:
             found.append((title, rows))
+    return found
+
+
+def accuracy_tables(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The same as tables, by title."""
+    found = {}
+    for title, dots in accuracies(metrics):
+        rivals = ["–" if dot.rival is None else f"{SHARE.write(dot.rival)}%" for dot in dots]
+        rows = [[dot.label, dot.text, rival] for dot, rival in zip(dots, rivals, strict=True)]
+        found[title] = table([title, "reward accuracy", "longer answer wins"], rows)
     return found
 
 
@@ -187,12 +194,12 @@ def _reach(quartile: Mapping[str, Any], places: int) -> str:
     return " to ".join(dict.fromkeys(f"{quartile[end]:,.{places}f}" for end in ("from", "to")))
 
 
-def win_rates(metrics: Mapping[str, Any]) -> list[charts.Dot]:
+def win_rates(metrics: Mapping[str, Any]) -> list[Dot]:
     """Win rates, raw and length-adjusted, of all prompts and of each language where there are several."""
-    parts = {name: one["judge"] for name, one in metrics["languages"].items()}
-    groups = {"": metrics["judge"], **({f", {name}": one for name, one in parts.items()} if len(parts) > 1 else {})}
+    several = {name: one["judge"] for name, one in metrics["languages"].items()}
+    groups = {"": metrics["judge"], **({f", {name}": one for name, one in several.items()} if len(several) > 1 else {})}
     return [
-        charts.Dot(f"{title}{name}", group[key], show(group[key]))
+        Dot(f"{title}{name}", group[key], show_figure(group[key]))
         for name, group in groups.items()
         if group
         for key, title in (("win_rate", "win rate"), ("length_adjusted_win_rate", "length-adjusted"))
@@ -221,14 +228,3 @@ def sampled(sampling: Mapping[str, Any] | None) -> str:
         return ""
     said = ", ".join(f"{key} {value}" for key, value in sampling.items() if key not in ("prompts", "max_new_tokens"))
     return f"{sampling['prompts']:,} held-out prompts, at most {sampling['max_new_tokens']:,} tokens an answer; {said}."
-
-
-def examples(metrics: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The answers to look at, under their headings; a kind that has none is left out."""
-    kinds = {title: [one for one in metrics["examples"] if one["kind"] == kind] for kind, title in KINDS.items()}
-    return [(title, some) for title, some in kinds.items() if some]
-
-
-def opening(messages: Sequence[Mapping[str, str]], columns: int = 90) -> str:
-    """The last turn of a prompt in one line."""
-    return charts.shorten(" ".join(messages[-1]["content"].split()), columns) if messages else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import shlex
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpo_cli.console import print_metrics
 from dpo_cli.evaluate import charts
-from dpo_cli.evaluate.report import tax_commands, write_report
-from dpo_cli.evaluate.tables import JUDGE_ROWS, NATS, RATIO, ROWS, SAMPLE_ROWS, SHARE, Row, Unit, show
-from dpo_cli.run import Run
+from dpo_cli.evaluate.report import print_report, write_report
+from dpo_cli.evaluate.tables import JUDGE_ROWS, ROWS, SAMPLE_ROWS, Row
+from dpo_cli.show import NATS, RATIO, SHARE, Unit, shorten, show_figure
 from dpo_cli.stats import Figure
 from rich.cells import cell_len
 
@@ -157,14 +155,11 @@ def example_metrics(
             )
         ],
         "examples": shown if samples else [],
-        "scatter": [[make.random.gauss(60, 120), make.random.choice((0, 0.25, 0.5, 1))] for _ in range(200 * judge)],
         "data": {
             "pairs": {"train": 7123, "eval": 300},
             "languages": {"en": {"got": 5000, "wanted": 5250}, "zh": {"got": 2123, "wanted": None}},
         },
         "environment": {"python": "3.11", "torch": "2.13", "device": "NVIDIA L4", "backend": "hf", "unsloth": None},
-        "base_model": "Qwen/Qwen3-1.7B",
-        "exported": "runs/a run/export/merged",
         "recipe": RECIPE,
         "sampling": {"prompts": 200, "max_new_tokens": 512, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "seed": 42}
         if samples
@@ -200,7 +195,7 @@ class Page(HTMLParser):
         if tag in ("h1", "h2", "h3"):
             self.headings.append((int(tag[1]), ""))
             self.filled.append(False)
-        elif self.filled and tag in ("p", "table", "svg", "pre", "details", "dl", "div"):
+        elif self.filled and tag in ("p", "table", "svg", "pre", "details", "ul", "div"):
             self.filled[-1] = True
         if tag not in ("meta", "link", "br", "img", "input", "hr"):
             self.open.append(tag)
@@ -255,17 +250,19 @@ def blocks(markdown: str) -> tuple[list[str], list[str]]:
 
 
 def said(metrics: dict[str, Any]) -> set[str]:
-    """Each figure of the three tables as a reader sees it, for all and by language."""
+    """Each figure of the three tables as a reader sees it, for all and by language, with its interval."""
     found = set()
     groups = [metrics, *metrics["languages"].values()]
     for part, rows in (("pairs", ROWS), ("samples", SAMPLE_ROWS), ("judge", JUDGE_ROWS)):
         for figures in (group[part] for group in groups if group[part]):
             for row in rows:
                 if row.compared:
-                    found |= {show(figures[f"{row.key}_{one}"], row.unit, interval=False) for one in ("base", "tuned")}
-                    found.add(show(figures[f"{row.key}_change"], row.unit.change))
+                    found |= {
+                        show_figure(figures[f"{row.key}_{one}"], row.unit, interval=False) for one in ("base", "tuned")
+                    }
+                    found.add(show_figure(figures[f"{row.key}_change"], row.unit.change))
                 elif figures.get(row.key):
-                    found |= set(show(figures[row.key], row.unit).split(" ", 1))
+                    found.add(show_figure(figures[row.key], row.unit))
     return found
 
 
@@ -306,7 +303,7 @@ def test_what_a_model_wrote_stays_text(full: Any) -> None:
     assert not any("<script" in line and "\\<script" not in line for line in outside)
     headings = [line for line in outside if line.startswith("#")]
     assert headings[0].startswith("# a-very-long-name") and "# no heading" not in headings
-    assert headings[-3:] == ["## How it was made", "## Recipe", "## Alignment tax"]
+    assert headings[-3:] == ["## Data", "## How it was made", "## Recipe"]
 
 
 def test_a_table_in_markdown_keeps_its_columns_whatever_a_source_is_called(full: Any) -> None:
@@ -331,7 +328,8 @@ def test_without_samples_and_judge_nothing_is_left_of_them(tmp_path: Path, langu
     titles = [title for _, title in page.headings]
     assert all(page.filled), [title for title, some in zip(titles, page.filled, strict=True) if not some]
     assert [title for level, title in page.headings if level == 2] == [
-        "Held-out pairs", "Reward accuracy", "Margins and training", "Data", "How it was made", "Alignment tax",
+        "Held-out pairs", "Reward accuracy", "Margins and training", *["By language"][: len(languages) - 1], "Data",
+        "How it was made", "Recipe",
     ]  # fmt: skip
     assert ("By language" in page.text) is ("By language" in markdown) is (len(languages) > 1)
     for word in ("Win rate", "KL to base", "None", "by the judge", "Drawn at random"):
@@ -344,7 +342,7 @@ def test_everything_has_its_heading_in_the_order_a_reader_needs(full: Any) -> No
     assert all(page.filled)
     assert [title for level, title in page.headings if level == 2] == [
         "Held-out pairs", "Sampled answers", "Judge", "Reward accuracy", "Margins and training", "Best by the judge",
-        "Worst by the judge", "Drawn at random", "Data", "How it was made", "Alignment tax",
+        "Worst by the judge", "Drawn at random", "By language", "Data", "How it was made", "Recipe",
     ]  # fmt: skip
     at = [
         full[1].index(f"<p class={one}" if one == '"verdict"' else one) for one in ('"verdict"', '"warnings"', "<table")
@@ -402,7 +400,7 @@ def test_nothing_is_wider_than_the_screen(full: Any, tmp_path: Path) -> None:
     ],
 )
 def test_a_figure_is_written_with_its_unit_and_interval(figure: Any, unit: Unit, shown: str) -> None:
-    assert show(figure, unit) == shown
+    assert show_figure(figure, unit) == shown
 
 
 def test_a_group_without_pairs_and_a_figure_without_interval_are_shown_as_such(full: Any) -> None:
@@ -421,7 +419,7 @@ def test_a_quartile_of_one_value_has_one_number(full: Any, tmp_path: Path) -> No
 def test_a_judge_that_gave_no_verdict_has_no_shares(full: Any, tmp_path: Path) -> None:
     nothing = dict.fromkeys((row.key for row in JUDGE_ROWS), figure(None, None, None, 0))
     silent = full[0]["judge"] | nothing | {"judged": 0, "failures": 200, "p_value": None}
-    html, markdown = write(full[0] | {"judge": silent, "scatter": []}, tmp_path)
+    html, markdown = write(full[0] | {"judge": silent}, tmp_path)
     for text in (Page(html).text, markdown):
         assert "0 of 200 prompts judged; 200 gave no verdict" in text and "won 0%" not in text
 
@@ -454,23 +452,7 @@ def test_a_curve_leaves_out_what_is_no_number() -> None:
     ("text", "columns", "cut"), [("source", 6, "source"), ("sources", 6, "sourc…"), ("中文数据", 6, "中文…")]
 )
 def test_a_long_name_is_cut_by_the_columns_it_takes(text: str, columns: int, cut: str) -> None:
-    assert charts.shorten(text, columns) == cut
-
-
-def test_the_alignment_tax_names_both_models_and_tasks_of_both_languages(full: Any) -> None:
-    commands = [shlex.split(line) for line in tax_commands(full[0]).replace("\\\n", " ").splitlines()]
-    assert [command[0] for command in commands] == ["pip", "lm_eval", "lm_eval"]
-    models = [command[command.index("--model_args") + 1].split(",")[0] for command in commands[1:]]
-    assert models == ["pretrained=Qwen/Qwen3-1.7B", "pretrained=runs/a run/export/merged"]
-    assert commands[1][commands[1].index("--tasks") + 1] == "ifeval,gsm8k,mmlu,cmmlu,mmlu_prox_lite_zh"
-    assert "enable_thinking=False" in commands[1][commands[1].index("--model_args") + 1]
-    assert "lm_eval --model hf" in Page(full[1]).text and "lm_eval --model hf" in full[2]
-
-
-def test_with_thinking_on_the_alignment_tax_has_only_what_the_harness_can_run() -> None:
-    metrics = example_metrics(languages=("en",)) | {"recipe": RECIPE.replace("false", "true")}
-    assert "--tasks ifeval,gsm8k " in tax_commands(metrics)
-    assert "enable_thinking=True,think_end_token=</think>" in tax_commands(metrics)
+    assert shorten(text, columns) == cut
 
 
 @pytest.mark.parametrize("languages", [("en",), ("en", "[/b]", ":x:"), ("en", "zh", "de", "[/b]", ":x:")])
@@ -478,21 +460,19 @@ def test_the_terminal_shows_it_in_80_columns(
     languages: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    run = Run(tmp_path / "run")
     metrics = example_metrics(languages=languages)
-    run["eval"].mkdir(parents=True)
-    (run["eval"] / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-    print_metrics(run)
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    print_report(tmp_path)
     printed = capsys.readouterr().out
     assert max(map(cell_len, printed.splitlines())) <= 80
     assert "…" not in re.sub(r"^… ", "", printed, flags=re.M), "a cell was cut"
-    lines = {line.split("  ")[0]: line for line in printed.splitlines()}
-    assert show(metrics["pairs"]["reward_accuracy"]) in lines["Reward accuracy"]
-    assert show(metrics["samples"]["truncated_change"], SHARE.change) in lines["Cut off"]
-    assert show(metrics["judge"]["win_rate"]) in lines["Win rate"]
+    lines = {line.strip().split("  ")[0]: line for line in printed.splitlines()}
+    assert show_figure(metrics["pairs"]["reward_accuracy"]) in lines["Reward accuracy"]
+    assert show_figure(metrics["samples"]["truncated_change"], SHARE.change) in lines["Cut off"]
+    assert show_figure(metrics["judge"]["win_rate"]) in lines["Win rate"]
     for name in languages:
         assert name in printed, "neither markup nor an emoji"
-        assert show(metrics["languages"][name]["pairs"]["reward_accuracy"], interval=False) in printed
+        assert show_figure(metrics["languages"][name]["pairs"]["reward_accuracy"], interval=False) in printed
     flowing = " ".join(printed.split())
     assert flowing.index("warning: only 12") < flowing.index(metrics["verdict"]) < flowing.index("report: ")
 
@@ -500,9 +480,7 @@ def test_the_terminal_shows_it_in_80_columns(
 def test_the_terminal_of_a_run_without_samples_and_judge_has_only_pairs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Run(tmp_path / "run")
-    run["eval"].mkdir(parents=True)
-    (run["eval"] / "metrics.json").write_text(json.dumps(example_metrics(samples=False)), encoding="utf-8")
-    print_metrics(run)
+    (tmp_path / "metrics.json").write_text(json.dumps(example_metrics(samples=False)), encoding="utf-8")
+    print_report(tmp_path)
     printed = capsys.readouterr().out
     assert "held-out pairs" in printed and "sampled" not in printed and "judge" not in printed.lower()
