@@ -16,7 +16,7 @@ import typer
 
 from dpo_cli import __version__, console, processes, recipe
 from dpo_cli.environment import never_fail_to_print, prepare_environment
-from dpo_cli.errors import FAILED, USAGE, DpoError
+from dpo_cli.errors import FAILED, UNVERIFIED, USAGE, DpoError
 from dpo_cli.job import RUNS, Job, evaluated_run, free_name, open_run, reported
 from dpo_cli.recipe import Recipe, paths
 from dpo_cli.show import say, takes_unicode, terminal
@@ -121,7 +121,10 @@ def train(
         prepare_first = replace(job, force=False)
         if plan:
             _prepare(prepare_first)
-            console.print_plan(loaded, run)
+            from dpo_cli.train.plan import print_plan
+
+            if not print_plan(loaded, run):
+                raise typer.Exit(UNVERIFIED)
             return
         if again or not main or not job.fresh("train"):
             _rehearse(job)

@@ -1,4 +1,4 @@
-"""The one kind of error a person is meant to read: what is wrong, where, and the edit or command that mends it."""
+"""The one kind of error a person is meant to read: what is wrong, where, and the edit or command that fixes it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INTERRUPTED = 130  # Ctrl-C, as shells count it (128 + SIGINT)
 
 
 class DpoError(Exception):
-    """An error with a place and a mend.
+    """An error with a place and a fix.
 
     Args:
         message: what is wrong, in one sentence.

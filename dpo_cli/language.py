@@ -1,4 +1,4 @@
-"""What language a text is in, told by its script: what `prepare`, `eval` and `export` all go by."""
+"""What language a text is in, detected by its script: what `prepare`, `eval` and `export` all go by."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ class Run:
         """Refuse to go on unless a stage's results are fresh.
 
         Raises:
-            DpoError: with what is missing or has changed, and `command` as the mend.
+            DpoError: with what is missing or has changed, and `command` as the fix.
         """
         state = self.state(stage, recipe)
         if state.fresh:

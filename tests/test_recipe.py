@@ -189,7 +189,7 @@ def test_a_recipe_does_not_change_after_loading(loaded: Load) -> None:
 )  # fmt: skip
 def test_one_mistake(refused: Refused, more: str, place: str, says: str) -> None:
     message = refused(more)
-    assert message.startswith("the recipe has a mistake\n"), message
+    assert message.startswith("the recipe has an error\n"), message
     assert f"  {place}\n" in message
     assert says in message
 
@@ -225,7 +225,7 @@ def test_one_mistake(refused: Refused, more: str, place: str, says: str) -> None
 )  # fmt: skip
 def test_one_mistake_in_data(refused: Refused, data: str, key: str, says: str) -> None:
     message = refused(f"data: {data if data.startswith('{') else '{' + data + '}'}\n", base="model: {id: a/b}\n")
-    assert message.startswith("the recipe has a mistake\n"), message
+    assert message.startswith("the recipe has an error\n"), message
     assert f"  r.yaml:2  {key}" in message
     assert says in message
 
@@ -246,7 +246,7 @@ data:
 model: {id: a/b, dtype: int4}
 """,
     )
-    assert message.startswith("the recipe has 9 mistakes\n")
+    assert message.startswith("the recipe has 9 errors\n")
     places = [line.split()[0] for line in message.splitlines() if line.strip().startswith("r.yaml:")]
     assert [int(place.partition(":")[2]) for place in places] == [2, 3, 4, 5, 7, 9, 10, 10, 11]
 
@@ -347,7 +347,7 @@ SERVER = "kind: openai, base_url: http://x/v1, model: m"
 def test_one_mistake_in_the_judge(refused: Refused, judge: str, key: str, says: str) -> None:
     """Those of the kind that is meant: what another kind of judge takes is not offered."""
     message = refused(f"eval:\n  judge: {judge}\n")
-    assert message.startswith("the recipe has a mistake\n"), message
+    assert message.startswith("the recipe has an error\n"), message
     assert f"r.yaml:4  eval.judge{key and '.' + key}\n" in message
     assert says in message
 
@@ -575,7 +575,7 @@ def test_of_thousands_of_unknown_keys_twenty_are_shown(refused: Refused) -> None
     start = time.process_time()
     message = refused("\n".join(f"unknown_{number}: 1" for number in range(5000)))
     assert time.process_time() - start < 3
-    assert message.startswith("the recipe has 5,000 mistakes\n")
+    assert message.startswith("the recipe has 5,000 errors\n")
     assert message.endswith("and 4,980 more")
     assert "unknown_19" in message and "unknown_20\n" not in message
     assert len(message) < 5000
@@ -1050,7 +1050,7 @@ def test_any_setting_loads_or_is_explained(key: str, text: str) -> None:
         (
             ["engine.early_stopping={}", "train.eval_strategy=steps", "train.metric_for_best_model=eval_loss"],
             "train.metric_for_best_model",
-            "is said by engine.early_stopping",
+            "is set by engine.early_stopping",
         ),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_slow_tokenizer_will_do_where_no_gguf_is_asked_for(folder: Path) -> No
 
 def test_all_that_is_missing_is_said_at_once(folder: Path, invoke: Invoke) -> None:
     done = invoke("check", "r.yaml", "--set", "model.id=./a", "--set", "data.sources.0.id=./b")
-    assert "2 mistakes" in done.stderr
+    assert "2 errors" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def test_what_does_nothing_or_fails_late_is_refused(loaded: Load, settings: str,
     assert f"  {key}\n" in str(caught.value)
     assert says in str(caught.value)
     assert "abc" not in str(caught.value)
-    assert str(caught.value).startswith("the recipe has a mistake\n"), "one setting, one error"
+    assert str(caught.value).startswith("the recipe has an error\n"), "one setting, one error"
 
 
 FINE = [

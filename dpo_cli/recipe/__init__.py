@@ -108,7 +108,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
         overrides: `KEY=VALUE` settings that win over the file (`--set`).
 
     Raises:
-        DpoError: (exit code 2) with every mistake found, each with its line and what to write instead.
+        DpoError: (exit code 2) with every error found, each with its line and what to write instead.
     """
     document = read_recipe(path, overrides or [])
     if document.values.get("name") is None:
@@ -175,7 +175,7 @@ def _conflicts_in_training(recipe: Recipe) -> list[tuple[Key, str]]:
 
     for name in ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"):
         if differs(name):
-            found.append((("train", name), "is said by engine.early_stopping; remove it"))
+            found.append((("train", name), "is set by engine.early_stopping; remove it"))
     for name in ("save_strategy", "save_steps"):
         if differs(name) and getattr(train, name) != getattr(train, name.replace("save", "eval")):
             found.append((("train", name), "with engine.early_stopping each evaluation is saved; remove it"))

@@ -60,7 +60,7 @@ def recipe_error(path: Path, places: dict[Key, str], problems: Sequence[Problem]
         blocks += [f"{known}  {shown}", f"  {problem if isinstance(problem, str) else problem()}"]
     if len(problems) > most:
         blocks.append(f"and {len(problems) - most:,} more")
-    count = "a mistake" if len(problems) == 1 else f"{len(problems):,} mistakes"
+    count = "an error" if len(problems) == 1 else f"{len(problems):,} errors"
     return DpoError(f"the recipe has {count}", details=blocks, exit_code=code)
 
 

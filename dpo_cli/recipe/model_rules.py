@@ -1,4 +1,4 @@
-"""What a recipe asks of its model that the model can't do, told by names and by the model's `config.json`."""
+"""What a recipe asks of its model that the model can't do, as names and its `config.json` show."""
 
 from __future__ import annotations
 

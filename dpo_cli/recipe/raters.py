@@ -40,7 +40,7 @@ class OpenAIRater(Server):
 
 
 class RewardModelRater(Section):
-    """A model on this machine: a sequence classifier with one output, which scores an answer by itself."""
+    """A model on this machine: a sequence classifier with one output, which scores an answer alone."""
 
     at: ClassVar[str] = "data.rater"
 

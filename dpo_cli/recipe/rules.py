@@ -41,18 +41,18 @@ class Rule:
         keys: dotted, separated by spaces.
         problem: the sentence behind the key, or what makes it of the recipe and the value (None: nothing wrong).
         unless: where the keys are fine.
-        told: said by `check` as a remark, and no error: the run does what it should.
+        remark: `check` prints it as a note, and it is no error: the run does what it should.
     """
 
     keys: str
     problem: str | Callable[[Recipe, Any], str | None]
     unless: Callable[[Recipe], bool] = lambda recipe: False
-    told: bool = False
+    remark: bool = False
 
 
 def problems(recipe: Recipe) -> list[tuple[Key, str]]:
     """The settings that are refused, each with its sentence."""
-    return [(key, sentence) for key, sentence, told in _broken(recipe) if not told] + [
+    return [(key, sentence) for key, sentence, remark in _broken(recipe) if not remark] + [
         *_of_sources(recipe),
         *own_answers(recipe),
     ]
@@ -60,7 +60,7 @@ def problems(recipe: Recipe) -> list[tuple[Key, str]]:
 
 def remarks(recipe: Recipe) -> list[tuple[Key, str]]:
     """The settings that have no effect here and harm nothing."""
-    return [(key, sentence) for key, sentence, told in _broken(recipe) if told]
+    return [(key, sentence) for key, sentence, remark in _broken(recipe) if remark]
 
 
 def _broken(recipe: Recipe) -> Iterator[tuple[Key, str, bool]]:
@@ -78,7 +78,7 @@ def _broken(recipe: Recipe) -> Iterator[tuple[Key, str, bool]]:
             sentence = rule.problem if isinstance(rule.problem, str) else rule.problem(recipe, value)
             if sentence:
                 seen.add(dotted)
-                yield (section, name), sentence, rule.told
+                yield (section, name), sentence, rule.remark
 
 
 def _of_sources(recipe: Recipe) -> Iterator[tuple[Key, str]]:
@@ -277,7 +277,10 @@ RULES = (
     ),
     Rule("train.eval_delay train.eval_on_start", _needs_evaluation),
     Rule(
-        "train.per_device_eval_batch_size", "has no effect: nothing is evaluated during training", _evaluates, told=True
+        "train.per_device_eval_batch_size",
+        "has no effect: nothing is evaluated during training",
+        _evaluates,
+        remark=True,
     ),
     Rule("train.eval_steps", _whole("eval_strategy")),
     Rule("train.load_best_model_at_end", _best_model),
@@ -286,18 +289,18 @@ RULES = (
     # Saving and logging.
     Rule("train.save_steps", _whole("save_strategy")),
     Rule("train.logging_steps", _whole("logging_strategy")),
-    # Told, not refused: `--set train.save_strategy=no` says what is meant, whatever else the recipe says.
+    # A remark, not refused: `--set train.save_strategy=no` says what is meant, whatever else the recipe says.
     Rule(
         "train.save_steps",
         "has no effect without train.save_strategy: steps",
         unless=lambda recipe: recipe.train.save_strategy == "steps" or bool(recipe.engine.early_stopping),
-        told=True,
+        remark=True,
     ),
     Rule(
         "train.logging_steps",
         "has no effect without train.logging_strategy: steps",
         unless=lambda recipe: recipe.train.logging_strategy == "steps",
-        told=True,
+        remark=True,
     ),
     Rule(
         "train.save_strategy",
@@ -314,7 +317,7 @@ RULES = (
         "train.run_name",
         "has no effect: train.report_to names no one to tell it to",
         unless=lambda recipe: bool(set(reporters(recipe)) - {"none"}),
-        told=True,
+        remark=True,
     ),
     Rule(
         "train.include_num_input_tokens_seen",
@@ -340,10 +343,10 @@ RULES = (
         "train.num_train_epochs",
         "has no effect beside train.max_steps",
         unless=lambda recipe: recipe.train.max_steps < 1,
-        told=True,
+        remark=True,
     ),
     Rule("train.warmup_steps", _warmup),
-    Rule("train.warmup_steps", _long_warmup, told=True),
+    Rule("train.warmup_steps", _long_warmup, remark=True),
     Rule("train.lr_scheduler_type", schedule),
     Rule("train.lr_scheduler_kwargs", schedule_kwargs),
     Rule("train.optim", optimizer),
@@ -389,7 +392,7 @@ RULES = (
     # Other sections.
     Rule("lora.target_modules", lora_targets, unless=lambda recipe: recipe.model.adapter is not None),
     *(_adapters_own(name, theirs) for name, theirs in OF_ADAPTERS.items()),
-    Rule("lora.dropout", _dropout, told=True),
+    Rule("lora.dropout", _dropout, remark=True),
     Rule("model.revision", "does nothing: model.id is no Hub id", unless=lambda recipe: on_hub(recipe.model.id)),
     Rule(
         "export.gguf",

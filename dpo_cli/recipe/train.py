@@ -1,4 +1,4 @@
-"""The recipe's `train` section: TRL's own argument names, our defaults and ranges, and names of other days.
+"""The recipe's `train` section: TRL's own argument names, our defaults and ranges, and deprecated names.
 
 Nothing here imports TRL: what its arguments are called stands in the generated `trl_arguments.json`.
 """
@@ -44,7 +44,7 @@ OWNED_TRAIN_ARGUMENTS: dict[str, str] = {
     "output_dir": "choose the folder with --runs-dir",
     "max_length": "set model.max_length",
     "model_init_kwargs": "use model.id, model.revision, model.dtype and model.load_in_4bit",
-    "resume_from_checkpoint": "train resumes by itself; start over with --fresh",
+    "resume_from_checkpoint": "train resumes automatically; start over with --fresh",
     "push_to_hub": "use export.formats: [hub]",
     "hub_model_id": "use export.hub",
     "hub_token": "run `hf auth login`, and use export.hub",
@@ -56,7 +56,7 @@ OWNED_TRAIN_ARGUMENTS: dict[str, str] = {
     "do_train": "each command says what it does",
     "do_eval": "each command says what it does",
     "do_predict": "each command says what it does",
-    "use_cpu": "the device is found by itself",
+    "use_cpu": "the device is found automatically",
     "local_rank": "start several processes with accelerate launch",
     "precompute_ref_log_probs": "use engine.reference_cache",
     "precompute_ref_batch_size": "use engine.reference_cache",
@@ -80,26 +80,18 @@ OLD_TRAIN_ARGUMENTS: dict[str, str] = {
     "max_completion_length": "TRL dropped it; prepare drops long pairs by model.max_length",
     "max_target_length": "TRL dropped it; prepare drops long pairs by model.max_length",
     "evaluation_strategy": "it is called eval_strategy now",
-    "no_cuda": "the device is found by itself",
+    "no_cuda": "the device is found automatically",
     "group_by_length": "pairs can't be grouped by length; engine.shared_prefix pads nothing instead",
-    "rpo_alpha": "loss_type: [sigmoid, sft] with loss_weights: [1.0, alpha]",
     "reference_free": "train.method: simpo, cpo or orpo need no reference",
     "generate_during_eval": "eval samples from both models",
     "label_pad_token_id": "TRL masks with completion_mask now",
     "is_encoder_decoder": "only causal language models are supported",
-    "force_use_ref_model": "the reference is found by itself: base, or base + model.adapter",
-    "ref_adapter_name": "the reference is found by itself: base, or base + model.adapter",
+    "force_use_ref_model": "the reference is found automatically: base, or base + model.adapter",
+    "ref_adapter_name": "the reference is found automatically: base, or base + model.adapter",
     "model_adapter_name": "use model.adapter",
     "overwrite_output_dir": "start over with --fresh",
     "save_safetensors": "safetensors is the only format now",
     "logging_dir": "logs live in the run's train folder",
-    "torch_dtype": "set model.dtype",
-    "batch_size": "it is called per_device_train_batch_size",
-    "epochs": "it is called num_train_epochs",
-    "lr": "it is called learning_rate",
-    "micro_batch_size": "it is called per_device_train_batch_size",
-    "num_epochs": "it is called num_train_epochs",
-    "max_seq_length": "set model.max_length",
 }
 
 _POSITIVE: dict[str, Any] = {"gt": 0}

@@ -18,7 +18,7 @@ from dpo_cli.errors import USAGE, DpoError, nearest
 
 Key = tuple[str | int, ...]  # ("data", "sources", 0, "id")
 
-# More than any recipe has; what goes beyond is a mistake or an attack, and must not take minutes or gigabytes.
+# More than any recipe has; what goes beyond is an error or an attack, and must not take minutes or gigabytes.
 MOST_BYTES, MOST_NODES, DEEPEST = 1_000_000, 20_000, 50
 
 DATA_SUFFIXES = (".json", ".jsonl", ".gz", ".csv", ".parquet", ".txt")
