@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpo_cli.families import QWEN
 from dpo_cli.language import mostly_han
 from dpo_cli.prepare import scoring
 from dpo_cli.prepare.contamination import Contamination
 from dpo_cli.prepare.funnel import Drop
+from dpo_cli.prepare.markers import special_tokens, without_markers, without_thoughts
 from dpo_cli.prepare.text import garbled_by, repeats, similarity
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import CandidateSet
@@ -90,125 +90,17 @@ def other_language(item: CandidateSet, options: Any, context: Context) -> str | 
 
 
 # ----------------------------------------------------------------------------------------------------- of an answer
-# Each takes the answer's text and returns it, cut where a cut mends it, or None to drop the answer.
-
-# How models mark what they think before they answer. Case and spaces inside of a tag play no part.
-_TAGS = r"(?:seed:)?think(?:ing)?|thoughts?|reasoning|scratchpad"
-_OPENS = rf"<\s*(?:{_TAGS})\s*>|<\|begin_of_thought\|>|(?-i:\[THINK\])|◁think▷"
-_CLOSES = rf"<\s*/\s*(?:{_TAGS})\s*>|<\|end_of_thought\|>|(?-i:\[/THINK\])|◁/think▷"
-_THOUGHT_TAG = re.compile(f"{_OPENS}|{_CLOSES}", re.IGNORECASE)
-_THINK_BLOCK = re.compile(rf"\s*(?:{_OPENS})((?:(?!{_OPENS}|{_CLOSES}).)*)(?:{_CLOSES})\s*", re.DOTALL | re.IGNORECASE)
-_SOLUTION = re.compile(  # behind a thought
-    r"\s*(?:<\|begin_of_solution\|>\s*(.*?)\s*<\|end_of_solution\|>|<answer>\s*((?:(?!</?answer>).)*?)\s*</answer>)\s*",
-    re.DOTALL | re.IGNORECASE,
-)
-
-
-def _heading(words: str) -> str:
-    """A line of Markdown with these words alone, or in bold in front of a text."""
-    return rf"(?:\*\*{words} *[:：]?\*\*[:：]?|#+ *(?:\*\*)?{words} *[:：]?(?:\*\*)?[ \t]*(?=\n))"
-
-
-# Other ways to write it, a thought only where it opens an answer whose prompt doesn't ask for it: (mark, thought).
-_UNUSUAL = tuple(
-    re.compile(rf"\s*{pattern}\s*(?=\S)", re.DOTALL | re.IGNORECASE)
-    for pattern in (
-        r"(<\s*((?:inner[ _-]?)?(?:thoughts?|monologue)|cot|chain[ _-]of[ _-]thought|analysis|reason|reflection"
-        r"|rationale|think(?:ing)?[ _-]process|思考(?:过程)?|推理(?:过程)?)\s*>)(?P<thought>.*?)<\s*/\s*\2\s*>",
-        r"(<details)\b[^<>]*>\s*<summary>[^<]*(?:thought|thinking|reasoning|思考|推理)[^<]*</summary>"
-        r"(?P<thought>.*?)</details>",
-        rf"(?=\W+(think\w*|thought|思考)){_heading('(?:thinking|thoughts?|思考)(?: process|过程)?')}(?P<thought>.*?)"
-        rf"\n\s*{_heading('(?:(?:final|my|最终) ?)?(?:answer|response|回答|答案)')}",
-    )
-)
+# Each takes the answer's text and returns it, cut where a cut fixes it, or None to drop the answer.
 
 
 def think(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
-    """Closed blocks of thought at the start are cut (kept as one <think> block with model.thinking).
-
-    Any other tag of that kind drops the answer: what is thought there and what is answer can't be told.
-    """
-    if text.lstrip()[:1] in ("<", "*", "#"):
-        unusual = next(filter(None, (pattern.match(text) for pattern in _UNUSUAL)), None)
-        if unusual and not any(unusual[1].lower() in turn["content"].lower() for turn in item.prompt):
-            text = f"<think>\n{unusual['thought'].strip()}\n</think>\n\n{text[unusual.end() :]}"
-    if not any(map(text.__contains__, "<[◁")) or not _THOUGHT_TAG.search(text):
-        return text
-    thoughts, end = [], 0
-    while block := _THINK_BLOCK.match(text, end):
-        thoughts.append(block[1].strip())
-        end = block.end()
-    rest = text[end:]
-    if _THOUGHT_TAG.search(rest):
-        return None
-    solution = _SOLUTION.fullmatch(rest)
-    rest = next(filter(None, solution.groups()), "") if solution else rest
-    if not context.thinking:
-        return rest
-    as_qwen = len(thoughts) == 1 and not solution and text.lstrip().startswith("<think>") and "</think>" in text
-    joined = "\n\n".join(filter(None, thoughts))
-    return text if as_qwen else f"<think>\n{joined}\n</think>\n\n{rest}"
-
-
-def special_tokens(tokens: Iterable[str]) -> re.Pattern[str]:
-    """What finds the special tokens of a tokenizer in a text; Qwen3's own are among them, tags of thinking are not."""
-    marked = {token for token in tokens if re.fullmatch(r"[<\[{|].+[>\]}|]", token)}  # a pad token may be a plain word
-    marked -= {token for token in marked if _THOUGHT_TAG.fullmatch(token)}
-    return re.compile("|".join(map(re.escape, sorted({*marked, *QWEN}))))
-
-
-# What ends a turn in the templates of other models, and the name of the next speaker, where answers were cut too late.
-_ENDS = re.compile(
-    r"(?:\s*(?:&lt;(?:/?s|eos|\|\w+\|)&gt;|<[|｜]im_start[|｜]>(?:user|assistant|system)?|<start_of_turn>(?:user|model)?|<[|｜](?!vision|image|video|object|box|quad)/?[\w▁]+[|｜]>"
-    r"|</?s>|<eo[acdhmstu]>|<pad>|<unk>|<end>|<end_of_turn>|<end_of_utterance>|<reserved_\d+>|<turn\|>"
-    r"|\[(?:EOS|END|PAD|SEP)\]"
-    r"|\n[ \t]*(?:#+ *)?(?:Human|User|Assistant|人类|用户|助手) *[:：]|\n### (?:Instruction|Response|Input):?))+\s*$",
-    re.IGNORECASE,
-)
-_END_CHARACTERS = (
-    ">", "&gt;", "]", ":", "：", "### Instruction", "### Response", "### Input", "im_start|>user",
-    "im_start|>assistant", "im_start|>system", "_turn>user", "_turn>model",
-)  # fmt: skip
-# What opens an answer in the templates of other models, and what a prompt that was rendered by one ends in.
-_STARTS = re.compile(
-    r"(?:\s*(?:<s>|<bos>|<[|｜](?:begin[_▁]of[_▁]\w+|startoftext|assistant)[|｜]>))+\s*",
-    re.IGNORECASE,
-)
-_RENDERED = (
-    "[/INST]", "### Response:", "### Response", "### Assistant:", "<start_of_turn>model", "<|assistant|>",
-    "<|end_header_id|>", "<｜Assistant｜>", "<|im_start|>assistant",
-)  # fmt: skip
-_MARKS = ("<", "INST]", "Human", "Assistant", "USER", "ASSISTANT", "### ", "人类", "助手")  # one is in every match of:
-_LEAKED = re.compile(
-    r"<[|｜]/?[\w▁]+[|｜]>|<eo[acdhmstu]>|<(?:start|end)_of_turn>|<extra_id_\d+>|\[/?INST\]|<</?SYS>>"
-    r"|<(?:tool|function)_calls?>\s*[{\[]"
-    r"|^[ \t]*(?:#+ *)?(?:Human|Assistant|USER|ASSISTANT|人类|助手) *[:：]|^### (?:Instruction|Response|Input):?\s*$",
-    re.MULTILINE,
-)
+    """Thoughts at the start are cut, or kept with model.thinking; any that can't be told from the answer drop it."""
+    return without_thoughts(text, item.prompt, context.thinking)
 
 
 def markers(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
-    """A start token, and an end token or a bare next turn at the end, are cut; such markers inside drop the answer.
-
-    So do special tokens in a prompt, which the tokenizer would obey, and a prompt in another model's template.
-    """
-    if any(context.special.search(turn["content"]) for turn in item.prompt):
-        return None
-    if item.prompt[-1]["content"].rstrip().endswith(_RENDERED):
-        return None
-    bare = text.rstrip()
-    start = _STARTS.match(text) if "<" in text[:9] else None
-    if start and bare.find("</s>") in (-1, len(bare) - len("</s>")):  # else it is a word struck out in HTML
-        text = text[start.end() :]
-        bare = text.rstrip()
-    if bare.endswith(_END_CHARACTERS):
-        found = _ENDS.search(bare)
-        struck = found and (("</s>" in found[0] and "<s>" in text) or "&lt;s&gt;" in text)  # out: a word in HTML
-        if found and not struck:
-            text = bare[: found.start()]
-    if context.special.search(text) or ("</s>" in text and "<s>" not in text):
-        return None
-    return None if any(map(text.__contains__, _MARKS)) and _LEAKED.search(text) else text
+    """Tokens that start or end a turn are cut; markers inside, or in the prompt, drop the answer."""
+    return without_markers(text, item.prompt, context.special)
 
 
 ALL_BUT = 0.9  # the share of a source's answers to short prompts that begin with them where that is its form

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from dpo_cli.errors import DpoError
 from dpo_cli.language import language
-from dpo_cli.prepare import filters
+from dpo_cli.prepare import filters, markers
 from dpo_cli.prepare.text import normalise
 from dpo_cli.records import CandidateSet
 
@@ -190,7 +190,7 @@ def test_other_spellings_of_thoughts_become_the_models_own(kit: Any) -> None:
 def test_special_tokens_of_any_tokenizer_count() -> None:
     """Not three by name: a tokenizer obeys all of its own, wherever they stand."""
     item = CandidateSet([{"role": "user", "content": "Why?"}], [], source="")
-    special = filters.special_tokens(["<pad>", "[gMASK]", "!", "word", "<unused7>", "<think>"])
+    special = markers.special_tokens(["<pad>", "[gMASK]", "!", "word", "<unused7>", "<think>"])
     context = filters.Context(special=special)
     for token in ("<pad>", "[gMASK]", "<unused7>", "<|video_pad|>"):
         assert filters.markers(f"One {token} two.", item, {}, context) is None, token
