@@ -21,7 +21,8 @@ from dpo_cli.disk import LARGE, sha256
 from dpo_cli.errors import FAILED, DpoError
 from dpo_cli.prepare.sources import source_files as prepare_files
 from dpo_cli.recipe import Recipe, load
-from dpo_cli.run import Run, fingerprint, recipe_keys
+from dpo_cli.recipe.reads import recipe_keys
+from dpo_cli.run import Run, fingerprint
 
 Spawn = Callable[..., Popen[str]]
 

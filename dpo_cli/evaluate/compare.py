@@ -11,8 +11,9 @@ from typing import Any
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate.winrate import Comparison, bradley_terry
 from dpo_cli.recipe import Recipe
+from dpo_cli.recipe.reads import recipe_keys
 from dpo_cli.records import read_jsonl, read_pairs
-from dpo_cli.run import Run, recipe_keys
+from dpo_cli.run import Run
 from dpo_cli.show import NATS, RATIO, SHARE, Unit, print_markdown, show_figure, table, terminal
 from dpo_cli.stats import Figure
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PrivateAttr, ValidationError, create_model, field_validator
 
-from dpo_cli.errors import SECRET, either
+from dpo_cli.errors import SECRET
 from dpo_cli.families import with_targets
+from dpo_cli.recipe.conflicts import conflicts
 from dpo_cli.recipe.errors import problems_of, recipe_error
 from dpo_cli.recipe.model_rules import against_model, quantised_base
 from dpo_cli.recipe.paths import PARTS, config_of, missing
@@ -39,8 +40,6 @@ from dpo_cli.recipe.train import (
     HELD_OUT,
     Section,
     method_of,
-    methods_with_data,
-    not_logged,
     train_model,
     train_schema,
     trl_arguments,
@@ -127,7 +126,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
         problem = problems_of(error, document.values, model, document.places)
         raise recipe_error(path, document.places, problem) from None
     recipe._places.update(document.places)
-    found = [*_conflicts_in_training(recipe), *_conflicts_in_export(recipe), *problems(recipe)]
+    found = [*conflicts(recipe), *problems(recipe)]
     if found:
         raise recipe_error(path, document.places, found)
     return with_targets(recipe, config_of(recipe.model.id, recipe.model.revision))
@@ -159,71 +158,6 @@ def check(recipe: Recipe, path: Path) -> list[str]:
     if found:
         raise recipe_error(path, recipe._places, found)
     return [f"{recipe.where(*key)} {sentence}" for key, sentence in remarks(recipe)]
-
-
-def _conflicts_in_training(recipe: Recipe) -> list[tuple[Key, str]]:
-    """Settings of `engine` and `train` that can't both be meant."""
-    train = recipe.train
-    found = _against_the_method(recipe)
-    if recipe.engine.early_stopping is None:
-        return found
-    if train.eval_strategy == "no":
-        found.append((("engine", "early_stopping"), "needs evaluations: set train.eval_strategy: steps, or epoch"))
-
-    def differs(name: str) -> bool:  # not `model_fields_set`: a resolved recipe sets every key
-        return bool(getattr(train, name) != type(train).model_fields[name].default)
-
-    for name in ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"):
-        if differs(name):
-            found.append((("train", name), "is set by engine.early_stopping; remove it"))
-    for name in ("save_strategy", "save_steps"):
-        if differs(name) and getattr(train, name) != getattr(train, name.replace("save", "eval")):
-            found.append((("train", name), "with engine.early_stopping each evaluation is saved; remove it"))
-    return found
-
-
-def _against_the_method(recipe: Recipe) -> list[tuple[Key, str]]:
-    """Settings of other sections that `train.method` can't do with."""
-    method, engine = recipe.train.method, recipe.engine
-    described = trl_arguments()[method]
-    found: list[tuple[Key, str]] = []
-    given, wanted = recipe.data.format, described["data"]
-    if given not in wanted:
-        others = methods_with_data(given)
-        instead = f", or train.method: {either(others)}" if others else ""
-        sentence = f"{method} learns from {either(wanted)}, not from {given}: set data.format: {wanted[0]}{instead}"
-        found.append((("data", "format") if ("data", "format") in recipe._places else ("train", "method"), sentence))
-    if recipe.lora.bias != "none" and described["reference"]:
-        sentence = "can't be trained: TRL keeps a second adapter for the reference, and PEFT lets one alone have biases"
-        found.append((("lora", "bias"), f"{sentence}; set lora.bias: none"))
-    insisted = {
-        "shared_prefix": engine.shared_prefix == "on",
-        "token_budget": isinstance(engine.token_budget, int),
-        "reference_cache": engine.reference_cache == "on",
-    }
-    for part, asked in insisted.items():
-        if asked and part not in described["engine"]:
-            why = f"it is made for train.method dpo, not for {method}"
-            if part == "reference_cache" and not described["reference"]:
-                why = f"{method} has no reference"
-            found.append((("engine", part), f"{why}: set engine.{part}: auto"))
-    stopping = engine.early_stopping
-    unlogged = not_logged(method, stopping.metric) if stopping else None
-    if unlogged:
-        found.append((("engine", "early_stopping", "metric"), unlogged))
-    return found
-
-
-def _conflicts_in_export(recipe: Recipe) -> list[tuple[Key, str]]:
-    """A push without a repository, a repository without a push, a push of nothing."""
-    wanted, found = recipe.export, list[tuple[Key, str]]()
-    if "hub" in wanted.formats and not wanted.hub:
-        found.append((("export", "formats"), "names hub: set export.hub: user/name to say where to"))
-    if wanted.hub and "hub" not in wanted.formats:
-        found.append((("export", "hub"), "does nothing unless export.formats names hub too"))
-    if wanted.formats == ["hub"]:
-        found.append((("export", "formats"), "has nothing to push; add adapter, merged, gguf or ollama"))
-    return found
 
 
 def dump(recipe: Recipe, allow_unicode: bool = True) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from dpo_cli.errors import either
@@ -25,7 +24,6 @@ from dpo_cli.recipe.optimizer_rules import (
     schedule,
     schedule_kwargs,
 )
-from dpo_cli.recipe.own_answer_rules import own_answers
 from dpo_cli.recipe.paths import json_in
 from dpo_cli.recipe.train import held_out_metric_problem, not_logged, trl_arguments
 from dpo_cli.recipe.yaml import Key
@@ -52,10 +50,7 @@ class Rule:
 
 def problems(recipe: Recipe) -> list[tuple[Key, str]]:
     """The settings that are refused, each with its sentence."""
-    return [(key, sentence) for key, sentence, remark in _broken(recipe) if not remark] + [
-        *_of_sources(recipe),
-        *own_answers(recipe),
-    ]
+    return [(key, sentence) for key, sentence, remark in _broken(recipe) if not remark]
 
 
 def remarks(recipe: Recipe) -> list[tuple[Key, str]]:
@@ -79,19 +74,6 @@ def _broken(recipe: Recipe) -> Iterator[tuple[Key, str, bool]]:
             if sentence:
                 seen.add(dotted)
                 yield (section, name), sentence, rule.remark
-
-
-def _of_sources(recipe: Recipe) -> Iterator[tuple[Key, str]]:
-    """Settings of sources that only a Hub data set, or a folder, has a use for."""
-    for index, source in enumerate(recipe.data.sources):
-        builtin, path = source.id.startswith("builtin:"), Path(source.id)
-        local = builtin or path.is_absolute()
-        if source.revision and local:
-            yield ("data", "sources", index, "revision"), "does nothing: the source is no Hub id; remove it"
-        if builtin or (local and path.is_file()):
-            for name in ("data_files", "split"):
-                if getattr(source, name) != type(source).model_fields[name].default:
-                    yield ("data", "sources", index, name), "does nothing: the source is one file; remove it"
 
 
 # ------------------------------------------------------------------------------------------------- what rules ask

@@ -18,7 +18,8 @@ from dpo_cli import processes
 from dpo_cli.disk import remove, sha256, write_json, write_text
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
-from dpo_cli.run import GO_ON, Reason, Run, recipe_keys
+from dpo_cli.recipe.reads import recipe_keys
+from dpo_cli.run import GO_ON, Reason, Run
 
 SEAL = "files.json"
 
