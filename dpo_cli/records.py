@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -110,6 +110,18 @@ class AcrossPrompts(Pair):
     rejected_prompt: list[Message] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Answered:
+    """A prompt and an answer to be learned: a chosen one, the best of a list, or one that is called good."""
+
+    id: str
+    prompt: list[Message]
+    answer: list[Message]
+    language: str
+    source: str
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Write one JSON object a line, UTF-8, unescaped; returns how many."""
     count = 0
@@ -128,6 +140,34 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
                 raise DpoError(f"not JSON: {error.msg}", where=f"{path}:{number}") from error
+
+
+def best_pairs(prompts: Sequence[Any], chosen: Sequence[Any], rejected: Sequence[Any]) -> list[int]:
+    """The pairs whose chosen answer no other pair of the prompt rejects, once each: `data.pairs.pick: all` has more."""
+    asked, good, bad = ([json.dumps(one) for one in column] for column in (prompts, chosen, rejected))
+    worse = set(zip(asked, bad, strict=True))
+    best: dict[tuple[str, str], int] = {}
+    for index, answer in enumerate(zip(asked, good, strict=True)):
+        if answer not in worse:
+            best.setdefault(answer, index)
+    return list(best.values())
+
+
+def read_answers(path: Path) -> list[Answered]:
+    """The answers of a `data/*.jsonl` file that SFT learns: the best of pairs and lists, good ones of unpaired rows."""
+    rows = [row for row in read_jsonl(path) if row.get("label", True)]
+    if rows and "chosen" in rows[0]:
+        columns = ([row[name] for row in rows] for name in ("prompt", "chosen", "rejected"))
+        rows = [rows[index] for index in best_pairs(*columns)]
+    names = ("id", "prompt", "language", "source", "chat_template_kwargs")
+    return [Answered(answer=_best_answer(row), **{name: row[name] for name in names}) for row in rows]
+
+
+def _best_answer(row: dict[str, Any]) -> list[Message]:
+    if "candidates" in row:
+        return [Message(role="assistant", content=row["candidates"][0]["text"])]
+    answer: list[Message] = row["chosen"] if "chosen" in row else row["completion"]
+    return answer
 
 
 def read_pairs(path: Path) -> list[Pair]:

@@ -188,7 +188,7 @@ def _metrics(
     trained = run.record("train")
     longer_by = {one.id: len(one.tuned.said) - len(one.base.said) for one in samples}
     scores = {one.id: one.score for one in judgments if one.score is not None}
-    groups = grouped_metrics(scored, recipe.train.beta, recipe.seed)
+    groups = grouped_metrics(scored, recipe.train.reward_scale, recipe.seed)
     metrics: dict[str, Any] = {
         **groups,
         "samples": sample_metrics(samples, recipe.seed) if samples else None,

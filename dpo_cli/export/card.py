@@ -165,13 +165,14 @@ def _training(recipe: Recipe, run: Run, kind: str) -> dict[str, Any]:
     given = recipe.model.adapter
     started = f" + {f'the adapter {given}' if _on_hub(given) else 'a LoRA trained before'}" if given else ""
     loss = [f"loss {' + '.join(train.losses)}"] if train.losses else []  # ORPO has but one, and no name for it
+    beta = [f"beta {train.beta:g}"] if hasattr(train, "beta") else []
     compared = trl_arguments()[train.method]["reference"]
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps * record.get("processes", 1)
     rows: list[tuple[str, Any]] = [
         ("base", f"{without_paths(recipe.model.id)}, {weights}" + _revision(recipe, record)),
         ("merged onto" if kind != "adapter" else "made for", base),
         ("reference", f"{without_paths(recipe.model.id)}{started}, frozen" if compared else "none"),
-        ("method", ", ".join([method, *loss, f"beta {train.beta:g}"])),
+        ("method", ", ".join([method, *loss, *beta])),
         (
             "rsLoRA" if lora.get("use_rslora") else "LoRA",
             f"r {lora['r']}, alpha {lora['lora_alpha']:g}, on {', '.join(sorted(lora['target_modules']))}",

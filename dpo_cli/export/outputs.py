@@ -16,7 +16,7 @@ from dpo_cli.export import base as base16
 from dpo_cli.export.base import Stored
 from dpo_cli.inference import Answer, Sampling, generate, token_logps
 from dpo_cli.recipe import Recipe
-from dpo_cli.records import Message, Pair, read_pairs
+from dpo_cli.records import Answered, Message, read_answers
 from dpo_cli.run import Run
 
 if TYPE_CHECKING:
@@ -85,24 +85,23 @@ def probes(recipe: Recipe, run: Run, tokenizer: Any) -> Probes:
 
     Prompts are those with the shortest chosen answers, for they are the likeliest to be answered in MAX_NEW_TOKENS.
     """
-    pairs = read_pairs(run.eval_pairs) or read_pairs(run.train_pairs)
+    answers = read_answers(run.eval_pairs) or read_answers(run.train_pairs)
     rows = [
-        chat.chat_tokens(tokenizer, pair.prompt + pair.chosen, **pair.chat_template_kwargs)[: recipe.model.max_length]
-        for pair in _in_turn(pairs)[:ROWS]
+        chat.chat_tokens(tokenizer, one.prompt + one.answer, **one.chat_template_kwargs)[: recipe.model.max_length]
+        for one in _in_turn(answers)[:ROWS]
     ]
-    asked = _in_turn(sorted(pairs, key=lambda pair: len(pair.chosen[-1]["content"])))[:PROMPTS]
+    asked = _in_turn(sorted(answers, key=lambda one: len(one.answer[-1]["content"])))[:PROMPTS]
     prompts = [
-        chat.chat_tokens(tokenizer, pair.prompt, add_generation_prompt=True, **pair.chat_template_kwargs)
-        for pair in asked
+        chat.chat_tokens(tokenizer, one.prompt, add_generation_prompt=True, **one.chat_template_kwargs) for one in asked
     ]
-    return Probes(rows, prompts, [pair.prompt[-1]["content"] for pair in asked])
+    return Probes(rows, prompts, [one.prompt[-1]["content"] for one in asked])
 
 
-def _in_turn(pairs: Iterable[Pair]) -> list[Pair]:
-    by_language: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        by_language.setdefault(pair.language, []).append(pair)
-    return [pair for turn in zip_longest(*by_language.values()) for pair in turn if pair]
+def _in_turn(answers: Iterable[Answered]) -> list[Answered]:
+    by_language: dict[str, list[Answered]] = {}
+    for one in answers:
+        by_language.setdefault(one.language, []).append(one)
+    return [one for turn in zip_longest(*by_language.values()) for one in turn if one]
 
 
 def placement(tensors: dict[str, Stored]) -> Placement:

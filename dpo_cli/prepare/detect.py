@@ -9,12 +9,13 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from dpo_cli.errors import USAGE, DpoError, did_you_mean
+from dpo_cli.errors import USAGE, DpoError, did_you_mean, either
 from dpo_cli.prepare.feed import Broken, Feed, Ticker
 from dpo_cli.prepare.layouts import LAYOUTS, MAPPABLE, LayoutOf, read_row, tools_of
 from dpo_cli.prepare.messages import Malformed
 from dpo_cli.prepare.preferred import Settings
 from dpo_cli.recipe import Recipe, Source
+from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.records import CandidateSet
 
 LOOKED_AT = 200  # rows from which a layout is told
@@ -29,13 +30,20 @@ def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str:
     """
     source, key = recipe.data.sources[index], ("data", "sources", index)
     where = recipe.where(*key, "layout" if source.layout != "auto" else "id")
+    alone = not trl_arguments()[recipe.train.method]["compares"]
+    layouts = {
+        name: one
+        for name, one in LAYOUTS.items()
+        if (alone or not one.lone) and (source.sample is not None or not one.sampled)
+    }
     found: dict[str, str] = {}
     for feed in feeds:
         numbered = list(islice(feed.rows(None, lambda share: None), LOOKED_AT))
         rows = [row for _, row in numbered]
         maps = [row for row in rows if isinstance(row, dict)]
         if maps:
-            found.setdefault(_detect(source, maps, feed.name, where, recipe.where(*key, "columns")), feed.name)
+            told = _detect(source, maps, feed.name, where, recipe.where(*key, "columns"), layouts)
+            found.setdefault(told, feed.name)
         elif rows:
             why = rows[0].detail if isinstance(rows[0], Broken) else f"the first is {type(rows[0]).__name__}, not a map"
             hint = "write one JSON object a line, a JSON array of them, CSV with commas, or Parquet; in UTF-8"
@@ -53,9 +61,10 @@ def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str:
     return next(iter(found))
 
 
-def _detect(source: Source, rows: list[dict[str, Any]], file: str, where: str, map_where: str) -> str:
+def _detect(
+    source: Source, rows: list[dict[str, Any]], file: str, where: str, map_where: str, layouts: dict[str, LayoutOf]
+) -> str:
     seen = sorted({str(name) for row in rows for name in row})
-    layouts = {name: one for name, one in LAYOUTS.items() if source.sample or not one.sampled}
     if source.columns:
         _check_map(source, seen, map_where)
         rows = [
@@ -68,7 +77,7 @@ def _detect(source: Source, rows: list[dict[str, Any]], file: str, where: str, m
             raise DpoError(
                 f"{file} is not laid out as {source.layout}, which needs the columns {needs}; it has {_listed(seen)}",
                 where=where,
-                hint=f"it looks like {told}: set layout: {told}, or auto" if told else _nearest(seen, file),
+                hint=f"it looks like {told}: set layout: {told}, or auto" if told else _nearest(seen, file, layouts),
                 exit_code=USAGE,
             )
         return source.layout
@@ -81,7 +90,7 @@ def _detect(source: Source, rows: list[dict[str, Any]], file: str, where: str, m
         raise DpoError(message, where=where, hint=hint, exit_code=USAGE)
     if told is None:
         message = f"can't tell the layout of {file}: it has the columns {_listed(seen)}"
-        raise DpoError(message, where=where, hint=_nearest(seen, file), exit_code=USAGE)
+        raise DpoError(message, where=where, hint=_nearest(seen, file, layouts), exit_code=USAGE)
     return told
 
 
@@ -124,9 +133,9 @@ ALSO_CALLED = {
 }
 
 
-def _nearest(seen: list[str], file: str) -> str:
+def _nearest(seen: list[str], file: str, layouts: dict[str, LayoutOf]) -> str:
     """The line to write: a column map where the columns are known by other names, else the nearest layout's needs."""
-    known = {name for one in LAYOUTS.values() for names in one.needs for name in names}
+    known = {name for one in layouts.values() for names in one.needs for name in names}
     known |= {name for names in ALSO_CALLED.values() for name in names.split()}
     table = file.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
     if table and not known & {name.lower() for name in seen}:
@@ -134,7 +143,8 @@ def _nearest(seen: list[str], file: str) -> str:
     maps = [
         (name, *_map(needs, seen))
         for name in MAPPABLE
-        for needs in LAYOUTS[name].needs
+        if name in layouts
+        for needs in layouts[name].needs
         if {"prompt"} < needs <= set(ALSO_CALLED)
     ]
     layout, found, missing = max(maps, key=lambda one: (not one[2], len(one[1]) / (len(one[1]) + len(one[2]))))
@@ -144,7 +154,7 @@ def _nearest(seen: list[str], file: str) -> str:
     name, needs = max(
         (
             (name, names)
-            for name, one in reversed(LAYOUTS.items())
+            for name, one in reversed(layouts.items())
             for names in one.needs
             if names - set(seen) and not one.sampled
         ),
@@ -185,7 +195,7 @@ def _check_map(source: Source, seen: list[str], where: str) -> None:
     for ours, theirs in columns.items():
         problem = hint = None
         if not known:
-            problem, hint = f"layout {source.layout} takes no columns:", "use it with layout: pairs or kto"
+            problem, hint = f"layout {source.layout} takes no columns:", f"use it with layout: {either(list(MAPPABLE))}"
         elif ours not in known and theirs in known:
             problem = f"columns: '{ours}' and '{theirs}' are the wrong way round: our name comes first"
             turned = (f"{b}: {a}" if b in known and a not in known else f"{a}: {b}" for a, b in columns.items())

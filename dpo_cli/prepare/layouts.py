@@ -187,6 +187,24 @@ def prompts(row: Row, settings: Settings) -> CandidateSet:
 
 PROMPTS = ("question", "query", "messages", "conversations")
 
+
+def chat(row: Row, settings: Settings) -> CandidateSet:
+    """Instruction data with one answer, a good one: `messages`, ShareGPT's, prompt and response, Alpaca's."""
+    ours = _mapped(row, settings)
+    said = first(ours, "messages", "conversations")
+    prompt = None
+    if said is None:
+        said, prompt = first(ours, *ANSWERS), _prompt(ours, settings)
+        if prompt is None:
+            prompt = _instructed(ours) if is_said(ours.get("instruction")) else first(ours, "query", "question")
+    asked, texts, notes = prompt_and_answers(prompt, [(said, "the answer")], system_of(ours), ours.get("history"))
+    candidate = Candidate(texts[0], 1.0, model_of(ours.get("model")))
+    language = spoken(ours.get("language"))
+    return CandidateSet(asked, [candidate], source="", language=language, labelled=True, notes=notes)
+
+
+ANSWERS = ("response", "completion", "output", "answer")
+
 _GOOD = """
     true 1 1.0 yes good chosen desirable positive accepted preferred like liked up thumbs_up upvote correct helpful win
     +1 t y pos 👍 是 好 真 对 赞 正确 喜欢 满意 有用 正面
@@ -209,6 +227,7 @@ MAPPABLE = {
     ),
     "kto": ("prompt", "completion", "messages", "label", "system", "language", "model", "history"),
     "prompts": ("prompt", "messages", "system", "language", "history"),
+    "chat": ("prompt", "response", "messages", "system", "language", "model", "history"),
 }  # fmt: skip
 
 
@@ -228,6 +247,7 @@ class LayoutOf:
 
     `reads`: the names it needs inside a parquet file (None: all). `grouped`: rows with one prompt belong together.
     `sampled`: it has no answers, so that only a source with `sample` can have it.
+    `lone`: an answer has no other beside it, so `auto` looks for it only where the method needs none.
     """
 
     read: Callable[[Row, Settings], CandidateSet]
@@ -236,6 +256,7 @@ class LayoutOf:
     reads: frozenset[str] | None = None
     grouped: bool = False
     sampled: bool = False
+    lone: bool = False
 
 
 def _names(columns: str) -> frozenset[str]:
@@ -273,6 +294,17 @@ def _has_no_prompt(row: Row) -> bool:
 def _is_alpaca(row: Row) -> bool:
     """No prompt beside the instruction, and no label, which makes it a row of `kto`."""
     return _has_no_prompt(row) and ("chosen" in row or first(row, "label", "kto_tag") is None)
+
+
+def _is_chat(row: Row) -> bool:
+    """One answer, which nothing calls good or bad; `messages` end in it."""
+    if first(row, *SIDES, "label", "kto_tag", "rejected_response", "rejected_messages") is not None:
+        return False
+    said = first(row, "messages", "conversations")
+    if said is None:
+        return isinstance(first(row, *ANSWERS), str)
+    turns = conversation(said, "messages")
+    return not isinstance(turns, str) and turns[-1:] != [] and turns[-1]["role"] == "assistant"
 
 
 def _are_transcripts(row: Row) -> bool:
@@ -320,6 +352,14 @@ LAYOUTS: dict[str, LayoutOf] = {
     "orca": LayoutOf(
         orca, _sets("system question chosen rejected", "system input chosen rejected"),
         lambda row: _has_no_prompt(row) and row.get("instruction") is None,
+    ),
+    "chat": LayoutOf(
+        chat,
+        _sets(
+            "messages", "conversations", "prompt response", "prompt completion", "instruction output",
+            "instruction response", "query response", "question answer",
+        ),
+        _is_chat, lone=True,
     ),
     "alpaca": LayoutOf(alpaca, _sets("instruction chosen rejected", "instruction output"), _is_alpaca),
     "pairs": LayoutOf(pairs, _sets("prompt chosen rejected", "chosen rejected"), _has_prompt),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, either
 from dpo_cli.prepare import remarks
 from dpo_cli.prepare.funnel import Funnel
 from dpo_cli.recipe import Recipe
-from dpo_cli.recipe.train import trl_arguments
+from dpo_cli.recipe.train import methods_of_answers, methods_with_data, trl_arguments
 from dpo_cli.records import ROWS_ARE, CandidateSet
 
 AT_LEAST, SHARE = 2, 0.1  # contradicting rows, and their share of a source, from which on they are more than slips
@@ -52,7 +52,7 @@ class Contradictions:
 
 
 def check_labels(recipe: Recipe, labels: Counter[bool]) -> None:
-    """Refuse labelled training rows that are all good or all bad; `labels` counts them.
+    """Refuse labelled training rows that are all bad, or all good where the method compares; `labels` counts them.
 
     Raises:
         DpoError: they are.
@@ -60,10 +60,14 @@ def check_labels(recipe: Recipe, labels: Counter[bool]) -> None:
     if len(labels) != 1:
         return
     [(good, count)] = labels.items()
+    method, compares = recipe.train.method, trl_arguments()[recipe.train.method]["compares"]
+    if good and not compares:
+        return
     kind, other = ("good", "bad") if good else ("bad", "good")
-    alone = "; good answers alone are for train.method: sft" if good and "sft" in trl_arguments() else ""
+    alone = f"; good answers alone are for train.method: {either(methods_of_answers())}" if good else ""
     raise DpoError(
-        f"all {count:,} training rows are {kind} answers, and KTO learns from good ones and bad ones",
+        f"all {count:,} training rows are {kind} answers, and {method} learns from good ones"
+        f"{' and bad ones' if compares else ''}",
         where=recipe.where("data", "sources"),
         hint=f"add {other} answers, or look for what drops them in data.filters{alone}",
     )
@@ -89,9 +93,12 @@ def nothing_left(recipe: Recipe, funnel: Funnel, layouts: set[str]) -> DpoError:
     said = f" ({remarks.MEANS.get(first) or shown['detail']})" if shown["detail"] else ""
     such = " ".join(filter(None, [shown["where"], shown["prompt"][:80]])) + said
     hint = remarks.hint(first)
-    if "kto" in layouts and recipe.data.format != "unpaired" and first in ("single_response", "tie"):
-        way = "set" if "unpaired" in trl_arguments()[recipe.train.method]["data"] else "take train.method: kto with"
-        hint = f"these are answers that are called good or bad: {way} data.format: unpaired"
+    if {"kto", "chat"} & layouts and recipe.data.format != "unpaired" and first in ("single_response", "tie"):
+        labelled = "kto" in layouts
+        what = "answers that are called good or bad" if labelled else "good answers, with no other to compare them with"
+        fitting = methods_with_data("unpaired") if labelled else methods_of_answers()
+        way = "set" if recipe.train.method in fitting else f"take train.method: {fitting[0]} with"
+        hint = f"these are {what}: {way} data.format: unpaired"
     return DpoError(
         f"nothing is left of {funnel.came.total():,} prompts: {biggest}; such as: {such}",
         where=recipe.where("data", "sources"),

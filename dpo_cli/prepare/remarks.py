@@ -17,7 +17,7 @@ from dpo_cli.stats import wilson
 UNREAD_SHARE, DROPPED_SHARE = 0.1, 0.3  # of a source's prompts; more that can't be read, or go for one reason, is said
 KEPT_BY_LENGTH = 0.95  # the share of prompts that a proposed model.max_length would keep
 ENOUGH_HELD_OUT = 50  # pairs, from which on an accuracy says something
-OWN = ("pairs", "kto", "alpaca", "swift", "sharegpt", "nectar")  # layouts of people's own files
+OWN = ("pairs", "kto", "chat", "alpaca", "swift", "sharegpt", "nectar")  # layouts of people's own files
 FOREIGN_SHARE = 0.5  # of the prompts that are taken for English
 
 # What to look at where a reason took everything, or much.

@@ -116,9 +116,8 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     if secrets:
         raise recipe_error(path, document.places, secrets)
     method, data = method_of(document.values.get("train")), document.values.get("data")
-    learns = trl_arguments()[method]["data"]
-    if isinstance(data, dict) and "format" not in data and "pairs" not in learns:
-        data["format"] = learns[0]
+    if isinstance(data, dict):
+        data.setdefault("format", trl_arguments()[method]["data"][0])
     model = _recipe_model(method)
     try:
         recipe = model.model_validate(document.values)

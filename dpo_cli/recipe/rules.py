@@ -169,7 +169,7 @@ OF_ADAPTERS = {
 
 
 def _dropout(recipe: Recipe, value: Any) -> str | None:
-    if value and recipe.train.disable_dropout:
+    if value and getattr(recipe.train, "disable_dropout", False):
         return "has no effect while train.disable_dropout is true, as it is by default"
     return None
 
@@ -198,6 +198,7 @@ def _long_warmup(recipe: Recipe, value: Any) -> str | None:
 
 COMPILE_MODES = ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 NO_METRICS = "is of metrics over predictions, which preference training does not make: remove it"
+ONLY_ANSWERS = "can't be: the tokens of the last answer count, and no others; remove it"
 NO_WORKERS = "needs train.dataloader_num_workers above 0"
 
 RULES = (
@@ -206,7 +207,11 @@ RULES = (
     Rule("train.label_smoothing_factor", "is not read by preference losses; TRL's own is label_smoothing"),
     Rule("train.ref_model_mixup_alpha train.ref_model_sync_steps", "is of sync_ref_model, which a LoRA can't have"),
     Rule("train.trust_remote_code", "is never given: code that comes with a model is not run; remove it"),
-    Rule("train.average_tokens_across_devices", "does nothing: these losses are means over rows, not tokens"),
+    Rule(
+        "train.average_tokens_across_devices",
+        "does nothing: these losses are means over rows, not tokens",
+        unless=lambda recipe: not trl_arguments()[recipe.train.method]["compares"],
+    ),
     Rule("train.bf16_full_eval train.fp16_full_eval", "does nothing during training; eval takes model.dtype"),
     Rule("train.use_cache", "does nothing: training never uses the cache; remove it"),
     Rule(
@@ -219,6 +224,18 @@ RULES = (
         "train.use_liger_kernel train.liger_kernel_config",
         "can't be: TRL's trainer and engine.shared_prefix patch the same layers; Unsloth brings kernels of its own",
     ),
+    # Of SFT, whose rows are prompts with one answer.
+    Rule(
+        "train.packing train.eval_packing train.packing_strategy",
+        "can't be: a row stays one prompt with its answer, as eval scores it; remove it",
+    ),
+    Rule("train.completion_only_loss", lambda recipe, value: None if value else ONLY_ANSWERS),
+    Rule("train.assistant_only_loss", ONLY_ANSWERS),
+    Rule(
+        "train.dataset_text_field train.dataset_kwargs train.shuffle_dataset",
+        "does nothing: prepare writes the rows, and the trainer shuffles them; remove it",
+    ),
+    Rule("train.chat_template_path train.eos_token", "can't be: the model's own chat template is taken; remove it"),
     # What would break a resume.
     Rule("train.save_only_model", "can't be: a resume needs the optimizer's state; save_total_limit saves disk space"),
     Rule("train.ignore_data_skip", "can't be: a resumed run would see other rows than an unbroken one; remove it"),

@@ -40,6 +40,7 @@ METRICS = ("correctness", "helpfulness", "coherence", "complexity", "verbosity")
 Layout = Literal[
     "auto", "ultrafeedback", "ultrafeedback_zh", "ultrafeedback_binarized", "helpsteer2", "helpsteer2_preference",
     "helpsteer3", "hh_rlhf", "nectar", "arena", "sharegpt", "swift", "alpaca", "orca", "pairs", "kto", "prompts",
+    "chat",
 ]  # fmt: skip
 
 
@@ -77,7 +78,9 @@ class Source(Section):
     split: str = Field("train", description="split of a hub data set")
     layout: Layout = Field("auto", description="how its rows are laid out; auto looks at the columns")
     language: str | None = Field(None, description="en, zh, …; default: detected row by row")
-    columns: dict[str, str] | None = Field(None, description="for pairs, kto and prompts: our column name -> theirs")
+    columns: dict[str, str] | None = Field(
+        None, description="for pairs, kto, chat and prompts: our column name -> theirs"
+    )
     quota: int | None = Field(None, ge=1, description="at most this many training pairs from here")
     keep_refusals: bool = Field(False, description="safety data: don't drop templated refusals")
     sample: Sample | None = Field(None, description="{answers: 4}: the model answers the prompts itself")
@@ -207,7 +210,7 @@ else:
 
 class Data(Section):
     format: Literal["pairs", "ranked", "unpaired"] = Field(
-        "pairs", description="what prepare writes; ranked by default where train.method is lipo"
+        "pairs", description="what prepare writes; by default what train.method learns from"
     )
     sources: Annotated[
         list[Annotated[Source, BeforeValidator(_id_alone, json_schema_input_type=str | Source)]],

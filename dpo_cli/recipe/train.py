@@ -156,6 +156,11 @@ def methods_with_data(given: str) -> list[str]:
     return [method for method, one in trl_arguments().items() if given in one["data"]]
 
 
+def methods_of_answers() -> list[str]:
+    """The methods that learn from good answers alone."""
+    return [method for method, one in trl_arguments().items() if not one["compares"]]
+
+
 def held_out_metric_problem(metric: str) -> str | None:
     """What is wrong with the name of a held-out figure, such as `eval_loss` or `eval_zh_rewards/margins`."""
     if re.fullmatch(rf"eval_([a-z]+_)?({'|'.join(HELD_OUT)})", metric):
@@ -196,6 +201,11 @@ class _TrainBase(Section):
         """`loss_type` as a list, whatever the method; ORPO has one loss and no name for it."""
         said = getattr(self, "loss_type", [])
         return [said] if isinstance(said, str) else said
+
+    @property
+    def reward_scale(self) -> float:
+        """`beta`, by which log-ratios become rewards; 1, so that rewards are nats, where the method has none."""
+        return float(getattr(self, "beta", 1.0))
 
     @model_validator(mode="before")
     @classmethod

@@ -60,6 +60,7 @@ def describe_arguments() -> dict[str, Any]:
             "data": list(method.data),
             "row": method.row,
             "reference": method.reference,
+            "compares": method.compares,
             "whole_logits": method.whole_logits,
             "engine": list(method.engine),
             "defaults": method.defaults,

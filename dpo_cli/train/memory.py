@@ -320,7 +320,7 @@ def plan(
     ]
     own = next(filter(fits, allowed), allowed[-1])
     proposal = own if available_bytes is None else next(filter(fits, every), None)
-    notes = [] if method.reference else [f"No reference: {train.method} compares answers without one."]
+    notes = [] if method.reference else [f"No reference: {train.method} needs none."]
     if proposal and not budgeted and proposal.micro_batch not in {micro / 2**times for times in range(64)}:
         notes.append(
             f"{micro} {method.rows_are} can't be halved evenly: "

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from dpo_cli.train import lipo, listwise, reference_free, unpaired
+from dpo_cli.recipe.train import HELD_OUT
+from dpo_cli.train import lipo, listwise, reference_free, supervised, unpaired
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,6 +36,7 @@ class Method:
         rows: the prepared rows as its trainer takes them, given the recipe's seed.
         patch: a subclass of its trainer that does what DPO's does already.
         reference: whether it compares with the model as it was.
+        compares: whether it learns from bad answers as well; False: from good ones alone, each by itself.
         losses: of `train.loss_type`; None: all that the trainer has.
         neighbours: those of them with a KL term that is a mean over the rows of a micro-batch, so that these have to
             be two at least, and stay the same ones.
@@ -55,6 +57,7 @@ class Method:
     rows: Callable[[Dataset, int], Dataset] = _as_it_is
     patch: Callable[[Any], Any] = lambda trainer_class: trainer_class
     reference: bool = True
+    compares: bool = True
     losses: tuple[str, ...] | None = None
     neighbours: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
@@ -101,6 +104,12 @@ METHODS = {
         losses=listwise.LOSS_TYPES, without=lipo.OVER_PAIRS, defaults={"loss_type": ["lambda"]},
         engine=("shared_prefix",), keeps_chosen="raise train.beta",
     ),
+    # A LoRA wants some ten times the rate of whole weights, for which TRL's default is 2e-5 (TRL's guide to PEFT).
+    "sft": Method(
+        "SFTConfig", "SFTTrainer", data=("unpaired", "pairs", "ranked"), row="answer", rows=supervised.rows,
+        patch=supervised.answers_only, reference=False, compares=False, losses=("nll", "dft"),
+        defaults={"learning_rate": 2e-4}, not_logged=HELD_OUT[1:],
+    ),
 }  # fmt: skip
 
 
@@ -135,6 +144,7 @@ def _always(value: float) -> Callable[[float], float]:
 
 
 SORTS, IN_LISTS = "sorts the log-ratios over the batch", "is a mean over lists"
+OVER_TOKENS = "averages over the tokens of the batch"
 LOG_2 = math.log(2)
 
 # That the first ones are a mean over pairs is so in TRL 1.15 and 1.16; WPO weights, `ld_alpha` and f-divergences are a
@@ -153,13 +163,15 @@ LOSSES = {
     "apo_zero": Loss(_always(1.0)),
     "apo_down": Loss(_always(1.0), lowers_chosen=True),
     "discopop": Loss(_always((LOG_2 + 1) / 2)),
-    "sft": Loss(whole="averages over the tokens of the batch", compares=False),
+    "sft": Loss(whole=OVER_TOKENS, compares=False),
     "sigmoid_norm": Loss(_always(LOG_2), per_token=True),
     "kto": Loss(_always(0.5), whole="has a KL term over the batch"),
     "apo_zero_unpaired": Loss(_always(0.5), whole="is a mean over labelled rows"),
     # Its authors' beta is 2 to 10 (princeton-nlp/SimPO); 0.1 comes with a recipe made for DPO.
     "simpo": Loss(per_token=True, least_beta=0.5),
     "alphapo": Loss(per_token=True, least_beta=0.5, computed_as="simpo"),
+    "nll": Loss(whole=OVER_TOKENS, compares=False),
+    "dft": Loss(whole=OVER_TOKENS, compares=False),
     **{name: Loss(whole=IN_LISTS, per_token=name in listwise.PER_TOKEN) for name in listwise.LOSS_TYPES},
 }
 

@@ -10,13 +10,14 @@ from transformers import AutoConfig
 from dpo_cli import backends, chat, model_files
 from dpo_cli.inference import encode
 from dpo_cli.recipe import Recipe
-from dpo_cli.records import Message, Pair, read_jsonl
+from dpo_cli.records import Pair
 from dpo_cli.run import Run
 from dpo_cli.show import say, terminal
 from dpo_cli.train.engine import available_memory
 from dpo_cli.train.memory import Lengths
 from dpo_cli.train.memory import plan as predict
 from dpo_cli.train.methods import METHODS, cannot_be_cut
+from dpo_cli.train.rows import train_rows
 
 
 def print_plan(recipe: Recipe, run: Run) -> bool:
@@ -25,8 +26,7 @@ def print_plan(recipe: Recipe, run: Run) -> bool:
     card = torch.cuda.get_device_name() if gpu else "this machine"
     method, engine = METHODS[recipe.train.method], recipe.engine
     tokenizer = chat.load_tokenizer(recipe)
-    lengths = [_lengths(tokenizer, row, recipe.model.max_length) for row in read_jsonl(run.train_pairs)]
-    rows = [(row[0], one) for row in lengths for one in row[1:]] if method.row == "answer" else lengths
+    rows = [_lengths(tokenizer, row, recipe.model.max_length) for row in train_rows(recipe, run.train_pairs)]
     found = predict(
         recipe,
         rows,
@@ -51,9 +51,8 @@ def print_plan(recipe: Recipe, run: Run) -> bool:
 
 def _lengths(tokenizer: Any, row: dict[str, Any], max_length: int) -> Lengths:
     """Tokens of a row's prompt and of each of its answers."""
-    answers = [row[side] for side in ("chosen", "rejected", "completion") if side in row]
-    answers += [[Message(role="assistant", content=one["text"])] for one in row.get("candidates", [])]
-    common = {name: row[name] for name in ("id", "prompt", "language", "source", "chat_template_kwargs")}
+    answers = [row[side] for side in ("chosen", "rejected", "completion") if side in row] + row.get("answers", [])
+    common = {name: row[name] for name in ("id", "prompt", "chat_template_kwargs")} | {"language": "", "source": ""}
     sides = zip(answers[::2], [*answers[1::2], answers[-1]], strict=False)  # two at a time, the last one twice
     pairs = [Pair(chosen=one, rejected=other, **common) for one, other in sides]
     encoded = [one for pair in pairs for one in encode(tokenizer, pair, max_length)][: len(answers)]

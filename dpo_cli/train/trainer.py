@@ -266,8 +266,8 @@ def _notes(recipe: Recipe, trainer: Any) -> list[str]:
     import torch
 
     method, train = METHODS[recipe.train.method], recipe.train
-    notes = [] if method.reference else [f"no reference: {train.method} compares answers without one"]
-    low = next((name for name in train.losses if train.beta < LOSSES[name].least_beta), None)
+    notes = [] if method.reference else [f"no reference: {train.method} needs none"]
+    low = next((name for name in train.losses if train.reward_scale < LOSSES[name].least_beta), None)
     if low:
         notes.append(f"! train.beta {train.beta:g} is of DPO's size; {low} weighs log-probabilities per token: about 2")
     if trainer.args.device.type == "cuda" and processes.count() == 1 and torch.cuda.device_count() > 1:
@@ -361,7 +361,7 @@ def _watch(recipe: Recipe, trainer: Any, quiet: bool) -> None:
     weights = [max(method.label_weights(train))] if method.label_weights else None
     watchdog = Watchdog(
         losses=train.losses,
-        beta=train.beta,
+        beta=train.reward_scale,
         batch=trainer.get_total_train_batch_size(trainer.args),
         weights=getattr(train, "loss_weights", weights),
         max_grad_norm=train.max_grad_norm,
@@ -383,7 +383,7 @@ def _facts(recipe: Recipe, trainer: Any, backend: backends.Backend) -> dict[str,
         "processes": processes.count(),
         "revisions": models.revisions(recipe, trainer.model),
         "chat_template_sha256": chat.chat_template_sha256(trainer.processing_class),
-        "effective_lora_dropout": 0.0 if recipe.train.disable_dropout else recipe.lora.dropout,
+        "effective_lora_dropout": 0.0 if getattr(recipe.train, "disable_dropout", False) else recipe.lora.dropout,
     }
 
 

@@ -117,7 +117,7 @@ def _ids_of(inputs: Any, dataset: Any) -> list[str]:
     """The ids of the rows in a TRL batch: said there, or found by the tokens of chosen answers, or of labelled ones."""
     if "id" in inputs:
         return list(inputs["id"])
-    answer = "completion_ids" if "label" in inputs else "chosen_ids"
+    answer = "completion_ids" if "completion_ids" in dataset.column_names else "chosen_ids"
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     wanted = {tuple(row[keep.bool()].tolist()) for row, keep in zip(ids, mask, strict=True)}
     found = []

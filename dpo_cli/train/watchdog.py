@@ -123,8 +123,13 @@ class Watchdog:
         spike = self._spike(row)
         if spike:
             yield "spike", spike
-        if not any(loss.compares for loss in self._known) or "rewards/margins" not in row:
-            return  # nothing here is about preference
+        if not self._compares:  # nothing here is about preference
+            worse = self._worse(row)
+            if worse:
+                yield "high", worse
+            return
+        if "rewards/margins" not in row:
+            return
         checks = [("chosen", self._chosen), ("shortcut", self._shortcut), ("flat", self._flat), ("high", self._high)]
         for kind, check in checks if self.method.reference else checks[1:2]:
             text = check(row)
@@ -235,13 +240,22 @@ class Watchdog:
             "too small. Raise train.learning_rate, or train.num_train_epochs."
         )
 
-    def _high(self, row: Mapping[str, float]) -> str | None:
+    def _worse(self, row: Mapping[str, float]) -> str | None:
+        """The loss is above that of no training."""
         loss, first = self._recent("loss"), self._first_loss()
-        if loss is not None and first is not None and loss > WORSE_LOSS * first:
-            return (
-                f"step {row['step']}: the loss was {loss:.2f} over the last {WINDOW_PAIRS} pairs or more, worse than "
-                f"no training ({first:.2f}): the steps are too large. Lower train.learning_rate or raise train.beta."
-            )
+        if loss is None or first is None or loss <= WORSE_LOSS * first:
+            return None
+        rows_are = self.method.rows_are
+        return (
+            f"step {row['step']}: the loss was {loss:.2f} over the last {WINDOW_PAIRS} {rows_are} or more, worse than "
+            f"no training ({first:.2f}): the steps are too large. Lower train.learning_rate"
+            f"{' or raise train.beta' if self._compares else ''}."
+        )
+
+    def _high(self, row: Mapping[str, float]) -> str | None:
+        worse = self._worse(row)
+        if worse:
+            return worse
         if self._per_token:
             return None
         rewards = {name: self._recent(f"rewards/{name}") for name in ("margins", "rejected", "chosen")}
@@ -271,6 +285,10 @@ class Watchdog:
         return sum(self._rows[index][name] * self._pairs[index] for index in indices) / pairs
 
     def _first_loss(self) -> float | None:
+        """The loss of no training, by beta; where nothing is compared, the model's own: of the first rows logged."""
+        if not self._compares:
+            last = next((index for index in range(len(self._rows)) if sum(self._pairs[: index + 1]) >= WINDOW_PAIRS), 0)
+            return self._mean("loss", range(last + 1))
         firsts = [loss.first(self.beta) for loss in self._known if loss.first]
         if len(firsts) < len(self.losses):
             return None
@@ -280,6 +298,10 @@ class Watchdog:
     @property
     def _known(self) -> list[Loss]:
         return [LOSSES[name] for name in self.losses]
+
+    @property
+    def _compares(self) -> bool:
+        return any(loss.compares for loss in self._known)
 
     @property
     def _per_token(self) -> bool:

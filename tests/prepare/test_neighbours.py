@@ -209,7 +209,9 @@ def test_labelled_rows_in_other_columns_are_kto(kit: Any, row: str) -> None:
 def test_kto_without_its_format_is_told_the_edit(kit: Any, tmp_path: Path, method: str, said: str) -> None:
     rows = [{"prompt": kit.sentence(n), "completion": kit.sentence((n, "x")), "label": n % 2} for n in range(6)]
     kit.write_rows(tmp_path / "rows.jsonl", rows)
-    text = "model: {id: nobody/none}\ndata: {sources: [{id: ./rows.jsonl}], filters: {too_long: false}}\n"
+    text = (
+        "model: {id: nobody/none}\ndata: {format: pairs, sources: [{id: ./rows.jsonl}], filters: {too_long: false}}\n"
+    )
     (tmp_path / "kto.yaml").write_text(f"{text}train: {{method: {method}}}\n", encoding="utf-8")
     (tmp_path / "out").mkdir()
     with pytest.raises(DpoError) as error:

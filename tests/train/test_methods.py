@@ -26,9 +26,10 @@ from typer.testing import CliRunner, Result
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 OTHERS = [method for method in METHODS if method != "dpo" and "pairs" in METHODS[method].data]
+COMPARE = [method for method in OTHERS if METHODS[method].compares]
 FEW = (
-    "data.total=40", "data.eval_size=12", "train.max_steps=4", "train.logging_steps=1", "train.save_steps=2",
-    "train.gradient_accumulation_steps=1",
+    "data.format=pairs", "data.total=40", "data.eval_size=12", "train.max_steps=4", "train.logging_steps=1",
+    "train.save_steps=2", "train.gradient_accumulation_steps=1",
 )  # fmt: skip
 Train = Callable[..., Result]
 
@@ -81,9 +82,11 @@ def test_a_method_trains_evaluates_and_resumes_to_the_same_bytes(method: str, tr
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
     assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
-    assert all({"grad_norm", "rewards/margins", "logps/chosen"} <= row.keys() for row in steps)
+    compared = {"rewards/margins", "logps/chosen"} if METHODS[method].compares else {"mean_token_accuracy"}
+    assert all({"grad_norm", *compared} <= row.keys() for row in steps)
     held_out = {key for row in rows for key in row}
-    assert {"eval_loss", "eval_en_loss", "eval_zh_rewards/margins", "eval_rewards/chosen"} <= held_out
+    compared = {"eval_zh_rewards/margins", "eval_rewards/chosen"} if METHODS[method].compares else {"eval_zh_entropy"}
+    assert {"eval_loss", "eval_en_loss", *compared} <= held_out
     metrics = json.loads((run / "train" / "metrics.json").read_text())
     assert metrics["tokens_per_second"] > 0
 
@@ -109,7 +112,7 @@ def test_the_header_says_what_the_method_does_without(method: str, train: Train,
     assert ("no reference" in said) == (method != "kto")
     assert "made for train.method dpo" in said
     assert ("80 rows (pairs split in two)" in said) == (method == "kto")
-    assert ("rows/s" in said) == (method == "kto")
+    assert ("rows/s" in said) == (method in ("kto", "sft"))
     assert "of DPO's size" not in said
 
 
@@ -170,7 +173,7 @@ def built(prepared: Path) -> Callable[..., Any]:
     return go
 
 
-@pytest.mark.parametrize("method", [method for method in OTHERS if not METHODS[method].reference])
+@pytest.mark.parametrize("method", [method for method in COMPARE if not METHODS[method].reference])
 def test_the_tokens_are_those_of_dpo(built: Callable[..., Any], method: str) -> None:
     """TRL's older trainers would end an answer twice, and a template's thinking block is easily lost."""
     trainer, dpo = built(method), built("dpo")
@@ -186,7 +189,7 @@ def test_the_tokens_are_those_of_dpo(built: Callable[..., Any], method: str) -> 
     assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n"), "thinking is off"
 
 
-@pytest.mark.parametrize("method", [method for method in OTHERS if not METHODS[method].reference])
+@pytest.mark.parametrize("method", [method for method in COMPARE if not METHODS[method].reference])
 def test_a_batch_scores_the_same_answers_as_dpo(built: Callable[..., Any], method: str) -> None:
     """Summed by dpo, a mean over tokens by simpo and orpo: of the same tokens, so of the same log-probabilities."""
     import torch
@@ -225,11 +228,11 @@ def test_ktos_rows_are_the_pairs_and_a_kl_row_is_never_a_real_one(built: Callabl
         assert sum(row["label"] for row in rows[start : start + 4]) == 2, "each micro-batch has both"
 
 
-@pytest.mark.parametrize("method", ["simpo", "kto"])
+@pytest.mark.parametrize("method", ["simpo", "kto", "sft"])
 def test_a_loss_that_is_no_number_names_its_rows(built: Callable[..., Any], method: str) -> None:
     import torch
 
-    trainer = built(method, "train.beta=0.2")  # of its own, to be broken
+    trainer = built(method, "train.adam_beta1=0.8")  # of its own, to be broken
     batch = [trainer.train_dataset[index] for index in (1, 4)]
     with torch.no_grad():
         next(one for one in trainer.model.parameters() if one.requires_grad).fill_(math.nan)
