@@ -10,7 +10,8 @@ _KANA = re.compile("[\u3041-\u30ff]+")
 _HANGUL = re.compile("[\uac00-\ud7a3]+")
 _LATIN_WORD = re.compile("[A-Za-z\u00c0-\u024f]+")
 _OTHER_WORD = re.compile("[\u0370-\u10ff\u1200-\u1cff]+")  # Greek, Cyrillic, Arabic, Hebrew, Indic, Thai, …
-_CODE_BLOCK = re.compile("```.*?(?:```|$)", re.DOTALL)
+_WORD = re.compile("[A-Za-z\u00c0-\u024f]{2,}")  # a single letter is a variable more often than a word
+_CODE = re.compile(r"```.*?(?:```|$)|`[^`\n]*`", re.DOTALL)
 
 LANGUAGE_SAMPLE = 2000  # characters; more of a text hardly changes what language it is in
 UNITS_SAMPLE = 300  # enough to tell whether a text is made of words or of Han characters
@@ -37,19 +38,19 @@ def language(text: str) -> str:
     """`zh`, `en`, `ja`, `ko` or `other` by what the text is written in, `und` where it holds no letters.
 
     Han characters weigh 0.6 Latin words; kana make it Japanese. Spanish counts as `en`: a source in another language
-    of Latin script has to say so (`language:`). Code blocks don't count unless there is nothing else.
+    of Latin script has to say so (`language:`). Code doesn't count unless there is nothing else.
     """
     sample = text[:LANGUAGE_SAMPLE]
-    if "```" in sample:
-        sample = _CODE_BLOCK.sub(" ", sample)
+    if "`" in sample:
+        sample = _CODE.sub(" ", sample)
         if not any(map(str.isalpha, sample)):
             sample = text[:LANGUAGE_SAMPLE]
     if sample.isascii():
-        return "en" if _LATIN_WORD.search(sample) else "und"
+        return "en" if _WORD.search(sample) else "und"
     han, kana = han_characters(sample), _count(_KANA, sample)
     japanese = kana > 0.15 * (han + kana)
     votes = {
-        "en": float(len(_LATIN_WORD.findall(sample))),
+        "en": float(len(_WORD.findall(sample))),
         "zh": 0.0 if japanese else han * HAN_WORDS,
         "ja": (han + kana) * HAN_WORDS if japanese else 0.0,
         "ko": _count(_HANGUL, sample) * HAN_WORDS,

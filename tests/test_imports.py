@@ -23,7 +23,7 @@ HEAVY = {
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("show", "errors", "processes", "disk", "environment", "machine", "families"),
     ("recipe",),
-    ("run", "records", "stats", "language", "published", "store"),
+    ("run", "records", "stats", "language", "published", "store", "refusal"),
     ("driver", "preinstall"),
     ("adapters", "backends", "chat", "model_files", "models", "smoke"),
     ("inference", "judging"),

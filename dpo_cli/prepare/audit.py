@@ -17,9 +17,9 @@ import numpy as np
 
 from dpo_cli.language import language
 from dpo_cli.prepare import scoring
-from dpo_cli.prepare.filters import refuses
 from dpo_cli.prepare.funnel import Entry
 from dpo_cli.records import CandidateSet
+from dpo_cli.refusal import refuses
 from dpo_cli.stats import share
 
 WARN_ABOVE = 0.6  # a rule of thumb that wins three pairs in five without reading them

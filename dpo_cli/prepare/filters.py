@@ -20,6 +20,7 @@ from dpo_cli.prepare.markers import special_tokens, without_markers, without_tho
 from dpo_cli.prepare.text import garbled_by, repeats, similarity
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import CandidateSet
+from dpo_cli.refusal import OPENING, refuses
 
 
 @dataclass(frozen=True)
@@ -132,40 +133,31 @@ _CONFIDENCE = re.compile(
     r"\s*(?:[:：=]|is|为|是)?\s*[*]*\s*\d{1,3}(?:\.\d+)?\s*[%％][)）\]*]*\s*[.。]?\s*$",
     re.IGNORECASE,
 )
-OPENING = 120  # characters in which a refusal or an introduction shows
-_CANNED = re.compile(
+_INTRODUCTION = re.compile(
     r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b"
     r"|\bi(?: am|'m|’m) (?:just |only )?an? (?:ai|artificial intelligence|(?:large )?language model)\b"
-    r"|^\W*(?:i(?: am|'m|’m) (?:very |so |really |truly )?)?(?:sorry|afraid)\b.{0,20}"
-    r"\b(?:but|i can(?:no|'|’)t|i(?: am|'m|’m) (?:un|not ))"
-    r"|^\W*(?:i (?:must )?apologi[sz]e|my apologies)\b.{0,20}\b(?:but|i can(?:no|'|’)t)"
-    r"|\bi(?: can(?:no|'|’)t|(?: am|'m|’m) (?:unable|not able) to|(?: will|'ll|’ll) not be able to"
-    r"| won(?:'|’)t be able to)"
-    r" (?:assist|help|provide|fulfil|comply|answer|engage|generate|create|offer|support|complete|respond)"
     r"|\b(?:i am|i'm|i’m|my name is) (?:chatgpt|gpt-?\d|qwen|claude|bard|gemini|llama|alpaca|vicuna|deepseek)\b"
     r"|\b(?:trained|developed|created) by (?:openai|anthropic|google|meta|alibaba|microsoft)\b"
     r"|\bmy (?:knowledge|training)(?: data)? (?:cut-?off|only goes|was last)"
     r"|\bas of my last (?:knowledge |training )?update\b"
     r"|作为一?[个名款]?(?:大型)?(?:AI|人工智能|语言模型|智能助手)|我(?:只)?是一?[个名款]?(?:大型)?(?:AI|人工智能|语言模型)"
-    r"|(?:抱歉|对不起|不好意思).{0,20}(?:无法|不能|没办法|没法)|^\W*我(?:无法|不能)(?:提供|回答|满足|协助|帮助|完成|参与|生成)"
     r"|我是(?:ChatGPT|通义千问|文心一言|Qwen|Claude|豆包|DeepSeek)|我的(?:知识|训练数据)(?:库)?截止",
     re.IGNORECASE,
 )
-
-
-# Every canned opening holds one of these, and to look for them first is ten times as fast.
-_CANNED_WORDS = (
-    " ai", "artificial", "language model", "sorry", "afraid", "apolog", "cannot", "can't", "can’t", "unable", "be able",
-    "not able", "chatgpt", "gpt", "qwen", "claude", "bard", "gemini", "llama", "alpaca", "vicuna", "deepseek", "openai",
-    "anthropic", "google", "meta", "alibaba", "microsoft", "cut-off", "cutoff", "my training", "my knowledge",
-    "as of my", "作为", "我是", "我只是", "抱歉", "对不起", "不好意思", "我无法", "我不能", "截止",
+# Every introduction holds one of these, and to look for them first is ten times as fast.
+_INTRODUCTION_WORDS = (
+    " ai", "artificial", "language model", "chatgpt", "gpt", "qwen", "claude", "bard", "gemini", "llama", "alpaca",
+    "vicuna", "deepseek", "openai", "anthropic", "google", "meta", "alibaba", "microsoft", "cut-off", "cutoff",
+    "my training", "my knowledge", "as of my", "作为", "我是", "我只是", "截止",
 )  # fmt: skip
 
 
-def refuses(text: str) -> bool:
-    """Whether an answer opens with a canned refusal, or with what kind of machine it is."""
+def canned(text: str) -> bool:
+    """Whether an answer opens with a refusal, or with what kind of machine it is."""
     opening = text[:OPENING].lower()
-    return any(map(opening.__contains__, _CANNED_WORDS)) and bool(_CANNED.search(opening))
+    if any(map(opening.__contains__, _INTRODUCTION_WORDS)) and _INTRODUCTION.search(opening):
+        return True
+    return refuses(text)
 
 
 def template(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
@@ -173,7 +165,7 @@ def template(text: str, item: CandidateSet, options: Any, context: Context) -> s
     if text[-12:].count("%") or text[-12:].count("％"):
         found = _CONFIDENCE.search(text, max(len(text) - 80, 0))
         text = text[: found.start()] if found else text
-    return None if not context.keep_refusals and refuses(text) else text
+    return None if not context.keep_refusals and canned(text) else text
 
 
 def short(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:

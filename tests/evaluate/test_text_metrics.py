@@ -5,18 +5,14 @@ from __future__ import annotations
 import math
 import random
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy
 import pytest
-import scipy.stats
 from dpo_cli.evaluate.samples import Sample
 from dpo_cli.evaluate.text_metrics import (
     compression,
     distinct_2,
     language_match,
-    of_corpus,
-    refusal,
     repetition,
     sample_metrics,
 )
@@ -77,42 +73,6 @@ def test_repetition_by_hand(ids: list[int], share: float) -> None:
 )
 def test_an_answer_is_in_its_prompts_script(prompt: str, reply: str, match: bool | None) -> None:
     assert language_match(prompt, reply) is match
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I'm sorry, but I can't help with that.",
-        "I’m sorry, I won’t do this.",
-        "I cannot provide instructions for this.",
-        "I am unable to assist with this request.",
-        "Unfortunately, I will not be able to help you here. I won't be able to assist.",
-        "As an AI language model, I don't have feelings.",
-        "抱歉，我无法回答这个问题。",
-        "对不起，这个请求我不能满足。",
-        "我不能提供这样的建议。",
-        "作为一个人工智能助手，我没有个人观点。",
-    ],
-)
-def test_refusals(text: str) -> None:
-    assert refusal(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "Falcons are birds of prey.",
-        "I can't help but admire falcons.",
-        "As an AI researcher, you may like this book.",
-        "Say: sorry for the delay, the order is on its way.",
-        "隼是一种猛禽，能够在空中捕食。",
-        "作为一名教师，你可以这样开始。",
-        "Here is the letter. " * 20 + "I cannot help you.",  # only how it opens counts
-    ],
-)
-def test_no_refusals(text: str) -> None:
-    assert not refusal(text)
 
 
 # --------------------------------------------------------------------------------------------------- of all the answers
@@ -200,32 +160,3 @@ def test_changes_are_paired_over_prompts() -> None:
     low, high = figures["tokens_change"]["low"], figures["tokens_change"]["high"]
     assert low is not None and high is not None and 1 <= low < high <= 2
     assert sample_metrics(samples, 0) == figures
-
-
-def varied_rows(rng: numpy.random.Generator, count: int) -> list[list[int]]:
-    """Answers of 20 to 100 tokens, each of a vocabulary of its own size, so that some repeat themselves a lot."""
-    return [rng.integers(0, rng.integers(5, 200), rng.integers(20, 100)).tolist() for _ in range(count)]
-
-
-def test_few_prompts_widen_the_interval_of_a_corpus_as_students_t_says() -> None:
-    rows = varied_rows(numpy.random.default_rng(0), 8)
-    figure, *_ = of_corpus(distinct_2, rows, rows)
-    parts = [distinct_2(rows[:place] + rows[place + 1 :]) for place in range(8)]
-    half = scipy.stats.t.ppf(0.975, 7) * math.sqrt(7 * numpy.var(parts))
-    assert figure["value"] is not None and figure["high"] is not None
-    assert figure["high"] - figure["value"] == pytest.approx(half, rel=0.01)
-
-
-@pytest.mark.parametrize("statistic", [distinct_2, compression])
-def test_intervals_of_a_corpus_hold_the_truth(statistic: Callable[..., float]) -> None:
-    rng = numpy.random.default_rng(0)
-    truth = numpy.mean([statistic(varied_rows(rng, 30)) for _ in range(300)])
-    held = {"base": 0, "change": 0}
-    for _ in range(60):
-        base, _, change = of_corpus(statistic, varied_rows(rng, 30), varied_rows(rng, 30))
-        for side, figure, target in (("base", base, truth), ("change", change, 0.0)):
-            low, high = figure["low"], figure["high"]
-            assert low is not None and high is not None
-            held[side] += int(low <= target <= high)
-    # 95 % of 60, less three standard deviations. A bootstrap of prompts holds the truth in none.
-    assert min(held.values()) >= 52, held
