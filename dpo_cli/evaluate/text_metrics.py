@@ -118,8 +118,8 @@ def sample_metrics(samples: Sequence[Sample], seed: int) -> dict[str, Figure]:
             else bootstrap([base, tuned], lambda b, t: t.mean(-1) - b.mean(-1), seed)
         )
     for name, statistic in (("distinct_2", distinct_2), ("compression", compression)):
-        base, tuned = (statistic([getattr(sample, side).said for sample in samples]) for side in ("base", "tuned"))
-        for side, value in (("base", base), ("tuned", tuned), ("change", tuned - base)):
-            known = round(value, 6) if math.isfinite(value) else None
-            figures[f"{name}_{side}"] = Figure(value=known, low=None, high=None, n=len(samples))
+        before, after = (statistic([getattr(one, side).said for one in samples]) for side in ("base", "tuned"))
+        for side, found in (("base", before), ("tuned", after), ("change", after - before)):
+            rounded = round(found, 6) if math.isfinite(found) else None
+            figures[f"{name}_{side}"] = Figure(value=rounded, low=None, high=None, n=len(samples))
     return figures

@@ -27,25 +27,6 @@ from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.records import ROWS_ARE
 from dpo_cli.run import Run
 
-# The figures of eval/metrics.json that a card shows: part, metric, what it is called, how it is written.
-FIGURES = (
-    ("pairs", "reward_accuracy", "reward accuracy (50% before training)", "share"),
-    ("pairs", "longer_wins", "always taking the longer answer", "share"),
-    ("pairs", "ranking_accuracy_base", "ranking accuracy, base", "share"),
-    ("pairs", "ranking_accuracy_tuned", "ranking accuracy, tuned", "share"),
-    ("pairs", "margin", "reward margin, nats", "signed"),
-    ("pairs", "chosen_drift", "change of chosen's log-probability, nats", "signed"),
-    ("pairs", "rejected_drift", "change of rejected's log-probability, nats", "signed"),
-    ("samples", "kl", "KL to the base, nats per token", "plain"),
-    ("samples", "length_ratio", "length of answers, tuned / base", "plain"),
-    ("samples", "truncated_tuned", "answers that find no end, tuned", "share"),
-    ("samples", "repetitive_tuned", "answers that repeat themselves, tuned", "share"),
-    ("samples", "language_match_tuned", "answers in the prompt's language, tuned", "share"),
-    ("samples", "refusal_tuned", "refusals, tuned", "share"),
-    ("judge", "win_rate", "win rate against the base", "share"),
-    ("judge", "length_adjusted_win_rate", "win rate, length-adjusted", "share"),
-)
-
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf", "ollama": "gguf"}
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
 
@@ -190,21 +171,13 @@ def _training(recipe: Recipe, run: Run, kind: str) -> dict[str, Any]:
 
 
 def _evaluation(recipe: Recipe, run: Run) -> dict[str, Any]:
-    """Figures for all held-out pairs and per language; none where eval has not seen this very adapter."""
-    metrics = _read(run["eval"] / "metrics.json")
-    if metrics is None or not run.state("eval", recipe).fresh:
-        return {"metrics": None, "groups": [], "figures": [], "judge": None}
-    groups = {"all": metrics, **(metrics.get("languages") or {})}
-    figures = []
-    for part, key, label, form in FIGURES:
-        cells = [_figure(((group.get(part) or {}).get(key)), form) for group in groups.values()]
-        if any(cell != "–" for cell in cells):
-            figures.append([label, *cells])
-    judge = metrics.get("judge") or {}
-    name = f"{without_paths(str(judge.get('model')))} ({judge.get('kind')})" if judge else None
-    if judge.get("template_sha256"):
-        name = f"{name}, prompt template {judge['template_sha256'][:12]}"
-    return {"metrics": metrics, "groups": list(groups), "figures": figures, "judge": name}
+    """Verdict, warnings and figures as `eval/report.md` has them; none where eval has not seen this very adapter."""
+    path = run["eval"] / "report.md"
+    if not path.is_file() or not run.state("eval", recipe).fresh:
+        return {"evaluation": None}
+    _, _, report = path.read_text(encoding="utf-8").partition("\n\n")  # the title
+    figures, _, _ = report.partition("\n## Reward accuracy\n")
+    return {"evaluation": figures.replace("\n## ", "\n### ").strip()}
 
 
 def _data(recipe: Recipe, run: Run) -> dict[str, Any]:
@@ -282,17 +255,6 @@ def _prepared(run: Run) -> dict[str, Any]:
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _figure(figure: Mapping[str, Any] | None, form: str) -> str:
-    """`98.4% (94.2–99.6)`, `+1.66 (+1.58 to +1.73)`; – where there is none."""
-    if not figure or figure["value"] is None:
-        return "–"
-    numbers = [figure["value"], figure["low"], figure["high"]]
-    scale, pattern = (100, "{:.1f}") if form == "share" else (1, "{:+.2f}" if form == "signed" else "{:.3g}")
-    value, *ends = [pattern.format(scale * one).replace("-", "−") for one in numbers if one is not None]
-    value += "%" if form == "share" else ""
-    return f"{value} ({ends[0]}{' to ' if form == 'signed' else '–'}{ends[1]})" if len(ends) == 2 else value
 
 
 def _plain(value: Any) -> str:

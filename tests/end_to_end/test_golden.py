@@ -43,6 +43,8 @@ def masked(text: str, smoke: Any) -> str:
     for answer in sorted(answers, key=len, reverse=True):
         if len(answer) > 8:
             text = text.replace(answer, "<answer>").replace(escape(answer), "<answer>")
+    recipe = json.loads((smoke.folder / "eval" / "metrics.json").read_text(encoding="utf-8"))["recipe"]
+    text = text.replace(recipe, "<recipe>\n").replace(escape(recipe), "<recipe>\n")
     text = text.replace(str(smoke.runs), "runs").replace(", cut off", "")
     text = re.sub(r"\b(?=[0-9a-f]*\d)[0-9a-f]{12,}\b", "<hash>", text)
     text = re.sub(r"^  step .*\n", "", text, flags=re.MULTILINE)
