@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,16 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from dpo_cli.driver import CUDA_12, QWEN3_GIB, Card, find_driver, lacks_kernels, oldest_driver
+from dpo_cli.driver import (
+    CUDA_12,
+    QWEN3_GIB,
+    Card,
+    compiler,
+    find_driver,
+    has_python_headers,
+    lacks_kernels,
+    oldest_driver,
+)
 from dpo_cli.machine import versions
 from dpo_cli.show import one_line
 
@@ -248,11 +256,10 @@ def _unsloth(found: dict[str, str], imports: Imports) -> Iterator[Finding]:
             fix="pip install trl==1.15.0",
         )
     if has_card:
-        compiler = shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
-        headers = (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
-        state = f"compiler {compiler or 'missing'}, Python.h {'there' if headers else 'missing'}"
+        tool, headers = compiler(), has_python_headers()
+        state = f"compiler {tool or 'missing'}, Python.h {'there' if headers else 'missing'}"
         yield Finding(
-            "triton", state, bool(compiler and headers), True, "apt install gcc python3-dev, or your system's way"
+            "triton", state, bool(tool and headers), True, "apt install gcc python3-dev, or your system's way"
         )
 
 

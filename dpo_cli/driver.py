@@ -1,4 +1,4 @@
-"""The NVIDIA driver and its cards, as `nvidia-smi` shows them, and why torch can't use them.
+"""The NVIDIA driver and its cards, as `nvidia-smi` shows them, why torch can't use them, and what builds kernels.
 
 Imports nothing but the standard library, and runs on an older Python than the rest: `preinstall.py` needs it before
 anything is installed.
@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sysconfig
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -69,6 +70,15 @@ def find_driver() -> Driver | None:
         rows, error = _ask(tool, "driver_version,name,memory.total,memory.free")
     cards = tuple(_card(row[1:]) for row in rows)
     return Driver(rows[0][0] if rows else version, cards, error)
+
+
+def compiler() -> str | None:
+    """The C compiler with which Triton builds its launchers."""
+    return shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
+
+
+def has_python_headers() -> bool:
+    return (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
 
 
 def oldest_driver(cuda: str) -> int:

@@ -11,7 +11,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,11 +46,9 @@ class Job:
     def fresh(self, stage: str) -> bool:
         return self.run.state(stage, self.recipe).fresh
 
-    @contextmanager
-    def lock(self, stage: str, view: bool = False, again: bool = False) -> Iterator[None]:
+    def lock(self, stage: str, view: bool = False, again: bool = False) -> AbstractContextManager[None]:
         """Lock the run, unless it is only looked at, or can't be written to and has nothing to do."""
-        with self.run.lock(view=view or (not (self.force or again) and self.fresh(stage))):
-            yield
+        return self.run.lock(view=view or (not (self.force or again) and self.fresh(stage)))
 
     def run_stage(self, stage: str, work: Callable[[], None], again: bool | None = None) -> None:
         """Do a stage's work where its results are not fresh, or where it is asked for again."""

@@ -7,12 +7,21 @@ import platform
 import re
 import shutil
 import sys
-import sysconfig
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from dpo_cli.driver import QWEN3_GIB, Driver, find_driver, lacks_kernels, oldest_driver, too_old, torch_index
+from dpo_cli.driver import (
+    QWEN3_GIB,
+    Driver,
+    compiler,
+    find_driver,
+    has_python_headers,
+    lacks_kernels,
+    oldest_driver,
+    too_old,
+    torch_index,
+)
 
 Problem = tuple[str, str]  # what is wrong, and how to fix it
 
@@ -42,9 +51,9 @@ def problems(kind: str, index: str) -> Iterator[Problem]:
     if index.rstrip("/") == CPU_INDEX:
         download, venv = download - CPU_SAVES[0], venv - CPU_SAVES[1]
     if kind == "gpu":
-        if not any(map(shutil.which, ("gcc", "cc", "clang"))):
+        if not compiler():
             yield "there is no C compiler, which Unsloth's kernels need", "apt install gcc, or your system's way"
-        if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        if not has_python_headers():
             fix = f"apt install python{release}-dev, or your system's way"
             yield f"the headers of Python {release} are missing, which Unsloth's kernels need", fix
         yield from _card_problems(find_driver(), index)

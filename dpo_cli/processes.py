@@ -62,22 +62,21 @@ def from_main(work: Callable[[], T]) -> T:
 
 def any_of(flag: bool) -> bool:
     """Whether the flag is set in one of the processes; all of them have to ask at the same point."""
-    if count() == 1:
-        return flag
-    _join()
-    from accelerate.utils import gather_object
-
-    return any(gather_object([flag]))
+    return any(_from_all(flag))
 
 
 def least(number: int) -> int:
     """Return the smallest of the processes' numbers, for all of them; all have to ask at the same point."""
+    return min(_from_all(number))
+
+
+def _from_all(value: T) -> list[T]:
     if count() == 1:
-        return number
+        return [value]
     _join()
     from accelerate.utils import gather_object
 
-    return min(gather_object([number]))
+    return list(gather_object([value]))
 
 
 def _join() -> None:

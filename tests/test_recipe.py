@@ -780,6 +780,8 @@ def test_settings_over_an_extended_recipe(write: Write) -> None:
         ("trian.beta=1", "did you mean train?"),
         ("train.betta=1", "did you mean beta?"),
         ("train.beta=much", "must be a number"),
+        ("model=a/b", 'must be a map, not "a/b": write model: {id: "a/b"}'),
+        ("lora_rank=8", "it is called lora.r here"),
         ("data.sources.3.id=x", "one of the list's 1 places"),
         ("data.sources.first.id=x", "one of the list's 1 places"),
         ("lora.r=[1", "not a YAML value"),

@@ -122,7 +122,8 @@ def _sentence(key: Key, items: list[Any], model: type[BaseModel], hidden: bool) 
         return "must be a map, not null: indent the lines that belong to it, or remove the key"
     others = [item for item in items if item["type"] not in _KINDS and item["type"] != "literal_error"]
     if not others:
-        return _wrong_kind(key, items, shown)
+        by_id = key == ("model",) and isinstance(first["input"], str)
+        return _wrong_kind(key, items, shown) + (f": write model: {{id: {shown}}}" if by_id else "")
     message = str(others[0]["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     return message if others[0]["type"] in ("value_error", "key") else f"{message}, not {shown}"
 
