@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -17,14 +18,15 @@ import typer
 from dpo_cli import __version__, console, processes, recipe
 from dpo_cli.environment import never_fail_to_print, prepare_environment
 from dpo_cli.errors import FAILED, UNVERIFIED, USAGE, DpoError
-from dpo_cli.job import RUNS, Job, evaluated_run, free_name, open_run, reported
+from dpo_cli.job import RUNS, Job, command_line, evaluated_run, free_name, open_run, reported
 from dpo_cli.recipe import Recipe, paths
+from dpo_cli.recipe.overview import overview
 from dpo_cli.show import say, takes_unicode, terminal
 
 app = typer.Typer(
     help="One YAML recipe from raw preference data to a verified, aligned Qwen3.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -36,8 +38,13 @@ Settings = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def stage_command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a stage: its own options among those that all four have, and every error as one block."""
+def examples(*lines: str) -> str:
+    """Lay out example command lines for the end of a command's help."""
+    return "\n".join(("\b", "Examples:", *(f"  dpo-cli {line}" for line in lines)))
+
+
+def stage_command(name: str, *lines: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a stage: its own options among those that all four have, examples, and every error as one block."""
 
     def register(body: Callable[..., None]) -> Callable[..., None]:
         def command(
@@ -58,17 +65,17 @@ def stage_command(name: str) -> Callable[[Callable[..., None]], Callable[..., No
         _, *own = inspect.signature(body, eval_str=True).parameters.values()
         command.__signature__ = inspect.Signature([*shared[:2], *own, *shared[2:]])  # type: ignore[attr-defined]
         command.__doc__ = body.__doc__
-        app.command(name)(command)
+        app.command(name, epilog=examples(*lines))(command)
         return body
 
     return register
 
 
-@stage_command("prepare")
+@stage_command("prepare", "prepare recipes/smoke.yaml", "prepare mine.yaml --preview 3", "prepare mine.yaml --examples")
 def prepare(
     job: Job,
     preview: Annotated[int, typer.Option(metavar="N", min=0, help="Show N pairs as the model will see them.")] = 0,
-    examples: Annotated[bool, typer.Option("--examples", help="Show kept rows, and dropped ones by reason.")] = False,
+    show_examples: Annotated[bool, typer.Option("--examples", help="Show kept rows, and dropped ones by reason.")] = False,
 ) -> None:
     """Turn raw sources into clean pairs, with a report of every drop."""
     # What is missing is an error here, even where what was made of it is still whole.
@@ -77,7 +84,7 @@ def prepare(
 
     source_files(job.recipe)
     with job.lock("prepare"):
-        _prepare(job, examples)
+        _prepare(job, show_examples)
         trained = job.run.record("train")
         pairs = job.run.record("prepare")["outputs"]["data/train.jsonl"]
         if trained.get("status") == "complete" and trained["inputs"].get("data/train.jsonl") != pairs:
@@ -95,7 +102,7 @@ def prepare(
             show(job.recipe, pairs[:preview], terminal())
 
 
-@stage_command("train")
+@stage_command("train", "train recipes/smoke.yaml", "train mine.yaml --plan", "train mine.yaml --set train.beta=0.3")
 def train(
     job: Job,
     plan: Annotated[bool, typer.Option("--plan", help="Predict the memory, say whether it fits, and stop.")] = False,
@@ -164,7 +171,7 @@ def _rehearse(job: Job) -> None:
     rehearse(job.recipe, job.run)
 
 
-@stage_command("eval")
+@stage_command("eval", "eval recipes/smoke.yaml", 'eval mine.yaml --prompt "Why is the sky blue?"')
 def evaluate(
     job: Job,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Show answers to this prompt, and stop.")] = None,
@@ -205,7 +212,7 @@ def evaluate(
             print_report(job.run["eval"])
 
 
-@stage_command("export")
+@stage_command("export", "export recipes/smoke.yaml", "export mine.yaml --set export.formats=[merged,gguf] --dry-run")
 def export(
     job: Job,
     dry_run: Annotated[
@@ -240,16 +247,46 @@ def export(
             job.say(f"export: pushed to {address}")
 
 
-@app.command()
-def check(recipe_path: RecipePath, settings: Settings = None, debug: Debug = False) -> None:
-    """Validate a recipe and print it with every default."""
+@app.command(epilog=examples("check mine.yaml", "check mine.yaml --all", "check mine.yaml --set model.max_length=2048"))
+def check(
+    recipe_path: RecipePath,
+    settings: Settings = None,
+    everything: Annotated[bool, typer.Option("--all", help="Print the whole recipe, with every default.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Validate a recipe and say what it will do."""
     with reported(debug):
         loaded = recipe.load(recipe_path, settings)
         remarks = recipe.check(loaded, recipe_path)
-        sys.stdout.write(recipe.dump(loaded, takes_unicode()))
-        sys.stdout.flush()  # here, where a reader that is gone is no error
+        if everything:
+            sys.stdout.write(recipe.dump(loaded, takes_unicode()))
+            sys.stdout.flush()  # here, where a reader that is gone is no error
+        else:
+            say("\n".join([f"ok: {recipe_path}", *overview(loaded)]))
+            say(f"next: {command_line('prepare', recipe_path, settings)}")
         for remark in remarks:
             say(f"note: {remark}", sys.stderr)
+
+
+@app.command(epilog=examples("init my_pairs.jsonl", "init HuggingFaceH4/ultrafeedback_binarized -o h4.yaml", "init"))
+def init(
+    data: Annotated[str | None, typer.Argument(metavar="FILE", help="Data: a file, a folder or a Hub id.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The recipe; default: named as FILE.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Look at your data and this machine, and write a recipe to start from."""
+    with reported(debug):
+        from dpo_cli.prepare.starter import BUILT_IN_DATA, starter
+
+        source = data or BUILT_IN_DATA
+        name = re.sub(r"[^\w-]+", "_", Path(source.removeprefix("builtin:")).name.split(".")[0]).strip("_")
+        path = output or Path(f"{name or 'recipe'}.yaml")
+        if path.exists():
+            raise DpoError(f"{path} is there already", hint="name another file with --output", exit_code=USAGE)
+        written = starter(source, path.parent)
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(written)
+        say(f"{written.rstrip()}\n-> {path}\nnext: {command_line('check', path)}")
 
 
 @app.command()
@@ -272,9 +309,9 @@ def schema() -> None:
     typer.echo(json.dumps(recipe.json_schema(), indent=2, ensure_ascii=not takes_unicode()))
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(invoke_without_command=True, epilog="Start with `dpo-cli init my_data.jsonl`, or `dpo-cli doctor`.")
 def version(
-    show: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")] = False,
+    show: Annotated[bool, typer.Option("--version", "-V", is_eager=True, help="Print the version and exit.")] = False,
 ) -> None:
     """One YAML recipe from raw preference data to a verified, aligned Qwen3."""
     if show:

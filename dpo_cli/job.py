@@ -59,7 +59,7 @@ class Job:
 
     def command(self, stage: str, *more: str) -> str:
         """The command line of another stage of this very run, with more settings."""
-        return _command(stage, self.path, [*self.settings, *more], self.runs_dir)
+        return command_line(stage, self.path, [*self.settings, *more], self.runs_dir)
 
 
 def open_run(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> tuple[Recipe, Run]:
@@ -91,17 +91,17 @@ def evaluated_run(path: Path, runs_dir: Path) -> tuple[Recipe, Run]:
     """
     if not path.is_dir():
         loaded, run = open_run(path, None, runs_dir)
-        run.require("eval", loaded, _command("eval", path, None, runs_dir))
+        run.require("eval", loaded, command_line("eval", path, None, runs_dir))
         return loaded, run
     written, folder = path / "recipe.yaml", path.resolve()
     loaded, run = open_run(written, None, folder.parent)
     renamed = [] if loaded.name == folder.name else [f"name={json.dumps(folder.name, ensure_ascii=False)}"]
     run = Run(path, run.inputs)
-    run.require("eval", loaded, _command("eval", written, renamed, folder.parent))
+    run.require("eval", loaded, command_line("eval", written, renamed, folder.parent))
     return loaded, run
 
 
-def _command(name: str, recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> str:
+def command_line(name: str, recipe_path: Path, settings: list[str] | None = None, runs_dir: Path = RUNS) -> str:
     """The command line of another stage of this very run."""
     options = [part for setting in settings or [] for part in ("--set", setting)]
     options += ["--runs-dir", str(runs_dir)] if runs_dir != RUNS else []

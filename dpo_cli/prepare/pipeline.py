@@ -236,8 +236,9 @@ def _choose(recipe: Recipe, entries: list[Entry]) -> Mix:
                 name = row_id(name, used[name])
             rows.append((entry, picked, name))
     held, free = [], []
+    below = split.held_below((entry.cluster for entry in alive), data.eval_fraction)
     for place, (entry, _, name) in enumerate(rows):
-        if split.held_out(entry.cluster, data.eval_fraction):
+        if entry.cluster < below:
             held.append(split.Choice(place, entry.cluster, entry.language, entry.source))
         else:
             free.append(split.Choice(place, hash64(recipe.seed, name), entry.language, entry.source))

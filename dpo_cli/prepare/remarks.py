@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+from dpo_cli.prepare import split
 from dpo_cli.prepare.feed import Feed
 from dpo_cli.prepare.filters import REASONS
 from dpo_cli.prepare.funnel import Entry, Funnel
@@ -56,6 +57,7 @@ def hint(reason: str) -> str:
 def all_of(recipe: Recipe, funnel: Funnel, entries: list[Entry], rows: dict[str, int], read: list[Read]) -> list[str]:
     """Everything there is to say; `rows` counts those of train and eval, and those over the quota."""
     said = [*losses(recipe, funnel, entries), *languages(funnel), *held_out(recipe, rows), *left_out(funnel)]
+    said += more_held_out(recipe, entries)
     for one in read:
         said += files(one.source.label, one.feeds, one.overlooked)
         said += unread(one.source.label, one.layout, one.unread_columns)
@@ -138,6 +140,20 @@ def held_out(recipe: Recipe, rows: dict[str, int]) -> list[str]:
         return [f"{known}; data.eval_fraction: 0.5 would hold out half of the {every}, but gather some hundreds"]
     share = math.ceil(100 * ENOUGH_HELD_OUT / every) / 100
     return [f"{known}; data.eval_fraction: {share:g} would hold out about {ENOUGH_HELD_OUT} of {every:,}"]
+
+
+def more_held_out(recipe: Recipe, entries: list[Entry]) -> list[str]:
+    """That more than `data.eval_fraction` is held out, for that would be too few prompts."""
+    clusters = {entry.cluster for entry in entries if entry.drop is None}
+    fraction = recipe.data.eval_fraction
+    held = sum(one < split.held_below(clusters, fraction) for one in clusters)
+    if held == sum(one < fraction * 2.0**64 for one in clusters):
+        return []
+    share = f"{fraction:.0%}"
+    return [
+        f"{held} of {len(clusters)} prompts are held out, not {share}: fewer would measure next to nothing; with more "
+        "data the share falls to data.eval_fraction, and some of these prompts then train"
+    ]
 
 
 def languages(funnel: Funnel) -> list[str]:

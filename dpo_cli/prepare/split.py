@@ -36,9 +36,18 @@ class Choice:
     source: str
 
 
-def held_out(cluster_hash: int, fraction: float) -> bool:
-    """Whether a prompt belongs to the held-out split: its cluster's lowest 64-bit hash falls below `fraction`."""
-    return cluster_hash < fraction * 2.0**64
+FLOOR, MOST = 50, 0.2  # prompts: at least 50 are held out, or 20 % where that is fewer
+
+
+def held_below(clusters: Iterable[int], fraction: float) -> int:
+    """The 64-bit hash below which a prompt is held out, by the lowest hash of its cluster.
+
+    That is `fraction` of all hashes; where these are under FLOOR prompts, or under the share MOST if that is fewer, as
+    many as that (the lowest), unless the recipe asks for MOST or more by itself.
+    """
+    below, ordered = int(fraction * 2.0**64), sorted(set(clusters))
+    least = min(FLOOR, int(MOST * len(ordered))) if fraction < MOST else 0
+    return max(below, ordered[least - 1] + 1) if least else below
 
 
 def counts(total: int, shares: Mapping[str, float]) -> dict[str, int]:

@@ -226,11 +226,13 @@ class Data(Section):
     pairs: PairPolicy = PairPolicy()
     filters: Filters = Field(default_factory=lambda: Filters(), description="by drop reason: false, or what tunes it")
     contamination: list[str] = Field([], description="files of prompts that must not be trained on")
-    total: int | None = Field(7500, ge=1, description="training pairs; null = all")
+    total: int | None = Field(None, ge=1, description="training pairs; null = all")
     languages: dict[str, Annotated[float, Field(gt=0, le=1)]] | None = Field(
-        {"en": 0.7, "zh": 0.3}, description="shares of the languages; null = no quota"
+        None, description="shares of the languages, such as {en: 0.7, zh: 0.3}; null = as they come"
     )
-    eval_fraction: float = Field(0.05, gt=0, lt=1, description="prompts held out for ever, by hash")
+    eval_fraction: float = Field(
+        0.05, gt=0, lt=1, description="share of the prompts held out, by hash; more where that is under 50"
+    )
     eval_size: int = Field(500, ge=1, description="at most this many held-out pairs are used")
     keep_dropped: bool = Field(False, description="write data/dropped.jsonl")
 

@@ -1,0 +1,118 @@
+"""`dpo-cli init`: a first recipe for a data file and this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+from dpo_cli.driver import Driver, find_driver
+from dpo_cli.errors import DpoError
+from dpo_cli.language import language
+from dpo_cli.prepare.detect import candidate_sets
+from dpo_cli.prepare.feed import Broken
+from dpo_cli.prepare.layouts import LAYOUTS
+from dpo_cli.prepare.survey import look
+from dpo_cli.recipe import Recipe
+from dpo_cli.records import CandidateSet
+
+LOOKED_AT = 2000  # rows from which languages, lengths and answers are told
+LANGUAGES = 0.02  # share of the prompts below which a language is not named
+# Models by the memory of the card in GB: Qwen3 in 4 bits for DPO at 1,024 tokens leaves a third of it free.
+MODELS = ((22, "Qwen/Qwen3-8B"), (15, "unsloth/Qwen3-4B-unsloth-bnb-4bit"), (7, "unsloth/Qwen3-1.7B-unsloth-bnb-4bit"))
+SMALLEST = "Qwen/Qwen3-0.6B"
+BUILT_IN = "builtin:tiny-qwen3"
+BUILT_IN_DATA = "builtin:style-ultrafeedback-en"
+FEW = 1000  # prompts below which a step of 24 pairs leaves too few steps
+
+
+def starter(source: str = BUILT_IN_DATA, folder: Path = Path()) -> str:
+    """Write a recipe for a data file, data folder or Hub data set, as YAML with comments.
+
+    Args:
+        source: its path, or its id on the Hub.
+        folder: where the recipe will stand; a path is written relative to it.
+
+    Raises:
+        DpoError: it can't be read, or its layout can't be detected.
+    """
+    local = Path(source).expanduser()
+    known = str(local.resolve()) if local.exists() else source
+    folder = folder.resolve()
+    recipe = Recipe.model_validate({"model": {"id": BUILT_IN}, "data": {"sources": [{"id": known}]}})
+    read = look(recipe, 0)
+    layout = LAYOUTS[read.layout]
+    rows = islice(candidate_sets(recipe.data.sources[0], read.feeds, layout, read.settings, lambda _: None), LOOKED_AT)
+    sets = [row for row in rows if not isinstance(row, Broken)]
+    if not sets:
+        raise DpoError(
+            f"no row of {source} can be read as {read.layout}", hint="dpo-cli prepare says why, row by row", where=source
+        )
+    model, why = _model(find_driver())
+    few = len(sets) < FEW
+    written = _relative(local.resolve(), folder) if local.exists() else source
+    lines = [
+        f"# {_seen(sets, read.layout)}",
+        "# The rest has defaults: dpo-cli check … --all prints them. Every key: recipes/README.md.",
+        f"model: {{id: {model}}}  # {why}",
+        "data:",
+        "  sources:",
+        f"    - {{id: {_scalar(written)}, layout: {read.layout}{_language(sets)}}}",
+        "train:",
+        f"  method: {_method(sets)}",
+        f"  learning_rate: {5e-3 if model == BUILT_IN else 1e-5:.1e}  # lower it where eval says that the text suffers",
+        f"  gradient_accumulation_steps: {8 if few else 24}  # rows a step",
+        "  num_train_epochs: 1",
+        "export: {formats: [adapter, merged]}  # gguf, ollama and hub are others",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _seen(sets: list[CandidateSet], layout: str) -> str:
+    """Say in one line what the data are like."""
+    counted = Counter(map(_language_of, sets))
+    named = [name for name, count in counted.most_common() if count >= LANGUAGES * len(sets)]
+    answers = sorted(len(answer.text) for one in sets for answer in one.candidates) or [0]
+    rows = f"the first {len(sets):,} prompts" if len(sets) == LOOKED_AT else f"{len(sets):,} prompts"
+    typical = answers[len(answers) // 2]
+    return f"{rows}, layout {layout}, in {' and '.join(named)}; half of the answers have over {typical:,} characters"
+
+
+def _language_of(item: CandidateSet) -> str:
+    return item.language or language(item.prompt[-1]["content"])
+
+
+def _language(sets: list[CandidateSet]) -> str:
+    """The language to write down where all prompts agree on one; elsewhere each row decides."""
+    languages = set(map(_language_of, sets))
+    return f", language: {languages.pop()}" if len(languages) == 1 and languages != {"und"} else ""
+
+
+def _method(sets: list[CandidateSet]) -> str:
+    """DPO where prompts have two answers, KTO where each has one that is called good or bad, else SFT."""
+    if sum(len(one.candidates) > 1 for one in sets) >= len(sets) / 2:
+        return "dpo"
+    return "kto  # one answer a prompt, called good or bad" if sets[0].labelled else "sft  # one answer a prompt"
+
+
+def _model(driver: Driver | None) -> tuple[str, str]:
+    """The largest Qwen3 that the card takes, and why; the built-in one where there is no card."""
+    cards = driver.cards if driver else ()
+    if not cards:
+        return BUILT_IN, "no NVIDIA card here; this one trains on any laptop"
+    card = max(cards, key=lambda one: one.total)
+    size = card.total / 1e9
+    return next((name for least, name in MODELS if size >= least), SMALLEST), f"{card.name}, {size:.0f} GB"
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """A path as the recipe's folder sees it, or whole where it lies elsewhere."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
+
+
+def _scalar(text: str) -> str:
+    """A text inside a YAML flow map, quoted where it has to be."""
+    return text if re.fullmatch(r"[\w./~-]+", text) and not text.startswith("-") else json.dumps(text, ensure_ascii=False)
+
