@@ -75,7 +75,9 @@ def stage_command(name: str, *lines: str) -> Callable[[Callable[..., None]], Cal
 def prepare(
     job: Job,
     preview: Annotated[int, typer.Option(metavar="N", min=0, help="Show N pairs as the model will see them.")] = 0,
-    show_examples: Annotated[bool, typer.Option("--examples", help="Show kept rows, and dropped ones by reason.")] = False,
+    show_examples: Annotated[
+        bool, typer.Option("--examples", help="Show kept rows, and dropped ones by reason.")
+    ] = False,
 ) -> None:
     """Turn raw sources into clean pairs, with a report of every drop."""
     # What is missing is an error here, even where what was made of it is still whole.

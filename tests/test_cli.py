@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Invoke = Callable[..., Result]
 
-COMMANDS = ["prepare", "train", "eval", "export", "check", "doctor", "schema"]
+COMMANDS = ["prepare", "train", "eval", "export", "init", "check", "doctor", "schema"]
 
 # Runs the program as its console script does, then says on stderr which heavy libraries it has loaded.
 LOADED = """
@@ -45,7 +45,7 @@ def invoke() -> Invoke:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["check", "demo.yaml"], ["schema"], ["prepare", "--help"], ["train", "--help"]],
+    [["--help"], ["--version"], ["-V"], ["check", "demo.yaml"], ["schema"], ["prepare", "--help"], ["train", "--help"]],
     ids=" ".join,
 )
 def test_light_commands_load_no_torch(project: Any, arguments: list[str]) -> None:
@@ -94,12 +94,28 @@ def test_python_m_is_the_same_program(project: Any, dpo_cli: Cli) -> None:
 
 
 def test_check_prints_a_recipe_that_loads(project: Any, invoke: Invoke) -> None:
-    done = invoke("check", project.recipe, "--set", "train.learning_rate=5e-6")
+    done = invoke("check", project.recipe, "--all", "--set", "train.learning_rate=5e-6")
     assert (done.exit_code, done.stderr) == (0, "")
     again = project.folder / "again.yaml"
     again.write_text(done.stdout, encoding="utf-8")
     assert load(again).model_dump() == load(project.recipe, ["train.learning_rate=5e-6"]).model_dump()
     assert yaml.safe_load(done.stdout)["train"]["learning_rate"] == 5e-6
+
+
+def test_check_says_ok_and_what_will_happen(project: Any, invoke: Invoke) -> None:
+    done = invoke("check", project.recipe, "--set", "train.learning_rate=5e-6")
+    first, *lines, last = done.stdout.splitlines()
+    assert first == f"ok: {project.recipe}"
+    assert [line.split()[0] for line in lines] == ["data", "model", "train", "eval", "export", "run"]
+    assert "learning rate 5e-06" in done.stdout
+    assert last == f"next: dpo-cli prepare {project.recipe} --set train.learning_rate=5e-6"
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["init"]])
+def test_short_help_is_help_with_an_example(invoke: Invoke, command: list[str]) -> None:
+    short, long = invoke(*command, "-h"), invoke(*command, "--help")
+    assert (short.exit_code, short.stdout) == (0, long.stdout)
+    assert "dpo-cli " in short.stdout.rstrip().splitlines()[-1]
 
 
 def test_check_writes_nothing(project: Any, invoke: Invoke) -> None:

@@ -117,7 +117,7 @@ def test_defaults_are_the_contracts(loaded: Load) -> None:
     assert recipe.seed == 42
     assert (recipe.model.load_in_4bit, recipe.model.max_length, recipe.model.thinking) == (True, 1024, False)
     assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout) == (32, 64, 0.01)
-    assert (recipe.data.total, recipe.data.languages) == (7500, {"en": 0.7, "zh": 0.3})
+    assert (recipe.data.total, recipe.data.languages) == (None, None)
     assert (recipe.data.eval_fraction, recipe.data.eval_size) == (0.05, 500)
     assert (recipe.train.method, recipe.train.learning_rate, recipe.train.beta) == ("dpo", 1e-5, 0.1)
     assert (recipe.train.per_device_train_batch_size, recipe.train.gradient_accumulation_steps) == (1, 24)

@@ -204,7 +204,13 @@ def test_no_encoding_ends_a_command(project: Any, dpo_cli: Any, encoding: str) -
     (project.rows / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"}
     settings = ["--set", "name=中文—🙂", "--set", "data.sources=[{id: ./rows, name: 来源, layout: pairs}]"]
-    for command in (["check"], ["prepare", "--examples"], ["prepare"], ["eval"], ["prepare", "--set", "data.来源=1"]):
+    for command in (
+        ["check", "--all"],
+        ["prepare", "--examples"],
+        ["prepare"],
+        ["eval"],
+        ["prepare", "--set", "data.来源=1"],
+    ):
         done = dpo_cli(command[0], "demo.yaml", *settings, *command[1:], env=environment | ENCODINGS[encoding],
                        errors="replace")  # fmt: skip
         failed = command[0] == "eval" or "data.来源=1" in command
@@ -221,7 +227,7 @@ def test_what_a_program_reads_comes_without_loss(project: Any, dpo_cli: Any, enc
     codec = "utf-8" if encoding == "POSIX" else encoding
     project.recipe.write_text("name: 中文—🙂\n" + project.recipe.read_text(encoding="utf-8"), encoding="utf-8")
     command = [sys.executable, "-m", "dpo_cli"]
-    checked = subprocess.check_output([*command, "check", "demo.yaml"], env=environment).decode(codec)
+    checked = subprocess.check_output([*command, "check", "--all", "demo.yaml"], env=environment).decode(codec)
     assert yaml.safe_load(checked)["name"] == "中文—🙂"
     schema = subprocess.check_output([*command, "schema"], env=environment).decode(codec)
     assert json.loads(schema) == json_schema()

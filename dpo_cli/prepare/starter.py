@@ -48,7 +48,9 @@ def starter(source: str = BUILT_IN_DATA, folder: Path = Path()) -> str:
     sets = [row for row in rows if not isinstance(row, Broken)]
     if not sets:
         raise DpoError(
-            f"no row of {source} can be read as {read.layout}", hint="dpo-cli prepare says why, row by row", where=source
+            f"no row of {source} can be read as {read.layout}",
+            hint="dpo-cli prepare says why, row by row",
+            where=source,
         )
     model, why = _model(find_driver())
     few = len(sets) < FEW
@@ -114,5 +116,6 @@ def _relative(path: Path, folder: Path) -> str:
 
 def _scalar(text: str) -> str:
     """A text inside a YAML flow map, quoted where it has to be."""
-    return text if re.fullmatch(r"[\w./~-]+", text) and not text.startswith("-") else json.dumps(text, ensure_ascii=False)
-
+    return (
+        text if re.fullmatch(r"[\w./~-]+", text) and not text.startswith("-") else json.dumps(text, ensure_ascii=False)
+    )

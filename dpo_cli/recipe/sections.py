@@ -187,6 +187,33 @@ FILTER_OPTIONS: dict[str, type[FilterOptions]] = {
     "low_chosen": Switch, "too_long": TooLong, "length_ratio": LengthRatio,
 }  # fmt: skip
 OFF_BY_DEFAULT = ("length_ratio",)
+DROPS = {
+    "garbled": "control or replacement characters, mojibake; an answer that repeats itself",
+    "contaminated": "the prompt is in data.contamination, or is a benchmark's inside a source",
+    "language": "not one of data.languages, or an answer in another language than the prompt",
+    "duplicate": "the same prompt again, but for case, space and punctuation; over all sources",
+    "near_duplicate": "nearly the same prompt",
+    "think": (
+        "a tag of thinking, however spelled, but for closed blocks at the start: they are cut off and counted "
+        "as an edit, or kept with model.thinking"
+    ),
+    "markers": (
+        "special tokens or another chat's role markers inside an answer; end tokens at its end are cut off and counted"
+    ),
+    "echo": (
+        "the answer is the prompt; a leading echo is cut off and counted, of shorter prompts only where 9 of "
+        "10 answers of a source begin so"
+    ),
+    "template": "a templated refusal or self-introduction; Confidence: 80% is cut off and counted",
+    "short": "an answer too short to prefer",
+    "contradicts_scores": "chosen scores below rejected; an error where most rows of a source do",
+    "identical": "the two answers are, or nearly are, the same",
+    "tie": "the two answers score the same",
+    "margin": "scores nearer than data.pairs.min_margin",
+    "low_chosen": "chosen scores below data.pairs.min_chosen_score",
+    "too_long": "over model.max_length tokens, or too much of it taken by the prompt",
+    "length_ratio": "one answer so many times longer than the other",
+}
 
 if TYPE_CHECKING:
     Filters = Any
@@ -199,7 +226,9 @@ else:
         **{
             reason: (
                 Annotated[
-                    Literal[False] | options, BeforeValidator(_options, json_schema_input_type=_written(options))
+                    Literal[False] | options,
+                    BeforeValidator(_options, json_schema_input_type=_written(options)),
+                    Field(description=DROPS[reason]),
                 ],
                 False if reason in OFF_BY_DEFAULT else options(),
             )

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from dpo_cli.errors import DpoError
-from dpo_cli.prepare import split
 from dpo_cli.prepare.pipeline import prepare
 from dpo_cli.prepare.report import funnel_table
 from dpo_cli.prepare.text import hash64, normalise
