@@ -14,8 +14,8 @@ PAGE = Path(__file__).parents[2] / "recipes" / "README.md"
 HEAD = """# Every key of a recipe
 
 Written from the schema by `python -m tests.tools.recipe_reference`. `dpo-cli schema` prints it for your editor: save it
-as `schema.json` and put `# yaml-language-server: $schema=schema.json` on the first line of a recipe. A key that a recipe
-does not set has the default below; `dpo-cli check RECIPE --all` prints a recipe with all of them.
+as `schema.json` and put `# yaml-language-server: $schema=schema.json` on the first line of a recipe. A key that a
+recipe does not set has the default below; `dpo-cli check RECIPE --all` prints a recipe with all of them.
 
 `extends: other.yaml` starts from another recipe: maps merge key by key; lists, scalars and null replace. Relative paths
 are relative to the file that holds them; those in `--set KEY=VALUE` are relative to the current folder.
