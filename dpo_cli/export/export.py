@@ -146,7 +146,8 @@ def _keep_others(recipe: Recipe, run: Run, kinds: list[str], draft: Draft) -> tu
 def _unchanged(run: Run, outputs: Mapping[str, str], kind: str) -> bool:
     listed = {name: digest for name, digest in outputs.items() if name.startswith(f"export/{kind}/")}
     return bool(listed) and all(
-        (run.folder / name).is_file() and sha256(run.folder / name) == digest for name, digest in listed.items()
+        (run.folder / name).is_file() and run.digest(name, run.folder / name) == digest
+        for name, digest in listed.items()
     )
 
 
