@@ -7,17 +7,17 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
 from dpo_cli import models
 from dpo_cli.errors import DpoError
 from dpo_cli.inference import answer_logps, encode
 from dpo_cli.records import Pair
 from dpo_cli.stats import Figure, bootstrap_mean, bootstrap_quantile, share, share_change, unit_means
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
 
 BINS = 24
 LEAST_FOR_QUARTILES = 8
@@ -240,8 +240,6 @@ def _quartiles(scored: Sequence[Scored], values: Iterable[float | None]) -> list
     Equal values stay together, so that no two groups overlap: where many are equal there are fewer groups than four.
     None at all where fewer than 8 pairs have a value, or all have the same one.
     """
-    import numpy
-
     known = [(value, pair) for value, pair in zip(values, scored, strict=True) if value is not None]
     if len(known) < LEAST_FOR_QUARTILES:
         return []
@@ -265,8 +263,6 @@ def histogram(margins: Sequence[float]) -> dict[str, Any]:
     Returns:
         edges: 25, in nats; counts: 24, a value at an edge counts above it; right: margins above 0.
     """
-    import numpy
-
     low, high = min([*margins, 0.0]), max([*margins, 0.0])
     below = round(BINS * -low / (high - low)) if high > low else BINS // 2
     # Bins for the wrong pairs and the others; one at least of each where there are any, and a tie is an other.

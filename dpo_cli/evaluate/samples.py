@@ -9,9 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
 from dpo_cli import chat, models
 from dpo_cli.errors import DpoError
@@ -20,10 +22,6 @@ from dpo_cli.recipe import Eval
 from dpo_cli.records import Message, Pair
 from dpo_cli.show import bar
 from dpo_cli.store import Store
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
 
 # Positions whose distributions are held at once for the KL: 0.2 GB a float32 tensor of Qwen3's 151,936 words.
 KL_POSITIONS = 256

@@ -9,17 +9,14 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy
 
+from dpo_cli.evaluate.samples import Sample
+from dpo_cli.inference import Answer
 from dpo_cli.language import language
 from dpo_cli.refusal import refuses
 from dpo_cli.stats import Figure, bootstrap, bootstrap_mean, share_change, wilson
-
-if TYPE_CHECKING:
-    from dpo_cli.evaluate.samples import Sample
-    from dpo_cli.inference import Answer
 
 HEAD = 200  # tokens of each answer that diversity is measured on: it falls with length, which is measured beside it
 

@@ -7,7 +7,10 @@ observations they would make intervals that promise 95 % and hold 83 %.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
 
 from dpo_cli.judging import Judgment
 from dpo_cli.judging.server import TEMPLATE_SHA256
@@ -15,10 +18,7 @@ from dpo_cli.published import without_paths
 from dpo_cli.recipe import OpenAIJudge, RewardModelJudge
 from dpo_cli.stats import Figure, bootstrap, bootstrap_mean, wilson
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
+Array = NDArray[Any]
 
 DRAWS = 10_000
 ELO = 173.71779276130073  # 400 / ln 10: points of one nat of log-odds
@@ -57,8 +57,6 @@ def sign_flip_p_value(scores: Sequence[float]) -> float | None:
     Raises:
         ValueError: a score is no multiple of ¼.
     """
-    import numpy
-
     units = [round(4 * score) - 2 for score in scores]
     if any((unit + 2) / 4 != score for unit, score in zip(units, scores, strict=True)):
         raise ValueError("scores are multiples of 1/4")
@@ -90,8 +88,6 @@ def length_adjusted(scores: Sequence[float], length_differences: Sequence[float]
     Returns:
         The plain win rate where all scores are the same, or all differences: there is nothing to adjust by.
     """
-    import numpy
-
     differences = numpy.asarray(length_differences, dtype=numpy.float64)
     if len(set(scores)) < 2 or not differences.std():
         return win_rate(scores, seed)
@@ -100,8 +96,6 @@ def length_adjusted(scores: Sequence[float], length_differences: Sequence[float]
 
 def _logistic_at_zero(shares: Array, lengths: Array) -> Array:
     """σ(θ) of s ~ σ(θ + φ z) by Newton's method; the last axis of both is the prompts, and goes."""
-    import numpy
-
     weak, ridge = 1e-4, 0.1  # θ has a trace of one too, for draws in which all is won
     theta = numpy.zeros((*shares.shape[:-1], 1))
     phi = numpy.zeros_like(theta)
@@ -145,8 +139,6 @@ def bradley_terry(comparisons: Sequence[Comparison], base: str, seed: int, draws
         A figure for each player but base; n is the prompts that the player was judged on. The value is None for one
         that no chain of comparisons ties to base.
     """
-    import numpy
-
     prompts = {prompt: row for row, prompt in enumerate(dict.fromkeys(one[0] for one in comparisons))}
     names = list(dict.fromkeys([base, *(name for one in comparisons for name in one[1:3])]))
     index = {name: row for row, name in enumerate(names)}
@@ -179,8 +171,6 @@ def _prompts_of(name: str, comparisons: Sequence[Comparison]) -> int:
 
 def _strengths(wins: Array) -> Array:
     """p [draws, players] of wins [draws, players, players], the first player's held at 1."""
-    import numpy
-
     games = wins + wins.swapaxes(-1, -2)
     p = numpy.ones(wins.shape[:-1])
     for _ in range(10_000):
