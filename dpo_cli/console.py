@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
-from dpo_cli.show import say, terminal
+from dpo_cli.show import print_markdown, say, terminal
 
 if TYPE_CHECKING:
     from dpo_cli.inference import Answer
@@ -18,10 +18,11 @@ def print_funnel(run: Run, quiet: bool, examples: bool) -> None:
     """Where every prompt went, from `data/report.json`."""
     if quiet:
         return
-    from dpo_cli.prepare.report import funnel_table, rows_are
+    from dpo_cli.prepare.report import examples as rows
+    from dpo_cli.prepare.report import rows_are, summary
 
     report = json.loads((run["prepare"] / "report.json").read_text(encoding="utf-8"))
-    terminal().print(funnel_table(report, examples))
+    print_markdown("\n\n".join(summary(report, terminal().width) + (rows(report) if examples else [])))
     pairs = report["pairs"]
     say(f"prepare: {pairs['train']} training {rows_are(report)}, {pairs['eval']} held out -> {run['prepare']}")
 

@@ -1,4 +1,4 @@
-"""The report of `prepare`: report.json for programs, report.md and the terminal's funnel for people, same numbers."""
+"""The report of `prepare`: report.json for programs; report.md for people, of which the terminal shows a part."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from dpo_cli import __version__
-from dpo_cli.prepare.audit import MODEL, SHORTCUTS, Audit, warnings
+from dpo_cli.prepare.audit import MODEL, QUANTILES, SHORTCUTS, Audit, warnings
 from dpo_cli.prepare.filters import REASONS
 from dpo_cli.prepare.funnel import Funnel
 from dpo_cli.prepare.split import Mix
 from dpo_cli.prepare.survey import Read
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import ROWS_ARE
-from dpo_cli.show import one_line
+from dpo_cli.show import escaped, show_figure, table, visible
 
 
 def build(
@@ -126,30 +123,51 @@ def write(report: dict[str, Any], folder: Path) -> None:
 # -------------------------------------------------------------------------------------------------------- in words
 
 
-def _funnel(report: dict[str, Any], most: int) -> tuple[list[str], list[list[str]]]:
-    """The funnel as heads and rows: a column a source (none where they are more than `most`), and one for all."""
-    sources: dict[str, Any] = report["sources"]
-    names = list(sources) if 1 < len(sources) <= most else []
-    reasons = sorted({reason for one in sources.values() for reason in one["dropped"]}, key=REASONS.index)
-
-    def row(what: str, counts: dict[str, int], sign: str = "") -> list[str]:
-        cells = [*(counts[name] for name in names), sum(counts.values())]
-        return [what, *(f"{sign}{count:,}" if count else "·" for count in cells)]
-
-    rows = [row("prompts in", {name: one["in"] for name, one in sources.items()})]
-    for reason in reasons:
-        rows.append(row(reason, {name: one["dropped"].get(reason, 0) for name, one in sources.items()}, "-"))
-    rows.append(row("kept", {name: one["kept"] for name, one in sources.items()}))
-    return [*names, "all" if len(sources) > 1 else next(iter(sources))], rows
-
-
 def rows_are(report: dict[str, Any]) -> str:
     return ROWS_ARE[report["provenance"].get("format", "pairs")]
+
+
+def summary(report: dict[str, Any], columns: int | None = None) -> list[str]:
+    """The funnel and what it led to, as parts of Markdown.
+
+    Args:
+        columns: of a terminal; where the sources are too many for it, or their names too long, they are summed up or
+            lose their beginning.
+    """
+    sources: dict[str, Any] = report["sources"]
+    names = list(sources) if 1 < len(sources) <= (3 if columns else 100) else []
+    heads = [*names, "all" if len(sources) > 1 else next(iter(sources))]
+    if columns:
+        heads = [_last(head, (columns - 20 - BAR) // len(heads) - 2) for head in heads]
+    came = max(sum(one["in"] for one in sources.values()), 1)
+
+    def row(what: str, counts: dict[str, int], sign: str = "") -> list[str]:
+        every = sum(counts.values())
+        cells = [f"{sign}{count:,}" if count else "·" for count in (*(counts[name] for name in names), every)]
+        return [what, *cells, "█" * max(round(BAR * every / came), 1)]
+
+    rows = [row("prompts in", {name: one["in"] for name, one in sources.items()})]
+    for reason in sorted({reason for one in sources.values() for reason in one["dropped"]}, key=REASONS.index):
+        rows.append(row(reason, {name: one["dropped"].get(reason, 0) for name, one in sources.items()}, "-"))
+    rows.append(row("kept", {name: one["kept"] for name, one in sources.items()}))
+    facts = [f"- {name}: {escaped(said)}" for name, said in _facts(report).items()]
+    warned = [f"> {escaped(warning)}" for warning in report["warnings"]]
+    return [table(["prompts", *heads, ""], rows, left=(len(heads) + 1,)), "\n".join(facts), *warned]
+
+
+BAR = 10  # columns of the longest bar
+
+
+def _last(text: str, columns: int) -> str:
+    """The end of a text that takes no more columns than that; a Chinese character takes two."""
+    cuts = [text, *("…" + text[start:] for start in range(1, len(text) + 1))]
+    return next(cut for cut in cuts if cell_len(cut) <= columns)
 
 
 def _facts(report: dict[str, Any]) -> dict[str, str]:
     """What the funnel led to, as name -> sentence."""
     pairs, twins, longer = report["pairs"], report["duplicates"], report["length"]["longer_wins"]
+    sources = report["provenance"]["sources"]
 
     def summed(key: str) -> str:
         counts = Counter[str]()
@@ -162,85 +180,44 @@ def _facts(report: dict[str, Any]) -> dict[str, str]:
         for name, one in report["languages"].items()
         if one["got"] or one["wanted"]
     ]
-    sources = report["provenance"]["sources"]
-    read = [
-        f"{name}: {note}"
-        for one in sources.values()
-        for name, file in one["files"].items()
-        for note in file.get("notes", ())
-    ]
-    return {
+    files = [(name, file) for one in sources.values() for name, file in one["files"].items()]
+    read = [f"{name}: {note}" for name, file in files for note in file.get("notes", ())]
+    facts = {
         "layouts": ", ".join(f"{name} {one['layout']}" for name, one in sources.items()),
-        **({"files": "; ".join(read[:5])} if read else {}),
-        rows_are(
-            report
-        ): f"{pairs['train']:,} to train on, {pairs['eval']:,} held out, {pairs['quota']:,} over the mix",
+        "files": "; ".join(read[:5]),
+        rows_are(report): f"{pairs['train']:,} to train on, {pairs['eval']:,} held out, "
+        f"{pairs['quota']:,} over the mix",
         "languages": ", ".join(spoken),
         "edits": summed("edits"),
         "answers dropped": summed("answers_dropped"),
         "duplicates": f"{twins['exact']:,} exact, {twins['near']:,} near, {twins['cross_source']:,} across sources; "
         f"the largest cluster has {twins['largest_cluster']:,}",
-    } | ({"longer wins": f"{_percent(longer)}: what any accuracy has to beat"} if longer["n"] else {})
+        "longer wins": f"{show_figure(longer)}: what any accuracy has to beat" if longer["n"] else "",
+    }
+    return {name: said for name, said in facts.items() if said or name == "languages"}
 
 
-def _percent(figure: dict[str, Any]) -> str:
-    if figure["value"] is None:
-        return "-"
-    return f"{figure['value']:.1%} ({figure['low']:.1%} to {figure['high']:.1%})"
-
-
-WIDTH, BAR = 80, 10  # of the terminal that the funnel is made for, and of its bars
-
-
-def funnel_table(report: dict[str, Any], examples: bool = False) -> Group:
-    """The funnel and what it led to, for a terminal of 80 columns; with `examples`, kept and dropped ones as well."""
-    heads, rows = _funnel(report, most=3)
-    wide = (WIDTH - 16 - BAR - 2 * len(heads)) // len(heads) - 1
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("", no_wrap=True)
-    for head in heads:  # a long name keeps its end; a Chinese character takes two columns
-        cuts = [head, *("…" + head[start:] for start in range(1, len(head) + 1))]
-        table.add_column(Text(next(cut for cut in cuts if cell_len(cut) <= wide)), justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    came = sum(one["in"] for one in report["sources"].values())
-    for what, *cells in rows:
-        ends = what in ("prompts in", "kept")
-        count = int(cells[-1].strip("-·").replace(",", "") or 0)
-        bar = Text("█" * max(round(BAR * count / max(came, 1)), 1), style="green" if ends else "red")
-        table.add_row(*(Text(cell, style="bold" if ends else "") for cell in (what, *cells)), bar)
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column()
-    for name, said in _facts(report).items():
-        facts.add_row(name, Text(said))
-    warned = [Text(f"! {warning}", style="yellow") for warning in report["warnings"]]
-    return Group(table, Text(), facts, *warned, *(_example_texts(report) if examples else []))
-
-
-def _example_texts(report: dict[str, Any]) -> list[Text]:
-    shown = []
-    for source, rows in report["examples"]["kept"].items():
-        for row in rows:
-            better, worse = (f"  + {row['chosen']}\n", "green"), (f"  - {row['rejected']}", "red")
-            shown.append(Text.assemble((f"\nkept  {source}\n", "bold green"), f"  {row['prompt']}\n", better, worse))
-    for reason, rows in report["examples"]["dropped"].items():
-        for row in rows:
-            head = (f"\n{reason}  {row['where'] or row['source']}: {row['detail']}\n", "bold red")
-            shown.append(Text.assemble(head, f"  {row['prompt']}"))
-    return shown
+def examples(report: dict[str, Any]) -> list[str]:
+    """Kept and dropped rows, as parts of Markdown."""
+    kept = [
+        f"- {escaped(source)}: {escaped(one['prompt'])}\n"
+        f"  - chosen: {escaped(one['chosen'])}\n"
+        f"  - rejected: {escaped(one['rejected'])}"
+        for source, several in report["examples"]["kept"].items()
+        for one in several
+    ]
+    dropped = [
+        f"- **{escaped(reason)}**, {escaped(' '.join(filter(None, [one['source'], one['where']])))}, "
+        f"{escaped(one['detail'])}: {escaped(one['prompt'])}"
+        for reason, several in report["examples"]["dropped"].items()
+        for one in several
+    ]
+    return ["## Kept, for example", "\n".join(kept), "## Dropped, for example", "\n".join(dropped) or "nothing"]
 
 
 def to_markdown(report: dict[str, Any]) -> str:
     """report.md."""
-
-    def table(heads: list[str], rows: list[list[str]]) -> str:
-        lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-        return "\n".join(f"| {' | '.join(map(quoted, line))} |" for line in lines)
-
-    def quoted(text: str) -> str:
-        return one_line(text).replace("|", "\\|").replace("<", "&lt;")
-
-    heads, rows = _funnel(report, most=100)
+    funnel, facts, *warned = summary(report)
     numbers = {
         "margin": report["margin"],
         "characters, chosen": report["length"]["chosen"],
@@ -248,45 +225,28 @@ def to_markdown(report: dict[str, Any]) -> str:
         "longer / shorter answer": report["length"]["ratio"],
         **{f"tokens, {name.replace('_', ' + ')}": one for name, one in (report["tokens"] or {}).items()},
     }
-    keys = ("mean", "p5", "p50", "p95", "max")
     bets = [
-        [SHORTCUTS[name][0] if name in SHORTCUTS else MODEL, _percent(one), f"{one['differs']:,}"]
+        [SHORTCUTS[name][0] if name in SHORTCUTS else MODEL, show_figure(one), f"{one['differs']:,}"]
         for name, one in report["shortcuts"].items()
-    ]
-    kept = [
-        f"- {quoted(source)}: {quoted(one['prompt'])}\n"
-        f"  - chosen: {quoted(one['chosen'])}\n"
-        f"  - rejected: {quoted(one['rejected'])}"
-        for source, several in report["examples"]["kept"].items()
-        for one in several
-    ]
-    dropped = [
-        f"- **{reason}**, {quoted(' '.join(filter(None, [one['source'], one['where']])))}, {quoted(one['detail'])}: "
-        f"{quoted(one['prompt'])}"
-        for reason, several in report["examples"]["dropped"].items()
-        for one in several
     ]
     within = ", ".join(f"{limit}x {count:,}" for limit, count in report["length"]["within_ratio"].items())
     parts = [
         "# Data report",
-        *(f"> {quoted(warning)}" for warning in report["warnings"]),
+        *warned,
         "## Funnel",
-        table(["prompts", *heads], rows),
-        "\n".join(f"- {name}: {quoted(said)}" for name, said in _facts(report).items()),
+        funnel,
+        facts,
         "## Shortcuts",
         "How often each, all by itself, picks the chosen answer, with a 95 % interval; a draw counts half.",
         table(["bet on", "right", "pairs where answers differ"], bets),
         "## Numbers",
         table(
-            ["of the training pairs", *keys],
-            [[n, *(f"{one[k]:,g}" for k in keys)] for n, one in numbers.items() if one],
+            ["of the training pairs", *QUANTILES],
+            [[name, *(f"{one[key]:,g}" for key in QUANTILES)] for name, one in numbers.items() if one],
         ),
         f"Pairs whose longer answer is at most so many times the shorter one: {within}.",
-        "## Kept, for example",
-        "\n".join(kept),
-        "## Dropped, for example",
-        "\n".join(dropped) or "nothing",
+        *examples(report),
         "## Where it comes from",
         f"```json\n{json.dumps(report['provenance'], ensure_ascii=False, indent=2)}\n```",
     ]
-    return "\n\n".join(parts) + "\n"
+    return visible("\n\n".join(parts) + "\n")

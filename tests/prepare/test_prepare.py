@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from dpo_cli.errors import DpoError
 from dpo_cli.prepare.pipeline import prepare
-from dpo_cli.prepare.report import funnel_table
+from dpo_cli.prepare.report import examples, summary
 from dpo_cli.prepare.text import hash64, normalise
 from dpo_cli.prepare.tokens import preview
 from dpo_cli.records import Pair
+from dpo_cli.show import print_markdown
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -440,21 +441,22 @@ def test_a_shortfall_names_the_quota_and_all_that_was_held_out(kit: Any) -> None
     )
 
 
-def test_names_of_sources_fit_the_terminal_and_the_markdown(kit: Any, prepared: Any) -> None:
+def test_names_of_sources_fit_the_terminal_and_the_markdown(
+    kit: Any, prepared: Any, capsys: Any, monkeypatch: Any
+) -> None:
     """Chinese characters are two columns wide; a bar would end a cell."""
     from rich.cells import cell_len
-    from rich.console import Console
 
     made = prepared(
         {name: [kit.plain((name, n)) for n in range(30)] for name in "abc"},
         {name: {"name": "一个非常长的中文偏好数据集的名字" * 2 + f"|{name}"} for name in "abc"},
     )
-    console = Console(width=80, file=io.StringIO(), color_system=None)
-    console.print(funnel_table(made.report))
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    monkeypatch.setenv("COLUMNS", "80")
+    print_markdown("\n\n".join(summary(made.report, 80)))
+    lines = capsys.readouterr().out.strip().splitlines()
     assert max(map(cell_len, lines)) <= 80 and lines[0].split()[-1] == "all"
-    assert lines[1].split()[-1] == "██████████"
-    assert [head[-2:] for head in lines[0].split()[:3]] == ["|a", "|b", "|c"]
+    assert lines[2].split()[-1] == "██████████"
+    assert [head[-2:] for head in lines[0].split()[1:4]] == ["|a", "|b", "|c"]
     assert "名字\\|c | all |" in (made.folder / "report.md").read_text(encoding="utf-8")
 
 
@@ -540,10 +542,8 @@ def test_shares_count_prompts_where_all_their_pairs_are_taken(kit: Any) -> None:
     assert length["high"] - length["low"] > 0.1
 
 
-def test_reports_say_the_same_thing(kit: Any) -> None:
+def test_reports_say_the_same_thing(kit: Any, capsys: Any, monkeypatch: Any) -> None:
     """report.json, report.md and the terminal hold the same counts; the terminal's fit 80 columns."""
-    from rich.console import Console
-
     made = planted_run(kit, [row for several in planted(kit).values() for row in several])
     report = made.prepared.report
     assert report == made.report
@@ -560,9 +560,9 @@ def test_reports_say_the_same_thing(kit: Any) -> None:
     } <= set(report)
     markdown = (made.folder / "report.md").read_text() if made.folder.exists() else None
     assert markdown is None or "Funnel" in markdown
-    out = io.StringIO()
-    Console(file=out, width=80).print(funnel_table(report, examples=True))
-    lines = out.getvalue().splitlines()
+    monkeypatch.setenv("COLUMNS", "80")
+    print_markdown("\n\n".join([*summary(report, 80), *examples(report)]))
+    lines = capsys.readouterr().out.splitlines()
     for reason, count in made.dropped().items():
         assert any(line.split()[:2] == [reason, f"-{count}"] for line in lines), reason
         assert 1 <= len(report["examples"]["dropped"][reason]) <= 2
@@ -576,7 +576,7 @@ def test_report_markdown(kit: Any, prepared: Any) -> None:
     }
     made = prepared(rows)
     text = (made.folder / "report.md").read_text(encoding="utf-8")
-    assert "| tie | -1 | -1 | -1 | -1 | -1 | -5 |" in text and "| kept | 5 | 5 | 5 | 5 | 5 | 25 |" in text
+    assert "| tie | -1 | -1 | -1 | -1 | -1 | -5 | ██ |" in text and "| kept | 5 | 5 | 5 | 5 | 5 | 25 | █" in text
 
 
 def test_preview_shows_what_the_model_sees(kit: Any) -> None:

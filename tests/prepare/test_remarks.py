@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 import pytest
 from dpo_cli.errors import DpoError
 from dpo_cli.language import latin_language
-from dpo_cli.prepare.report import funnel_table
-from rich.console import Console
+from dpo_cli.prepare.report import examples, summary
+from dpo_cli.show import escaped, print_markdown
 
 TINY = {"id": "builtin:tiny-qwen3", "max_length": 64}
 
@@ -37,7 +36,7 @@ def test_rows_that_can_not_be_read_are_said_with_cause_line_and_fix(kit: Any, pr
     warning = said(made, "rows: 7 of 41 dropped as schema")
     assert "such as rows.jsonl:" in warning and "chosen is" in warning and "columns:" in warning
     text = (made.folder / "report.md").read_text(encoding="utf-8")
-    assert f"> {warning}" in text
+    assert f"> {escaped(warning)}" in text
     assert re.search(r"\*\*schema\*\*, rows rows\.jsonl:\d+, (chosen is|the row is)", text)
     few = prepared({"rows": [*bad[:4], *rows[4:]]})
     assert not [one for one in few.report["warnings"] if "schema" in one], "10 % is not above 10 %"
@@ -209,13 +208,13 @@ def test_a_csv_file_without_a_header_row_is_asked_for_one(kit: Any, tmp_path: Pa
     assert "has this file no header?" in str(caught.value.hint)
 
 
-def test_names_are_shown_as_they_are(kit: Any, prepared: Any) -> None:
+def test_names_are_shown_as_they_are(kit: Any, prepared: Any, capsys: Any, monkeypatch: Any) -> None:
     """Brackets are no markup, neither on the terminal nor in the keys of the report."""
     name = "[bold]a/b[/bold] [red]中文 :smile:"
     made = prepared({"rows": [pair(kit, n) for n in range(9)]}, {"rows": {"name": name}})
     assert list(made.report["sources"]) == [name] and {row["source"] for row in made.rows} == {name}
-    out = io.StringIO()
-    Console(file=out, width=200).print(funnel_table(made.report, examples=True))
-    assert out.getvalue().count("[/bold] [red]中文 :smile:") >= 2
+    monkeypatch.setenv("COLUMNS", "200")
+    print_markdown("\n\n".join([*summary(made.report, 200), *examples(made.report)]))
+    assert capsys.readouterr().out.count("[/bold] [red]中文 :smile:") >= 2
     assert name in json.loads((made.folder / "report.json").read_text(encoding="utf-8"))["sources"]
-    assert name in (made.folder / "report.md").read_text(encoding="utf-8")
+    assert escaped(name) in (made.folder / "report.md").read_text(encoding="utf-8")
