@@ -122,9 +122,9 @@ def test_a_sources_name_is_shown_as_it_is(project: Any, invoke: Any, name: str) 
     done = invoke("prepare", project.recipe, *settings, *model, "--examples", "--preview", "1")
     assert done.exit_code == 0, done.output
     shown = done.stdout.splitlines()
-    assert any(name in line for line in shown if line.startswith("kept "))  # --examples
+    assert any(line.startswith(f" • {name}: ") for line in shown)  # --examples
     assert any(name in line for line in shown if line.startswith("1 "))  # --preview
-    assert any(name in line for line in shown if line.startswith("layouts"))  # the funnel
+    assert any(name in line for line in shown if line.startswith(" • layouts"))  # the funnel
     assert "nothing to do" in invoke("prepare", project.recipe, *settings, *model).stdout
 
 

@@ -138,7 +138,7 @@ def summary(report: dict[str, Any], columns: int | None = None) -> list[str]:
     names = list(sources) if 1 < len(sources) <= (3 if columns else 100) else []
     heads = [*names, "all" if len(sources) > 1 else next(iter(sources))]
     if columns:
-        heads = [_last(head, (columns - 20 - BAR) // len(heads) - 2) for head in heads]
+        heads = [_last(head, max((columns - 20 - BAR) // len(heads) - 2, 4)) for head in heads]
     came = max(sum(one["in"] for one in sources.values()), 1)
 
     def row(what: str, counts: dict[str, int], sign: str = "") -> list[str]:
