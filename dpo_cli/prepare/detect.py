@@ -18,7 +18,7 @@ from dpo_cli.recipe import Recipe, Source
 from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.records import CandidateSet
 
-LOOKED_AT = 200  # rows from which a layout is told
+LOOKED_AT = 200  # rows from which a layout is detected
 
 
 def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str:
@@ -42,8 +42,8 @@ def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str:
         rows = [row for _, row in numbered]
         maps = [row for row in rows if isinstance(row, dict)]
         if maps:
-            told = _detect(source, maps, feed.name, where, recipe.where(*key, "columns"), layouts)
-            found.setdefault(told, feed.name)
+            detected = _detect(source, maps, feed.name, where, recipe.where(*key, "columns"), layouts)
+            found.setdefault(detected, feed.name)
         elif rows:
             why = rows[0].detail if isinstance(rows[0], Broken) else f"the first is {type(rows[0]).__name__}, not a map"
             hint = "write one JSON object a line, a JSON array of them, CSV with commas, or Parquet; in UTF-8"
@@ -73,25 +73,27 @@ def _detect(
     if source.layout != "auto":
         if not any(_fits(row, LAYOUTS[source.layout]) for row in rows):
             needs = " or ".join(", ".join(sorted(names)) for names in LAYOUTS[source.layout].needs)
-            told = next((name for name, one in layouts.items() if any(_is(row, one) for row in rows)), None)
+            detected = next((name for name, one in layouts.items() if any(_is(row, one) for row in rows)), None)
             raise DpoError(
                 f"{file} is not laid out as {source.layout}, which needs the columns {needs}; it has {_listed(seen)}",
                 where=where,
-                hint=f"it looks like {told}: set layout: {told}, or auto" if told else _nearest(seen, file, layouts),
+                hint=f"it looks like {detected}: set layout: {detected}, or auto"
+                if detected
+                else _nearest(seen, file, layouts),
                 exit_code=USAGE,
             )
         return source.layout
-    told = next((name for name, one in layouts.items() if any(_is(row, one) for row in rows)), None)
-    if source.columns and told not in MAPPABLE:
+    detected = next((name for name, one in layouts.items() if any(_is(row, one) for row in rows)), None)
+    if source.columns and detected not in MAPPABLE:
         mappable = (name for name in MAPPABLE if name in layouts)
-        told = next((name for name in mappable if any(_fits(row, LAYOUTS[name]) for row in rows)), None)
-    if told is None and _asks_only(rows, seen):
+        detected = next((name for name in mappable if any(_fits(row, LAYOUTS[name]) for row in rows)), None)
+    if detected is None and _asks_only(rows, seen):
         message, hint = f"{file} has prompts and no answers: its columns are {_listed(seen)}", ANSWER_THEM
         raise DpoError(message, where=where, hint=hint, exit_code=USAGE)
-    if told is None:
+    if detected is None:
         message = f"can't tell the layout of {file}: it has the columns {_listed(seen)}"
         raise DpoError(message, where=where, hint=_nearest(seen, file, layouts), exit_code=USAGE)
-    return told
+    return detected
 
 
 ANSWER_THEM = "to let the model answer them, add sample: {answers: 4} to the source, and data.rater, which rates them"
@@ -111,7 +113,7 @@ def _fits(row: dict[str, Any], layout: LayoutOf) -> bool:
 def _is(row: dict[str, Any], layout: LayoutOf) -> bool:
     try:  # by what it holds: Arrow gives each row every column, and null for those that it hasn't got
         held = {name: value for name, value in row.items() if value is not None}
-        return _fits(held, layout) and layout.told_by(held)
+        return _fits(held, layout) and layout.looks_so(held)
     except (Malformed, RecursionError):
         return False
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 CHUNK = 1 << 20  # bytes
 SAMPLE = 1 << 18  # bytes with characters in them that are not UTF-8, from which an encoding is guessed
 FEW = 2  # so many bytes that are not UTF-8 are damage, not another encoding
-EVIDENCE = 10  # different characters beyond ASCII below which two readings of the same bytes can't be told apart
+EVIDENCE = 10  # different characters beyond ASCII below which two readings of the same bytes can't be distinguished
 
 BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
@@ -40,7 +40,7 @@ class Encoding:
 
 
 class UnknownEncoding(ValueError):
-    """A text is not UTF-8, and what else it may be can't be told for sure; says what is likely."""
+    """A text is not UTF-8, and what else it may be can't be detected for sure; says what is likely."""
 
 
 def detect(opened: Callable[[], AbstractContextManager[BinaryIO]]) -> Encoding:

@@ -28,7 +28,7 @@ SUFFIXES = (*KINDS, *(kind + packed for kind in KINDS[:6] for packed in COMPRESS
 
 
 def file_feed(name: str, path: Path) -> Feed:
-    """A feed of a local file, by what its first bytes say it is; JSON and CSV are told apart by the suffix.
+    """A feed of a local file, by what its first bytes say it is; the suffix distinguishes JSON from CSV.
 
     Reading raises DpoError where the file is of no kind that can be read, damaged, or in an unknown encoding.
     """
@@ -58,7 +58,7 @@ def text_lines(path: Path) -> list[str]:
     """The lines of a text file, in whatever encoding it is.
 
     Raises:
-        DpoError: the encoding can't be told, or a byte doesn't fit it.
+        DpoError: the encoding can't be detected, or a byte doesn't fit it.
     """
     try:
         with _opened(path) as (stream, _):

@@ -95,7 +95,7 @@ def other_language(item: CandidateSet, options: Any, context: Context) -> str | 
 
 
 def think(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
-    """Thoughts at the start are cut, or kept with model.thinking; any that can't be told from the answer drop it."""
+    """Thoughts at the start are cut, or kept with model.thinking; what can't be separated drops the answer."""
     return without_thoughts(text, item.prompt, context.thinking)
 
 
@@ -224,7 +224,7 @@ PAIR_FILTERS: dict[str, PairFilter] = {
     "low_chosen": low_chosen,
 }  # fmt: skip
 # In the order of the contract. No function above gives `schema` and `unsupported` (layouts.py), `duplicate` and
-# `near_duplicate` (dedup.py), nor what is told by counting answers or tokens (`clean` and `fit` below).
+# `near_duplicate` (dedup.py), nor what is found by counting answers or tokens (`clean` and `fit` below).
 REASONS = (
     "schema", "unsupported", "garbled", "contaminated", "language", "duplicate", "near_duplicate",
     "no_response", "single_response", "think", "markers", "echo", "template", "short", "no_score",

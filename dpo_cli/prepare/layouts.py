@@ -252,7 +252,7 @@ class LayoutOf:
 
     read: Callable[[Row, Settings], CandidateSet]
     needs: tuple[frozenset[str], ...]
-    told_by: Callable[[Row], bool] = lambda row: True
+    looks_so: Callable[[Row], bool] = lambda row: True
     reads: frozenset[str] | None = None
     grouped: bool = False
     sampled: bool = False

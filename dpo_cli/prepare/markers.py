@@ -42,7 +42,7 @@ _UNUSUAL = tuple(
 def without_thoughts(text: str, prompt: Sequence[Message], thinking: bool) -> str | None:
     """Cut closed blocks of thought at the start, or with `thinking` make them one <think> block.
 
-    None where any other tag of that kind is left: what is thought there and what is answer can't be told.
+    None where any other tag of that kind is left: thought and answer can't be separated.
     """
     if text.lstrip()[:1] in ("<", "*", "#"):
         unusual = next(filter(None, (pattern.match(text) for pattern in _UNUSUAL)), None)

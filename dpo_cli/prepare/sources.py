@@ -198,7 +198,7 @@ def table_feed(name: str, table: Any) -> Feed:
 
 
 def _hub_hint(error: Exception) -> str:
-    """What mends an error of the Hub, by the kind of the error and of those that caused it."""
+    """What fixes an error of the Hub, by the kind of the error and of those that caused it."""
     kinds, cause = "", error
     while cause is not None:
         kinds, cause = f"{kinds} {type(cause).__name__}", cause.__cause__ or cause.__context__  # type: ignore[assignment]
