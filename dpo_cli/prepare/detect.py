@@ -11,9 +11,10 @@ from typing import Any
 
 from dpo_cli.errors import USAGE, DpoError, did_you_mean, either
 from dpo_cli.prepare.feed import Broken, Feed, Ticker
-from dpo_cli.prepare.layouts import LAYOUTS, MAPPABLE, LayoutOf, read_row, tools_of
+from dpo_cli.prepare.layouts import LAYOUTS, MAPPABLE, LayoutOf
 from dpo_cli.prepare.messages import Malformed
 from dpo_cli.prepare.preferred import Settings
+from dpo_cli.prepare.read_row import read_row, tools_of
 from dpo_cli.recipe import Recipe, Source
 from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.records import CandidateSet

@@ -11,9 +11,10 @@ from dpo_cli.prepare import sources
 from dpo_cli.prepare.detect import LOOKED_AT, candidate_sets, layout_of
 from dpo_cli.prepare.feed import Broken, Feed
 from dpo_cli.prepare.filters import ALL_BUT, begins_with
-from dpo_cli.prepare.layouts import LAYOUTS, MAPPABLE, LayoutOf, read_row
+from dpo_cli.prepare.layouts import LAYOUTS, MAPPABLE, LayoutOf
 from dpo_cli.prepare.messages import Malformed
 from dpo_cli.prepare.preferred import Settings
+from dpo_cli.prepare.read_row import read_row
 from dpo_cli.recipe import Recipe, Source
 from dpo_cli.records import CandidateSet
 
