@@ -214,6 +214,16 @@ def evaluate(
             print_report(job.run["eval"])
 
 
+def _export_stage() -> Callable[..., Any]:
+    """Import what exports, after what keeps its libraries quiet; seconds that a finished export does not cost."""
+    from dpo_cli import backends
+
+    backends.import_backend(backends.Backend("hf", "export"))
+    from dpo_cli.export.export import export
+
+    return export
+
+
 @stage_command("export", "export recipes/smoke.yaml", "export mine.yaml --set export.formats=[merged,gguf] --dry-run")
 def export(
     job: Job,
@@ -226,18 +236,17 @@ def export(
     loaded, run = job.recipe, job.run
     with job.lock("export", view=dry_run, again=prune):
         run.require("train", loaded, job.command("train"))
-        from dpo_cli.export.export import export as stage
-        from dpo_cli.export.export import prune as remove_others
-        from dpo_cli.export.export import push
+        from dpo_cli.export.upkeep import prune as remove_others
+        from dpo_cli.export.upkeep import push
 
         if dry_run:
-            console.print_files(loaded, stage(loaded, run, dry_run=True).planned)
+            console.print_files(loaded, _export_stage()(loaded, run, dry_run=True).planned)
             return
 
         def work() -> None:
             _look_at(loaded, ["model", "merge_base"])
             job.say(f"export: {', '.join(loaded.export.formats)}")
-            exported = stage(loaded, run, quiet=job.quiet)
+            exported = _export_stage()(loaded, run, quiet=job.quiet)
             job.say(f"export: {len(exported.checks)} checks passed -> {run['export']}")
 
         job.run_stage("export", work)

@@ -50,9 +50,9 @@ def print_files(loaded: Recipe, planned: Sequence[tuple[str, int]]) -> None:
     from dpo_cli.export import hub
 
     formats = loaded.export.formats
-    say(f"export would write {len(planned)} files, {sum(size for _, size in planned):,} bytes; 0: not yet known")
+    say(f"export would write {len(planned)} files, about {sum(size for _, size in planned) / 1e6:,.1f} MB")
     for name, size in planned:
-        say(f"  {size:>15,}  {name}")
+        say(f"  {f'{size / 1e6:,.1f} MB' if size else '':>15}  {name}")
     if "hub" in formats:
         parts = ((name.split("/", 1), size) for name, size in planned)
         sent = {hub.path_in_repo(kind, name, formats): size for (kind, name), size in parts} | {"verify.json": 0}

@@ -7,6 +7,11 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from dpo_cli import model_files, models
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
@@ -94,8 +99,6 @@ def compare(recipe: Recipe, base: Path) -> None:
     Raises:
         DpoError: they are configs of two models.
     """
-    from transformers import AutoConfig
-
     trained = model_files.location(recipe.model.id)
     if trained == name(recipe):
         return
@@ -115,8 +118,6 @@ def compare(recipe: Recipe, base: Path) -> None:
 
 
 def _fetch(base: str, commit: str | None, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
     wanted = [*TOKENIZER_FILES, "config.json", "README.md"]  # README.md: the model card repeats its licence
     wanted += ["*.safetensors", INDEX] if weights else []
     return Path(snapshot_download(base, revision=commit, allow_patterns=wanted, ignore_patterns=["*/*"]))
@@ -135,8 +136,6 @@ def stored(folder: Path) -> dict[str, Stored]:
     Raises:
         ValueError: a file is missing, cut short or not safetensors, or the index does not list what is in them.
     """
-    from safetensors import SafetensorError, safe_open
-
     index = folder / INDEX
     listed: dict[str, str] = read_json(index)["weight_map"] if index.is_file() else {}
     found: dict[str, Stored] = {}
@@ -154,18 +153,10 @@ def stored(folder: Path) -> dict[str, Stored]:
     return found
 
 
-def expected(folder: Path) -> dict[str, Stored]:
-    """What `stored` would find, told from `config.json` alone, for a base that is not fetched yet."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(folder)
+def parameters(folder: Path) -> int:
+    """Count a model's parameters by its `config.json` alone, for a base that is not fetched yet."""
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
-    tensors: dict[str, Stored] = {}
-    for key, tensor in model.named_parameters():  # a tied head is the embedding's parameter, and named once
-        tensors[key] = Stored(folder / WHOLE, tuple(tensor.shape), "F16" if config.dtype == torch.float16 else "BF16")
-    return tensors
+        return int(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).num_parameters())
 
 
 def dtype_16bit(tensors: dict[str, Stored]) -> str:

@@ -1,7 +1,7 @@
 """The model card (README.md) of an exported folder, in the form that the Hugging Face Hub reads.
 
 It says what the weights are, how they were made and checked, what held-out pairs show, and how to run them. Figures
-come from the run's files; nothing is computed here. The page is the Jinja template beside this file. A card is made
+come from the run's reports; nothing is computed here. The page is the Jinja template beside this file. A card is made
 to be published: local paths appear by their last part only.
 """
 
@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dpo_cli import chat, model_files, models
 from dpo_cli.disk import write_text
 from dpo_cli.export import base as base16
 from dpo_cli.export import hub
+from dpo_cli.export.formats import FORMATS
 from dpo_cli.export.parity import Check
 from dpo_cli.published import recipe_yaml, without_paths
 from dpo_cli.recipe import Recipe
@@ -27,7 +30,6 @@ from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.records import ROWS_ARE
 from dpo_cli.run import Run
 
-LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf", "ollama": "gguf"}
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
 
 
@@ -39,8 +41,6 @@ def write_card(recipe: Recipe, run: Run, folder: Path, kind: str, checks: Sequen
         kind: adapter, merged, gguf or ollama.
         checks: of the whole export; the card shows those of its kind (`merged.effect`, …).
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         trim_blocks=True,
@@ -49,8 +49,8 @@ def write_card(recipe: Recipe, run: Run, folder: Path, kind: str, checks: Sequen
         keep_trailing_newline=True,
     )
     environment.filters |= {"shell": lambda text: shlex.quote(str(text)), "cell": _cell, "plain": _plain}
-    kinds = ("gguf.", "ollama.") if kind == "ollama" else (f"{kind}.",)  # its weights are the GGUF
-    own = [check for check in checks if check["name"].startswith((*kinds, "gap_"))]
+    about = (f"{kind}.", f"{FORMATS[kind].weights}.", "gap_")
+    own = [check for check in checks if check["name"].startswith(about)]
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     page = environment.get_template("card.jinja").render(
         front_matter=front_matter(recipe, run, kind).to_yaml(),
@@ -70,8 +70,6 @@ def write_card(recipe: Recipe, run: Run, folder: Path, kind: str, checks: Sequen
 
 def front_matter(recipe: Recipe, run: Run, kind: str) -> Any:
     """The card's metadata as huggingface_hub's `ModelCardData`; only ids that the Hub knows, and no guessed licence."""
-    from huggingface_hub import ModelCardData
-
     base = models.merge_base(recipe)
     prepared = _prepared(run)
     licence = _licence(base, base16.revision(recipe))
@@ -79,7 +77,7 @@ def front_matter(recipe: Recipe, run: Run, kind: str) -> Any:
         base_model=base if _on_hub(base) else None,
         # merge is the Hub's word for several models made one; an adapter merged into its base is a fine-tune.
         base_model_relation=None if not _on_hub(base) else "adapter" if kind == "adapter" else "finetune",
-        library_name=LIBRARIES[kind],
+        library_name=FORMATS[kind].library,
         pipeline_tag="text-generation",
         language=[one for one in prepared["languages"] if re.fullmatch("[a-z]{2,3}", one)] or None,
         datasets=[source.id for source in recipe.data.sources if _on_hub(source.id)] or None,
@@ -101,19 +99,13 @@ def _use(recipe: Recipe, run: Run, folder: Path, kind: str) -> dict[str, Any]:
     # In quotes transformers, PEFT and vLLM take a repository's name as they take a folder.
     here = repository if repository and at_root and kind in ("adapter", "merged") else "."
     first = next((one for one in hub.ROOT_FIRST if one in formats), kind)
-    beside = {
-        "adapter": "the adapter by itself, in `adapter/`",
-        "gguf": f"a {recipe.export.gguf} GGUF for llama.cpp",
-        "ollama": "a Modelfile for Ollama",
-    }
+    beside = [FORMATS[one].beside.format(gguf=recipe.export.gguf) for one in FORMATS if one in formats and one != kind]
     slug = re.sub(r"[^a-z0-9._-]+", "-", recipe.name.lower()).strip("-.") or "model"
     return {
         "repository": repository,
         "here": here,
         "fetch": f"hf download {repository} --local-dir {slug}" if repository and here == "." else None,
-        "others": [said for one, said in beside.items() if one in formats and one != kind]
-        if repository and kind == first
-        else [],
+        "others": [text for text in beside if text] if repository and kind == first else [],
         "base": without_paths(models.merge_base(recipe)),
         "builtin": models.merge_base(recipe).startswith("builtin:"),
         "revision": base16.revision(recipe),
@@ -134,15 +126,6 @@ def _training(recipe: Recipe, run: Run, kind: str) -> dict[str, Any]:
     rows_of = f"{_prepared(run)['pairs']['train']:,} {kind_of[recipe.data.format]}"
     method, base = train.method.upper(), without_paths(models.merge_base(recipe))
     weights = "4-bit NF4" if recipe.model.load_in_4bit else f"dtype {recipe.model.dtype}"
-    shown = {
-        "adapter": f"A LoRA adapter for {base}, trained with {method} on {rows_of}. It holds the "
-        f"trained difference alone and is loaded on the base in 16-bit.",
-        "merged": f"{base} after {method} on {rows_of}: 16-bit weights with the adapter merged in, "
-        "which load by themselves.",
-        "gguf": f"{base} after {method} on {rows_of}, with the adapter merged in: one {recipe.export.gguf} GGUF file.",
-        "ollama": f"{base} after {method} on {rows_of}, with the adapter merged in: a "
-        f"{recipe.export.gguf} GGUF file and its Modelfile.",
-    }
     given = recipe.model.adapter
     started = f" + {f'the adapter {given}' if _on_hub(given) else 'a LoRA trained before'}" if given else ""
     loss = [f"loss {' + '.join(train.losses)}"] if train.losses else []  # ORPO has but one, and no name for it
@@ -167,34 +150,44 @@ def _training(recipe: Recipe, run: Run, kind: str) -> dict[str, Any]:
         ("seed", recipe.seed),
         ("trained on", f"{record.get('device', '–')}, backend {record.get('backend', '–')}"),
     ]
-    return {"what": shown[kind], "training": rows}
+    what = FORMATS[kind].sentence.format(base=base, training=f"{method} on {rows_of}", gguf=recipe.export.gguf)
+    return {"what": what, "training": rows}
 
 
 def _evaluation(recipe: Recipe, run: Run) -> dict[str, Any]:
-    """Verdict, warnings and figures as `eval/report.md` has them; none where eval has not seen this very adapter."""
-    path = run["eval"] / "report.md"
-    if not path.is_file() or not run.state("eval", recipe).fresh:
-        return {"evaluation": None}
-    _, _, report = path.read_text(encoding="utf-8").partition("\n\n")  # the title
-    figures, _, _ = report.partition("\n## Reward accuracy\n")
-    return {"evaluation": figures.replace("\n## ", "\n### ").strip()}
+    """Verdict and tables of eval/report.md; none where eval has not seen this very adapter."""
+    if not run.state("eval", recipe).fresh:
+        return {"evaluation": ""}
+    wanted = ("", "Held-out pairs", "Sampled answers", "Judge")
+    return {"evaluation": _sections(run["eval"] / "report.md", wanted)}
 
 
 def _data(recipe: Recipe, run: Run) -> dict[str, Any]:
+    """What was read, and the funnel of data/report.md."""
     prepared = _prepared(run)
     known = prepared.get("provenance", {}).get("sources", {})
-    rows = []
-    for label, source in prepared["sources"].items():
+    sources = []
+    for label in prepared["sources"]:
         about = known.get(label, {})
-        dropped = ", ".join(f"{reason} {count:,}" for reason, count in source["dropped"].items()) or "–"
-        name = without_paths(about.get("id") or label) + (
-            f" @ {about['revision'][:12]}" if about.get("revision") else ""
-        )
-        rows.append([name, about.get("layout") or "–", f"{source['in']:,}", f"{source['kept']:,}", dropped])
+        at = f" @ {about['revision'][:12]}" if about.get("revision") else ""
+        sources.append(f"{without_paths(about.get('id') or label)}{at}")
     pairs, rows_are = prepared["pairs"], ROWS_ARE[recipe.data.format]
     spoken = ", ".join(f"{one} {counts['got']:,}" for one, counts in prepared["languages"].items())
-    said = f"{pairs['train']:,} {rows_are} were trained on ({spoken}); {pairs['eval']:,} are held out."
-    return {"sources": rows, "pairs_said": said}
+    trained = f"{pairs['train']:,} {rows_are} were trained on ({spoken}); {pairs['eval']:,} are held out."
+    funnel = _sections(run["prepare"] / "report.md", ("Funnel",))
+    return {"sources": sources, "trained": trained, "funnel": funnel}
+
+
+def _sections(report: Path, wanted: Sequence[str]) -> str:
+    """Parts of a Markdown report by their headings, one level lower; "" is what stands below its title."""
+    if not report.is_file():
+        return ""
+    text = report.read_text(encoding="utf-8")
+    opening, *parts = re.split(r"^##? (.*)\n", f"\n{text}", flags=re.MULTILINE)[2:]
+    found = {"": opening.strip()}
+    for heading, part in zip(parts[::2], parts[1::2], strict=True):
+        found.setdefault(heading, f"### {heading}\n\n{part.strip()}")  # the first: later ones may be in an answer
+    return without_paths("\n\n".join(found[one] for one in wanted if found.get(one)))
 
 
 def _reproduction(recipe: Recipe, run: Run) -> dict[str, Any]:
@@ -226,8 +219,6 @@ def _on_hub(name: str) -> bool:
 
 def _licence(base: str, revision: str | None) -> dict[str, Any]:
     """What the base's own card says of its licence, where that card is on this machine; else nothing."""
-    from huggingface_hub import ModelCard, try_to_load_from_cache
-
     card = Path(model_files.location(base)) / "README.md"
     if _on_hub(base):
         cached = try_to_load_from_cache(base, "README.md", revision=revision)

@@ -1,7 +1,6 @@
-"""Qwen3 as one GGUF file: written tensor by tensor, and quantised.
+"""Qwen3 as one GGUF file: written tensor by tensor, and quantised; other models through llama.cpp's own converter.
 
-Names, types and metadata are those of llama.cpp's own convert_hf_to_gguf.py; whatever is not known to be safe here
-(another architecture, another tokenizer) is left to that script, with the command to run.
+Names, types and metadata are those of that converter, convert_hf_to_gguf.py.
 """
 
 from __future__ import annotations
@@ -11,16 +10,22 @@ import errno
 import math
 import os
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import gguf
+import numpy as np
+from safetensors import safe_open
+from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
 from dpo_cli.errors import DpoError
 from dpo_cli.export import base as base16
 from dpo_cli.export import gguf_tokenizer, llamacpp
 from dpo_cli.export.base import read_json
+from dpo_cli.families import FAMILIES, family_of
 from dpo_cli.recipe import GgufType
 
+ARCHITECTURE = next(family.gguf for family in FAMILIES if family.gguf)  # the one that is written here
 DIRECT: tuple[GgufType, ...] = ("f32", "f16", "bf16", "q8_0")  # what the gguf package writes by itself
 ROWS = 8192  # of a matrix that are converted at a time: as float32 a whole embedding would take four times its file
 
@@ -39,17 +44,30 @@ CONFIG_KEYS = {
 }
 
 
-def require(folder: Path, kind: GgufType) -> None:
+def strange(folder: Path) -> list[str]:
+    """List what keeps a model from being written here; then llama.cpp's converter does it."""
+    config = read_json(folder / "config.json")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    known = {**config, "rope_type": rope.get("rope_type", rope.get("type", "default"))}
+    family = family_of(config)
+    found = [] if family and family.gguf else [f"model_type: {config.get('model_type')}"]
+    plain = {"attention_bias": False, "use_sliding_window": False, "rope_type": "default"}
+    found += [f"{key}: {known[key]}" for key, value in plain.items() if known.get(key, value) != value]
+    if not found and gguf_tokenizer.pre_tokenizer(read_json(folder / "tokenizer.json")) is None:
+        found.append("a tokenizer that splits words in a way of its own")
+    return found
+
+
+def require(folder: Path, kind: GgufType, llama_cpp: str | None = None) -> None:
     """Find out before anything big is written whether a model can become a GGUF of this kind on this machine.
 
     Args:
         folder: with `config.json` and `tokenizer.json`; the base's will do, for a merge changes neither.
+        llama_cpp: `export.llama_cpp`.
 
     Raises:
-        DpoError: no `gguf` package, not a plain Qwen3, an unknown tokenizer, or no quantiser for a K-quant.
+        DpoError: no plain Qwen3 and no converter, nothing that could read the file back, or no quantiser for a K-quant.
     """
-    if not find_spec("gguf"):
-        raise DpoError("a GGUF needs the gguf package", where="export.gguf", hint="pip install 'dpo-cli[gguf]'")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
             raise DpoError(
@@ -58,49 +76,61 @@ def require(folder: Path, kind: GgufType) -> None:
                 hint="write it: python -c 'from transformers import AutoTokenizer as T; "
                 f'T.from_pretrained("{folder}").save_pretrained("{folder}")\'',
             )
-    config = read_json(folder / "config.json")
-    tokenizer = read_json(folder / "tokenizer.json")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    known = {**config, "rope_type": rope.get("rope_type", rope.get("type", "default"))}
-    plain = {"model_type": "qwen3", "attention_bias": False, "use_sliding_window": False, "rope_type": "default"}
-    strange = [f"{key}: {known[key]}" for key, value in plain.items() if known.get(key, value) != value]
-    if gguf_tokenizer.pre_tokenizer(tokenizer) is None:
-        strange.append("a tokenizer that splits words in a way of its own")
-    if strange:
+    odd = strange(folder)
+    if odd and not llamacpp.converter(llama_cpp):
         raise DpoError(
-            f"a GGUF is written of plain Qwen3 only, and this model has {', '.join(strange)}",
+            f"a GGUF is written of plain Qwen3 only, and this model has {', '.join(odd)}",
             where=str(folder),
-            hint="export merged, then: python llama.cpp/convert_hf_to_gguf.py export/merged --outtype "
-            f"{kind if kind in DIRECT else 'bf16'} --outfile model.gguf",
+            hint=f"set export.llama_cpp (or $LLAMA_CPP_DIR) to a llama.cpp with its {llamacpp.CONVERTER}",
+        )
+    if odd and not readable(folder) and not llamacpp.installed():
+        raise DpoError(
+            f"nothing here reads such a GGUF ({', '.join(odd)}) back, so it could not be checked",
+            where="export.formats",
+            hint="pip install llama-cpp-python, or leave gguf and ollama out",
         )
     if kind not in DIRECT:
-        llamacpp.quantiser(kind)
+        llamacpp.quantiser(kind, llama_cpp)
 
 
-def write_gguf(merged: Path, kind: GgufType, target: Path) -> None:
+def readable(folder: Path) -> bool:
+    """Whether transformers reads GGUF files of this architecture."""
+    kind = str(read_json(folder / "config.json").get("model_type"))
+    return bool({kind, kind.removesuffix("_text")} & set(GGUF_SUPPORTED_ARCHITECTURES))
+
+
+def write_gguf(merged: Path, kind: GgufType, target: Path, llama_cpp: str | None = None) -> None:
     """Write a merged model as one GGUF file with its tokenizer and chat template.
 
-    Memory stays near one tensor, as it is stored. K-quants go through llama.cpp (`llama-quantize` in $LLAMA_CPP_DIR
-    or on PATH, else llama-cpp-python) from a file of the stored precision, which is removed afterwards.
+    Memory stays near one tensor, as it is stored. K-quants go through `llama-quantize` from a file of the stored
+    precision, which is removed afterwards.
 
     Args:
-        merged: folder of a merged Qwen3 (safetensors, any number of shards, any float dtype).
+        merged: folder of a merged model (safetensors, any number of shards, any float dtype).
         target: file to write; its folder exists. Its stem, less the kind, becomes the model's name.
+        llama_cpp: `export.llama_cpp`.
 
     Raises:
-        DpoError: as `require` has it, or the quantiser failed.
+        DpoError: as `require` has it, or llama.cpp's program failed.
         OSError: the disk is full, or the file can't be written.
     """
-    require(merged, kind)
-    name = model_name(target, kind)
+    require(merged, kind, llama_cpp)
+    script = llamacpp.converter(llama_cpp) if strange(merged) else None
+
+    def write(one: GgufType, path: Path) -> None:
+        if script:
+            llamacpp.convert(script, merged, one, path)
+        else:
+            _write(merged, one, path, model_name(target, kind))
+
     if kind in DIRECT:
-        _write(merged, kind, target, name)
+        write(kind, target)
         return
-    quantise = llamacpp.quantiser(kind)
+    program = llamacpp.quantiser(kind, llama_cpp)
     aside = target.with_name(f".{target.stem}-16bit.gguf")
     try:
-        _write(merged, _stored_kind(merged), aside, name)
-        quantise(aside, target)
+        write(_stored_kind(merged), aside)
+        llamacpp.quantise(program, kind, aside, target)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -111,11 +141,8 @@ def model_name(target: Path, kind: GgufType) -> str:
 
 def _write(merged: Path, kind: GgufType, target: Path, name: str) -> None:
     """A GGUF opens with the list of its tensors, so the shards are gone through twice: for shapes, then for numbers."""
-    import gguf
-    import numpy as np
-
     config = read_json(merged / "config.json")
-    writer = gguf.GGUFWriter(target, "qwen3")
+    writer = gguf.GGUFWriter(target, ARCHITECTURE)
     _describe(writer, merged, config, kind, name)
     for ggml_name, tensor in named_tensors(merged, config):
         shape = tensor.get_shape()
@@ -139,13 +166,11 @@ def _write(merged: Path, kind: GgufType, target: Path, name: str) -> None:
 
 def _describe(writer: Any, merged: Path, config: dict[str, Any], kind: GgufType, name: str) -> None:
     """Add all metadata to a GGUFWriter."""
-    import gguf
-
     writer.add_type("model")
     writer.add_name(name)
     for key, value in settings(config).items():
         add: Any = writer.add_uint32 if isinstance(value, int) else writer.add_float32
-        add(f"qwen3.{key}", value)
+        add(f"{ARCHITECTURE}.{key}", value)
     writer.add_file_type(_file_type(kind))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     gguf_tokenizer.add_tokenizer(writer, merged, config["vocab_size"])
@@ -153,9 +178,7 @@ def _describe(writer: Any, merged: Path, config: dict[str, Any], kind: GgufType,
 
 def metadata(merged: Path, kind: GgufType, name: str) -> dict[str, Any]:
     """Return all metadata of a merged model's GGUF: key -> value."""
-    import gguf
-
-    writer = gguf.GGUFWriter(None, "qwen3")
+    writer = gguf.GGUFWriter(None, ARCHITECTURE)
     _describe(writer, merged, read_json(merged / "config.json"), kind, name)
     return {key: one.value for key, one in writer.kv_data[0].items()}
 
@@ -173,8 +196,6 @@ def settings(config: dict[str, Any]) -> dict[str, int | float]:
 
 def _tensors(merged: Path, config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Every tensor of every shard as (name, slice that reads rows when asked), always in the same order."""
-    from safetensors import safe_open
-
     for shard in sorted(merged.glob("*.safetensors")):
         with safe_open(shard, framework="pt") as file:
             for key in sorted(file.keys()):
@@ -182,11 +203,14 @@ def _tensors(merged: Path, config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
                     yield key, file.get_slice(key)
 
 
+def tensor_names(config: dict[str, Any]) -> Any:
+    """What maps transformers' names of tensors to GGUF's."""
+    return gguf.get_tensor_name_map(gguf.MODEL_ARCH[ARCHITECTURE.upper()], config["num_hidden_layers"])
+
+
 def named_tensors(merged: Path, config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Every tensor by GGUF's name, with a slice that reads rows when asked, always in the same order."""
-    import gguf
-
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config["num_hidden_layers"])
+    names = tensor_names(config)
     for key, tensor in _tensors(merged, config):
         ggml_name = names.get_name(key, try_suffixes=(".weight",))
         if ggml_name is None:
@@ -196,8 +220,6 @@ def named_tensors(merged: Path, config: dict[str, Any]) -> Iterator[tuple[str, A
 
 def tensor_type(kind: GgufType, shape: Sequence[int]) -> Any:
     """Norms stay float32, and rows that blocks of 32 don't fill float16, as in llama.cpp."""
-    import gguf
-
     if len(shape) == 1:
         return gguf.GGMLQuantizationType.F32
     return gguf.GGMLQuantizationType["F16" if kind == "q8_0" and shape[-1] % 32 else kind.upper()]
@@ -205,9 +227,6 @@ def tensor_type(kind: GgufType, shape: Sequence[int]) -> Any:
 
 def encode(tensor: Any, stored: Any) -> Any:
     """A tensor's bytes in GGUF's encoding, as a numpy array."""
-    import gguf
-    import numpy as np
-
     shape = tensor.get_shape()
     encoded = np.empty((shape[0], _size(shape, stored) // shape[0]), np.uint8)
     for start in range(0, shape[0], ROWS):
@@ -218,8 +237,6 @@ def encode(tensor: Any, stored: Any) -> Any:
 
 def _size(shape: Sequence[int], stored: Any) -> int:
     """Bytes of a tensor in GGUF's encoding."""
-    import gguf
-
     return math.prod(gguf.quants.quant_shape_to_byte_shape(shape, stored))
 
 
@@ -229,6 +246,4 @@ def _stored_kind(merged: Path) -> GgufType:
 
 
 def _file_type(kind: GgufType) -> Any:
-    import gguf
-
     return gguf.LlamaFileType["ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"]

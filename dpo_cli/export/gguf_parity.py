@@ -7,7 +7,12 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import gguf
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dpo_cli import chat
 from dpo_cli.export import base as base16
@@ -18,10 +23,6 @@ from dpo_cli.export.gguf import CONFIG_KEYS
 from dpo_cli.export.parity import Check, at_least, at_most, equal, failed, reported
 from dpo_cli.inference import token_logps
 from dpo_cli.recipe import GgufType
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
 
 
 class Limits(NamedTuple):
@@ -86,20 +87,23 @@ def check_gguf(
         tuned, base: `token_logps` of the adapter on the 16-bit base, and of that base alone, at the `last`
             positions of each row.
     """
-    from transformers import AutoTokenizer
-
     try:
         fields = metadata(path)
     except Exception as error:  # a broken file breaks the reader anywhere
-        said = f"{type(error).__name__}: {error}"
-        return [failed("gguf.readable", said, "a whole GGUF")]
-    tokenizer = AutoTokenizer.from_pretrained(merged)
-    checks = _check_metadata(fields, gguf_writer.metadata(merged, kind, gguf_writer.model_name(path, kind)), tokenizer)
-    checks += _check_bytes(path, kind, merged) if kind in gguf_writer.DIRECT else []
-    model = _reload(path, fields, outputs.placement(base16.stored(merged)))
-    checks += _check_weights(model, fields["tensors"], kind, merged)
-    checks += _check_numbers("gguf", kind, token_logps(model, rows, last), tuned, base)
-    del model  # llama.cpp loads one of its own
+        return [failed("gguf.readable", f"{type(error).__name__}: {error}", "a whole GGUF")]
+    tokenizer, checks = AutoTokenizer.from_pretrained(merged), list[Check]()
+    own = not gguf_writer.strange(merged)  # else llama.cpp's converter wrote it, whose metadata are its own affair
+    if own:
+        wanted = gguf_writer.metadata(merged, kind, gguf_writer.model_name(path, kind))
+        checks += _check_metadata(fields, wanted)
+    checks += _check_vocabulary(fields, tokenizer)
+    if own and kind in gguf_writer.DIRECT:
+        checks += _check_bytes(path, kind, merged)
+    if own or gguf_writer.readable(merged):
+        model = _reload(path, fields if own else None, merged, outputs.placement(base16.stored(merged)))
+        checks += _check_weights(model, fields["tensors"] if own else None, kind, merged)
+        checks += _check_numbers("gguf", kind, token_logps(model, rows, last), tuned, base)
+        del model  # llama.cpp loads one of its own
     if llamacpp.installed():
         checks += _check_llama_cpp(path, kind, tokenizer, rows, tuned, base, last)
     return checks
@@ -107,19 +111,20 @@ def check_gguf(
 
 def metadata(path: Path) -> dict[str, Any]:
     """What a GGUF says of itself by key, and under "tensors" their names; reads no numbers, but misses none."""
-    import gguf
-
     reader = gguf.GGUFReader(path)
     names = {tensor.name for tensor in reader.tensors}
     return {"tensors": names} | {key: field.contents() for key, field in reader.fields.items()}
 
 
-def _check_metadata(fields: dict[str, Any], wanted: dict[str, Any], tokenizer: Any) -> list[Check]:
-    """All that is to be there with its value and nothing else; vocabulary and ends as transformers loads them, too."""
-    import gguf
-
+def _check_metadata(fields: dict[str, Any], wanted: dict[str, Any]) -> list[Check]:
+    """All that is to be there with its value, and nothing else."""
     there = {key: value for key, value in fields.items() if not key.startswith(READERS)}
     differ = {key for key in there.keys() | wanted.keys() if not _same(there.get(key), wanted.get(key))}
+    return [equal("gguf.metadata_differs", sorted(differ), [])]
+
+
+def _check_vocabulary(fields: dict[str, Any], tokenizer: Any) -> list[Check]:
+    """Tokens and ends are those of the tokenizer as transformers loads it."""
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     added = tokenizer.added_tokens_decoder
     types = fields["tokenizer.ggml.token_type"]
@@ -133,7 +138,6 @@ def _check_metadata(fields: dict[str, Any], wanted: dict[str, Any], tokenizer: A
     ]
     ends = fields.get("tokenizer.ggml.eos_token_id")
     return [
-        equal("gguf.metadata_differs", sorted(differ), []),
         equal("gguf.tokens_differ", len(wrong), 0),
         equal("gguf.end_token", ends, tokenizer.eos_token_id),
         equal("gguf.end_of_turn", fields.get("tokenizer.ggml.eot_token_id", ends), chat.turn_end(tokenizer) or ends),
@@ -149,9 +153,6 @@ def _same(one: Any, other: Any) -> bool:
 
 def _check_bytes(path: Path, kind: GgufType, merged: Path) -> list[Check]:
     """Every tensor to the bit, of the kinds that need no llama.cpp: norms tell little of one row of a large matrix."""
-    import gguf
-    import numpy as np
-
     there = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     wrong = []
     for name, tensor in gguf_writer.named_tensors(merged, read_json(merged / "config.json")):
@@ -167,17 +168,18 @@ def _check_bytes(path: Path, kind: GgufType, merged: Path) -> list[Check]:
     return [equal("gguf.weights", wrong[:5], [])]
 
 
-def _check_weights(model: PreTrainedModel, names: set[str], kind: GgufType, merged: Path) -> list[Check]:
-    """Every tensor is there and near the merged one: transformers makes up what a file lacks, llama.cpp refuses it."""
-    import gguf
-    import torch
+def _check_weights(model: PreTrainedModel, names: set[str] | None, kind: GgufType, merged: Path) -> list[Check]:
+    """Every tensor is there and near the merged one: transformers makes up what a file lacks, llama.cpp refuses it.
 
+    Args:
+        names: the tensors in the file, where they are those that are written here.
+    """
     config = read_json(merged / "config.json")
     wanted = base16.stored(merged)
     if config.get("tie_word_embeddings"):
         wanted.pop("lm_head.weight", None)
-    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config["num_hidden_layers"])
-    differ = names ^ {str(known.get_name(name, try_suffixes=(".weight",))) for name in wanted}
+    known = gguf_writer.tensor_names(config)
+    differ = names ^ {str(known.get_name(name, try_suffixes=(".weight",))) for name in wanted} if names else set()
     read, apart, scales = model.state_dict(), [], []
     for name, tensor in wanted.items():
         there, weight = read[name].float().cpu(), merge.read_tensor(tensor, name).float()
@@ -205,21 +207,21 @@ def _check_numbers(
     ]
 
 
-def _reload(path: Path, fields: dict[str, Any], where: outputs.Placement) -> PreTrainedModel:
-    """The model as transformers reads it, shaped by the file's own metadata.
+def _reload(path: Path, fields: dict[str, Any] | None, merged: Path, where: outputs.Placement) -> PreTrainedModel:
+    """The model as transformers reads it, shaped by the file's own metadata where they are written here.
 
     transformers could read those too, but it overlooks the head size, and reading the vocabulary takes it a minute.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    known = {ours: fields[f"qwen3.{key}"] for key, ours in CONFIG_KEYS.items()}
-    config = AutoConfig.for_model(
-        "qwen3",
-        **known,
-        rope_parameters={"rope_type": "default", "rope_theta": known["rope_theta"]},
-        vocab_size=len(fields["tokenizer.ggml.tokens"]),
-        tie_word_embeddings="output.weight" not in fields["tensors"],
-    )
+    config: Any = AutoConfig.from_pretrained(merged)
+    if fields is not None:
+        known = {ours: fields[f"{gguf_writer.ARCHITECTURE}.{key}"] for key, ours in CONFIG_KEYS.items()}
+        config = AutoConfig.for_model(
+            gguf_writer.ARCHITECTURE,
+            **known,
+            rope_parameters={"rope_type": "default", "rope_theta": known["rope_theta"]},
+            vocab_size=len(fields["tokenizer.ggml.tokens"]),
+            tie_word_embeddings="output.weight" not in fields["tensors"],
+        )
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
         model: Any = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, config=config, dtype=where.dtype
@@ -237,15 +239,13 @@ def _check_llama_cpp(
     last: int,
 ) -> list[Check]:
     """The same by the runtime that will serve the file, and the fixtures' tokens."""
-    import torch
-
     texts = [
         tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         for messages in outputs.fixtures(tokenizer)
     ]
     try:
         ids, logits = llamacpp.read(path, texts, rows, last)
-    except RuntimeError as error:
+    except ValueError as error:
         return [failed("gguf.llama_cpp.loads", str(error), "a model")]
     differ = sum(
         theirs != tokenizer(text, add_special_tokens=False)["input_ids"]

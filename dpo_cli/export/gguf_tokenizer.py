@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+import gguf
+
+from dpo_cli.export.base import read_json
+from dpo_cli.families import FAMILIES
+
 # How llama.cpp is to cut text into words before BPE, by the word-splitting rule in tokenizer.json: either the one
 # regex of a Split step, or True for ByteLevel's built-in one. A wrong name tokenises wrongly without any error.
-QWEN2_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-PRE_TOKENIZERS: dict[Any, str] = {(QWEN2_WORDS,): "qwen2", (True,): "gpt-2"}
+PRE_TOKENIZERS: dict[Any, str] = {(True,): "gpt-2"} | {(one.words[0],): one.words[1] for one in FAMILIES if one.words}
 
 
 def add_tokenizer(writer: Any, merged: Path, size: int) -> None:
@@ -21,45 +22,29 @@ def add_tokenizer(writer: Any, merged: Path, size: int) -> None:
         merged: folder with `tokenizer.json`, `tokenizer_config.json`, `config.json` and the template.
         size: rows of the embedding, which has more than the tokenizer has tokens.
     """
-    tokenizer, settings, config = (
-        json.loads((merged / name).read_text(encoding="utf-8"))
-        for name in ("tokenizer.json", "tokenizer_config.json", "config.json")
-    )
+    tokenizer = read_json(merged / "tokenizer.json")
     tokens, types = vocabulary(tokenizer, size)
     writer.add_tokenizer_model("gpt2")  # GGUF's name for byte-level BPE
     writer.add_tokenizer_pre(pre_tokenizer(tokenizer))
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    merges = tokenizer["model"]["merges"]
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
-
-    ids, numbers = {token: number for number, token in enumerate(tokens)}, dict[str, int]()
-    for kind in ("bos", "eos", "pad"):
-        entry = settings.get(f"{kind}_token")
-        number = (
-            ids[entry["content"] if isinstance(entry, dict) else entry] if entry else config.get(f"{kind}_token_id")
-        )
-        if isinstance(number, int):
-            numbers[kind] = number
-            writer.add_uint32(f"tokenizer.ggml.{'padding' if kind == 'pad' else kind}_token_id", number)
-    writer.add_add_bos_token(False)  # Qwen3 has none, whatever id the config names
+    special = gguf.SpecialVocab(merged, load_merges=True, special_token_types=("bos", "eos", "pad"), n_vocab=size)
+    special.add_special_token = {"bos": False}  # Qwen3 has none, whatever id the config names
     template = merged / "chat_template.jinja"  # comes before tokenizer_config.json's, as in transformers
-    text = template.read_text(encoding="utf-8") if template.is_file() else settings.get("chat_template") or ""
-    if text:
-        writer.add_chat_template(text)
+    if template.is_file():
+        special.chat_template = template.read_text(encoding="utf-8")
+    special.chat_template = special.chat_template or None
+    special.add_to_gguf(writer, quiet=True)
     generation = merged / "generation_config.json"
-    named = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") if generation.is_file() else None
-    written = [
-        end for end in (named if isinstance(named, list) else [named]) if end is not None and tokens[end] in text
-    ]
-    if written and numbers.get("eos") not in written:  # of a base made for text, whose eos is not what ends a turn
-        writer.add_eot_token_id(written[0])
+    named = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    text = str(special.chat_template)
+    ends = [end for end in (named if isinstance(named, list) else [named]) if end is not None and tokens[end] in text]
+    if ends and special.special_token_ids.get("eos") not in ends:  # of a base made for text, whose eos ends no turn
+        writer.add_eot_token_id(ends[0])
 
 
 def vocabulary(tokenizer: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     """Tokens and llama.cpp's types of them, by id; ids up to `size` that no token has are padding of the matrix."""
-    import gguf
-
     added = {token["content"]: token for token in tokenizer["added_tokens"]}
     by_id = {number: token for token, number in tokenizer["model"]["vocab"].items()}
     by_id |= {token["id"]: content for content, token in added.items()}

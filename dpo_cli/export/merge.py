@@ -9,7 +9,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig
 
 from dpo_cli import chat
 from dpo_cli.adapters import not_plain
@@ -17,9 +22,6 @@ from dpo_cli.disk import write_json
 from dpo_cli.errors import DpoError
 from dpo_cli.export import base as base16
 from dpo_cli.export.base import INDEX, WHOLE, Stored, read_json
-
-if TYPE_CHECKING:
-    import torch
 
 TEMPLATE = "chat_template.jinja"
 WEIGHTS = "adapter_model.safetensors"
@@ -61,8 +63,6 @@ def read_adapter(folder: Path, base: Path, tensors: Mapping[str, Stored]) -> Ada
     Raises:
         DpoError: it is no plain LoRA, or one of another model.
     """
-    from safetensors.torch import load_file
-
     config = read_json(folder / "adapter_config.json")
     special = not_plain(config)
     if special:
@@ -130,9 +130,6 @@ def write_merged(base: Path, adapter: Path, folder: Path, shard_bytes: int = SHA
     Raises:
         DpoError: the adapter does not fit the base, or makes weights that are no numbers.
     """
-    import torch
-    from safetensors.torch import save_file
-
     tensors = base16.stored(base)
     change = read_adapter(adapter, base, tensors)
     dtype: torch.dtype = getattr(torch, base16.dtype_16bit(tensors))
@@ -169,11 +166,13 @@ def _give_usual_mode(file: Path) -> None:
     file.chmod(0o666 & ~mask)
 
 
-def planned(tensors: Mapping[str, Stored], shard_bytes: int = SHARD_BYTES) -> dict[str, int]:
-    """The weight files that `write_merged` would write, with their bytes to within a header."""
-    shards = _shards(tensors, shard_bytes).items()
-    sizes = {file: sum(_bytes(tensors[name]) for name in names) for file, names in shards}
-    return sizes if WHOLE in sizes else sizes | {INDEX: 0}
+def planned(size: int, most: int = SHARD_BYTES) -> dict[str, int]:
+    """The weight files that `write_merged` would write of about so many bytes."""
+    if size <= most:
+        return {WHOLE: size}
+    count = math.ceil(size / most)
+    names = {f"model-{number:05}-of-{count:05}.safetensors": size // count for number in range(1, count + 1)}
+    return names | {INDEX: 0}
 
 
 def _shards(tensors: Mapping[str, Stored], most: int) -> dict[str, list[str]]:
@@ -197,8 +196,6 @@ def _bytes(tensor: Stored) -> int:
 
 def read_tensor(tensor: Stored, name: str) -> torch.Tensor:
     """Mapped: its pages are read when used, and the system may drop them again."""
-    from safetensors import safe_open
-
     with safe_open(tensor.file, framework="pt") as opened:
         return opened.get_tensor(name)
 
@@ -230,8 +227,6 @@ def name_turn_end(files: dict[str, bytes], base: Path, tokenizer: Any) -> None:
         files: of `tokenizer_files`, changed in place.
         tokenizer: of training.
     """
-    from transformers import GenerationConfig
-
     own = json.loads(files.get("generation_config.json", b"{}"))
     named = own.get("eos_token_id", read_json(base / "config.json").get("eos_token_id"))
     if chat.unnamed_end(GenerationConfig(eos_token_id=named), tokenizer):

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from dpo_cli import chat, machine, models
+from dpo_cli.errors import DpoError
 from dpo_cli.export import base as base16
 from dpo_cli.export.base import Stored
-from dpo_cli.inference import Answer, Sampling, generate, token_logps
+from dpo_cli.inference import Answer, Sampling, generate, in_batches, token_logps
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Answered, Message, read_answers
 from dpo_cli.run import Run
-
-if TYPE_CHECKING:
-    import torch
 
 ROWS = 8  # held-out answers that the models are compared on
 LAST = 64  # the last tokens of each; 8 x 64 rows of 151,936 floats are 311 MB
@@ -41,8 +44,6 @@ FIXTURES: tuple[list[Message], ...] = (
 
 def fixtures(tokenizer: Any) -> list[list[Message]]:
     """List those of FIXTURES that a chat template takes: some refuse a system turn, and training saw none then."""
-    from jinja2 import TemplateError
-
     taken = []
     for messages in FIXTURES:
         with suppress(TemplateError):
@@ -109,8 +110,6 @@ def placement(tensors: dict[str, Stored]) -> Placement:
 
     `engine.memory_limit` is about training: this holds one model at a time and no optimizer.
     """
-    import torch
-
     parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
     stored: torch.dtype = getattr(torch, base16.dtype_16bit(tensors))
     free = {"cpu": machine.free_memory()}
@@ -125,10 +124,6 @@ def placement(tensors: dict[str, Stored]) -> Placement:
 
 def load(folder: Path | str, where: Placement, *, revision: str | None = None, adapter: Path | None = None) -> Any:
     """A model to be asked, with an adapter on it where one is named; the caller drops it before the next."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
     gc.collect()  # PEFT's models hold circles: the last one would stay beside this one
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -139,5 +134,17 @@ def load(folder: Path | str, where: Placement, *, revision: str | None = None, a
 
 def collect(model: Any, asked: Probes, tokenizer: Any) -> Outputs:
     """Return a model's log-probabilities and greedy answers to the probes."""
-    answers = generate(model, tokenizer, asked.prompts, Sampling(MAX_NEW_TOKENS))
-    return Outputs(token_logps(model, asked.rows, LAST), answers)
+
+    def answer(prompts: Sequence[list[int]]) -> list[Answer]:
+        return generate(model, tokenizer, prompts, Sampling(MAX_NEW_TOKENS))
+
+    batches = in_batches(asked.prompts, len(asked.prompts), answer, _too_large)
+    return Outputs(token_logps(model, asked.rows, LAST), [one for batch in batches for one in batch])
+
+
+def _too_large(prompt: list[int]) -> DpoError:
+    return DpoError(
+        f"the memory does not hold one answer to a prompt of {len(prompt)} tokens",
+        where="export",
+        hint="end what else uses it, or export where there is more",
+    )

@@ -1,7 +1,7 @@
 """Is the exported file the model that was evaluated? Each check is {name, value, limit, ok}.
 
-The expected is the trained adapter on the 16-bit base. The 4-bit model that training saw differs from it by
-quantisation alone, which no export can help: that gap is reported, and fails nothing.
+Every export is compared with the trained adapter on the 16-bit base. The 4-bit model that training saw differs from
+that by quantisation alone, which no export can help: that gap is reported, and fails nothing.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
+
+import torch
+from safetensors import SafetensorError, safe_open
 
 from dpo_cli import chat
 from dpo_cli.export import merge, outputs
 from dpo_cli.export.base import INDEX, TOKENIZER_FILES, WHOLE, read_json, stored
+from dpo_cli.export.outputs import Outputs
 from dpo_cli.language import mostly_han
-
-if TYPE_CHECKING:
-    import torch
-
-    from dpo_cli.export.outputs import Outputs
 
 
 class Check(TypedDict):
@@ -146,8 +145,6 @@ def check_weights(folder: Path, base: Path, adapter: Path) -> list[Check]:
     Two tensors exchanged, or bits that a disk lost, may change what a model says by less than any limit on that. It is
     the writer's own sum; that the sum is right, one in float64 shows.
     """
-    import torch
-
     tensors, before = stored(folder), stored(base)
     change = merge.read_adapter(adapter, base, before)
     wrong, rounded, weights = [], 0, 0
@@ -177,8 +174,6 @@ def check_adapter_files(folder: Path, trained: Path, base_name: str, revision: s
         trained: `train/adapter`.
         base_name, revision: what it is to name as its base.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(folder / merge.WEIGHTS, framework="np") as file:
             foreign = [key for key in file.keys() if ".ref." in key]  # noqa: SIM118 - not a dict
@@ -269,16 +264,12 @@ def _merges(tokenizer: Any) -> Any:
 
 def mean_kl(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
     """Mean over positions of KL(one ‖ other) = Σ p log(p/q), in nats."""
-    import torch
-
     terms = [(p.exp() * (p - q)).sum(-1) for p, q in zip(one, other, strict=True)]
     return float(torch.cat(terms).mean())
 
 
 def top1_agreement(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
     """Share of positions whose likeliest token is the same."""
-    import torch
-
     return float(torch.cat([(p.argmax(-1) == q.argmax(-1)).float() for p, q in zip(one, other, strict=True)]).mean())
 
 

@@ -21,6 +21,7 @@ READS: dict[str, tuple[str, ...]] = {
 UNREAD: dict[str, tuple[str, ...]] = {
     "prepare": ("model.adapter", "model.adapter_revision", "model.load_in_4bit", "model.dtype", "model.merge_base"),
     "train": ("model.merge_base",),
+    "export": ("export.llama_cpp",),
 }
 UNREAD_WHERE_SAMPLED = ("model.merge_base",)  # by prepare, where the model answers the prompts
 PACE_KEYS = re.compile(rf"data\.(rater|sources\[\d+\]\.sample\.server)\.({'|'.join(PACE)})")

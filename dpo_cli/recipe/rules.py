@@ -394,7 +394,7 @@ RULES = (
     Rule("lora.dropout", _dropout, remark=True),
     Rule("model.revision", "does nothing: model.id is no Hub id", unless=lambda recipe: on_hub(recipe.model.id)),
     Rule(
-        "export.gguf",
+        "export.gguf export.llama_cpp",
         "does nothing unless export.formats names gguf or ollama",
         unless=lambda recipe: bool({"gguf", "ollama"} & set(recipe.export.formats)),
     ),

@@ -367,6 +367,7 @@ class Export(Section):
     gguf: Annotated[GgufType, BeforeValidator(_lower)] = Field(
         "q8_0", description="GGUF weight type; q2_k to q6_k need llama.cpp's llama-quantize"
     )
+    llama_cpp: str | None = Field(None, description="folder of llama.cpp: its converter and llama-quantize")
     hub: str | None = Field(None, description="repository to push to, as user/name; formats names hub too")
     hub_private: bool = Field(True, description="whether a repository that is made by the push is private")
 

@@ -369,6 +369,8 @@ def names_a_path(key: Key) -> bool:
             return True
         case ("data", "contamination", int()) | ("eval", "judge", "id") | ("data", "rater", "id"):
             return True
+        case ("export", "llama_cpp"):
+            return True
         case ("train", "deepspeed" | "fsdp_config" | "accelerator_config"):
             return True
     return False

@@ -17,7 +17,8 @@ from dpo_cli import recipe
 from dpo_cli import smoke as builtin
 from dpo_cli.errors import DpoError
 from dpo_cli.export import card, hub
-from dpo_cli.export.export import FAILED, Exported, export, prune, push, renew_cards
+from dpo_cli.export.export import FAILED, Exported, export
+from dpo_cli.export.upkeep import prune, push, renew_cards
 from dpo_cli.run import Run
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"

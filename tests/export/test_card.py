@@ -38,7 +38,8 @@ CHECKS: list[Check] = [
 ]
 
 
-REPORT = """# demo
+REPORT = """\
+# demo
 
 It learned the preference.
 
@@ -46,23 +47,32 @@ It learned the preference.
 
 ## Held-out pairs
 
-| held-out pairs | all, n = 40 |
-| --- | --- |
-| Reward accuracy | 98.4% (94.2–99.6) |
+|  | all | en | zh |
+| --- | ---: | ---: | ---: |
+| reward accuracy | 98.4% (94.2–99.6) | 98.4% (94.2–99.6) | 50.0% |
 
 ## Judge
 
-Judge: judge-32b (openai).
+judge-32b, by the file /home/alice/judge.txt
 
-## Reward accuracy
+## Answers
 
-not for a card
+## Judge
 
-## Drawn at random
+text of an answer
+"""
+FUNNEL = """\
+# Data report
 
-```text
-## Reward accuracy
-```
+## Funnel
+
+| prompts | HelpSteer2 | my\\|pairs | all |
+| --- | ---: | ---: | ---: |
+| prompts in | 120 | 20 | 140 |
+
+## Kept, for example
+
+- somebody's prompt
 """
 
 
@@ -88,6 +98,7 @@ def project(tmp_path: Path) -> tuple[recipe.Recipe, Run]:
     }
     with run.stage("prepare", loaded) as draft:
         write_json(draft.folder / "report.json", prepared)
+        (draft.folder / "report.md").write_text(FUNNEL, encoding="utf-8")
         (draft.folder / "train.jsonl").write_text("")
     train(loaded, run, "one")
     evaluate(loaded, run)
@@ -106,6 +117,7 @@ def train(loaded: recipe.Recipe, run: Run, weights: str) -> None:
 
 def evaluate(loaded: recipe.Recipe, run: Run) -> None:
     with run.stage("eval", loaded) as draft:
+        write_json(draft.folder / "metrics.json", {})
         (draft.folder / "report.md").write_text(REPORT, encoding="utf-8")
 
 
@@ -185,13 +197,15 @@ def test_nothing_of_this_machine_gets_out(project: tuple[recipe.Recipe, Run], tm
     assert "private/" not in text and "my|pairs.jsonl" in text
 
 
-def test_what_eval_found_is_in_the_card_as_its_report_has_it(project: tuple[recipe.Recipe, Run]) -> None:
+def test_figures_are_those_of_the_reports(project: tuple[recipe.Recipe, Run]) -> None:
     text = written(*project)
-    section = text.partition("\n## Evaluation\n")[2].partition("\n## Data\n")[0].strip()
-    assert section.startswith(
-        "It learned the preference.\n\n- Warning: only 7 held-out pairs in zh\n\n### Held-out pairs\n"
+    verdict = (
+        "## Evaluation\n\nIt learned the preference.\n\n- Warning: only 7 held-out pairs in zh\n\n### Held-out pairs\n"
     )
-    assert "| Reward accuracy | 98.4% (94.2–99.6) |" in section and section.endswith("Judge: judge-32b (openai).")
+    assert verdict in text and "| reward accuracy | 98.4% (94.2–99.6) | 98.4% (94.2–99.6) | 50.0% |" in text
+    assert "### Judge\n\njudge-32b, by the file judge.txt\n" in text
+    assert "text of an answer" not in text and "## Answers" not in text
+    assert "### Funnel\n\n| prompts | HelpSteer2 | my\\|pairs | all |" in text and "somebody's prompt" not in text
 
 
 def test_figures_of_an_earlier_adapter_are_not_shown(project: tuple[recipe.Recipe, Run]) -> None:
@@ -211,8 +225,8 @@ def test_training_data_and_checks_are_told(project: tuple[recipe.Recipe, Run]) -
         "| method | DPO, loss sigmoid + sft, beta 0.1 |",
         "| LoRA | r 24, alpha 48, on q_proj, v_proj |",
         "| steps | 46 |",
-        "| nvidia/HelpSteer2 @ 0123456789ab | helpsteer2 | 120 | 100 | tie 15, short 5 |",
-        "| my\\|pairs.jsonl | pairs | 20 | 20 | – |",
+        "- nvidia/HelpSteer2 @ 0123456789ab\n",
+        "- my|pairs.jsonl\n",
         "1,100 pairs were trained on (en 800, zh 300); 20 are held out.",
         "| merged.effect | 0.01649 | 0.0082 to 0.033 | passed |",
         "| merged.template | aaaaaaaaaaaa… | aaaaaaaaaaaa… | passed |",
@@ -268,7 +282,7 @@ def test_on_the_hub_the_card_says_where_the_other_formats_are(project: tuple[rec
     pushed = with_export(loaded, formats=["adapter", "merged", "gguf", "hub"], hub="me/model")
     merged, adapter = written(pushed, run), written(pushed, run, "adapter")
     assert 'from_pretrained("me/model"' in merged
-    assert "also holds the adapter by itself, in `adapter/`; a q8_0 GGUF for llama.cpp." in merged
+    assert "also holds the adapter alone, in `adapter/`; a q8_0 GGUF for llama.cpp." in merged
     assert "`hf download me/model --local-dir demo` makes (`cd adapter` in it)" in adapter
     alone = written(with_export(loaded, formats=["adapter", "hub"], hub="me/model"), run, "adapter")
     assert 'PeftModel.from_pretrained(base, "me/model")' in alone and "also holds" not in alone

@@ -14,12 +14,14 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from dpo_cli import smoke
+from dpo_cli import recipe, smoke
 from dpo_cli.errors import DpoError
 from dpo_cli.export import gguf, gguf_parity, outputs
+from dpo_cli.export.export import export as export_stage
 from dpo_cli.export.parity import Check
 from dpo_cli.inference import token_logps
 from dpo_cli.recipe import GgufType
+from dpo_cli.run import Run
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
@@ -148,7 +150,9 @@ def test_types_that_hold_bfloat16_hold_every_bit(untied: Exported, kind: GgufTyp
     path = tmp_path / "mine.gguf"
     gguf.write_gguf(untied.merged, kind, path)
     merged = AutoModelForCausalLM.from_pretrained(untied.merged, dtype=torch.float32).state_dict()
-    read = gguf_parity._reload(path, gguf_parity.metadata(path), outputs.Placement("cpu", torch.float32)).state_dict()
+    read = gguf_parity._reload(
+        path, gguf_parity.metadata(path), untied.merged, outputs.Placement("cpu", torch.float32)
+    ).state_dict()
     assert merged.keys() == read.keys()
     assert all(torch.equal(merged[name], read[name]) for name in merged)
 
@@ -335,10 +339,11 @@ def test_gpt2s_word_splitting_has_a_name_too(tied: Exported, tmp_path: Path) -> 
     assert gguf_parity.metadata(tmp_path / "mine.gguf")["tokenizer.ggml.pre"] == "gpt-2"
 
 
-def test_without_the_gguf_package(tied: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_gguf_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = recipe.load(Path(__file__).parents[2] / "recipes" / "smoke.yaml", ["export.formats=[gguf]"])
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(DpoError, match=r"pip install 'dpo-cli\[gguf\]'"):
-        gguf.require(tied.merged, "q8_0")
+        export_stage(loaded, Run(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -389,9 +394,21 @@ def test_a_failing_llama_quantize_has_the_last_word(
     assert not list((tmp_path / "out").iterdir())
 
 
+QUANTISE = """
+import sys, llama_cpp
+source, target, kind = sys.argv[1:]
+options = llama_cpp.llama_model_quantize_default_params()
+options.ftype = getattr(llama_cpp, "LLAMA_FTYPE_MOSTLY_" + kind)
+sys.exit(llama_cpp.llama_model_quantize(source.encode(), target.encode(), options))
+"""
+
+
 @pytest.mark.parametrize("kind", K_QUANTS)
-def test_k_quants_by_llama_cpp_python(untied: Exported, kind: GgufType, tmp_path: Path) -> None:
-    pytest.importorskip("llama_cpp")
+def test_k_quants(untied: Exported, kind: GgufType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not shutil.which("llama-quantize"):
+        pytest.importorskip("llama_cpp")
+        program(tmp_path / "bin", f"{sys.executable} -c '{QUANTISE}' \"$@\"")
+        monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path / "bin"))
     path = tmp_path / f"mine-{kind}.gguf"
     gguf.write_gguf(untied.merged, kind, path)
     # The likeliest tokens of a model that never was trained are near-ties, which any rounding decides.
@@ -420,29 +437,3 @@ def test_the_runtime_tokenises_and_computes_alike(exported: Exported, tmp_path: 
     checks = {check["name"]: check for check in exported.checks(path, "f16")}
     assert checks["gguf.llama_cpp.tokens_differ"]["ok"]
     assert checks["gguf.llama_cpp.mean_kl"]["value"] < 1e-3
-
-
-def test_the_runtime_says_why_it_can_not_load_a_file(tied: Exported, tmp_path: Path) -> None:
-    pytest.importorskip("llama_cpp")
-    from dpo_cli.export import llamacpp
-
-    path = tmp_path / "mine.gguf"
-    gguf.write_gguf(tied.merged, "f16", path)
-    os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(RuntimeError, match="load"):
-        llamacpp.read(path, [], tied.rows, LAST)
-
-
-def test_a_llama_cpp_built_for_another_cpu_takes_nothing_down(
-    tied: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "llama_cpp.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGILL)\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
-    monkeypatch.setenv("PATH", "")
-    path = tmp_path / "mine.gguf"
-    gguf.write_gguf(tied.merged, "f16", path)
-    failed = {check["name"]: check["value"] for check in tied.checks(path, "f16") if not check["ok"]}
-    assert failed.keys() == {"gguf.llama_cpp.loads"} and "crashed" in failed["gguf.llama_cpp.loads"]
-    with pytest.raises(DpoError, match="crashed"):
-        gguf.write_gguf(tied.merged, "q4_k_m", path)

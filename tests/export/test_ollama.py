@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from importlib.util import find_spec
@@ -13,10 +14,13 @@ import pytest
 from dpo_cli import recipe, smoke
 from dpo_cli.export import ollama
 from dpo_cli.export.outputs import FIXTURES
+from dpo_cli.families import FAMILIES
 from dpo_cli.recipe import Recipe
+from dpo_cli.records import Message
 from transformers import AutoTokenizer
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+ROWS = {family.name: family for family in FAMILIES}
 TEMPLATES = ("qwen3", "qwen3_instruct_2507")  # the second knows no thinking, so no empty think block either
 
 # Go's own template engine as Ollama calls it; argument: the template, input: chats as JSON.
@@ -85,6 +89,26 @@ def test_prompts_are_the_chat_templates(tokenizer: Any, folder: Path, name: str,
     assert (".Thinking" in template_of(folder)) is (thinking == "true")
 
 
+def render(template: str, messages: list[Message]) -> str:
+    """Execute the one form of Go template that `ollama.template` writes, but for joining neighbours of one role."""
+    template = template.replace("{{ if false }}<think>{{ .Thinking }}</think>{{ end }}", "")
+    parts = re.fullmatch(r"{{ range \.Messages }}(.*){{ end }}([^{}]*)", template, re.DOTALL)
+    assert parts and "{{" not in re.sub(r"{{ \.(Role|Content) }}", "", parts[1])
+    fields = [{"Role": message["role"], "Content": message["content"]} for message in messages]
+    turns = [re.sub(r"{{ \.(Role|Content) }}", lambda found, of=one: of[found[1]], parts[1]) for one in fields]
+    return "".join(turns) + parts[2]
+
+
+@pytest.mark.parametrize("kind", [kind for kind, family in ROWS.items() if family.turn])
+@pytest.mark.parametrize("thinking", ["false", "true"])
+def test_the_template_says_what_is_compared_with_the_chat_template(tokenizer: Any, kind: str, thinking: str) -> None:
+    with_template(tokenizer, "qwen3")
+    of, family = loaded(f"model.thinking={thinking}"), ROWS[kind]
+    written = ollama.template(tokenizer, of, family)
+    for messages in FIXTURES:
+        assert render(written, messages) == ollama.prompt(messages, family, ollama._opening(tokenizer, of))
+
+
 @pytest.mark.skipif(not shutil.which("go"), reason="needs Go")
 @pytest.mark.parametrize("thinking", ["false", "true"])
 def test_go_renders_as_our_renderer_does(tokenizer: Any, folder: Path, thinking: str) -> None:
@@ -95,7 +119,7 @@ def test_go_renders_as_our_renderer_does(tokenizer: Any, folder: Path, thinking:
     (folder / "main.go").write_text(GO)
     command = ["go", "run", str(folder / "main.go"), template]
     done = subprocess.run(command, input=json.dumps(chats), capture_output=True, text=True, check=True)
-    assert done.stdout == "".join(str(ollama.render(template, messages)) for messages in FIXTURES)
+    assert done.stdout == "".join(str(render(template, messages)) for messages in FIXTURES)
 
 
 def test_what_the_modelfile_says(tokenizer: Any, folder: Path) -> None:

@@ -1,0 +1,103 @@
+"""What is done with a finished export: formats pruned, cards brought up to date, pushed; light to import."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dpo_cli.disk import sha256, write_json
+from dpo_cli.export import hub
+from dpo_cli.recipe import Recipe
+from dpo_cli.run import Run
+
+FOLDERS = ("adapter", "merged", "gguf", "ollama")  # formats that are written, in this order
+
+
+def checks_of(run: Run) -> list[Any]:
+    """The checks of the export that is there; none before the first."""
+    file = run["export"] / "verify.json"
+    return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
+
+
+def format_of(check: Any) -> str:
+    return str(check["name"]).partition(".")[0]
+
+
+def evaluated(recipe: Recipe, run: Run) -> str | None:
+    """What tells one evaluation of this very adapter from another, for the cards show its figures; None without."""
+    if not run.state("eval", recipe).fresh:
+        return None
+    digest: str = run.record("eval")["outputs"]["eval/metrics.json"]
+    return digest
+
+
+@contextmanager
+def _changing(recipe: Recipe, run: Run, record: dict[str, Any], names: Iterable[str]) -> Iterator[None]:
+    """Change results of a complete export; the manifest lists none that a kill has left half-changed."""
+    names = set(names)
+    others = {name: digest for name, digest in record["outputs"].items() if name not in names}
+    run.write_record("export", recipe, run.record("export") | {"outputs": others})
+    yield
+    there = {name: run.folder / name for name in names if (run.folder / name).is_file()}
+    record["outputs"] = others | {name: sha256(path) for name, path in there.items()}
+    run.write_record("export", recipe, record)
+
+
+def prune(recipe: Recipe, run: Run) -> list[str]:
+    """Remove the formats of a complete export that `export.formats` does not name; returns their names."""
+    record, report = run.record("export"), "export/verify.json"
+    if record.get("status") != "complete":
+        return []
+    gone = [kind for kind in FOLDERS if kind not in recipe.export.formats and (run["export"] / kind).is_dir()]
+    if not gone and report in record["outputs"]:
+        return []
+    others = [kind for kind in FOLDERS if kind not in recipe.export.formats]
+    removed = tuple(f"export/{kind}/" for kind in others)
+    changed = [name for name in record["outputs"] if name.startswith(removed)] + [report]
+    with _changing(recipe, run, record, changed):
+        for kind in gone:
+            shutil.rmtree(run["export"] / kind)
+        write_json(run.folder / report, [one for one in checks_of(run) if format_of(one) not in others])
+    return gone
+
+
+def renew_cards(recipe: Recipe, run: Run) -> bool:
+    """Write the cards of a complete export anew where an evaluation has come after it; else do nothing.
+
+    What has been pushed counts as not pushed then.
+    """
+    record, figures = run.record("export"), evaluated(recipe, run)
+    if record.get("status") != "complete" or figures in (None, record.get("evaluated")):
+        return False
+    from dpo_cli.export.card import write_card  # seconds of imports, for nothing else here
+
+    kinds = [kind for kind in FOLDERS if (run["export"] / kind).is_dir()]
+    record |= {"evaluated": figures, "hub": None}
+    with _changing(recipe, run, record, [f"export/{kind}/README.md" for kind in kinds]):
+        for kind in kinds:
+            write_card(recipe, run, run["export"] / kind, kind, checks_of(run))
+    return True
+
+
+def push(recipe: Recipe, run: Run, *, quiet: bool = False) -> str | None:
+    """Push a complete export where `export.formats` names hub and this one has not been pushed yet.
+
+    A push that fails does not cost the export. The manifest keeps the address. The cards are brought up to date first.
+
+    Returns:
+        The repository's address; None where there is nothing to push.
+
+    Raises:
+        DpoError: as `hub.push` has it.
+    """
+    if renew_cards(recipe, run) and not quiet:
+        print("export: eval's figures are in the cards now", flush=True)
+    record = run.record("export")
+    if "hub" not in recipe.export.formats or record.get("status") != "complete" or record.get("hub"):
+        return None
+    record["hub"] = hub.push(recipe, run["export"], recipe.export.formats, quiet)
+    run.write_record("export", recipe, record)
+    return str(record["hub"])
