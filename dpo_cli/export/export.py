@@ -14,8 +14,7 @@ from dpo_cli import models
 from dpo_cli.disk import replace, write_json
 from dpo_cli.errors import UNVERIFIED, DpoError
 from dpo_cli.export import base as base16
-from dpo_cli.export import hub, merge, ollama, outputs
-from dpo_cli.export.card import write_card
+from dpo_cli.export import card, hub, merge, ollama, outputs
 from dpo_cli.export.formats import FORMATS, Work, check_gap, expected, link, planned, sums_of
 from dpo_cli.export.parity import Check, equal, passed
 from dpo_cli.export.upkeep import FOLDERS, checks_of, evaluated, format_of
@@ -123,7 +122,7 @@ def _make(work: Work, kinds: list[str]) -> list[Check]:
     folders = {kind: work.out / kind for kind in kinds}
     for kind, folder in folders.items():
         if folder.is_dir():
-            write_card(work.recipe, work.run, folder, kind, work.checks)
+            card.write_card(work.recipe, work.run, folder, kind, work.checks)
     for kind, folder in folders.items():
         checked = {path: digest for path, digest in work.sums.items() if path.parent == folder}
         changed = {path.name for path, _ in sums_of(folder).items() ^ checked.items()} - {"README.md"}

@@ -213,29 +213,29 @@ FORMATS = {
     "adapter": Format(
         _adapter,
         "peft",
-        "A LoRA adapter for {base}, {training}. It holds the trained difference alone and is loaded on the base in "
-        "16-bit.",
+        "A LoRA adapter for {base}, trained with {training}. It holds the trained difference alone and is "
+        "loaded on the base in 16-bit.",
         "the adapter alone, in `adapter/`",
         "adapter",
     ),
     "merged": Format(
         _merged,
         "transformers",
-        "{base}, {training}: 16-bit weights with the adapter merged in, which load without it.",
+        "{base} after {training}: 16-bit weights with the adapter merged in, which load without it.",
         "",  # whose card the repository shows where it is there
         "merged",
     ),
     "gguf": Format(
         _gguf,
         "gguf",
-        "{base}, {training}, with the adapter merged in: one {gguf} GGUF file.",
+        "{base} after {training}, with the adapter merged in: one {gguf} GGUF file.",
         "a {gguf} GGUF for llama.cpp",
         "gguf",
     ),
     "ollama": Format(
         _ollama,
         "gguf",
-        "{base}, {training}, with the adapter merged in: a {gguf} GGUF file and its Modelfile.",
+        "{base} after {training}, with the adapter merged in: a {gguf} GGUF file and its Modelfile.",
         "a Modelfile for Ollama",
         "gguf",
     ),

@@ -71,7 +71,7 @@ def read_adapter(folder: Path, base: Path, tensors: Mapping[str, Stored]) -> Ada
             where=str(folder),
             hint="train it with dpo-cli, or merge it by peft's merge_and_unload",
         )
-    weights = {key.removeprefix("base_model.model."): weight for key, weight in load_file(folder / WEIGHTS).items()}
+    weights = {_in_base(key, tensors): weight for key, weight in load_file(folder / WEIGHTS).items()}
     factors, whole, strange = {}, {}, []
     for key, weight in weights.items():
         name, part, _ = key.partition(".lora_A.weight")
@@ -97,6 +97,14 @@ def read_adapter(folder: Path, base: Path, tensors: Mapping[str, Stored]) -> Ada
         )
     rank = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
     return Adapter(config["lora_alpha"] / rank, factors, whole)
+
+
+def _in_base(key: str, tensors: Mapping[str, Stored]) -> str:
+    """A tensor of an adapter by the base's name for its module; models that also see keep the text part in a part."""
+    name = key.removeprefix("base_model.model.")
+    inside = name.replace("model.", "model.language_model.", 1)
+    nested = name.startswith("model.layers.") and "model.language_model.embed_tokens.weight" in tensors
+    return inside if nested else name
 
 
 def write_adapter(adapter: Path, base_name: str, revision: str | None, folder: Path) -> None:
