@@ -6,7 +6,7 @@ It scores an answer by itself, so there is no order of the two to cancel out.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.inference import in_batches, padded
 from dpo_cli.judging import Judgment, Match, key_of
 from dpo_cli.machine import best_dtype
-from dpo_cli.recipe import RewardModelJudge
+from dpo_cli.recipe import RewardModelJudge, RewardModelRater
 from dpo_cli.records import Message
 from dpo_cli.show import bar
 from dpo_cli.store import Store
@@ -41,7 +41,8 @@ def ready(settings: RewardModelJudge) -> None:
 def judge(settings: RewardModelJudge, matches: Sequence[Match], store: Path, progress: bool) -> list[Judgment]:
     """Judge every match: the answer with the higher score wins; equal scores are a tie. See `judging.judge`."""
     conversations = [(match.prompt, answer) for match in matches for answer in (match.first, match.second)]
-    found = scores(settings, conversations, store, progress)
+    with Store(store) as kept, bar("scoring", len(conversations), progress) as advance:
+        found = RewardModel(settings, kept).scores(conversations, advance)
     judgments = []
     for match, one, other in zip(matches, found[::2], found[1::2], strict=True):
         if one is None or other is None:
@@ -56,36 +57,53 @@ def judge(settings: RewardModelJudge, matches: Sequence[Match], store: Path, pro
     return judgments
 
 
-def scores(
-    settings: RewardModelJudge, conversations: Sequence[tuple[list[Message], str]], path: Path, progress: bool
-) -> list[Score | None]:
-    """Score each answer to its prompt; what is in the store at `path` is not scored again.
-
-    Returns:
-        None where the model's template refuses the conversation, one with a system turn say.
+class RewardModel:
+    """A reward model, whose weights are loaded for the first answer that is not in the store.
 
     Raises:
-        DpoError: the weights can't be loaded, are no reward model's, or don't fit.
+        DpoError: it can't be found, or is no reward model.
     """
-    where, dtype = model_files.location(settings.id), str(best_dtype()).removeprefix("torch.")
-    config, tokenizer = open_reward_model(settings)
-    identity = _identity(where, config)
-    tokens: dict[str, list[int]] = {}
-    keys: list[str | None] = []
-    for prompt, answer in conversations:
-        ids = _render(tokenizer, prompt, answer)
-        if ids is None:
-            keys.append(None)
-            continue
-        key = key_of(settings.kind, settings.id, identity, dtype, settings.max_length, ids)
-        keys.append(key)
-        tokens[key] = ids
-    with Store(path) as store:
-        known: dict[str, float] = store.get(tokens)
+
+    def __init__(self, settings: RewardModelRater, store: Store) -> None:
+        self.settings, self.store = settings, store
+        self._where, self._dtype = model_files.location(settings.id), str(best_dtype()).removeprefix("torch.")
+        self._config, self._tokenizer = open_reward_model(settings)
+        self._identity = _identity(self._where, self._config)
+        self._model: Any = None
+
+    def scores(
+        self, conversations: Sequence[tuple[list[Message], str]], advance: Callable[[int], None]
+    ) -> list[Score | None]:
+        """Score each answer to its prompt; what is in the store is not scored again.
+
+        Args:
+            advance: is told of every answer that is done, the known ones at once.
+
+        Returns:
+            None where the model's template refuses the conversation, one with a system turn say.
+
+        Raises:
+            DpoError: the weights can't be loaded, are no reward model's, or don't fit.
+        """
+        settings = self.settings
+        tokens: dict[str, list[int]] = {}
+        keys: list[str | None] = []
+        for prompt, answer in conversations:
+            ids = _render(self._tokenizer, prompt, answer)
+            if ids is None:
+                keys.append(None)
+                continue
+            key = key_of(settings.kind, settings.id, self._identity, self._dtype, settings.max_length, ids)
+            keys.append(key)
+            tokens[key] = ids
+        known: dict[str, float] = self.store.get(tokens)
         missing = {key: ids[: settings.max_length] for key, ids in tokens.items() if key not in known}
+        advance(len(conversations) - len(missing))
         if missing:
-            known |= _score_all(settings, _load(settings, where, dtype, config), missing, store, progress)
-    return [None if key is None else Score(known[key], len(tokens[key]) > settings.max_length) for key in keys]
+            if self._model is None:
+                self._model = _load(settings, self._where, self._dtype, self._config)
+            known |= _score_all(settings, self._model, missing, self.store, advance)
+        return [None if key is None else Score(known[key], len(tokens[key]) > settings.max_length) for key in keys]
 
 
 def _render(tokenizer: Any, prompt: list[Message], answer: str) -> list[int] | None:
@@ -95,7 +113,7 @@ def _render(tokenizer: Any, prompt: list[Message], answer: str) -> list[int] | N
         return None
 
 
-def _load(settings: RewardModelJudge, where: str, dtype: str, config: Any) -> Any:
+def _load(settings: RewardModelRater, where: str, dtype: str, config: Any) -> Any:
     try:
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
             where,
@@ -114,7 +132,7 @@ def _load(settings: RewardModelJudge, where: str, dtype: str, config: Any) -> An
 
 
 def _score_all(
-    settings: RewardModelJudge, model: Any, rows: dict[str, list[int]], store: Store, progress: bool
+    settings: RewardModelRater, model: Any, rows: dict[str, list[int]], store: Store, advance: Callable[[int], None]
 ) -> dict[str, float]:
     """Score the rows and keep it, the longest first, so that memory runs out at once or not at all."""
     config = model.config.get_text_config()
@@ -133,12 +151,12 @@ def _score_all(
     def too_large(key: str) -> DpoError:
         return DpoError(
             f"one answer of {len(rows[key])} tokens is too much for the memory with {settings.id}",
-            where="eval.judge",
-            hint="lower eval.judge.max_length, or take a smaller reward model",
+            where=settings.at,
+            hint=f"lower {settings.at}.max_length, or take a smaller reward model",
         )
 
     found: dict[str, float] = {}
-    with bar("scoring", len(order), progress) as advance, torch.inference_mode():
+    with torch.inference_mode():
         for some in in_batches(order, settings.batch_size, score, too_large):
             store.put(some)
             found |= some
@@ -146,7 +164,7 @@ def _score_all(
     return found
 
 
-def open_reward_model(settings: RewardModelJudge) -> tuple[Any, Any]:
+def open_reward_model(settings: RewardModelRater) -> tuple[Any, Any]:
     """Its configuration and tokenizer.
 
     Raises:
@@ -165,7 +183,7 @@ def open_reward_model(settings: RewardModelJudge) -> tuple[Any, Any]:
     if not tokenizer.chat_template:
         raise DpoError(
             f"the tokenizer of {settings.id} has no chat template, so there is no showing it a conversation",
-            where="eval.judge.id",
+            where=f"{settings.at}.id",
             hint="take a reward model of chats, or put chat_template.jinja into its folder",
         )
     return config, tokenizer
@@ -179,17 +197,17 @@ def _identity(where: str, config: Any) -> str | None:
     return key_of(*[(path.name, sha256(path)) for path in files])
 
 
-def _cannot_load(settings: RewardModelJudge, error: Exception) -> DpoError:
+def _cannot_load(settings: RewardModelRater, error: Exception) -> DpoError:
     return DpoError(
         f"can't load the reward model {settings.id}: {str(error).strip().splitlines()[0]}",
-        where="eval.judge.id",
+        where=f"{settings.at}.id",
         hint="check the id or folder; where the Hub is out of reach set HF_ENDPOINT to a mirror",
     )
 
 
-def _no_reward_model(settings: RewardModelJudge, why: str) -> DpoError:
+def _no_reward_model(settings: RewardModelRater, why: str) -> DpoError:
     return DpoError(
         f"{settings.id} is no reward model: it {why}",
-        where="eval.judge.id",
+        where=f"{settings.at}.id",
         hint="name a sequence classifier with one output, such as Skywork/Skywork-Reward-V2-Qwen3-0.6B",
     )

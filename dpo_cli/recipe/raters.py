@@ -13,6 +13,7 @@ class Server(Section):
     """Any OpenAI-compatible server: vLLM, Ollama, llama.cpp, transformers serve, or a hosted one."""
 
     at: ClassVar[str] = "data.sources[].sample.server"  # where it stands in a recipe, for errors
+    role: ClassVar[str] = "server"
 
     base_url: str = Field(
         pattern=r"^https?://[^/@?#\s]+(/[^@?#\s]*)?$",  # a key may stand before an @, or behind a ?
@@ -34,6 +35,7 @@ class OpenAIRater(Server):
     """A rater behind a server: it rates each answer by itself, on UltraFeedback's four aspects."""
 
     at: ClassVar[str] = "data.rater"
+    role: ClassVar[str] = "rater"
 
     kind: Literal["openai"]
     max_tokens: int = Field(1024, ge=1, description="tokens of its reply")
@@ -43,6 +45,7 @@ class RewardModelRater(Section):
     """A model on this machine: a sequence classifier with one output, which scores an answer alone."""
 
     at: ClassVar[str] = "data.rater"
+    role: ClassVar[str] = "rater"
 
     kind: Literal["reward_model"]
     id: str = Field(
@@ -57,6 +60,7 @@ class OpenAIJudge(OpenAIRater):
     """A judge behind a server: it reads two answers, in both orders."""
 
     at: ClassVar[str] = "eval.judge"
+    role: ClassVar[str] = "judge"
 
     calibration: int = Field(100, ge=0, description="held-out pairs that the judge itself is tried on")
 
@@ -65,6 +69,7 @@ class RewardModelJudge(RewardModelRater):
     """A judge on this machine: of two answers, the one with the higher score wins."""
 
     at: ClassVar[str] = "eval.judge"
+    role: ClassVar[str] = "judge"
 
     calibration: int = Field(100, ge=0, description="held-out pairs that the judge itself is tried on")
 
