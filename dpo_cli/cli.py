@@ -81,7 +81,7 @@ def prepare(
 ) -> None:
     """Turn raw sources into clean pairs, with a report of every drop."""
     # What is missing is an error here, even where what was made of it is still whole.
-    paths.require(job.recipe, ["data", *_tokenizer(job.recipe)])
+    paths.require(job.recipe, ["data", *_of_prepare(job.recipe)])
     from dpo_cli.prepare.sources import source_files
 
     source_files(job.recipe)
@@ -345,11 +345,11 @@ def main() -> None:
 
 def _prepare(job: Job, examples: bool = False) -> None:
     def work() -> None:
-        paths.require_hub(job.recipe, _tokenizer(job.recipe))
+        paths.require_hub(job.recipe, _of_prepare(job.recipe))
         from dpo_cli.prepare.pipeline import prepare as stage
 
         with job.run.stage("prepare", job.recipe) as draft:
-            prepared = stage(job.recipe, draft.folder, quiet=job.quiet)
+            prepared = stage(job.recipe, draft.folder, kept=job.runs_dir, quiet=job.quiet)
             draft.record["revisions"] = prepared.revisions
         console.print_funnel(job.run, job.quiet, examples)
 
@@ -360,10 +360,11 @@ def _prepare(job: Job, examples: bool = False) -> None:
         console.print_funnel(job.run, job.quiet, examples)
 
 
-def _tokenizer(loaded: Recipe) -> list[paths.Part]:
-    """`model` where prepare counts tokens."""
-    filters = loaded.data.filters
-    return ["model"] if filters.too_long or filters.length_ratio else []
+def _of_prepare(loaded: Recipe) -> list[paths.Part]:
+    """What prepare takes beside the data: a model where it counts tokens or samples, and the rater."""
+    filters, samples = loaded.data.filters, loaded.data.samples_here
+    model: list[paths.Part] = ["model"] if samples or filters.too_long or filters.length_ratio else []
+    return [*model, "adapter", "rater"] if samples else [*model, "rater"]
 
 
 def _look_at(loaded: Recipe, parts: list[paths.Part]) -> None:

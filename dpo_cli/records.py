@@ -40,6 +40,7 @@ class CandidateSet:
     `place`: the file and line (or row, where a file has no lines) that it was read from, the first of several.
     `stated`: what the source scores chosen and rejected, by its columns' names and on its own scale.
     `notes`: what its layout left out of the row.
+    `lost`, `drop`: of sampled answers, how many are gone already, by drop reason; and why the prompt goes, if it must.
     """
 
     prompt: list[Message]
@@ -52,6 +53,8 @@ class CandidateSet:
     place: str = ""
     stated: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    lost: dict[str, int] = field(default_factory=dict)
+    drop: tuple[str, str] | None = None
 
     def lead(self) -> float | None:
         """By how much the source itself scores chosen above rejected; None where it scores neither."""

@@ -368,7 +368,11 @@ def _stamps(files: Mapping[str, Path]) -> dict[str, list[int]]:
 
 def _is_read_by(stage: str, output: str) -> bool:
     """Whether a stage reads that file of the stage before it (reports and logs change nothing)."""
-    return output.startswith("train/adapter/") if stage in ("eval", "export") else output.endswith(".jsonl")
+    return (
+        output.startswith("train/adapter/")
+        if stage in ("eval", "export")
+        else output in ("data/train.jsonl", "data/eval.jsonl")
+    )
 
 
 def _brief(value: Any) -> str:

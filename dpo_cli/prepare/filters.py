@@ -224,10 +224,11 @@ PAIR_FILTERS: dict[str, PairFilter] = {
     "low_chosen": low_chosen,
 }  # fmt: skip
 # In the order of the contract. No function above gives `schema` and `unsupported` (layouts.py), `duplicate` and
-# `near_duplicate` (dedup.py), nor what is found by counting answers or tokens (`clean` and `fit` below).
+# `near_duplicate` (dedup.py), `cut_off` (own_answers.py), nor what is found by counting answers or tokens (`clean` and
+# `fit` below).
 REASONS = (
     "schema", "unsupported", "garbled", "contaminated", "language", "duplicate", "near_duplicate",
-    "no_response", "single_response", "think", "markers", "echo", "template", "short", "no_score",
+    "cut_off", "no_response", "single_response", "think", "markers", "echo", "template", "short", "no_score",
     "contradicts_scores", "identical", "tie", "margin", "low_chosen", "too_long", "length_ratio",
 )  # fmt: skip
 EDITS = {  # what a cut is called

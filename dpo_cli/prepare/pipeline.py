@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,17 +21,21 @@ from dpo_cli.prepare.feed import Broken
 from dpo_cli.prepare.formats import FORMATS
 from dpo_cli.prepare.funnel import Entry, Funnel, excerpt, kept_example, row_id
 from dpo_cli.prepare.layouts import LAYOUTS
+from dpo_cli.prepare.own_answers import Looked, OwnAnswers, own_answers
 from dpo_cli.prepare.progress import Progress
 from dpo_cli.prepare.row_store import RowStore
 from dpo_cli.prepare.sources import source_files
 from dpo_cli.prepare.split import Chosen, Mix
-from dpo_cli.prepare.survey import Read, look
+from dpo_cli.prepare.survey import look
 from dpo_cli.prepare.text import hash64, prompt_key
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import CandidateSet, write_jsonl
 
 if TYPE_CHECKING:  # for it costs two seconds, and without token filters nothing needs it
     from transformers import PreTrainedTokenizerBase
+
+
+Rows = RowStore[tuple[str, CandidateSet]]  # a prompt's key, and its candidates
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,11 @@ class Prepared:
     revisions: dict[str, str]
 
 
-def prepare(recipe: Recipe, folder: Path, *, quiet: bool = False) -> Prepared:
+def prepare(recipe: Recipe, folder: Path, *, kept: Path | None = None, quiet: bool = False) -> Prepared:
     """Write train.jsonl, eval.jsonl, report.json and report.md (dropped.jsonl with data.keep_dropped) into `folder`.
+
+    Where answers are sampled or rated, answers.jsonl too; what they were stays in the folder `kept` (default: the one
+    that holds `folder`), for every run that asks for the same.
 
     The same recipe and rows give the same files, whatever the order of the rows, but for the line numbers in the
     report. `folder` has to exist and be empty; what stands in it after an error or Ctrl-C is of no use.
@@ -61,9 +68,18 @@ def prepare(recipe: Recipe, folder: Path, *, quiet: bool = False) -> Prepared:
     files = source_files(recipe)  # before anything else: a missing file is an error at once
     wanted = recipe.data.filters
     funnel = Funnel(folder / "dropped.jsonl" if recipe.data.keep_dropped else None)
-    with closing(funnel), closing(RowStore(folder)) as store, Progress(quiet) as progress:
+    with ExitStack() as stack:
+        stack.callback(funnel.close)
+        store = stack.enter_context(closing(Rows(folder)))
+        progress = stack.enter_context(Progress(quiet))
         tokenizer = chat.load_tokenizer(recipe) if wanted.too_long or wanted.length_ratio else None
-        read, entries, sketches = _read(recipe, store, funnel, progress, tokenizer)
+        sources = _look(recipe, tokenizer, progress)
+        read, own = [one for one, _ in sources], None
+        if recipe.data.rater is not None:
+            progress.close()
+            made = own_answers(recipe, sources, folder, kept or folder.parent, tokenizer, quiet)
+            own = stack.enter_context(closing(made))
+        entries, sketches = _read(recipe, sources, own, store, funnel, progress)
         progress.stage("comparing prompts", "prompts")
         duplicates = drop_duplicates(entries, sketches, lambda entry: store.get(entry.place)[0], wanted)
         if tokenizer is not None:
@@ -85,8 +101,9 @@ def prepare(recipe: Recipe, folder: Path, *, quiet: bool = False) -> Prepared:
     rows = {"train": len(mix.train), "eval": len(mix.held), "quota": left}
     clusters = [{entry.cluster for entry, _, _ in chosen} for chosen in (mix.train, mix.held)]
     duplicates["train_eval_overlap"] = len(clusters[0] & clusters[1])
-    found = report.build(recipe, funnel, rows, mix, duplicates, audit)
+    found = report.build(recipe, funnel, rows, mix, duplicates, audit) | (own.figures if own else {})
     found["warnings"] = [*remarks.all_of(recipe, funnel, entries, rows, read), *found["warnings"]]
+    found["warnings"] += remarks.own_answers(recipe, found)
     found["provenance"] = report.provenance(recipe, read, inputs)
     report.write(found, folder)
     return Prepared(found, inputs, {one.source.id: one.commit for one in read if one.commit})
@@ -95,20 +112,30 @@ def prepare(recipe: Recipe, folder: Path, *, quiet: bool = False) -> Prepared:
 # -------------------------------------------------------------------------------------------------- row by row
 
 
-def _read(
-    recipe: Recipe, store: RowStore, funnel: Funnel, progress: Progress, tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[list[Read], list[Entry], Sketches]:
-    """What each source was read as, every prompt that reached the duplicates, and its sketch."""
+def _look(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, progress: Progress) -> list[Looked]:
+    """What each source is read as, and what its filters need to know."""
     base = filters.Context.of(recipe, read_contamination(recipe), tokens.special(tokenizer) if tokenizer else [])
-    read, entries, sketches = list[Read](), list[Entry](), Sketches()
+    looked = []
     for rank, source in enumerate(recipe.data.sources):
-        label, language = source.label, source.language or "und"
-        progress.stage(f"reading {label}", "prompts")
+        progress.stage(f"looking at {source.label}", "prompts")
         one = look(recipe, rank)
-        read.append(one)
         context = replace(base, keep_refusals=source.keep_refusals, repeats_prompts=one.repeats_prompts)
+        looked.append((one, context))
+    return looked
+
+
+def _read(
+    recipe: Recipe, looked: list[Looked], own: OwnAnswers | None, store: Rows, funnel: Funnel, progress: Progress
+) -> tuple[list[Entry], Sketches]:
+    """Every prompt that reached the duplicates, and its sketch."""
+    entries, sketches = list[Entry](), Sketches()
+    for rank, (one, context) in enumerate(looked):
+        label, language = one.source.label, one.source.language or "und"
+        progress.stage(f"reading {label}", "prompts")
         contradictions = refusals.Contradictions()
-        for item in candidate_sets(source, one.feeds, LAYOUTS[one.layout], one.settings, progress.tick):
+        answered = own is not None and rank in own.places
+        sets = candidate_sets(one.source, one.feeds, LAYOUTS[one.layout], one.settings, progress.tick)
+        for item in own.of_source(rank, progress.tick) if own and answered else sets:
             progress.count += 1
             funnel.came[label] += 1
             for note in set(item.notes):
@@ -125,7 +152,7 @@ def _read(
                 entry.place = store.add((key, item))
                 entries.append(entry)
         contradictions.check(recipe, rank, funnel.came[label])
-    return read, entries, sketches
+    return entries, sketches
 
 
 def _judge(
@@ -149,10 +176,10 @@ def _judge(
     if drop is not None:
         funnel.drop(item.source, item.language, drop, hashed, lambda: (excerpt(asked), item.place))
         return None
-    edits, picks = Counter[str](), list[tuple[int, ...]]()
+    edits, picks = Counter(item.lost), list[tuple[int, ...]]()
     if len(item.candidates) < came:
         edits["garbled"] = came - len(item.candidates)
-    drop = filters.clean(item, options, context, edits)
+    drop = item.drop or filters.clean(item, options, context, edits)
     if drop is None:
         picks, drop = filters.compare(item, _picks(recipe, item, hashed, context), options, context)
     if drop is not None:
@@ -184,7 +211,7 @@ TOKEN_BATCH = 64  # prompts counted together
 
 
 def _count_tokens(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, entries: list[Entry], store: RowStore, progress: Progress
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, entries: list[Entry], store: Rows, progress: Progress
 ) -> None:
     """Drop what is too long for the model, or too unequal in length. The slowest filter, so only on what is left."""
     alive = [entry for entry in entries if entry.drop is None]
@@ -201,7 +228,7 @@ def _count_tokens(
         progress.tick(progress.count / len(alive))
 
 
-def _book(entries: list[Entry], store: RowStore, funnel: Funnel) -> None:
+def _book(entries: list[Entry], store: Rows, funnel: Funnel) -> None:
     """Count every entry as kept or dropped, and assert that nothing got lost."""
 
     def asked(entry: Entry) -> tuple[str, str]:
@@ -255,7 +282,7 @@ def _choose(recipe: Recipe, entries: list[Entry]) -> Mix:
 
 def _rows(
     recipe: Recipe,
-    store: RowStore,
+    store: Rows,
     chosen: list[Chosen],
     audit: Audit | None,
     progress: Progress,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 from dpo_cli.prepare import split
 from dpo_cli.prepare.feed import Feed
@@ -11,7 +12,7 @@ from dpo_cli.prepare.filters import REASONS
 from dpo_cli.prepare.funnel import Entry, Funnel
 from dpo_cli.prepare.layouts import MAPPABLE
 from dpo_cli.prepare.survey import Read
-from dpo_cli.recipe import Recipe
+from dpo_cli.recipe import OpenAIRater, Recipe
 from dpo_cli.records import ROWS_ARE
 from dpo_cli.stats import wilson
 
@@ -19,6 +20,7 @@ UNREAD_SHARE, DROPPED_SHARE = 0.1, 0.3  # of a source's prompts; more that can't
 KEPT_BY_LENGTH = 0.95  # the share of prompts that a proposed model.max_length would keep
 ENOUGH_HELD_OUT = 50  # pairs, from which on an accuracy says something
 OWN = ("pairs", "kto", "chat", "alpaca", "swift", "sharegpt", "nectar")  # layouts of people's own files
+LONGER = 0.6  # the share of prompts whose longer answer the rater prefers, from which on it is said
 FOREIGN_SHARE = 0.5  # of the prompts that are taken for English
 
 # What to look at where a reason took everything, or much.
@@ -29,6 +31,7 @@ HINTS = {
     "contaminated": "check data.contamination and data.filters.contaminated",
     "language": "data.languages names the languages that may stay; a source's language: says what it is in",
     "single_response": "this source has one answer per prompt; pairs need two",
+    "cut_off": "raise sample.max_new_tokens, or train the model on whole answers first",
     "markers": "take the text without another model's template, or set data.filters.markers: false",
     "template": "for safety data set keep_refusals: true on the source",
     "margin": "lower data.pairs.min_margin",
@@ -41,6 +44,7 @@ HINTS = {
 # What a reason means, where its cause in a row says less.
 MEANS = {
     "duplicate": "the same prompt again", "near_duplicate": "nearly the same prompt", "no_response": "no answer at all",
+    "cut_off": "sampled answers that found no end",
     "think": "tags of thinking that are no closed block at the start of an answer",
     "markers": "special tokens, or another chat's role markers, in an answer or a prompt",
     "echo": "answers that are only their prompt", "template": "templated refusals or self-introductions",
@@ -61,6 +65,27 @@ def all_of(recipe: Recipe, funnel: Funnel, entries: list[Entry], rows: dict[str,
     for one in read:
         said += files(one.source.label, one.feeds, one.overlooked)
         said += unread(one.source.label, one.layout, one.unread_columns)
+    return said
+
+
+def own_answers(recipe: Recipe, report: dict[str, Any]) -> list[str]:
+    """What to know of answers that the model gave and of their rater, where `report` has `sampled` and `rated`."""
+    said, sampled, rated, rater = list[str](), report.get("sampled"), report.get("rated"), recipe.data.rater
+    if sampled and sampled["cut_off"] > DROPPED_SHARE * sampled["answers"]:
+        lost = f"{sampled['cut_off']:,} of {sampled['answers']:,} answers found no end"
+        said.append(f"{lost}: raise sample.max_new_tokens, or train the model on whole answers first")
+    if sampled and sampled["identical"] > DROPPED_SHARE * sampled["answers"]:
+        lost = f"{sampled['identical']:,} of {sampled['answers']:,} answers were given before to the same prompt"
+        said.append(f"{lost}: raise sample.temperature")
+    if rated and rated["failures"] > UNREAD_SHARE * rated["answers"]:
+        said.append(f"the rater gave no score to {rated['failures']:,} of {rated['answers']:,} answers")
+    if rated and (rated["longer_wins"]["low"] or 0) > 0.5 and rated["longer_wins"]["value"] > LONGER:
+        share = f"{rated['longer_wins']['value']:.0%} of prompts"
+        said.append(f"the rater prefers the longer answer in {share}: length is part of what will be learned")
+    samples = [source.sample for source in recipe.data.sources if source.sample]
+    named = {recipe.model.id, *(one.server.model for one in samples if one.server)}
+    if isinstance(rater, OpenAIRater) and rater.model in named:
+        said.append(f"{rater.model} rates its own answers: it may prefer its own ways, so look at some pairs yourself")
     return said
 
 

@@ -5,28 +5,28 @@ from __future__ import annotations
 import pickle
 import tempfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Generic, TypeVar
 
-from dpo_cli.records import CandidateSet
+Record = TypeVar("Record")
 
 
-class RowStore:
+class RowStore(Generic[Record]):
     """A file that is gone when closed, or when the process ends."""
 
     def __init__(self, folder: Path) -> None:
         self._file: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._end = 0
 
-    def add(self, record: tuple[str, CandidateSet]) -> int:
-        """Put a prompt's key and candidate set aside, and return where they stand."""
+    def add(self, record: Record) -> int:
+        """Put a record aside, and return where it stands."""
         data = pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL)
         place, self._end = self._end, self._end + len(data)
         self._file.write(data)
         return place
 
-    def get(self, place: int) -> tuple[str, CandidateSet]:
+    def get(self, place: int) -> Record:
         self._file.seek(place)
-        record: tuple[str, CandidateSet] = pickle.load(self._file)
+        record: Record = pickle.load(self._file)
         return record
 
     def close(self) -> None:

@@ -1,0 +1,177 @@
+"""Scores of answers by `data.rater`, in place of those that a source gives or has not."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from dpo_cli.judging.ratings import ASPECTS, HIGHEST, LOWEST, ServerRater
+from dpo_cli.prepare import scoring
+from dpo_cli.published import without_paths
+from dpo_cli.recipe import OpenAIRater, Recipe
+from dpo_cli.records import CandidateSet, Message, write_jsonl
+from dpo_cli.show import bar
+from dpo_cli.stats import wilson
+from dpo_cli.store import Store
+
+CHUNK = 256  # prompts whose answers are rated at once: memory holds no more of them
+
+Talks = Sequence[tuple[list[Message], str]]  # a prompt and one answer to it
+Said = dict[str, float]  # what a rater said of an answer: its reward, or its ratings by aspect
+
+
+class Rated(NamedTuple):
+    """The scores of all answers in the order they came, 0..1 and NaN where there is none; `figures`: for the report."""
+
+    scores: array[float]
+    figures: dict[str, Any]
+
+
+class _Rater(Protocol):
+    def rate(self, talks: Talks, advance: Callable[[int], None]) -> list[Said]: ...
+
+    def value(self, said: Said) -> float:
+        """By which answers of one prompt are compared; NaN where it is missing."""
+
+    def scores(self, values: array[float]) -> array[float]: ...
+
+    def figures(self, values: array[float]) -> dict[str, Any]: ...
+
+
+class _ByServer:
+    """Ratings on four aspects, mapped and weighed as those of UltraFeedback."""
+
+    def __init__(self, settings: OpenAIRater, store: Store, weights: scoring.Weights) -> None:
+        self._rater, self._weights = ServerRater(settings, store), weights
+        self._counts: dict[str, Counter[float]] = {name: Counter() for name in ASPECTS}
+        self._missing = Counter[str]()
+
+    def rate(self, talks: Talks, advance: Callable[[int], None]) -> list[Said]:
+        ratings = self._rater.ratings(talks, advance)
+        for one in ratings:
+            for name in ASPECTS:
+                if name in one:
+                    self._counts[name][one[name]] += 1
+                else:
+                    self._missing[name] += 1
+        return ratings
+
+    def value(self, said: Said) -> float:
+        score = scoring.score(said, scoring.ULTRAFEEDBACK, self._weights)
+        return math.nan if score is None else score
+
+    def scores(self, values: array[float]) -> array[float]:
+        return values
+
+    def figures(self, values: array[float]) -> dict[str, Any]:
+        steps = range(LOWEST, HIGHEST + 1)
+        aspects = {
+            name: {
+                "mean": sum(value * count for value, count in counts.items()) / max(counts.total(), 1),
+                "missing": self._missing[name],
+                "counts": {str(step): sum(n for value, n in counts.items() if round(value) == step) for step in steps},
+            }
+            for name, counts in self._counts.items()
+        }
+        return {"aspects": aspects, "tokens": self._rater.tokens}
+
+
+class _ByRewardModel:
+    """Rewards on a scale of their own, mapped to 0..1 by their rank among all answers of the run."""
+
+    def __init__(self, settings: Any, store: Store) -> None:
+        from dpo_cli.judging.reward_model import RewardModel  # here, for it imports torch
+
+        self._model = RewardModel(settings, store)
+        self._cut = 0
+
+    def rate(self, talks: Talks, advance: Callable[[int], None]) -> list[Said]:
+        scores = self._model.scores(talks, advance)
+        self._cut += sum(one is not None and one.cut for one in scores)
+        return [{} if one is None or not math.isfinite(one.value) else {"reward": one.value} for one in scores]
+
+    def value(self, said: Said) -> float:
+        return said.get("reward", math.nan)
+
+    def scores(self, values: array[float]) -> array[float]:
+        return ranks(values)
+
+    def figures(self, values: array[float]) -> dict[str, Any]:
+        known = sorted(value for value in values if not math.isnan(value))
+        shares = {"min": 0.0, "p5": 0.05, "p50": 0.5, "p95": 0.95, "max": 1.0}
+        reward = {name: known[round(share * (len(known) - 1))] for name, share in shares.items()} if known else None
+        return {"reward": reward, "cut": self._cut}
+
+
+def ranks(values: Sequence[float]) -> array[float]:
+    """Return each value's rank among all of them in 0..1; equal ones share their mean rank, NaN stays NaN."""
+    known = array("d", sorted(value for value in values if not math.isnan(value)))
+    last = max(len(known) - 1, 1)
+
+    def rank(value: float) -> float:
+        if math.isnan(value):
+            return value
+        middle = (bisect_left(known, value) + bisect_right(known, value) - 1) / 2
+        return round(middle / last, scoring.DECIMALS) if len(known) > 1 else 0.5
+
+    return array("d", map(rank, values))
+
+
+def rate(recipe: Recipe, sets: Iterator[CandidateSet], total: int, store: Store, written: Path, quiet: bool) -> Rated:
+    """Rate every answer of the sets by `data.rater`.
+
+    Args:
+        total: of the answers.
+        store: what it said of each answer; nothing in it is asked again.
+        written: the file for all answers with what was said of them, JSONL, a prompt a line.
+
+    Raises:
+        DpoError: the rater can't be reached or used at all. One answer that it can't rate has no score.
+    """
+    settings = recipe.data.rater
+    weights = tuple(recipe.data.score_weights.model_dump().items())
+    rater: _Rater
+    if isinstance(settings, OpenAIRater):
+        rater, name = _ByServer(settings, store, weights), settings.model
+    else:
+        assert settings is not None
+        rater, name = _ByRewardModel(settings, store), settings.id
+    values, longer = array("d"), Counter[bool]()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        while chunk := list(islice(sets, CHUNK)):
+            said = iter(rater.rate([(item.prompt, one.text) for item in chunk for one in item.candidates], advance))
+            for item in chunk:
+                answers = [(one, next(said)) for one in item.candidates]
+                own = [rater.value(what) for _, what in answers]
+                values.extend(own)
+                _count_longer([(value, len(one.text)) for value, (one, _) in zip(own, answers, strict=True)], longer)
+                yield {
+                    "source": item.source, "prompt": item.prompt, "dropped": item.lost,
+                    "answers": [{"text": one.text, "model": one.model, **what} for one, what in answers],
+                }  # fmt: skip
+
+    with bar("rating", total, not quiet) as advance:
+        write_jsonl(written, rows())
+    figures = {
+        "by": {"kind": settings.kind, "model": without_paths(name)},
+        "answers": len(values),
+        "failures": sum(map(math.isnan, values)),
+        "longer_wins": wilson(longer[True], longer.total()),
+        **rater.figures(values),
+    }
+    return Rated(rater.scores(values), figures)
+
+
+def _count_longer(answers: list[tuple[float, int]], longer: Counter[bool]) -> None:
+    """Whether the best answer of a prompt is longer than the worst; where they are alike, nothing."""
+    known = [one for one in answers if not math.isnan(one[0])]
+    best, worst = max(known, default=(0.0, 0)), min(known, default=(0.0, 0))
+    if best[0] != worst[0] and best[1] != worst[1]:
+        longer[best[1] > worst[1]] += 1
