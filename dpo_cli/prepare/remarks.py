@@ -34,6 +34,7 @@ HINTS = {
     "cut_off": "raise sample.max_new_tokens, or train the model on whole answers first",
     "markers": "take the text without another model's template, or set data.filters.markers: false",
     "template": "for safety data set keep_refusals: true on the source",
+    "no_score": "rate: true and data.rater give scores; if a rater gave none, its replies hold no rating from 1 to 5",
     "margin": "lower data.pairs.min_margin",
     "low_chosen": "lower data.pairs.min_chosen_score",
     "too_long": "raise model.max_length, or data.filters.too_long",

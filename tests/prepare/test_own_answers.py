@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from answer_server import BUSY, GOOD, NO_QUOTA, AnswerServer, Fault, answer, is_rating, lines
 from dpo_cli.errors import USAGE, DpoError
+from dpo_cli.judging.ratings import ratings_in
 from dpo_cli.prepare.detect import candidate_sets
 from dpo_cli.prepare.layouts import LAYOUTS
 from dpo_cli.prepare.survey import look
@@ -53,3 +59,254 @@ def test_a_column_of_prompts_can_be_mapped(kit: Any, tmp_path: Path) -> None:
     source = {"id": str(path), "sample": {}, "columns": {"prompt": "frage"}}
     read = look(kit.recipe([source], rater=RATER), 0)
     assert read.layout == "prompts"
+
+
+# ------------------------------------------------------------------------------------------- answered, rated, paired
+
+
+def prompts(count: int) -> list[dict[str, Any]]:
+    """Prompts unlike each other, every third one Chinese."""
+    words = ("copper river lantern maple thunder velvet orchard compass granite meadow saffron walnut").split()  # noqa: SIM905
+    han = "春夏秋冬山水风云花草树木日月星辰江河湖海金银铜铁"
+    rows = []
+    for number in range(count):
+        picked = [words[(number * 5 + place * (number % 7 + 1)) % len(words)] for place in range(6)]
+        zh = "".join(han[(number * 7 + place * (number % 5 + 2)) % len(han)] for place in range(12))
+        asked = f"怎样才能{zh}？第 {number}" if number % 3 == 2 else f"Tell me of {' '.join(picked)}, number {number}"
+        rows.append({"prompt": asked})
+    return rows
+
+
+class Served:
+    """`prepare` on prompts that a server answers and rates, in one folder, so that what was said is kept."""
+
+    def __init__(self, kit: Any, folder: Path) -> None:
+        self.kit, self.folder = kit, folder
+        self.rows = prompts(12)
+
+    def __call__(self, url: str, sample: dict[str, Any] | None = None, **data: Any) -> Any:
+        source = {"sample": {"server": self.server(url), **(sample or {})}, **data.pop("source", {})}
+        path = self.kit.write_rows(self.folder / "rows.jsonl", self.rows)
+        out = self.folder / f"out{len(list(self.folder.glob('out*')))}"
+        rater = {"kind": "openai", **self.server(url)}
+        return self.kit.run(self.kit.recipe([{"id": str(path), **source}], rater=rater, **data), out)
+
+    @staticmethod
+    def server(url: str) -> dict[str, Any]:
+        return {"base_url": url, "model": "m", "retries": 2, "timeout": 20.0, "concurrency": 4}
+
+
+@pytest.fixture
+def served(kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Served:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return Served(kit, tmp_path)
+
+
+def good(turns: list[dict[str, str]]) -> int:
+    return turns[-1]["content"].count(GOOD)
+
+
+def test_prompts_become_pairs_of_the_best_and_the_worst_answer(served: Served) -> None:
+    with AnswerServer() as server:
+        made = served(server.url)
+    assert made.funnel_holds()
+    assert len(made.rows) == made.source()["kept"] > 8
+    assert all(good(row["chosen"]) > good(row["rejected"]) for row in made.rows)
+    by_prompt: dict[str, list[int]] = {row["prompt"]: [] for row in served.rows}
+    for body in server.answers:
+        by_prompt[body["messages"][-1]["content"]].append(answer(body).count(GOOD))
+    for row in made.rows:
+        found = by_prompt[row["prompt"][-1]["content"]]
+        assert (good(row["chosen"]), good(row["rejected"])) == (max(found), min(found))
+        assert row["score_chosen"] == pytest.approx(max(found) / 4)  # 1 + found of 1..5, on all aspects
+    seeds = [body["seed"] for body in server.answers]
+    assert len(set(seeds)) == len(seeds) == 48
+    sampled, rated = made.report["sampled"], made.report["rated"]
+    assert (sampled["by"], sampled["prompts"], sampled["answers"]) == (["m on a server"], 12, 48)
+    assert sampled["tokens"] == 48 * 12
+    assert (rated["by"], rated["failures"]) == ({"kind": "openai", "model": "m"}, 0)
+    assert rated["aspects"]["honesty"]["counts"] == rated["aspects"]["helpfulness"]["counts"]
+    assert sum(rated["aspects"]["honesty"]["counts"].values()) == rated["answers"] == 48 - sampled["identical"]
+    assert "m rates its own answers" in " ".join(made.report["warnings"])
+    written = kit_rows(made.folder / "answers.jsonl")
+    assert [len(row["answers"]) for row in written] == [4] * 12
+    assert written[0]["answers"][0]["honesty"] == 1 + written[0]["answers"][0]["text"].count(GOOD)
+
+
+def kit_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_nothing_is_asked_twice(served: Served) -> None:
+    """Neither for other filters, weights or mixes, nor where more answers are wanted, but for those."""
+    with AnswerServer() as server:
+        first = served(server.url)
+        asked = len(server.answers), len(server.ratings)
+        again = served(server.url)
+        assert (again.train, again.held) == (first.train, first.held)
+        assert again.report["sampled"] == first.report["sampled"]
+        assert again.report["rated"] == first.report["rated"]
+        other = served(
+            server.url, filters={"short": False}, score_weights={"verbosity": 0.2}, pairs={"min_margin": 0.3}
+        )
+        assert len(other.rows) < len(first.rows)
+        assert (len(server.answers), len(server.ratings)) == asked
+        served(server.url, {"answers": 5})
+        assert len(server.answers) == asked[0] + 12
+        served(server.url, {"temperature": 0.5})
+        assert len(server.answers) == asked[0] + 12 + 48
+
+
+def test_a_sources_own_answers_are_kept_where_asked_and_rated_alike(served: Served) -> None:
+    best = f"{GOOD} {GOOD} {GOOD} and a {GOOD} answer of one's own"
+    served.rows = [{**row, "chosen": "An answer that is no good at all.", "rejected": best} for row in prompts(9)]
+    with AnswerServer() as server:
+        made = served(server.url, {"keep": True}, source={"layout": "pairs"})
+        left_out = served(server.url, source={"layout": "pairs"})
+    assert {row["chosen"][-1]["content"] for row in made.rows} == {best}
+    assert best not in json.dumps(left_out.rows)
+
+
+def test_rows_are_rated_again(served: Served, kit: Any, tmp_path: Path) -> None:
+    """Whatever the source says of them: its worst answer may be the best, and what it lacked gets scores."""
+    bad, best = "It is plain, plain and plain, one must say.", f"It is {GOOD}, {GOOD} and {GOOD}, one must say."
+    scored = [kit.ultrafeedback(row["prompt"], [bad, best], ["5", "1"]) for row in prompts(9)]
+    bare = [{**row, "chosen": bad, "rejected": best} for row in prompts(18)[9:]]
+    with AnswerServer() as server:
+        sources = [
+            {"id": str(kit.write_rows(tmp_path / f"{name}.jsonl", rows)), "rate": True}
+            for name, rows in (("scored", scored), ("bare", bare))
+        ]
+        rater = {"kind": "openai", **served.server(server.url)}
+        made = kit.run(kit.recipe(sources, rater=rater), tmp_path / "out")
+    assert {row["chosen"][-1]["content"] for row in made.rows} == {best}
+    assert {(row["score_chosen"], row["score_rejected"]) for row in made.rows} == {(0.75, 0.0)}
+    assert {row["source"] for row in made.rows} == {"scored", "bare"}
+    assert "sampled" not in made.report
+
+
+def test_slices_share_out_the_prompts(served: Served) -> None:
+    asked = []
+    with AnswerServer() as server:
+        for part in range(3):
+            before = len(server.answers)
+            made = served(server.url, {"slice": [part, 3]}, eval_fraction=0.01)
+            asked.append({body["messages"][-1]["content"] for body in server.answers[before:]})
+            assert made.source()["in"] == len(asked[-1]) == 12 - made.report["sampled"]["outside_slice"]
+    assert sum(map(len, asked)) == 12
+    assert set().union(*asked) == {row["prompt"] for row in served.rows}
+    assert all(asked)
+
+
+# -------------------------------------------------------------------------------------------- what may be wrong with it
+
+
+def test_answers_that_are_all_alike_make_no_pair(served: Served) -> None:
+    alike = "The splendid amber basket and the candle. It stands here."
+    with AnswerServer(lambda body, number: None if is_rating(body) or "number 0" not in str(body) else alike) as server:
+        made = served(server.url)
+    assert made.dropped()["identical"] == 1
+    assert made.report["sampled"]["identical"] >= 3
+    assert made.funnel_holds()
+
+
+def test_answers_without_an_end_are_dropped_and_counted(served: Served) -> None:
+    with AnswerServer(
+        cut=lambda body: not is_rating(body) and ("number 0" in str(body) or body["seed"] % 4 == 3)
+    ) as server:
+        made = served(server.url)
+    assert made.dropped()["cut_off"] >= 1
+    assert made.report["sampled"]["cut_off"] == made.source()["answers_dropped"]["cut_off"] >= 4
+    assert all(good(row["chosen"]) < 3 for row in made.rows)
+    assert made.funnel_holds()
+
+
+def test_prompts_that_would_be_dropped_anyway_cost_nothing(served: Served) -> None:
+    served.rows = [
+        *prompts(9),
+        {"prompt": "Repeat: <|im_end|> and go on with it, please, number 100"},
+        {"prompt": "What is a broken \ufffd\ufffd\ufffd character, number 101"},
+        {"prompt": f"Sum up: {'a rather long story of a candle and a kettle ' * 90} number 102"},
+    ]
+    with AnswerServer() as server:
+        made = served(server.url, filters={"too_long": {"max_prompt": 0.5}})
+    assert made.report["sampled"]["not_asked"] == 3
+    assert not [body for body in server.answers if "number 10" in str(body)]
+    assert {"markers": 1, "garbled": 1, "too_long": 1}.items() <= made.dropped().items()
+    assert made.funnel_holds()
+
+
+def test_ratings_without_a_number_or_off_the_scale_are_missing_and_never_0(served: Served) -> None:
+    def trouble(body: dict[str, Any], number: int) -> str | None:
+        others = ["The weather is fine.", lines(9), lines("N/A"), lines(0)]
+        return others[number // 3 % 4] if is_rating(body) and number % 3 == 0 else None
+
+    with AnswerServer(trouble) as server:
+        made = served(server.url)
+        rated = made.report["rated"]
+        assert rated["failures"] == sum(aspect["missing"] for aspect in rated["aspects"].values()) / 4 > 10
+        assert all(row["score_rejected"] is not None for row in made.rows)
+        assert made.source()["answers_dropped"]["no_score"] > 5
+        assert made.funnel_holds()
+        assert "gave no score to" in " ".join(made.report["warnings"])
+        server.trouble = lambda body, number: None
+        assert served(server.url).report["rated"]["failures"] == 0  # asked again: the server may be mended
+
+
+def test_an_aspect_that_is_missing_leaves_the_others(served: Served) -> None:
+    replies = {"helpfulness: 5\nhonesty: 9\ntruthfulness: 3": {"helpfulness": 5.0, "truthfulness": 3.0}}
+    replies['**Helpfulness**: 4/5, {"instruction_following": 2.5}'] = {"helpfulness": 4.0, "instruction_following": 2.5}
+    replies["<think>honesty: 1</think>honesty：2\nhonesty: 3"] = {"honesty": 3.0}
+    replies["helpfulness: -3, truthfulness: five"] = {}
+    assert {text: ratings_in(text) for text in replies} == replies
+
+
+def test_all_garbage_is_an_error_that_says_so(served: Served) -> None:
+    def trouble(body: dict[str, Any], number: int) -> str | None:
+        return "The weather is fine." if is_rating(body) else None
+
+    with AnswerServer(trouble) as server, pytest.raises(DpoError, match="no_score") as caught:
+        served(server.url)
+    assert "its replies hold no rating from 1 to 5" in str(caught.value)
+
+
+def test_a_server_that_is_down_costs_nothing_that_was_paid(served: Served) -> None:
+    with AnswerServer() as server:
+        port = server.port
+        server.trouble = lambda body, number: NO_QUOTA if is_rating(body) else None
+        with pytest.raises(DpoError, match=r"the rater answers HTTP 429: .*insufficient_quota") as caught:
+            served(server.url)
+        assert "lower data.rater.concurrency or raise data.rater.retries; run again to go on" in str(caught.value)
+        assert len(server.answers) == 48
+    with pytest.raises(DpoError, match="the rater can't be reached") as caught:
+        served(server.url)
+    assert "data.rater.base_url" in str(caught.value)
+    with AnswerServer(port=port) as server:
+        assert served(server.url).rows
+        assert (len(server.answers), len(server.ratings)) == (0, 48)
+    with pytest.raises(DpoError, match="the server can't be reached"):
+        served("http://127.0.0.1:9/v1")
+
+
+def test_a_busy_server_is_asked_again(served: Served) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def once(body: dict[str, Any], number: int) -> Fault | None:
+        new = body not in seen
+        seen.append(body)
+        return BUSY if new and number % 3 == 1 else None
+
+    with AnswerServer(once) as server:
+        made = served(server.url)
+        assert len(server.answers) + len(server.ratings) > 48 + made.report["rated"]["answers"]
+    assert made.rows
+    assert made.report["rated"]["failures"] == 0
+
+
+def test_a_quota_over_the_prompts_is_refused_before_anything_is_asked(served: Served) -> None:
+    with AnswerServer() as server:
+        with pytest.raises(DpoError, match="quota 13 is over the 12 prompts of rows") as caught:
+            served(server.url, source={"quota": 13})
+        assert not server.answers
+    assert "write quota: 12, or remove it" in str(caught.value)
+    assert caught.value.exit_code == USAGE
