@@ -97,14 +97,18 @@ def _detect(
     return detected
 
 
+ANSWER_CHARS = 30  # from which on a text is no topic, source or id
 ANSWER_THEM = "to let the model answer them, add sample: {answers: 4} to the source, and data.rater, which rates them"
 
 
 def _asks_only(rows: list[dict[str, Any]], seen: list[str]) -> bool:
-    """Whether rows have prompts, and no column that could hold an answer."""
+    """Whether rows have prompts, and no column that is called like an answer or holds a text that could be one."""
+    asked = {name for needs in LAYOUTS["prompts"].needs for name in needs} | {"system", "history", "input"}
     answers = {name for ours in ("chosen", "rejected", "completion") for name in (ours, *ALSO_CALLED[ours].split())}
-    held = any(answers & set(re.split(r"[^a-z\u4e00-\u9fff]+", name.lower())) for name in seen)
-    return not held and any(_is(row, LAYOUTS["prompts"]) for row in rows)
+    others = [name for name in seen if name not in asked]
+    called = any(answers & set(re.split(r"[^a-z\u4e00-\u9fff]+", name.lower())) for name in others)
+    holds = any(isinstance(row.get(name), str) and len(row[name]) > ANSWER_CHARS for row in rows for name in others)
+    return not called and not holds and any(_is(row, LAYOUTS["prompts"]) for row in rows)
 
 
 def _fits(row: dict[str, Any], layout: LayoutOf) -> bool:
