@@ -26,6 +26,7 @@ from transformers import (
 
 from dpo_cli import chat
 from dpo_cli.errors import DpoError
+from dpo_cli.families import THINK
 from dpo_cli.machine import ran_out_of_memory
 from dpo_cli.records import AcrossPrompts, Pair
 
@@ -263,7 +264,7 @@ def _answer(tokenizer: Any, ids: list[int], ends: Sequence[int]) -> Answer:
     if end is not None:
         ids = ids[: end + 1]
     # Qwen3's thinking: up to </think>, or everything where it was opened and not closed.
-    opened, closed = (tokenizer.get_added_vocab().get(mark) for mark in ("<think>", "</think>"))
+    opened, closed = (tokenizer.get_added_vocab().get(mark) for mark in THINK)
     thought = ids.index(closed) + 1 if closed in ids else len(ids) if ids[0] == opened else 0
     text = tokenizer.decode(ids[thought:end], skip_special_tokens=True)
     return Answer(str(text).strip(), ids, end is not None, thought)

@@ -23,6 +23,7 @@ from dpo_cli.inference import token_logps
 from dpo_cli.recipe import GgufType
 from dpo_cli.run import Run
 from safetensors.torch import load_file, save_file
+from tests import families
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 LAST = 24
@@ -425,6 +426,76 @@ def test_every_kind_has_limits_and_coarser_ones_have_wider() -> None:
     assert list(kls) == sorted(kls) and list(weights) == sorted(weights)
     assert list(scales) == sorted(scales)
     assert list(top1s) == sorted(top1s, reverse=True) and list(shares) == sorted(shares, reverse=True)
+
+
+# ---------------------------------------------------------------------------------------------------- other models
+
+# What llama.cpp's script does with a Llama: the halves of each head's rotary dimensions become neighbours.
+CONVERTER = """
+import json, sys
+from pathlib import Path
+import gguf
+from safetensors.torch import load_file
+from dpo_cli.export import gguf_tokenizer
+
+merged, target = Path(sys.argv[1]), sys.argv[sys.argv.index("--outfile") + 1]
+assert sys.argv[sys.argv.index("--outtype") + 1] == "f16"
+config = json.loads((merged / "config.json").read_text())
+heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+writer = gguf.GGUFWriter(target, "llama")
+writer.add_block_count(config["num_hidden_layers"])
+writer.add_context_length(config["max_position_embeddings"])
+writer.add_embedding_length(config["hidden_size"])
+writer.add_feed_forward_length(config["intermediate_size"])
+writer.add_head_count(heads["q_proj"])
+writer.add_head_count_kv(heads["k_proj"])
+writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+gguf_tokenizer.add_tokenizer(writer, merged, config["vocab_size"])
+names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+for name, weight in load_file(merged / "model.safetensors").items():
+    count = heads.get(name.split(".")[-2], 0)
+    if count and "WRONG" not in __file__:
+        weight = weight.reshape(count, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+    weight = weight.half() if weight.ndim > 1 else weight.float()
+    writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), weight.contiguous().numpy())
+writer.write_header_to_file()
+writer.write_kv_data_to_file()
+writer.write_tensors_to_file()
+writer.close()
+"""
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A tiny Llama, whose adapter is the difference to one of another seed."""
+    folder = tmp_path_factory.mktemp("llama")
+    merged, base = families.build("llama", folder / "merged"), families.build("llama", folder / "base", seed=1)
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    rows = [tokenizer(text * 3)["input_ids"] for text in SENTENCES]
+    tuned, plain = (
+        token_logps(AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32), rows, LAST)
+        for one in (merged, base)
+    )
+    return Exported(merged, rows, tuned, plain, base)
+
+
+@pytest.mark.usefixtures("no_llama_cpp")
+def test_another_model_needs_llama_cpps_converter(llama: Exported, tmp_path: Path) -> None:
+    with pytest.raises(DpoError, match="model_type: llama") as raised:
+        gguf.require(llama.merged, "f16")
+    assert "export.llama_cpp" in str(raised.value) and "convert_hf_to_gguf.py" in str(raised.value)
+    with pytest.raises(DpoError, match="model_type: llama"):
+        gguf.write_gguf(llama.merged, "f16", tmp_path / "mine.gguf", str(tmp_path))
+
+
+@pytest.mark.parametrize("folder", ["llama.cpp", "WRONG"])
+def test_what_the_converter_wrote_is_read_back_and_compared(llama: Exported, tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "convert_hf_to_gguf.py").write_text(CONVERTER)
+    path = tmp_path / "mine.gguf"
+    gguf.write_gguf(llama.merged, "f16", path, str(tmp_path / folder))
+    failed = llama.failed(path, "f16")
+    assert failed == [] if folder == "llama.cpp" else "gguf.weight_error" in failed
 
 
 # ------------------------------------------------------------------------------------------------------- the runtime
