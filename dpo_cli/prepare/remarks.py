@@ -172,7 +172,8 @@ def more_held_out(recipe: Recipe, entries: list[Entry]) -> list[str]:
     """That more than `data.eval_fraction` is held out, for that would be too few prompts."""
     clusters = {entry.cluster for entry in entries if entry.drop is None}
     fraction = recipe.data.eval_fraction
-    held = sum(one < split.held_below(clusters, fraction) for one in clusters)
+    below = split.held_below(clusters, fraction)
+    held = sum(one < below for one in clusters)
     if held == sum(one < fraction * 2.0**64 for one in clusters):
         return []
     share = f"{fraction:.0%}"
