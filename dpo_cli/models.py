@@ -86,11 +86,12 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
         raise cannot_load(recipe, "id", "the model", error) from error
     model, found = loaded
     _refuse_random_weights(recipe, found["missing_keys"], found["unexpected_keys"])
-    if recipe.model.max_length > config.max_position_embeddings:
+    longest = config.get_text_config().max_position_embeddings
+    if recipe.model.max_length > longest:
         raise DpoError(
-            f"model.max_length {recipe.model.max_length} is more than the model's {config.max_position_embeddings}",
+            f"model.max_length {recipe.model.max_length} is more than the model's {longest}",
             where=recipe.where("model", "max_length"),
-            hint=f"set model.max_length: {config.max_position_embeddings} or less",
+            hint=f"set model.max_length: {longest} or less",
         )
     if recipe.model.load_in_4bit:
         _check_4bit(recipe, model)

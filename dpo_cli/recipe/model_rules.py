@@ -51,7 +51,7 @@ def against_model(recipe: Recipe, config: Mapping[str, Any]) -> list[tuple[Key, 
     if config.get("tie_word_embeddings") is True and heads:
         sentence = "names lm_head, but this model's head is its embedding (tie_word_embeddings)"
         found.append((("lora", "target_modules"), f"{sentence}, so it could not be merged: remove it"))
-    longest = config.get("max_position_embeddings")
+    longest = (config.get("text_config") or config).get("max_position_embeddings")
     if isinstance(longest, int) and recipe.model.max_length > longest:
         found.append(
             (("model", "max_length"), f"is more than the model's {longest}: set model.max_length: {longest} or less")
