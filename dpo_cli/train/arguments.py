@@ -19,6 +19,9 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
+
 from dpo_cli.train.methods import LOSSES, METHODS
 
 # Arguments of TRL's experimental trainers for other models than ours, or for tables in W&B.
@@ -75,8 +78,6 @@ def describe_arguments() -> dict[str, Any]:
 
 def _schedule_kwargs() -> dict[str, dict[str, list[str]]]:
     """What `lr_scheduler_kwargs` may hold, and has to hold, of each learning-rate schedule of transformers."""
-    from torch.optim.lr_scheduler import ReduceLROnPlateau
-    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
 
     ours = ("self", "optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
     passed_on: dict[str, Any] = {"reduce_lr_on_plateau": ReduceLROnPlateau.__init__, "greedy": GreedyLR.__init__}

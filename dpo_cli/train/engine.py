@@ -12,10 +12,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dpo_cli import backends, machine, processes
 from dpo_cli.errors import DpoError, either
 from dpo_cli.machine import free_gpu_memory, limit_memory
 from dpo_cli.recipe import Recipe
+from dpo_cli.show import bar
 from dpo_cli.train import reference_cache, shared_prefix, token_budget
 from dpo_cli.train.memory import CUDA_CONTEXT, Device, parse_memory_limit, plan
 from dpo_cli.train.methods import METHODS
@@ -53,7 +56,7 @@ def choose(recipe: Recipe, trainer: Any, before: dict[str, Any] | None, say: Cal
     """Put into a trainer what the recipe asks for and this model, these losses and this memory allow.
 
     Args:
-        trainer: TRL's, made by `token_budget.budgeted`, before `train()`.
+        trainer: TRL's, with `TokenBudget` before it, before `train()`.
         before: the choice of the run that is resumed; its numbers must stay the same.
         say: prints one line.
 
@@ -94,7 +97,12 @@ def choose(recipe: Recipe, trainer: Any, before: dict[str, Any] | None, say: Cal
 
 
 def cache_reference(
-    recipe: Recipe, trainer: Any, runs: Path, before: dict[str, Any] | None, say: Callable[[str], None]
+    recipe: Recipe,
+    trainer: Any,
+    runs: Path,
+    before: dict[str, Any] | None,
+    say: Callable[[str], None],
+    progress: bool = False,
 ) -> bool:
     """Compute the reference once for all runs of a folder, where that pays, and have the trainer read it.
 
@@ -110,7 +118,7 @@ def cache_reference(
         if asked == "on":
             raise _refused(recipe, "reference_cache", f"the reference can't be cached: {why_not}")
         return False
-    cache = reference_cache.ReferenceCache.open(
+    cache = reference_cache.ReferenceCache(
         runs / ".reference_cache", reference_cache.facts(recipe, trainer.model, trainer)
     )
     data = trainer.train_dataset
@@ -119,7 +127,8 @@ def cache_reference(
     if asked == "auto" and before is None and missing and seen <= len(data):
         return False
     say(f"train: reference of {missing} of {len(data)} pairs to compute, {len(data) - missing} from {cache.folder}")
-    reference_cache.use(trainer, cache, batch_tokens=trainer.token_budget or 2 * args.max_length)
+    with bar("reference", missing, progress) as advance:
+        reference_cache.use(trainer, cache, batch_tokens=trainer.token_budget or 2 * args.max_length, report=advance)
     return True
 
 
@@ -238,7 +247,6 @@ def _fit(recipe: Recipe, trainer: Any, cut: bool, unit: str, say: Callable[[str]
 
 def available_memory(recipe: Recipe) -> int:
     """Return the bytes that a run may take: free on the card, else this machine's, or `engine.memory_limit` if less."""
-    import torch
 
     if torch.cuda.is_available():
         there = free_gpu_memory() + CUDA_CONTEXT  # the plan counts our context, which the card no longer calls free

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from trl.trainer import dpo_trainer
 
 from dpo_cli.train import listwise, shared_prefix
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from torch import Tensor
 
 # Arguments of TRL's DPOConfig that belong to losses over pairs.
 OVER_PAIRS = (
@@ -62,7 +63,6 @@ class Collator:
     of_pairs: Any  # TRL's DataCollatorForPreference
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        import torch
 
         longest = max(len(one["relevance"]) for one in examples)
         padding = [longest - len(one["relevance"]) for one in examples]
@@ -82,117 +82,114 @@ class Collator:
         }
 
 
-def listwise_trainer(trainer_class: Any) -> Any:
-    """A subclass of TRL's DPOTrainer (1.15 or 1.16) that learns from lists, and logs them under DPO's names.
+Trainer: Any = object
+trl_dpo: Any = dpo_trainer
+
+
+class Listwise(Trainer):  # type: ignore[misc]
+    """Stands before TRL's DPOTrainer (1.15 or 1.16): learns from lists, and logs them under DPO's names.
 
     `rewards/chosen` and all else of chosen is of the best answers, of rejected of the worst ones, `rewards/margins`
     their difference, so that these read as of DPO on best-and-worst pairs. `rewards/accuracies` is the share of a
     list's pairs that the rewards order rightly, equal labels left out. Rewards are sums, for the `_norm` losses too.
     """
-    import torch
-    from trl.trainer import dpo_trainer
 
-    trl: Any = dpo_trainer
+    _name = "LiPO"
+    _tag_names = ["trl", "lipo"]  # noqa: RUF012
+    _paper = {  # noqa: RUF012
+        "title": "LiPO: Listwise Preference Optimization through Learning-to-Rank",
+        "id": "2402.01878",
+        "citation": "",
+    }
 
-    class Listwise(trainer_class):  # type: ignore[misc]
-        _name = "LiPO"
-        _tag_names = ["trl", "lipo"]  # noqa: RUF012
-        _paper = {  # noqa: RUF012
-            "title": "LiPO: Listwise Preference Optimization through Learning-to-Rank",
-            "id": "2402.01878",
-            "citation": "",
-        }
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.data_collator: Any = Collator(vars(self)["data_collator"])
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.data_collator: Any = Collator(vars(self)["data_collator"])
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        def ids_of(messages: Any, **options: Any) -> Any:
+            return trl_dpo._tokenize(processing_class, messages, **options)["input_ids"]
 
-        def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-            def ids_of(messages: Any, **options: Any) -> Any:
-                return trl._tokenize(processing_class, messages, **options)["input_ids"]
+        def tokenised(row: dict[str, Any]) -> dict[str, Any]:
+            kwargs = row["chat_template_kwargs"]
+            prompt = ids_of(row["prompt"], add_generation_prompt=True, **kwargs)
+            texts = [ids_of(row["prompt"] + answer, **kwargs) for answer in row["answers"]]
+            start = min(trl_dpo.common_prefix_length(prompt, text) for text in texts)
+            return {"prompt_ids": prompt[:start], "answer_ids": [text[start:] for text in texts]}
 
-            def tokenised(row: dict[str, Any]) -> dict[str, Any]:
-                kwargs = row["chat_template_kwargs"]
-                prompt = ids_of(row["prompt"], add_generation_prompt=True, **kwargs)
-                texts = [ids_of(row["prompt"] + answer, **kwargs) for answer in row["answers"]]
-                start = min(trl.common_prefix_length(prompt, text) for text in texts)
-                return {"prompt_ids": prompt[:start], "answer_ids": [text[start:] for text in texts]}
-
-            if "answer_ids" in dataset.column_names:  # TRL's `evaluate` prepares what it is given, prepared or not
+        if "answer_ids" in dataset.column_names:  # TRL's `evaluate` prepares what it is given, prepared or not
+            return dataset
+        with trl_dpo.global_then_local_main_first():
+            options = {"num_proc": args.dataset_num_proc}
+            dataset = dataset.map(tokenised, desc=f"Tokenizing {dataset_name} dataset", **options)
+            if args.max_length is None or args.truncation_mode != "keep_start":
                 return dataset
-            with trl.global_then_local_main_first():
-                options = {"num_proc": args.dataset_num_proc}
-                dataset = dataset.map(tokenised, desc=f"Tokenizing {dataset_name} dataset", **options)
-                if args.max_length is None or args.truncation_mode != "keep_start":
-                    return dataset
-                return dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length, **options)
+            return dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length, **options)
 
-        def _set_signature_columns_if_needed(self) -> None:
-            self._signature_columns = ["id", "prompt_ids", "answer_ids", "relevance"]
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["id", "prompt_ids", "answer_ids", "relevance"]
 
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            shared = shared_prefix.of(self.accelerator.unwrap_model(self.model))
-            with shared.lists(inputs["present"]) if shared else nullcontext():
-                return super().compute_loss(model, inputs, *args, **kwargs)
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        shared = shared_prefix.of(self.accelerator.unwrap_model(self.model))
+        with shared.lists(inputs["present"]) if shared else nullcontext():
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
-        def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
-            texts = {name: inputs[name] for name in TEXTS}
-            labels, present = inputs["relevance"], inputs["present"]
-            scored = texts["completion_mask"][:, 1:].bool()
-            output = model(
-                input_ids=texts["input_ids"],
-                attention_mask=texts["attention_mask"],
-                labels=texts["input_ids"].masked_fill(texts["completion_mask"] == 0, -100),
-                use_cache=False,
-                fused_lm_head=True,
-                **({"output_router_logits": True} if self.aux_loss_enabled else {}),
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        texts = {name: inputs[name] for name in TEXTS}
+        labels, present = inputs["relevance"], inputs["present"]
+        scored = texts["completion_mask"][:, 1:].bool()
+        output = model(
+            input_ids=texts["input_ids"],
+            attention_mask=texts["attention_mask"],
+            labels=texts["input_ids"].masked_fill(texts["completion_mask"] == 0, -100),
+            use_cache=False,
+            fused_lm_head=True,
+            **({"output_router_logits": True} if self.aux_loss_enabled else {}),
+        )
+        columns = slice(-scored.shape[1], None)
+        logps = output.log_probs[:, columns].sum(1)
+        drift = logps - torch.cat(self.compute_ref_log_probs(self.model, texts))
+        rewards = self.beta * _lists(drift, present)
+        lengths = _lists(texts["completion_mask"].sum(1).to(drift.dtype), present).clamp(min=1)
+        loss = torch.zeros((), device=drift.device)
+        for name, weight in zip(self.loss_types, self.loss_weights, strict=True):
+            scores = rewards / lengths if name.endswith("_norm") else rewards
+            loss = loss + weight * listwise.LOSSES[name.removesuffix("_norm")](scores, labels, present).mean()
+        if self.aux_loss_enabled:  # of a mixture of experts
+            loss = loss + self.router_aux_loss_coef * output.aux_loss
+            self._over_lists("aux_loss", output.aux_loss.detach())
+        with torch.no_grad():
+            top1, logits, entropy = (
+                getattr(output, name)[:, columns] for name in ("is_top1", "mean_logits", "entropy")
             )
-            columns = slice(-scored.shape[1], None)
-            logps = output.log_probs[:, columns].sum(1)
-            drift = logps - torch.cat(self.compute_ref_log_probs(self.model, texts))
-            rewards = self.beta * _lists(drift, present)
-            lengths = _lists(texts["completion_mask"].sum(1).to(drift.dtype), present).clamp(min=1)
-            loss = torch.zeros((), device=drift.device)
-            for name, weight in zip(self.loss_types, self.loss_weights, strict=True):
-                scores = rewards / lengths if name.endswith("_norm") else rewards
-                loss = loss + weight * listwise.LOSSES[name.removesuffix("_norm")](scores, labels, present).mean()
-            if self.aux_loss_enabled:  # of a mixture of experts
-                loss = loss + self.router_aux_loss_coef * output.aux_loss
-                self._over_lists("aux_loss", output.aux_loss.detach())
-            with torch.no_grad():
-                top1, logits, entropy = (
-                    getattr(output, name)[:, columns] for name in ("is_top1", "mean_logits", "entropy")
-                )
-                ends = present.sum(1).cumsum(0)
-                sides = {"chosen": ends - present.sum(1), "rejected": ends - 1}  # the rows of the best and the worst
-                self._over_tokens("entropy", entropy, scored)
-                self._over_tokens("mean_token_accuracy", top1[sides["chosen"]], scored[sides["chosen"]])
-                for side, chosen in sides.items():
-                    self._over_tokens(f"logits/{side}", logits[chosen], scored[chosen])
-                    self._over_lists(f"logps/{side}", logps[chosen])
-                    self._over_lists(f"rewards/{side}", self.beta * drift[chosen])
-                self._over_lists("rewards/margins", self.beta * (drift[sides["chosen"]] - drift[sides["rejected"]]))
-                self._over_lists("rewards/accuracies", ordered_rightly(rewards, labels, present))
-                self._count_tokens(texts["attention_mask"].sum())
-            return (loss, output) if return_outputs else loss
+            ends = present.sum(1).cumsum(0)
+            sides = {"chosen": ends - present.sum(1), "rejected": ends - 1}  # the rows of the best and the worst
+            self._over_tokens("entropy", entropy, scored)
+            self._over_tokens("mean_token_accuracy", top1[sides["chosen"]], scored[sides["chosen"]])
+            for side, chosen in sides.items():
+                self._over_tokens(f"logits/{side}", logits[chosen], scored[chosen])
+                self._over_lists(f"logps/{side}", logps[chosen])
+                self._over_lists(f"rewards/{side}", self.beta * drift[chosen])
+            self._over_lists("rewards/margins", self.beta * (drift[sides["chosen"]] - drift[sides["rejected"]]))
+            self._over_lists("rewards/accuracies", ordered_rightly(rewards, labels, present))
+            self._count_tokens(texts["attention_mask"].sum())
+        return (loss, output) if return_outputs else loss
 
-        def _figures(self) -> Any:
-            return self._metrics["train" if self.model.training else "eval"]
+    def _figures(self) -> Any:
+        return self._metrics["train" if self.model.training else "eval"]
 
-        def _over_lists(self, name: str, values: Any) -> None:
-            self._figures()[name].append(self.accelerator.gather(values).mean().item())
+    def _over_lists(self, name: str, values: Any) -> None:
+        self._figures()[name].append(self.accelerator.gather(values).mean().item())
 
-        def _over_tokens(self, name: str, values: Any, scored: Any) -> None:
-            sums = torch.stack([values[scored].float().sum(), scored.float().sum()])
-            total, count = self.accelerator.gather(sums).view(-1, 2).sum(0).tolist()
-            self._figures()[name].append(total / count if count else 0.0)
+    def _over_tokens(self, name: str, values: Any, scored: Any) -> None:
+        sums = torch.stack([values[scored].float().sum(), scored.float().sum()])
+        total, count = self.accelerator.gather(sums).view(-1, 2).sum(0).tolist()
+        self._figures()[name].append(total / count if count else 0.0)
 
-        def _count_tokens(self, tokens: Any) -> None:
-            if self.model.training:
-                self._total_train_tokens += int(self.accelerator.gather(tokens).sum())
-            self._figures()["num_tokens"] = [self._total_train_tokens]
-
-    return Listwise
+    def _count_tokens(self, tokens: Any) -> None:
+        if self.model.training:
+            self._total_train_tokens += int(self.accelerator.gather(tokens).sum())
+        self._figures()["num_tokens"] = [self._total_train_tokens]
 
 
 def ordered_rightly(rewards: Tensor, labels: Tensor, present: Tensor) -> Tensor:

@@ -10,16 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from rich.table import Table
 
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.families import with_targets
 from dpo_cli.recipe import MEMORY_SIZE, Recipe
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.shape import LINEARS, Shape
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 Precision = Literal["nf4", "bf16", "fp16", "fp32"]
 Device = Literal["cuda", "cpu"]
@@ -205,7 +204,6 @@ class Plan:
 
     def table(self) -> Table:
         """Parts, total, card, verdict and proposal, at most 80 columns wide."""
-        from rich.table import Table
 
         table = Table(title="Predicted peak memory", width=80, show_footer=False)
         table.add_column("part")

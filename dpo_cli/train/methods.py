@@ -10,13 +10,13 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from datasets import Dataset
 
 from dpo_cli.recipe.train import HELD_OUT
-from dpo_cli.train import lipo, listwise, reference_free, supervised, unpaired
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from dpo_cli.train import lipo, listwise, supervised, unpaired
+from dpo_cli.train.reference_free import ReferenceFree
 
 Row = Literal["pair", "answer", "list"]
 
@@ -34,7 +34,7 @@ class Method:
         data: each `data.format` that it learns from, the usual one first.
         row: what a training row is: a pair, one answer, or a prompt's whole list of answers.
         rows: the prepared rows as its trainer takes them, given the recipe's seed.
-        patch: a subclass of its trainer that does what DPO's does already.
+        mixins: classes that stand before its trainer, to do what DPO's does already.
         reference: whether it compares with the model as it was.
         compares: whether it learns from bad answers as well; False: from good ones alone, each by itself.
         losses: of `train.loss_type`; None: all that the trainer has.
@@ -55,7 +55,7 @@ class Method:
     data: tuple[str, ...] = ("pairs",)
     row: Row = "pair"
     rows: Callable[[Dataset, int], Dataset] = _as_it_is
-    patch: Callable[[Any], Any] = lambda trainer_class: trainer_class
+    mixins: tuple[type, ...] = ()
     reference: bool = True
     compares: bool = True
     losses: tuple[str, ...] | None = None
@@ -81,7 +81,7 @@ class Method:
 
 
 CPO, ORPO = "trl.experimental.cpo", "trl.experimental.orpo"
-NO_REFERENCE: dict[str, Any] = {"reference": False, "whole_logits": True, "patch": reference_free.tokenised_as_dpo}
+NO_REFERENCE: dict[str, Any] = {"reference": False, "whole_logits": True, "mixins": (ReferenceFree,)}
 
 METHODS = {
     "dpo": Method("DPOConfig", "DPOTrainer", engine=("shared_prefix", "token_budget", "reference_cache")),
@@ -100,14 +100,14 @@ METHODS = {
         label_weights=lambda train: (train.desirable_weight, train.undesirable_weight),
     ),
     "lipo": Method(
-        "DPOConfig", "DPOTrainer", data=("ranked",), row="list", rows=lipo.rows, patch=lipo.listwise_trainer,
+        "DPOConfig", "DPOTrainer", data=("ranked",), row="list", rows=lipo.rows, mixins=(lipo.Listwise,),
         losses=listwise.LOSS_TYPES, without=lipo.OVER_PAIRS, defaults={"loss_type": ["lambda"]},
         engine=("shared_prefix",), keeps_chosen="raise train.beta",
     ),
     # A LoRA wants some ten times the rate of whole weights, for which TRL's default is 2e-5 (TRL's guide to PEFT).
     "sft": Method(
         "SFTConfig", "SFTTrainer", data=("unpaired", "pairs", "ranked"), row="answer", rows=supervised.rows,
-        patch=supervised.answers_only, reference=False, compares=False, losses=("nll", "dft"),
+        mixins=(supervised.AnswersOnly,), reference=False, compares=False, losses=("nll", "dft"),
         defaults={"learning_rate": 2e-4}, not_logged=HELD_OUT[1:],
     ),
 }  # fmt: skip

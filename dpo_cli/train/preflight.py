@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy
+import torch
+from accelerate.utils import convert_outputs_to_fp32
+
 from dpo_cli import machine
 from dpo_cli.errors import DpoError
 from dpo_cli.machine import ran_out_of_memory
@@ -44,7 +48,6 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
     Raises:
         DoesNotFit: one pair at a time takes too much.
     """
-    import torch
 
     args, data = trainer.args, trainer.train_dataset
     on_gpu = args.device.type == "cuda"
@@ -151,7 +154,6 @@ def _row_length(row: dict[str, Any]) -> int:
 
 def _try(trainer: Any, rows: list[dict[str, Any]], accumulation: int) -> float:
     """The peak of one training step on these rows, in bytes; infinity where memory ran out."""
-    import torch
 
     args, model = trainer.args, trainer.model
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -180,7 +182,6 @@ def _try(trainer: Any, rows: list[dict[str, Any]], accumulation: int) -> float:
 @contextmanager
 def _outputs_of_mixed_precision(trainer: Any) -> Iterator[None]:
     """What accelerate makes float32 in a 16-bit training; of whole logits it is more than half of the peak."""
-    from accelerate.utils import convert_outputs_to_fp32
 
     attributes = vars(trainer.model)
     before = attributes.get("forward")
@@ -208,8 +209,6 @@ def _without_gathering(accelerator: Any) -> Iterator[None]:
 @contextmanager
 def _put_back(trainer: Any) -> Iterator[None]:
     """Random states, counters, gradients and training mode as they were."""
-    import numpy
-    import torch
 
     model = trainer.model
     counters = {name: copy.deepcopy(vars(trainer)[name]) for name in COUNTERS if name in vars(trainer)}
@@ -234,8 +233,6 @@ def _put_back(trainer: Any) -> Iterator[None]:
 def _start_measuring(device: Any) -> None:
     import ctypes
 
-    import torch
-
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -249,7 +246,6 @@ def _start_measuring(device: Any) -> None:
 
 def _peak(device: Any) -> int:
     """Bytes at the highest since `_start_measuring`."""
-    import torch
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) + CUDA_CONTEXT

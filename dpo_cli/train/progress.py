@@ -8,14 +8,13 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
 
 from dpo_cli import machine, processes
 from dpo_cli.show import one_line
-
-if TYPE_CHECKING:
-    from transformers import TrainerCallback
-
 
 SHOWN = (("loss", "loss", ".4f"), ("accuracy", "rewards/accuracies", ".3f"), ("margin", "rewards/margins", "+.3f"))
 
@@ -40,65 +39,61 @@ class StopAfterStep:
         print("stopping after this step; once more stops at once", file=sys.stderr, flush=True)
 
 
-def progress_callback(log: Path, stop: StopAfterStep, quiet: bool) -> TrainerCallback:
+class Progress(TrainerCallback):
     """Writes TRL's log rows to `log.jsonl` as they come, and shows how the training stands.
 
     On a terminal that is one line that keeps changing, elsewhere one line a log row. The callback also logs the last
     step, and saves and ends the training where `stop` was asked for.
     """
-    from transformers import TrainerCallback
 
-    live = sys.stdout.isatty()
+    def __init__(self, log: Path, stop: StopAfterStep, quiet: bool) -> None:
+        self.log, self.stop, self.quiet = log, stop, quiet
+        self.live = sys.stdout.isatty()
+        self.row: dict[str, Any] = {}
 
-    class Progress(TrainerCallback):
-        row: dict[str, Any]
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began, self.first_step = time.monotonic(), state.global_step
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.row = {}
-            self.began, self.first_step = time.monotonic(), state.global_step
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.stop.asked = processes.any_of(self.stop.asked)  # else one process saves, and waits for the others for ever
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # else the last rows between two logging steps are never seen
+        elif self.stop.asked:
+            control.should_save = control.should_training_stop = True
+        if self.live and not self.quiet:
+            print(f"\r{self._line(state):<79}", end="", flush=True)
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            stop.asked = processes.any_of(stop.asked)  # else one process saves, and waits for the others for ever
-            if state.global_step >= state.max_steps:
-                control.should_log = True  # else the last rows between two logging steps are never seen
-            elif stop.asked:
-                control.should_save = control.should_training_stop = True
-            if live and not quiet:
-                print(f"\r{self._line(state):<79}", end="", flush=True)
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        row = state.log_history[-1]
+        if "train_runtime" in row:
+            return  # the summary at the end; metrics.json has its figures
+        if not state.is_world_process_zero:
+            return
+        with open(self.log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if "loss" in row:
+            self.row = row
+            if not self.quiet and not self.live:
+                print(self._line(state), flush=True)
+        elif "eval_loss" in row and not self.quiet:
+            text = f"  step {state.global_step}, held out:" + self._figures(row, "eval_")
+            print(f"\r{text:<79}" if self.live else text, flush=True)
 
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            row = state.log_history[-1]
-            if "train_runtime" in row:
-                return  # the summary at the end; metrics.json has its figures
-            if not state.is_world_process_zero:
-                return
-            with open(log, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            if "loss" in row:
-                self.row = row
-                if not quiet and not live:
-                    print(self._line(state), flush=True)
-            elif "eval_loss" in row and not quiet:
-                text = f"  step {state.global_step}, held out:" + self._figures(row, "eval_")
-                print(f"\r{text:<79}" if live else text, flush=True)
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.live and not self.quiet:
+            print(f"\r{self._line(state):<79}")
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if live and not quiet:
-                print(f"\r{self._line(state):<79}")
+    def _line(self, state: Any) -> str:
+        seconds = time.monotonic() - self.began
+        done = max(state.global_step - self.first_step, 1)
+        left = seconds / done * (state.max_steps - state.global_step)
+        width = len(str(state.max_steps))
+        text = f"  step {state.global_step:>{width}}/{state.max_steps}"
+        return f"{text}{self._figures(self.row)}  {peak_memory() / 1e9:.1f} GB  {_clock(left)} left"
 
-        def _line(self, state: Any) -> str:
-            seconds = time.monotonic() - self.began
-            done = max(state.global_step - self.first_step, 1)
-            left = seconds / done * (state.max_steps - state.global_step)
-            width = len(str(state.max_steps))
-            text = f"  step {state.global_step:>{width}}/{state.max_steps}"
-            return f"{text}{self._figures(self.row)}  {peak_memory() / 1e9:.1f} GB  {_clock(left)} left"
-
-        def _figures(self, row: dict[str, Any], prefix: str = "") -> str:
-            named = ((name, row.get(prefix + key), form) for name, key, form in SHOWN)
-            return "".join(f"  {name} {value:{form}}" for name, value, form in named if value is not None)
-
-    return Progress()
+    def _figures(self, row: dict[str, Any], prefix: str = "") -> str:
+        named = ((name, row.get(prefix + key), form) for name, key, form in SHOWN)
+        return "".join(f"  {name} {value:{form}}" for name, value, form in named if value is not None)
 
 
 def print_remark(text: str) -> None:
@@ -111,7 +106,6 @@ def print_remark(text: str) -> None:
 
 def peak_memory() -> int:
     """The most memory this process held, in bytes: on the GPU where there is one, else resident."""
-    import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())

@@ -4,8 +4,8 @@ TRL's `precompute_ref_log_probs` forgets them whenever the learning rate, seed, 
 all of that is in its key. Here a row's key is its token ids (so the chat template is in it), under a file for what
 else decides the numbers, see `facts`:
 
-    runs/.reference_cache/<key>/facts.json   those facts, to be read by people
-    runs/.reference_cache/<key>/rows.txt     `row chosen rejected checksum`, a line each, only ever appended to
+    runs/.reference_cache/<key>/facts.json    those facts, to be read by people
+    runs/.reference_cache/<key>/rows.sqlite   row key: [chosen, rejected]
 
 A kept number is the one that was computed, to the last bit. Computed anew in a batch of another shape it may differ
 by rounding, as TRL's own numbers do between batch sizes; that much is not part of the key.
@@ -16,22 +16,25 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import sys
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
+from filelock import FileLock, Timeout
+from peft import get_peft_model_state_dict
 
 from dpo_cli import backends, model_files
-from dpo_cli.disk import sha256, write_json, write_text
+from dpo_cli.disk import sha256, write_json
 from dpo_cli.errors import DpoError
 from dpo_cli.machine import versions
 from dpo_cli.recipe import Recipe
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from dpo_cli.store import Store
 
 TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 LOGPS = ("ref_chosen_logps", "ref_rejected_logps")  # the columns that TRL's collator takes
@@ -39,38 +42,29 @@ LIBRARIES = ("torch", "transformers", "trl", "bitsandbytes", "unsloth")
 
 
 class ReferenceCache:
-    """One file of rows under one key.
+    """The rows that share one set of facts.
 
     Attributes:
         rows: row key -> (chosen, rejected), summed log-probabilities in nats.
         computed: rows that `fill` has computed, over all its calls and ranks.
     """
 
-    def __init__(self, folder: Path, key: str, facts: Mapping[str, Any]) -> None:
-        self.folder = folder / key
-        self.path = self.folder / "rows.txt"
-        self.key = key
-        self.facts = facts
-        self.computed = 0
-        self.rows, _, _ = self._read()
-
-    @classmethod
-    def open(cls, folder: Path, facts: Mapping[str, Any]) -> ReferenceCache:
-        """The cache of these facts in `folder`, with the rows that are there; writes nothing and waits for nobody."""
+    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Read what is there; nothing is written, and nobody waited for."""
         text = json.dumps(facts, sort_keys=True, default=str)
-        return cls(folder, hashlib.sha256(text.encode()).hexdigest()[:32], json.loads(text))
+        self.key = hashlib.sha256(text.encode()).hexdigest()[:32]
+        self.folder = folder / self.key
+        self.path = self.folder / "rows.sqlite"
+        self.facts = json.loads(text)
+        self.computed = 0
+        self.rows = self._read()
 
     def missing(self, dataset: Dataset) -> int:
         """How many different rows of a tokenised dataset are not known yet."""
         return len({key for key, _ in _keys(dataset)} - self.rows.keys())
 
     def fill(
-        self,
-        trainer: Any,
-        dataset: Dataset,
-        *,
-        batch_tokens: int,
-        report: Callable[[int, int], None] | None = None,
+        self, trainer: Any, dataset: Dataset, *, batch_tokens: int, report: Callable[[int], None] | None = None
     ) -> Dataset:
         """Compute what is missing, longest rows first, each batch put on disk before the next one.
 
@@ -81,7 +75,7 @@ class ReferenceCache:
             trainer: TRL's; its model on its device, and the reference as it was before the first step.
             dataset: tokenised by TRL: `prompt_ids`, `chosen_ids`, `rejected_ids`.
             batch_tokens: padded tokens of a batch, chosen and rejected together; a longer row is a batch of its own.
-            report: called with (rows done, rows to do) after each batch, on rank 0.
+            report: called with the number of rows of each batch, on rank 0.
 
         Returns:
             The dataset with the columns `ref_chosen_logps` and `ref_rejected_logps`.
@@ -89,44 +83,42 @@ class ReferenceCache:
         Raises:
             DpoError: a reference value is NaN or infinite; it is not kept.
         """
-        from accelerate.utils import broadcast_object_list, gather_object
-
         rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
         keys = _keys(dataset)
-        with self._alone() if rank == 0 else nullcontext():
+        with self._alone() if rank == 0 else nullcontext(), Store(self.path) as store:
             if rank == 0:
-                self._repair()
+                self.rows = self._read()  # what others have added
+                write_json(self.folder / "facts.json", self.facts)
             self.rows = broadcast_object_list([self.rows])[0]
             unknown = {key: (length, key, row) for row, (key, length) in enumerate(keys) if key not in self.rows}
             # By key where lengths are equal, so that the order of the data does not change the batches.
             todo = sorted(unknown.values(), reverse=True)
             batches = list(_batches(todo, batch_tokens, trainer.args.max_length))
-            done = 0
             for start in range(0, len(batches), ranks):
                 mine = batches[start + rank] if start + rank < len(batches) else []
-                new = gather_object(_compute(trainer, dataset, mine))
-                for row, _, *values in new:
+                computed = gather_object(_compute(trainer, dataset, mine))
+                for row, _, *values in computed:
                     # After the gathering, so that all ranks stop and none waits for one that has.
                     _check_finite(dataset, row, values)
+                new = {key: (chosen, rejected) for _, key, chosen, rejected in computed}
+                self.rows |= new
                 if rank == 0:
-                    self._append({key: (chosen, rejected) for _, key, chosen, rejected in new})
-                self.rows |= {key: (chosen, rejected) for _, key, chosen, rejected in new}
-                done += len(new)
+                    store.put(new)
                 if report and rank == 0:
-                    report(done, len(todo))
+                    report(len(new))
         self.computed += len(todo)
         dataset = dataset.remove_columns([name for name in LOGPS if name in dataset.column_names])
         for position, name in enumerate(LOGPS):
             dataset = dataset.add_column(name, [self.rows[key][position] for key, _ in keys])  # as float64
         return dataset
 
-    # ---------------------------------------------------------------------------------------------------- the file
+    def _read(self) -> dict[str, tuple[float, float]]:
+        with Store(self.path) as store:
+            return {key: (chosen, rejected) for key, (chosen, rejected) in store.all().items()}
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the cache; the system lets go of it for a process that was killed."""
-        from filelock import FileLock, Timeout
-
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock")
         try:
@@ -139,47 +131,6 @@ class ReferenceCache:
         finally:
             lock.release()
 
-    def _read(self) -> tuple[dict[str, tuple[float, float]], int, bool]:
-        """The whole rows on disk, the number of damaged lines, and whether the last line was cut short by a kill."""
-        try:
-            *lines, torn = self.path.read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return {}, 0, False
-        rows, damaged = {}, 0
-        for line in lines:
-            text, _, check = line.rpartition(b" ")
-            if check == self._check(text):
-                row, chosen, rejected = text.decode().split(" ")
-                rows[row] = float(chosen), float(rejected)
-            else:
-                damaged += 1
-        return rows, damaged, bool(torn)
-
-    def _repair(self) -> None:
-        """Read again what others have added; take damaged and torn lines out of the file. Held, see `_alone`."""
-        self.rows, damaged, torn = self._read()
-        if damaged or torn:
-            write_text(self.path, b"".join(map(self._line, self.rows.items())).decode())
-        if damaged:
-            lines = f"{damaged} damaged line{'s' if damaged > 1 else ''}"
-            print(f"{self.path}: left out {lines}; what is missing is computed again", file=sys.stderr, flush=True)
-        write_json(self.folder / "facts.json", self.facts)
-
-    def _append(self, rows: dict[str, tuple[float, float]]) -> None:
-        with open(self.path, "ab") as file:
-            file.write(b"".join(map(self._line, rows.items())))
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _line(self, row: tuple[str, tuple[float, float]]) -> bytes:
-        key, (chosen, rejected) = row
-        text = f"{key} {chosen!r} {rejected!r}".encode()  # repr gives a float64 back to the last bit
-        return text + b" " + self._check(text) + b"\n"
-
-    def _check(self, text: bytes) -> bytes:
-        """Keyed, so that lines of another cache are no rows of this one."""
-        return hashlib.blake2b(text, digest_size=8, key=self.key.encode()).hexdigest().encode()
-
 
 def row_key(row: Mapping[str, Any]) -> str:
     """32 hexadecimal digits for the token ids of a row; order and the borders between its three parts count."""
@@ -190,7 +141,7 @@ def row_key(row: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def facts(recipe: Recipe, model: Any, trainer: Any, hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
+def facts(recipe: Recipe, model: Any, trainer: Any) -> dict[str, Any]:
     """What decides the reference's numbers beside a row's tokens, without absolute paths.
 
     Learning rate, seed, beta, loss and the fresh LoRA are not among it: the reference knows nothing of them.
@@ -201,11 +152,10 @@ def facts(recipe: Recipe, model: Any, trainer: Any, hashes: Mapping[str, str] | 
         trainer: TRL's, built.
         hashes: sha256 that are known already, under the names of `model_files.local_files`; weights are gigabytes.
     """
-    import torch
 
     args, config, device = trainer.args, model.config, trainer.accelerator.device
     quantisation: Any = getattr(config, "quantization_config", None)
-    files = {name: (hashes or {}).get(name) or sha256(path) for name, path in _base_files(recipe).items()}
+    files = {name: sha256(path) for name, path in _base_files(recipe).items()}
     installed = versions()
     return {
         "base": files or {"id": recipe.model.id, "commit": getattr(config, "_commit_hash", None)},
@@ -251,12 +201,10 @@ def unsupported(recipe: Recipe, trainer: Any) -> str | None:
     return None
 
 
-def use(
-    trainer: Any, cache: ReferenceCache, *, batch_tokens: int, report: Callable[[int, int], None] | None = None
-) -> None:
+def use(trainer: Any, cache: ReferenceCache, *, batch_tokens: int, report: Callable[[int], None] | None = None) -> None:
     """Fill the cache for all of a trainer's data and have TRL read the columns in place of a reference pass.
 
-    Before `trainer.train()`. Arguments and errors as `ReferenceCache.fill`; `report` starts anew with each dataset.
+    Before `trainer.train()`. Arguments and errors as `ReferenceCache.fill`.
     """
 
     def fill(dataset: Any, *_: Any) -> Any:
@@ -330,7 +278,6 @@ def _adapter_sha256(model: Any) -> str | None:
     """Of the weights and scale of the adapter "ref"; None where the reference is the base alone."""
     if "ref" not in model.peft_config:
         return None
-    from peft import get_peft_model_state_dict
 
     config = model.peft_config["ref"]
     digest = hashlib.sha256(json.dumps([config.lora_alpha, config.r, config.use_rslora]).encode())
@@ -342,7 +289,6 @@ def _adapter_sha256(model: Any) -> str | None:
 
 def _dropout(model: Any) -> str | None:
     """A module of the reference that drops something in training; TRL's `disable_dropout` does not reach them all."""
-    import torch
 
     for name, module in model.named_modules():
         if ".lora_dropout" in name and "ref" not in model.peft_config:

@@ -10,6 +10,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
+from transformers import AutoConfig, Trainer
+from transformers.optimization import get_scheduler
+
 from dpo_cli import model_files
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import Recipe
@@ -27,9 +31,6 @@ def rehearse(recipe: Recipe, run: Run) -> None:
         DpoError: (exit code 2) one of them refuses its arguments, or can't be had on this machine, or the model can't
             do what the recipe asks of it.
     """
-    import torch
-    from transformers import AutoConfig, Trainer
-    from transformers.optimization import get_scheduler
 
     try:
         model = AutoConfig.from_pretrained(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
 
 from dpo_cli import processes
 from dpo_cli.disk import sha256
@@ -19,10 +21,6 @@ from dpo_cli.records import read_jsonl
 from dpo_cli.run import fingerprint
 from dpo_cli.train.methods import METHODS
 
-if TYPE_CHECKING:
-    from datasets import Dataset, Features
-
-
 # What trainers call the tokens of answers: of a pair, of a labelled row, of a list.
 ANSWER_TOKENS = ("chosen_ids", "rejected_ids", "completion_ids", "answer_ids")
 
@@ -32,7 +30,6 @@ def train_rows(recipe: Recipe, path: Path) -> Dataset:
 
     Datasets caches by the file's content, whatever its name and its time.
     """
-    from datasets import Dataset
 
     features = features_of(path)
 
@@ -51,7 +48,6 @@ def held_out_rows(recipe: Recipe, path: Path) -> dict[str, Dataset]:
     Raises:
         DpoError: nothing was held out, or `engine.early_stopping` waits for a language that no held-out row has.
     """
-    from datasets import Dataset
 
     by_language: dict[str, list[dict[str, Any]]] = {}
     for row in read_jsonl(path):
@@ -123,7 +119,6 @@ def check_answers(recipe: Recipe, tokenised: Dataset, what: str) -> list[str]:
 
 def features_of(path: Path) -> Features:
     """The columns of a `data/*.jsonl` that trainers read, with their types; which ones, its first row says."""
-    from datasets import Features, List, Value
 
     first = next(read_jsonl(path))
     messages = List({"role": Value("string"), "content": Value("string")})

@@ -22,16 +22,20 @@ import importlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
 from dpo_cli.errors import DpoError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ATTENTION = "dpo_cli_shared_prefix"  # the name our attention has in transformers' registry
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -118,7 +122,6 @@ class SharedPrefix:
         self._backbone = backbone
         self._untouched = backbone.forward
         self._unsloth = unsloth
-        self._scored: Callable[..., Any] | None = None  # the model's forward with TRL's head, see `score`
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -164,14 +167,8 @@ class SharedPrefix:
         self.stream_tokens += row.numel()
         return out
 
-    def score(self, *args: Any, **kwargs: Any) -> Any:
-        """The whole model's forward, see `scoring_answers_only`."""
-        with scoring_answers_only() if self.enabled else nullcontext():
-            return self._scored(*args, **kwargs)  # type: ignore[misc]
-
     def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream | None:
         """None where this call asks for what one row of mixed texts cannot give, or for anything unknown."""
-        import torch
 
         # Unsloth's PEFT forward hands `logits_to_keep=0` and `num_logits_to_keep=0` down, which ask for nothing.
         given = {name for name, value in kwargs.items() if torch.is_tensor(value) or value not in (None, False, 0)}
@@ -186,24 +183,6 @@ class SharedPrefix:
         if hasattr(self._backbone.get_input_embeddings(), "neftune_noise_alpha"):
             return None  # its noise is scaled by the length of a row
         return _lay_out(kwargs["input_ids"], kwargs["attention_mask"], self._lists)
-
-
-@contextmanager
-def scoring_answers_only() -> Iterator[None]:
-    """Within it, TRL's head scores what has a label on a CPU too, as it does on a GPU.
-
-    Elsewhere TRL 1.16 scores all positions, prompts and padding too, to keep shapes that a compiler likes. The switch
-    is a name in its module (`trl/trainer/utils.py`), so it is turned for one call alone.
-    """
-    from trl.trainer import utils
-
-    switch: Any = utils
-    before = switch._use_triton
-    switch._use_triton = lambda device: True
-    try:
-        yield
-    finally:
-        switch._use_triton = before
 
 
 def unsupported(model: Any, unsloth: bool = False) -> str | None:
@@ -256,7 +235,6 @@ def of(model: Any) -> SharedPrefix | None:
 def install(model: Any, unsloth: bool = False) -> SharedPrefix:
     """Share prefixes in this model from now on, in training, reference pass and evaluation alike.
 
-    Where TRL has put its head on the model already, a CPU also scores the answers only (`SharedPrefix.score`).
     The model's own config is left as it is, so that nothing of this is ever saved: its attention layers get a copy.
     Doing it twice gives the same object again.
 
@@ -270,8 +248,6 @@ def install(model: Any, unsloth: bool = False) -> SharedPrefix:
     if reason or backbone is None:
         raise DpoError(f"the prompt cannot be shared: {reason}", hint="set engine.shared_prefix: off")
     if not unsloth:
-        from transformers import AttentionInterface
-
         AttentionInterface.register(ATTENTION, _attention)
         config = copy.copy(backbone.config)
         config._attn_implementation = ATTENTION
@@ -279,9 +255,6 @@ def install(model: Any, unsloth: bool = False) -> SharedPrefix:
             layer.self_attn.config = config
     shared = SharedPrefix(backbone, unsloth)
     backbone.forward = shared.forward
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if _scores_padding(base):
-        shared._scored, base.forward = base.forward, shared.score
     return shared
 
 
@@ -326,7 +299,6 @@ def check(trainer: Any, shared: SharedPrefix, batch: Mapping[str, Tensor]) -> Ch
         batch: `input_ids`, `attention_mask` and `completion_mask`, each `[2B, L]`, right-padded; or `[N, L]` of lists,
             with the `present` of `SharedPrefix.lists`.
     """
-    import torch
 
     model, device = trainer.model, trainer.accelerator.device
     ids, mask, completion = (batch[name].to(device) for name in ("input_ids", "attention_mask", "completion_mask"))
@@ -389,13 +361,6 @@ def _backbone(model: Any) -> Any:
     return backbone if found else None
 
 
-def _scores_padding(base: Any) -> bool:
-    """TRL's fused head is on the model, and knows the two ways of scoring but takes the long one on this device."""
-    from trl.trainer import utils
-
-    return "forward" in vars(base) and hasattr(utils, "_use_triton") and base.device.type == "cpu"
-
-
 def _unsloth_hook() -> Callable[..., Any]:
     """What makes Unsloth's segment table. Looked up by name at run time, for Unsloth has to be imported before us."""
     kernel: Any = importlib.import_module("unsloth.utils.prefix_grouper_kernel")
@@ -418,7 +383,6 @@ def _lay_out(ids: Tensor, mask: Tensor, lists: Sequence[int] | None = None) -> S
 
     None if these are not all rows, or not right-padded texts with at least a token each.
     """
-    import torch
 
     if getattr(mask, "shape", None) != ids.shape or ids.shape[1] < 2:
         return None
@@ -473,9 +437,6 @@ def _attention(
     Of T queries those of a group's opening and first text see what is before them in it, as always; those of another
     rest see the opening and what is before them in their rest. Without `shared_groups`, transformers' own.
     """
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention
-    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
     if shared_groups is None:
         return sdpa_attention_forward(
@@ -501,8 +462,6 @@ def _attention(
 
 def _lower_right(queries: int, keys: int, device: Any) -> Any:
     """The mask under which the last query sees all keys, the one before all but the last, and so on."""
-    import torch
-    from torch.nn.attention.bias import causal_lower_right
 
     if device.type == "cuda":
         return causal_lower_right(queries, keys)  # flash kernels know it, so no mask is made
@@ -512,7 +471,6 @@ def _lower_right(queries: int, keys: int, device: Any) -> Any:
 @contextmanager
 def _as_in_a_step(model: Any) -> Iterator[None]:
     """In training mode, as Unsloth's forward asks for it, but with nothing that is drawn at random."""
-    import torch
 
     modes = [(module, module.training) for module in model.modules()]
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
@@ -530,7 +488,6 @@ def _as_in_a_step(model: Any) -> Iterator[None]:
 
 def _dtypes(model: Any, device: str) -> set[Any]:
     """The floating types that the model computes in: of its weights, of 4-bit layers, and of autocast."""
-    import torch
 
     found = {one.dtype for one in model.parameters() if one.is_floating_point() and one.element_size() > 1}
     found |= {one.compute_dtype for one in model.modules() if getattr(one, "compute_dtype", None) is not None}
@@ -539,7 +496,6 @@ def _dtypes(model: Any, device: str) -> set[Any]:
 
 def _take_gradients(model: Any) -> Tensor:
     """The gradients of the trained parameters as one vector; they are cleared. Parameters without one count as 0."""
-    import torch
 
     trained = [one for one in model.parameters() if one.requires_grad]
     taken = [(torch.zeros_like(one) if one.grad is None else one.grad).flatten().float() for one in trained]

@@ -6,12 +6,12 @@ SFT and the DPO after it see the same tokens.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from datasets import Dataset
+from trl.trainer import dpo_trainer
 
 from dpo_cli.records import best_pairs
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 COLUMNS = ["id", "prompt", "completion", "chat_template_kwargs"]
 
@@ -32,41 +32,39 @@ def _best_of_list(row: dict[str, Any]) -> dict[str, Any]:
     return {"completion": [{"role": "assistant", "content": row["candidates"][0]["text"]}]}
 
 
-def answers_only(trainer_class: Any) -> Any:
-    """A subclass of TRL's SFTTrainer whose labels are the answers, and whose rows have them as `completion_ids` too.
+Trainer: Any = object
+trl_dpo: Any = dpo_trainer
+
+
+class AnswersOnly(Trainer):  # type: ignore[misc]
+    """Stands before TRL's SFTTrainer: its labels are the answers, and its rows have them as `completion_ids` too.
 
     Unsloth's has a `_prepare_dataset` of its own, which renders without `chat_template_kwargs`.
     """
-    from trl.trainer import dpo_trainer
 
-    trl: Any = dpo_trainer
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: Any, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        def ids_of(messages: Any, **options: Any) -> Any:
+            return trl_dpo._tokenize(processing_class, messages, **options)["input_ids"]
 
-    class AnswersOnly(trainer_class):  # type: ignore[misc]
-        def _prepare_dataset(
-            self, dataset: Any, processing_class: Any, args: Any, packing: Any, formatting_func: Any, dataset_name: str
-        ) -> Any:
-            def ids_of(messages: Any, **options: Any) -> Any:
-                return trl._tokenize(processing_class, messages, **options)["input_ids"]
+        def tokenised(row: dict[str, Any]) -> dict[str, Any]:
+            kwargs = row["chat_template_kwargs"]
+            prompt = ids_of(row["prompt"], add_generation_prompt=True, **kwargs)
+            text = ids_of(row["prompt"] + row["completion"], **kwargs)
+            start = trl_dpo.common_prefix_length(prompt, text)
+            text = text[: args.max_length]
+            answer = text[start:]
+            return {
+                "prompt_ids": text[:start],
+                "completion_ids": answer,
+                "input_ids": text,
+                "labels": [-100] * (len(text) - len(answer)) + answer,
+            }
 
-            def tokenised(row: dict[str, Any]) -> dict[str, Any]:
-                kwargs = row["chat_template_kwargs"]
-                prompt = ids_of(row["prompt"], add_generation_prompt=True, **kwargs)
-                text = ids_of(row["prompt"] + row["completion"], **kwargs)
-                start = trl.common_prefix_length(prompt, text)
-                text = text[: args.max_length]
-                answer = text[start:]
-                return {
-                    "prompt_ids": text[:start],
-                    "completion_ids": answer,
-                    "input_ids": text,
-                    "labels": [-100] * (len(text) - len(answer)) + answer,
-                }
-
-            if "input_ids" in dataset.column_names:  # TRL's `evaluate` prepares what it is given, prepared or not
-                return dataset
-            with trl.global_then_local_main_first():
-                options = {"num_proc": args.dataset_num_proc}
-                dataset = dataset.map(tokenised, desc=f"Tokenizing {dataset_name} dataset", **options)
-                return dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length, **options)
-
-    return AnswersOnly
+        if "input_ids" in dataset.column_names:  # TRL's `evaluate` prepares what it is given, prepared or not
+            return dataset
+        with trl_dpo.global_then_local_main_first():
+            options = {"num_proc": args.dataset_num_proc}
+            dataset = dataset.map(tokenised, desc=f"Tokenizing {dataset_name} dataset", **options)
+            return dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length, **options)

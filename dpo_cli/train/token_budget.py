@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import torch
+
 from dpo_cli.train.methods import cannot_be_cut
 from dpo_cli.train.shared_prefix import pair_tokens
 
@@ -85,66 +87,67 @@ def stays_whole(trainer: Any) -> str | None:
     return reason
 
 
-def budgeted(trainer_class: Any) -> Any:
-    """TRL's trainer (1.15 or 1.16), whose `training_step` cuts its batch into passes and reports it as one.
+Trainer: Any = object
 
-    `token_budget` is the most tokens a pass may take, None for TRL's own step; `shared_prefix` says how they are
-    counted (`groups`, or `padded_groups` if False). A batch that fits one pass takes TRL's own step, and so does one
-    that can't be cut (`stays_whole`). A step makes one entry in TRL's metrics, weighted by what each is a mean over:
-    it equals that of the whole batch, to rounding.
+
+class TokenBudget(Trainer):  # type: ignore[misc]
+    """Stands before TRL's trainer (1.15 or 1.16); its `training_step` cuts a batch into passes and reports it as one.
+
+    A batch that fits one pass takes TRL's own step, and so does one that can't be cut (`stays_whole`). A step makes
+    one entry in TRL's metrics, weighted by what each is a mean over: it equals that of the whole batch, to rounding.
 
     Several processes take as many passes, each with as many pairs as the others' (TRL gathers rows of equal count):
     their pairs are grouped by rank of length, at the longest of that rank. Gradients are exchanged once a step.
+
+    Attributes:
+        token_budget: the most tokens a pass may take; None for TRL's own step.
+        shared_prefix: whether they are counted as `groups` does, or as `padded_groups`.
     """
-    import torch
 
-    class Budgeted(trainer_class):  # type: ignore[misc]
-        token_budget: int | None = None
-        shared_prefix: bool = True
-        _share = 1.0  # of the step's pairs in this pass
+    token_budget: int | None = None
+    shared_prefix: bool = True
+    _share = 1.0  # of the step's pairs in this pass
 
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
-            return loss if self._share == 1.0 else loss * self._share  # evaluation, with its tuples, is never cut
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        return loss if self._share == 1.0 else loss * self._share  # evaluation, with its tuples, is never cut
 
-        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            parts = self._parts(inputs)
-            if len(parts) < 2:
-                return super().training_step(model, inputs, *args, **kwargs)
-            inputs = self._prepare_inputs(inputs)
-            logged = self._metrics["train"]
-            seen = {key: len(values) for key, values in logged.items()}
-            pairs, sizes, total = sum(map(len, parts)), [], 0.0
-            try:
-                for number, chunk in enumerate(_cut(inputs, parts, self.args.pad_to_multiple_of or 1), 1):
-                    sizes.append(_sizes(chunk))
-                    self._share = len(parts[number - 1]) / pairs
-                    with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
-                        total = total + super().training_step(model, chunk, *args, **kwargs)
-            finally:
-                self._share = 1.0
-            # As TRL gathers its own sums: that leaves out what fills up the last batch.
-            weights = self.accelerator.gather_for_metrics(torch.stack(sizes)[None]).sum(0)
-            for key, values in logged.items():
-                new = values[seen.get(key, 0) :]
-                if len(new) == len(parts):  # num_tokens is a running total, of which TRL keeps the last
-                    weight = weights[:, AVERAGED_OVER.get(key, 0)].tolist()
-                    mean = sum(w * value for w, value in zip(weight, new, strict=True)) / (sum(weight) or 1)
-                    values[seen.get(key, 0) :] = [mean]
-            return total
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        parts = self._parts(inputs)
+        if len(parts) < 2:
+            return super().training_step(model, inputs, *args, **kwargs)
+        inputs = self._prepare_inputs(inputs)
+        logged = self._metrics["train"]
+        seen = {key: len(values) for key, values in logged.items()}
+        pairs, sizes, total = sum(map(len, parts)), [], 0.0
+        try:
+            for number, chunk in enumerate(_cut(inputs, parts, self.args.pad_to_multiple_of or 1), 1):
+                sizes.append(_sizes(chunk))
+                self._share = len(parts[number - 1]) / pairs
+                with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
+                    total = total + super().training_step(model, chunk, *args, **kwargs)
+        finally:
+            self._share = 1.0
+        # As TRL gathers its own sums: that leaves out what fills up the last batch.
+        weights = self.accelerator.gather_for_metrics(torch.stack(sizes)[None]).sum(0)
+        for key, values in logged.items():
+            new = values[seen.get(key, 0) :]
+            if len(new) == len(parts):  # num_tokens is a running total, of which TRL keeps the last
+                weight = weights[:, AVERAGED_OVER.get(key, 0)].tolist()
+                mean = sum(w * value for w, value in zip(weight, new, strict=True)) / (sum(weight) or 1)
+                values[seen.get(key, 0) :] = [mean]
+        return total
 
-        def _parts(self, inputs: Any) -> list[Any]:
-            """The indices of each pass's pairs, on the device; nothing for a batch that is not to be cut."""
-            if self.token_budget is None or not set(inputs) <= {*PER_ROW, *PER_PAIR} or stays_whole(self):
-                return []
-            inputs = self._prepare_inputs(inputs)  # on the device, where they mostly are already
-            tokens = _tokens(inputs, None if self.shared_prefix else self.args.pad_to_multiple_of or 1)
-            order = tokens.argsort(descending=True, stable=True)
-            most = self.accelerator.gather(tokens[order]).view(-1, len(tokens)).amax(0).tolist()
-            made = groups(most, self.token_budget) if self.shared_prefix else padded_groups(most, self.token_budget)
-            return [order[group] for group in made]
-
-    return Budgeted
+    def _parts(self, inputs: Any) -> list[Any]:
+        """The indices of each pass's pairs, on the device; nothing for a batch that is not to be cut."""
+        if self.token_budget is None or not set(inputs) <= {*PER_ROW, *PER_PAIR} or stays_whole(self):
+            return []
+        inputs = self._prepare_inputs(inputs)  # on the device, where they mostly are already
+        tokens = _tokens(inputs, None if self.shared_prefix else self.args.pad_to_multiple_of or 1)
+        order = tokens.argsort(descending=True, stable=True)
+        most = self.accelerator.gather(tokens[order]).view(-1, len(tokens)).amax(0).tolist()
+        made = groups(most, self.token_budget) if self.shared_prefix else padded_groups(most, self.token_budget)
+        return [order[group] for group in made]
 
 
 def _tokens(inputs: Any, multiple: int | None) -> Any:
@@ -156,7 +159,6 @@ def _tokens(inputs: Any, multiple: int | None) -> Any:
 
 def _sizes(inputs: Any) -> Any:
     """[4]: the pairs of a batch, its predicted completion tokens, and of these the chosen and the rejected."""
-    import torch
 
     chosen, rejected = inputs["completion_mask"][:, 1:].chunk(2)
     pairs = torch.tensor(len(chosen), device=chosen.device)
@@ -165,7 +167,6 @@ def _sizes(inputs: Any) -> Any:
 
 def _cut(inputs: Any, parts: Sequence[Any], multiple: int) -> Iterator[dict[str, Any]]:
     """The batch's pairs by parts, without the columns that are padding in all of a part's rows."""
-    import torch
 
     pairs = len(inputs["input_ids"]) // 2
     for part in parts:

@@ -10,9 +10,12 @@ import shutil
 import textwrap
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from dpo_cli import adapters, backends, chat, models, processes
 from dpo_cli.disk import write_json
@@ -25,13 +28,12 @@ from dpo_cli.run import Run
 from dpo_cli.train.checkpoints import Start, best_checkpoint, is_last, start_log, start_of
 from dpo_cli.train.engine import cache_reference, choose
 from dpo_cli.train.methods import LOSSES, METHODS
-from dpo_cli.train.progress import StopAfterStep, peak_memory, print_remark, progress_callback
+from dpo_cli.train.progress import Progress, StopAfterStep, peak_memory, print_remark
 from dpo_cli.train.rows import check_answers, check_fills_a_step, held_out_rows, train_rows
-from dpo_cli.train.token_budget import budgeted
-from dpo_cli.train.trl_fixes import with_fixes
+from dpo_cli.train.token_budget import TokenBudget
+from dpo_cli.train.trl_fixes import Fixes
 from dpo_cli.train.unpaired import imbalance
-from dpo_cli.train.watchdog import Watchdog
-from dpo_cli.train.watchdog import callback as watchdog_callback
+from dpo_cli.train.watchdog import Watchdog, WatchdogCallback
 
 # TRL tokenises 436 rows a second on one core (its 1.16, measured); another process takes about a second to start.
 ROWS_A_TOKENISER, MOST_TOKENISERS = 1000, 8
@@ -64,14 +66,14 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     recipe = with_targets(recipe, trainer.model.config.to_dict())
     log = run["train"] / "log.jsonl"
     stop = StopAfterStep()
-    trainer.add_callback(progress_callback(log, stop, quiet))
+    trainer.add_callback(Progress(log, stop, quiet))
     say: Callable[[str], None] = (lambda line: None) if quiet else print
     before = processes.from_main(lambda: run.record("train").get("engine")) if checkpoint else None
-    trainer.add_callback(_set_in(begun, say))
+    trainer.add_callback(SetIn(begun, say))
     _check_longer(recipe, trainer, begun)
     trainer.still = -1 if checkpoint else 0
     chosen = choose(recipe, trainer, before, say)
-    chosen.reference_cache = cache_reference(recipe, trainer, run.folder.parent, before, say)
+    chosen.reference_cache = cache_reference(recipe, trainer, run.folder.parent, before, say, not quiet)
     _watch(recipe, trainer, quiet)
 
     def begin() -> dict[str, Any]:
@@ -153,7 +155,7 @@ def build(recipe: Recipe, run: Run, backend: backends.Backend) -> Any:
         raise DpoError("Unsloth did not replace TRL's trainer", hint="set engine.backend: hf, or reinstall unsloth")
     # KTO's long remark on the weights of its labels, which `_notes` makes too.
     logging.getLogger(trainer_class.__module__).setLevel(logging.ERROR)
-    trainer = budgeted(with_fixes(method.patch(trainer_class)))(
+    trainer: Any = type("Trainer", (TokenBudget, Fixes, *method.mixins, trainer_class), {})(
         model=model,
         args=trl_config(recipe, run, config_class, len(train_set)),
         train_dataset=train_set,
@@ -191,9 +193,6 @@ def _out_of_memory(recipe: Recipe, trainer: Any) -> DpoError:
 
 def trl_config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
     """TRL's config with every argument passed, because Unsloth changes the defaults of those that are not."""
-    from dataclasses import fields
-
-    import torch
 
     tokenisers = min(os.cpu_count() or 1, MOST_TOKENISERS, rows // ROWS_A_TOKENISER)
     on_gpu = torch.cuda.is_available()
@@ -216,7 +215,7 @@ def trl_config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
     padded = getattr(recipe.train, "pad_to_multiple_of", None)
     arguments = recipe.train.model_dump(exclude={"method"}) | {
         "output_dir": str(run.checkpoints),
-        "save_total_limit": None,  # `with_fixes` keeps to it, by step
+        "save_total_limit": None,  # `Fixes` keeps to it, by step
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         "max_length": recipe.model.max_length,
@@ -263,7 +262,6 @@ def trl_config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
 
 def _notes(recipe: Recipe, trainer: Any) -> list[str]:
     """What of the method and the machine a person should know before it runs."""
-    import torch
 
     method, train = METHODS[recipe.train.method], recipe.train
     notes = [] if method.reference else [f"no reference: {train.method} needs none"]
@@ -334,27 +332,23 @@ def _check_longer(recipe: Recipe, trainer: Any, begun: Start) -> None:
         )
 
 
-def _set_in(begun: Start, say: Callable[[str], None]) -> Any:
-    """A callback for the moment when a checkpoint has been loaded."""
-    from transformers import TrainerCallback
+class SetIn(TrainerCallback):
+    """For the moment when a checkpoint has been loaded."""
 
-    class SetIn(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-            if args.load_best_model_at_end and state.best_global_step:
-                # A run that was moved or copied must not look where it was.
-                state.best_model_checkpoint = str(best_checkpoint(Path(args.output_dir), state.best_global_step))
-            if begun.longer:
-                rate = optimizer.param_groups[0]["lr"]
-                say(
-                    f"  learning rate {rate:.2e} at step {begun.step + 1}: the schedule is laid out anew over all steps"
-                )
+    def __init__(self, begun: Start, say: Callable[[str], None]) -> None:
+        self.begun, self.say = begun, say
 
-    return SetIn()
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        if args.load_best_model_at_end and state.best_global_step:
+            # A run that was moved or copied must not look where it was.
+            state.best_model_checkpoint = str(best_checkpoint(Path(args.output_dir), state.best_global_step))
+        if self.begun.longer:
+            rate, step = optimizer.param_groups[0]["lr"], self.begun.step + 1
+            self.say(f"  learning rate {rate:.2e} at step {step}: the schedule is laid out anew over all steps")
 
 
 def _watch(recipe: Recipe, trainer: Any, quiet: bool) -> None:
     """Add what looks at the figures as they come: the watchdog, and the early stopping that the recipe asks for."""
-    from transformers import EarlyStoppingCallback
 
     train, method = recipe.train, METHODS[recipe.train.method]
     # The heavier label, so that a run is never called worse than no training too early.
@@ -368,14 +362,13 @@ def _watch(recipe: Recipe, trainer: Any, quiet: bool) -> None:
         fp16=trainer.args.fp16,
         method=method,
     )
-    trainer.add_callback(watchdog_callback(watchdog, (lambda remark: None) if quiet else print_remark))
+    trainer.add_callback(WatchdogCallback(watchdog, (lambda remark: None) if quiet else print_remark))
     if recipe.engine.early_stopping:
         trainer.add_callback(EarlyStoppingCallback(recipe.engine.early_stopping.patience))
 
 
 def _facts(recipe: Recipe, trainer: Any, backend: backends.Backend) -> dict[str, Any]:
     """What the manifest keeps of a training beside what every stage's record has."""
-    import torch
 
     return {
         "backend": backend.name,
@@ -389,7 +382,6 @@ def _facts(recipe: Recipe, trainer: Any, backend: backends.Backend) -> dict[str,
 
 def _restore(trainer: Any, checkpoint: Path) -> None:
     """A training that had come to its last step; transformers would take one step more."""
-    from transformers import TrainerState
 
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
@@ -407,7 +399,6 @@ def _sort_modules(config: Path) -> None:
 
 def _remove_printers(trainer: Any) -> None:
     """transformers' own log printers; ours says the same in one line."""
-    from transformers import PrinterCallback, ProgressCallback
 
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+from datasets import Dataset
 
 COLUMNS = ["id", "prompt", "completion", "label", "chat_template_kwargs"]
 

@@ -1,6 +1,6 @@
 """Says in plain words, once a run each, what people ask when they watch a DPO run, and which recipe line to change.
 
-`Watchdog` is given TRL's log rows and knows nothing of trainers; `callback` feeds it from one.
+`Watchdog` is given TRL's log rows and knows nothing of trainers; `WatchdogCallback` feeds it from one.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import TrainerCallback
 
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe.train import DEFAULT_METHOD
 from dpo_cli.stats import wilson
 from dpo_cli.train.methods import LOSSES, METHODS, Loss, Method
-
-if TYPE_CHECKING:
-    from transformers import TrainerCallback
 
 # Every threshold. A reward is beta x nats: TRL logs beta x (log-prob of the policy - of the reference), summed over an
 # answer's tokens. "Cards" are runs published on the Hub, by their own figures. Sound: alignment-handbook's
@@ -78,7 +77,7 @@ class Watchdog:
         losses: `train.loss_type`.
         beta: `train.beta`.
         batch: pairs a step, over all devices and accumulation.
-        steps: of the whole run; 0 = not known, which leaves out what depends on it (`callback` fills it in).
+        steps: of the whole run; 0 = not known, which leaves out what depends on it (`WatchdogCallback` fills it in).
         weights: `train.loss_weights`.
         max_grad_norm: `train.max_grad_norm`; 0 = no clipping.
         fp16: whether a loss scaler is at work.
@@ -308,22 +307,21 @@ class Watchdog:
         return any(loss.per_token for loss in self._known)
 
 
-def callback(watchdog: Watchdog, say: Callable[[str], None]) -> TrainerCallback:
-    """A transformers callback that shows every log row to `watchdog` and says its remarks, on the main process."""
-    from transformers import TrainerCallback
+class WatchdogCallback(TrainerCallback):
+    """Shows every log row to a watchdog and says its remarks, on the main process."""
 
-    class Watch(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            watchdog.steps = watchdog.steps or state.max_steps
-            for row in state.log_history:  # a resumed run's: what was said of them was said then
-                watchdog.observe(row)
+    def __init__(self, watchdog: Watchdog, say: Callable[[str], None]) -> None:
+        self.watchdog, self.say = watchdog, say
 
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            for remark in watchdog.observe(state.log_history[-1]):
-                if state.is_world_process_zero:
-                    say(remark)
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.watchdog.steps = self.watchdog.steps or state.max_steps
+        for row in state.log_history:  # a resumed run's: what was said of them was said then
+            self.watchdog.observe(row)
 
-    return Watch()
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for remark in self.watchdog.observe(state.log_history[-1]):
+            if state.is_world_process_zero:
+                self.say(remark)
 
 
 def check_finite(loss: float, ids: Sequence[str]) -> None:

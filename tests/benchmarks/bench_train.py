@@ -44,7 +44,6 @@ BY_HAND = 1e-4  # an implementation of its own adds up log-probabilities in anot
 # The bars of the CPU, as (what, faster, slower, least ratio).
 BARS = (
     ("TRL at micro-batch 1, same settings", "dpo_cli_without_reference_cache", "stock_1", 1.4),
-    ("the same with its head as on a GPU", "dpo_cli_without_reference_cache", "compact_1", 1.2),
     ("TRL at micro-batch 4, same settings", "dpo_cli_without_reference_cache", "stock_4", 2.2),
     ("TRL defaults, reference cache warm", "dpo_cli_warm", "trl_defaults", 2.8),
 )
@@ -304,13 +303,11 @@ class Bench:
             some = [dataclasses.replace(one, label="Unsloth + " + one.label) for one in own]
         else:
             sizes = [size for size in (4, 1) if size <= pairs]
-            some = [trl_defaults(), *map(stock, sizes), stock(1, compact=True), cold, dpo_cli()]
+            some = [trl_defaults(), *map(stock, sizes), cold, dpo_cli()]
             if language == LANGUAGES[0]:
                 some += [self._best(work), contenders.by_hand()]
                 some += [dpo_cli(**{part: "off"}) for part in ("shared_prefix", "token_budget")]
                 some += [dpo_cli("dpo-cli, every part off", **NOTHING)]
-            if self.asked.device == "cuda":  # where TRL's head is compact by itself
-                some = [one for one in some if "compact" not in one.key]
         results = alternate(some, work, self.asked.repeat)
         found = report(f"Steps: {shape}, {language}, {pairs} pairs a step, 2 steps", some, results, work)
         if self.asked.device == "cpu" and found["passed"]:

@@ -19,7 +19,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.train.shared_prefix import scoring_answers_only
 from lengths import Lengths, Tokens, tokens
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
@@ -146,11 +145,10 @@ def trl_defaults() -> Contender:
     return Contender("trl_defaults", "TRL script, defaults (checkpointing on)", build, checkpointing=True)
 
 
-def stock(micro_batch: int, compact: bool = False) -> Contender:
+def stock(micro_batch: int) -> Contender:
     """TRL with dpo-cli's settings: no checkpointing, the reference computed in each step."""
-    key = f"{'compact' if compact else 'stock'}_{micro_batch}"
-    label = f"TRL, no checkpointing, batch {micro_batch}" + (", head as on a GPU" if compact else "")
-    return Contender(key, label, _Trl(micro_batch, compact=compact), micro_batch)
+    label = f"TRL, no checkpointing, batch {micro_batch}"
+    return Contender(f"stock_{micro_batch}", label, _Trl(micro_batch), micro_batch)
 
 
 def tuned(micro_batch: int) -> Contender:
@@ -415,7 +413,6 @@ class _Trl:
     micro_batch: int
     checkpointing: bool = False
     precompute: bool = False
-    compact: bool = False  # the head on answer tokens only, as TRL does where there is Triton
 
     def __call__(self, work: Work) -> Built:
         from datasets import load_dataset
@@ -423,41 +420,39 @@ class _Trl:
 
         trl: Any = import_module("trl")  # after Unsloth, which patches it
         on_gpu = work.device == "cuda"
-        with scoring_answers_only() if self.compact else nullcontext():
-            args = trl.DPOConfig(
-                output_dir=str(work.folder / "stock"),
-                per_device_train_batch_size=self.micro_batch,
-                gradient_accumulation_steps=work.step_pairs // self.micro_batch,
-                gradient_checkpointing=self.checkpointing,
-                precompute_ref_log_probs=self.precompute,
-                max_length=work.max_length,
-                max_steps=work.warm_up + work.steps,
-                learning_rate=work.learning_rate,
-                beta=work.beta,
-                max_grad_norm=0.0,
-                train_sampling_strategy="sequential",
-                seed=work.seed,
-                logging_steps=1,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                use_cpu=not on_gpu,
-                bf16=on_gpu,
-                dataloader_pin_memory=on_gpu,
-            )
-            pairs = load_dataset("json", data_files=str(work.folder / "data" / "train.jsonl"), split="train")
-            if work.backend == "unsloth":
-                model, tokenizer, peft = *_unsloth(work, self.checkpointing), None
-            else:
-                model, tokenizer, peft = _base(work), _tokenizer(work), LoraConfig(**_lora(work.rank))
-            trainer = trl.DPOTrainer(
-                model=model, args=args, train_dataset=pairs, processing_class=tokenizer, peft_config=peft
-            )
+        args = trl.DPOConfig(
+            output_dir=str(work.folder / "stock"),
+            per_device_train_batch_size=self.micro_batch,
+            gradient_accumulation_steps=work.step_pairs // self.micro_batch,
+            gradient_checkpointing=self.checkpointing,
+            precompute_ref_log_probs=self.precompute,
+            max_length=work.max_length,
+            max_steps=work.warm_up + work.steps,
+            learning_rate=work.learning_rate,
+            beta=work.beta,
+            max_grad_norm=0.0,
+            train_sampling_strategy="sequential",
+            seed=work.seed,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=not on_gpu,
+            bf16=on_gpu,
+            dataloader_pin_memory=on_gpu,
+        )
+        pairs = load_dataset("json", data_files=str(work.folder / "data" / "train.jsonl"), split="train")
+        if work.backend == "unsloth":
+            model, tokenizer, peft = *_unsloth(work, self.checkpointing), None
+        else:
+            model, tokenizer, peft = _base(work), _tokenizer(work), LoraConfig(**_lora(work.rank))
+        trainer = trl.DPOTrainer(
+            model=model, args=args, train_dataset=pairs, processing_class=tokenizer, peft_config=peft
+        )
         _start(trainer.model)
 
         def go(begin: Callable[[], None], end: Callable[[], None]) -> list[float]:
-            with scoring_answers_only() if self.compact else nullcontext():
-                return _train(trainer, begin, end, work.warm_up)
+            return _train(trainer, begin, end, work.warm_up)
 
         return Built(go)
 

@@ -58,12 +58,13 @@ def build(tmp_path: Path, tiny_model: Path) -> Build:
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
 
-    def go(rows: list[dict[str, Any]], *, pairs: bool = False, wrapped: Any = lambda it: it, **options: Any) -> Any:
+    def go(rows: list[dict[str, Any]], *, pairs: bool = False, mixins: tuple[type, ...] = (), **options: Any) -> Any:
         set_seed(1)
         base: Any = options.pop("base", None) or AutoModelForCausalLM.from_pretrained(tiny_model)
         base.get_input_embeddings().weight.data *= 12.0  # so that entropies differ, and a token is guessed now and then
         given = datasets.Dataset.from_list([Pair.of_row(row).to_json() for row in rows] if pairs else rows)
-        trainer: Any = wrapped(DPOTrainer if pairs else lipo.listwise_trainer(DPOTrainer))(
+        bases = (*mixins, *([] if pairs else [lipo.Listwise]), DPOTrainer)
+        trainer: Any = type("Trainer", bases, {})(
             model=get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")),
             args=DPOConfig(
                 output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, beta=BETA,
@@ -328,9 +329,9 @@ def test_the_shared_prompt_changes_the_cost_of_a_run_and_not_its_losses(smoke_ru
 
 def test_a_loss_that_is_no_number_names_its_prompts(build: Build) -> None:
     import torch
-    from dpo_cli.train.trl_fixes import with_fixes
+    from dpo_cli.train.trl_fixes import Fixes
 
-    trainer = build(ranked([2, 3, 2]), wrapped=with_fixes)
+    trainer = build(ranked([2, 3, 2]), mixins=(Fixes,))
     with torch.no_grad():
         next(one for one in trainer.model.parameters() if one.requires_grad).fill_(float("nan"))
     with pytest.raises(DpoError, match="row-0, row-2"):

@@ -167,7 +167,7 @@ def peak(case):
     said = {"prompt": [{"role": "user", "content": "a"}]}
     said |= {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
     some = datasets.Dataset.from_list([{"id": "x", **said}])
-    trainer = method.patch(trainer_class)(
+    trainer = type("Trainer", (*method.mixins, trainer_class), {})(
         model=model, args=args, train_dataset=some, eval_dataset=None, processing_class=tokenizer)
     if method.reference:
         trainer.model.delete_adapter("ref")

@@ -17,7 +17,7 @@ import pytest
 from dpo_cli.train import token_budget
 from dpo_cli.train.methods import cannot_be_cut
 from dpo_cli.train.preflight import use_micro_batch
-from dpo_cli.train.token_budget import budgeted, groups, padded_groups, stays_whole
+from dpo_cli.train.token_budget import TokenBudget, groups, padded_groups, stays_whole
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -111,7 +111,7 @@ def build(tmp_path: Path, tiny_model: Path) -> Trainers:
             "logging_steps": 1, "save_strategy": "no", "num_train_epochs": 1, "learning_rate": 1e-3, "seed": 3,
             "precompute_ref_batch_size": 4,
         }  # fmt: skip
-        kind: Any = budgeted(DPOTrainer) if budget else DPOTrainer
+        kind: Any = type("Budgeted", (TokenBudget, DPOTrainer), {}) if budget else DPOTrainer
         trainer = kind(
             model=model,
             args=DPOConfig(**chosen | options),
@@ -472,7 +472,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
-from dpo_cli.train.token_budget import budgeted, groups, stays_whole, _tokens
+from dpo_cli.train.token_budget import TokenBudget, groups, stays_whole, _tokens
 
 torch.set_num_threads(1)
 datasets.disable_progress_bars()
@@ -485,8 +485,9 @@ model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]
 args = DPOConfig(output_dir=str(out), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, max_length=None,
                  per_device_train_batch_size=micro, gradient_accumulation_steps=1, logging_steps=1, seed=3,
                  save_strategy="no", num_train_epochs=1, learning_rate=1e-3)
-trainer = budgeted(DPOTrainer)(model=model, args=args, train_dataset=datasets.Dataset.from_list(given["rows"]),
-                               processing_class=AutoTokenizer.from_pretrained(given["model"]))
+trainer = type("Budgeted", (TokenBudget, DPOTrainer), {})(
+    model=model, args=args, train_dataset=datasets.Dataset.from_list(given["rows"]),
+    processing_class=AutoTokenizer.from_pretrained(given["model"]))
 noise = torch.Generator().manual_seed(2)
 for name, parameter in trainer.model.named_parameters():
     if ".default." in name:

@@ -17,7 +17,7 @@ from dpo_cli.recipe.errors import fields_at
 from dpo_cli.recipe.train import DEFAULT_METHOD, train_model, trl_arguments
 from dpo_cli.train import methods
 from dpo_cli.train import watchdog as module
-from dpo_cli.train.watchdog import Watchdog, callback, check_finite
+from dpo_cli.train.watchdog import Watchdog, WatchdogCallback, check_finite
 
 Row = dict[str, float]
 BETA, BATCH, STEPS, EVERY = 0.1, 24, 300, 5
@@ -324,7 +324,7 @@ def trl_trainer(folder: Any, said: list[str]) -> Any:
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(model),
         peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
-        callbacks=[callback(Watchdog(["sigmoid"], 0.1, batch=8), said.append)],
+        callbacks=[WatchdogCallback(Watchdog(["sigmoid"], 0.1, batch=8), said.append)],
     )
 
 
@@ -349,7 +349,7 @@ def test_a_real_run_says_that_its_data_have_a_shortcut_and_a_resumed_one_does_no
 
     history = trainer.state.log_history
     again: list[str] = []
-    resumed = callback(Watchdog(["sigmoid"], 0.1, batch=8), again.append)
+    resumed = WatchdogCallback(Watchdog(["sigmoid"], 0.1, batch=8), again.append)
     state = TrainerState(max_steps=40, log_history=history[:-1])
     resumed.on_train_begin(trainer.args, state, TrainerControl())
     state.log_history = [*history[:-1], {**history[-2], "step": 20}]
