@@ -60,7 +60,6 @@ def adapter_commit(recipe: Recipe) -> str | None:
 
 def not_plain(config: Mapping[str, Any]) -> list[str]:
     """List what makes an adapter another thing than a plain LoRA on the plain base, by its `adapter_config.json`."""
-
     if config.get("peft_type") != "LORA":
         return [f"peft_type: {config.get('peft_type')}"]
     usual = LoraConfig().to_dict()
@@ -102,7 +101,6 @@ def load_adapter_weights(model: PeftModel, folder: Path) -> None:
     Raises:
         ValueError: the names or shapes are not those of the adapter.
     """
-
     weights, own = load_peft_weights(str(folder)), get_peft_model_state_dict(model, adapter_name="default")
     strange = sorted(weights.keys() ^ own.keys())
     strange += [name for name in weights.keys() & own.keys() if weights[name].shape != own[name].shape]

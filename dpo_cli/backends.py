@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,9 +12,6 @@ from dpo_cli import environment, smoke
 from dpo_cli.driver import cuda_problem
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
-
-LARGEST_ON_CPU = 3e8  # weights; a step of Qwen3-0.6B takes minutes there
-PAIR_TOKENS = 600  # prompt and both answers of UltraFeedback and HelpSteer2, on average
 
 
 @dataclass(frozen=True)
@@ -57,51 +53,6 @@ def choose_backend(recipe: Recipe) -> Backend:
     if missing or not torch.cuda.is_available():
         return Backend("hf", missing or "torch sees no GPU")
     return Backend("unsloth", "it is installed and there is a GPU")
-
-
-def refuse_cpu(recipe: Recipe) -> None:
-    """Raise where a model too large for a CPU would be trained on one, unless `engine.allow_cpu` says so.
-
-    Only the model's config is read. The time is that of 8 operations a weight and token (Kaplan et al. 2020: 2 for a
-    forward, 2 for the backward to the activations; of policy and reference, and the layers computed twice), at the
-    speed of one matrix product here.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if torch.cuda.is_available() or recipe.engine.allow_cpu or recipe.model.id.startswith("builtin:"):
-        return
-    try:
-        config = AutoConfig.from_pretrained(recipe.model.id, revision=recipe.model.revision, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, ImportError):
-        return  # loading it says why
-    parameters = sum(one.numel() for one in model.parameters())
-    if parameters <= LARGEST_ON_CPU:
-        return
-    pairs = recipe.data.total or 1000
-    hours = pairs * PAIR_TOKENS * 8 * parameters / _operations_a_second() / 3600
-    long = f"{hours / 24:.0f} days" if hours > 72 else f"{hours:.0f} hours" if hours > 1 else "an hour"
-    raise DpoError(
-        f"torch sees no GPU, and {recipe.model.id} has {parameters / 1e9:.1f}B weights: on this CPU {pairs:,} pairs "
-        f"would take about {long}",
-        where=recipe.where("model", "id"),
-        hint="`dpo-cli doctor` says what is missing for a GPU; to train on the CPU all the same add "
-        "--set engine.allow_cpu=true",
-    )
-
-
-def _operations_a_second() -> float:
-    """Measure floating-point operations a second of a matrix product, within about a tenth of a second."""
-    import torch
-
-    one = torch.ones(512, 512)
-    start, done = time.perf_counter(), 0
-    while time.perf_counter() - start < 0.1:
-        one @ one
-        done += 1
-    return done * 2 * 512**3 / (time.perf_counter() - start)
 
 
 def import_backend(backend: Backend) -> None:

@@ -167,7 +167,6 @@ def _rehearse(job: Job) -> None:
     backend = backends.choose_backend(job.recipe)
     _look_at(job.recipe, ["model", "adapter"] if job.fresh("prepare") else ["model", "adapter", "data"])
     backends.import_backend(backend)
-    backends.refuse_cpu(job.recipe)
     from dpo_cli.train.rehearsal import rehearse
 
     rehearse(job.recipe, job.run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from dpo_cli import smoke
 from dpo_cli.errors import DpoError
@@ -13,6 +14,14 @@ from dpo_cli.recipe import Recipe, RewardModelRater
 def location(model_id: str) -> str:
     """What transformers should load: the folder of a `builtin:` id (built on first use), else the id itself."""
     return str(smoke.resolve(model_id)) if model_id.startswith("builtin:") else model_id
+
+
+def load_config(recipe: Recipe) -> Any:
+    """Read the config of `model.id`, as transformers keeps it."""
+    from transformers import AutoConfig
+
+    where = location(recipe.model.id)
+    return AutoConfig.from_pretrained(where, revision=recipe.model.revision, trust_remote_code=False)
 
 
 def local_files(recipe: Recipe) -> dict[str, Path]:

@@ -15,7 +15,6 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -32,14 +31,13 @@ from dpo_cli.chat import load_tokenizer
 from dpo_cli.errors import DpoError
 from dpo_cli.families import family_of
 from dpo_cli.machine import best_dtype
-from dpo_cli.model_files import cannot_load, location
+from dpo_cli.model_files import cannot_load, load_config, location
 from dpo_cli.recipe import Lora, Recipe
 from dpo_cli.recipe.model_rules import unquantised
 
 
 def resolve_dtype(recipe: Recipe) -> torch.dtype:
     """Return `model.dtype`, with auto as `train.fp16` asks for, else this machine's best."""
-
     if recipe.model.dtype != "auto":
         return getattr(torch, recipe.model.dtype)
     return torch.float16 if recipe.train.fp16 and torch.cuda.is_available() else best_dtype()
@@ -57,7 +55,6 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
         DpoError: it can't be found, is no causal language model, lacks weights, or its precision is not what the
             recipe says.
     """
-
     where, revision = location(recipe.model.id), recipe.model.revision
     dtype = resolve_dtype(recipe)
     if recipe.model.id.startswith("builtin:"):
@@ -66,7 +63,7 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
     if torch.cuda.is_available():
         options["device_map"] = {"": torch.cuda.current_device()}
     try:
-        config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+        config = load_config(recipe)
         quantised = getattr(config, "quantization_config", None) is not None
         if quantised and not recipe.model.load_in_4bit:
             raise DpoError(
@@ -116,7 +113,6 @@ def stored_names(where: str, revision: str | None) -> set[str]:
     Raises:
         OSError: it has no safetensors.
     """
-
     try:
         index = cached_file(where, "model.safetensors.index.json", revision=revision)
     except OSError:
@@ -142,7 +138,6 @@ def stays_in_16bit(name: str, modules: Sequence[str]) -> bool:
     Its rule: the full name begins with one of them, which are patterns, or ends with one. So `model.layers.1` stands
     for the layers 10 to 19 too, and `mlp` not for the linear layers in it.
     """
-
     return not should_convert_module(name, list(modules))
 
 
@@ -283,7 +278,6 @@ def _load_unsloth(recipe: Recipe, lora: Lora) -> PeftModel:
 
 def load_tuned(recipe: Recipe, adapter: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """The base with a trained adapter, in eval mode on the best device; see `as_reference` for its reference."""
-
     tokenizer = load_tokenizer(recipe)
     model = PeftModel.from_pretrained(load_base(recipe), str(adapter))
     _check_vocabulary(recipe, model, tokenizer)
@@ -333,12 +327,9 @@ def merge_base(recipe: Recipe) -> str:
     Raises:
         DpoError: `model.merge_base` is not set and `model.id` names quantised weights.
     """
-
     if recipe.model.merge_base:
         return recipe.model.merge_base
-    config = AutoConfig.from_pretrained(
-        location(recipe.model.id), revision=recipe.model.revision, trust_remote_code=False
-    )
+    config = load_config(recipe)
     if getattr(config, "quantization_config", None) is not None:
         raise DpoError(
             f"{recipe.model.id} holds 4-bit weights; merging needs the 16-bit ones",

@@ -76,7 +76,7 @@ def test_without_a_limit_the_machine_has_all_of_its_memory(container: Any, group
 
 def test_the_plan_of_a_cpu_run_keeps_to_the_container(container: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from dpo_cli.recipe import Recipe
-    from dpo_cli.train.engine import available_memory
+    from dpo_cli.train.plan import available_memory
 
     recipe = Recipe.model_validate({"name": "x", "model": {"id": "a/b"}, "data": {"sources": [{"id": "a"}]}})
     container("0::/", {"memory.max": str(3 * GIB)})

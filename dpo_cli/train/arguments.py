@@ -78,7 +78,6 @@ def describe_arguments() -> dict[str, Any]:
 
 def _schedule_kwargs() -> dict[str, dict[str, list[str]]]:
     """What `lr_scheduler_kwargs` may hold, and has to hold, of each learning-rate schedule of transformers."""
-
     ours = ("self", "optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
     passed_on: dict[str, Any] = {"reduce_lr_on_plateau": ReduceLROnPlateau.__init__, "greedy": GreedyLR.__init__}
     found = {}

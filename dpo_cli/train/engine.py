@@ -5,23 +5,21 @@ Each part changes what a step costs, none changes what it computes: losses, metr
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dpo_cli import backends, machine, processes
+from dpo_cli import backends, processes
 from dpo_cli.errors import DpoError, either
-from dpo_cli.machine import free_gpu_memory, limit_memory
+from dpo_cli.machine import limit_memory
 from dpo_cli.recipe import Recipe
 from dpo_cli.show import bar
-from dpo_cli.train import reference_cache, shared_prefix, token_budget
-from dpo_cli.train.memory import CUDA_CONTEXT, Device, parse_memory_limit, plan
+from dpo_cli.train import prefix_check, reference_cache, shared_prefix, token_budget
+from dpo_cli.train.memory import CUDA_CONTEXT, Device, parse_memory_limit
 from dpo_cli.train.methods import METHODS
+from dpo_cli.train.plan import available_memory, plan
 from dpo_cli.train.preflight import DoesNotFit, checkpoint_layers, fit, lengths_of, row_lengths, use_micro_batch
 
 PARTS = ("shared_prefix", "token_budget", "reference_cache")
@@ -162,7 +160,7 @@ def _shares_exactly(
     """Compare sharing with the stock path on real rows, forward and backward; switch it off where they differ."""
     if backends.patched_by_unsloth(type(trainer)) and trainer.args.device.type == "cuda":
         say("train: compiling kernels, once (a minute or two)")
-    check = shared_prefix.check(trainer, shared, trainer.data_collator(_rows_of_a_pass(trainer)))
+    check = prefix_check.check(trainer, shared, trainer.data_collator(_rows_of_a_pass(trainer)))
     if not processes.any_of(not check.ok):
         return True
     shared.enabled = False
@@ -243,16 +241,6 @@ def _fit(recipe: Recipe, trainer: Any, cut: bool, unit: str, say: Callable[[str]
     if size != planned:
         what = "tokens" if trainer.token_budget else unit
         say(f"train: {planned} {what} at once don't fit the memory: {size} at once")
-
-
-def available_memory(recipe: Recipe) -> int:
-    """Return the bytes that a run may take: free on the card, else this machine's, or `engine.memory_limit` if less."""
-
-    if torch.cuda.is_available():
-        there = free_gpu_memory() + CUDA_CONTEXT  # the plan counts our context, which the card no longer calls free
-    else:
-        there = machine.total_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes beside this one
-    return min(there, parse_memory_limit(recipe.engine.memory_limit) or there)
 
 
 def _step_pairs(trainer: Any) -> int:

@@ -54,7 +54,6 @@ def lambda_rank(scores: Tensor, labels: Tensor, present: Tensor) -> Tensor:
     Of equal scores the worse answer is placed first: before the first step all scores are 0, and a list must not
     count as sorted because it happens to stand so, nor its answers as sharing a place, which would weigh nothing.
     """
-
     above = better(labels, present)
     with torch.no_grad():
         first, second = scores[..., :, None], scores[..., None, :]
@@ -76,7 +75,6 @@ LOSS_TYPES = (*LOSSES, *PER_TOKEN)
 
 def _first_among_worse(scores: Tensor, above: Tensor) -> Tensor:
     """[..., K]: -log of the share of exp s_i in itself and all that is worse; 0 where nothing is."""
-
     itself = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
     among = scores[..., None, :].expand(above.shape).masked_fill(~(above | itself), -torch.inf)
     return among.logsumexp(-1) - scores

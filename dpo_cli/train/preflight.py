@@ -17,7 +17,8 @@ from accelerate.utils import convert_outputs_to_fp32
 from dpo_cli import machine
 from dpo_cli.errors import DpoError
 from dpo_cli.machine import ran_out_of_memory
-from dpo_cli.train.memory import CUDA_CONTEXT, budgets, cuts, gib, state_bytes
+from dpo_cli.train.memory import CUDA_CONTEXT, gib, state_bytes
+from dpo_cli.train.plan import budgets, cuts
 from dpo_cli.train.shared_prefix import row_tokens
 from dpo_cli.train.token_budget import groups, padded_groups
 
@@ -48,7 +49,6 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
     Raises:
         DoesNotFit: one pair at a time takes too much.
     """
-
     args, data = trainer.args, trainer.train_dataset
     on_gpu = args.device.type == "cuda"
     budget, micro = getattr(trainer, "token_budget", None), args.per_device_train_batch_size
@@ -154,7 +154,6 @@ def _row_length(row: dict[str, Any]) -> int:
 
 def _try(trainer: Any, rows: list[dict[str, Any]], accumulation: int) -> float:
     """The peak of one training step on these rows, in bytes; infinity where memory ran out."""
-
     args, model = trainer.args, trainer.model
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     state = sum(one.numel() * state_bytes(str(args.optim), one.element_size()) for one in trained)
@@ -182,7 +181,6 @@ def _try(trainer: Any, rows: list[dict[str, Any]], accumulation: int) -> float:
 @contextmanager
 def _outputs_of_mixed_precision(trainer: Any) -> Iterator[None]:
     """What accelerate makes float32 in a 16-bit training; of whole logits it is more than half of the peak."""
-
     attributes = vars(trainer.model)
     before = attributes.get("forward")
     if trainer.accelerator.native_amp:
@@ -209,7 +207,6 @@ def _without_gathering(accelerator: Any) -> Iterator[None]:
 @contextmanager
 def _put_back(trainer: Any) -> Iterator[None]:
     """Random states, counters, gradients and training mode as they were."""
-
     model = trainer.model
     counters = {name: copy.deepcopy(vars(trainer)[name]) for name in COUNTERS if name in vars(trainer)}
     training, python, array = model.training, random.getstate(), numpy.random.get_state()
@@ -246,7 +243,6 @@ def _start_measuring(device: Any) -> None:
 
 def _peak(device: Any) -> int:
     """Bytes at the highest since `_start_measuring`."""
-
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) + CUDA_CONTEXT
     return machine.peak_memory()

@@ -106,7 +106,6 @@ def print_remark(text: str) -> None:
 
 def peak_memory() -> int:
     """The most memory this process held, in bytes: on the GPU where there is one, else resident."""
-
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return machine.peak_memory()

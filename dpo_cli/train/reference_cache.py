@@ -152,7 +152,6 @@ def facts(recipe: Recipe, model: Any, trainer: Any) -> dict[str, Any]:
         trainer: TRL's, built.
         hashes: sha256 that are known already, under the names of `model_files.local_files`; weights are gigabytes.
     """
-
     args, config, device = trainer.args, model.config, trainer.accelerator.device
     quantisation: Any = getattr(config, "quantization_config", None)
     files = {name: sha256(path) for name, path in _base_files(recipe).items()}
@@ -289,7 +288,6 @@ def _adapter_sha256(model: Any) -> str | None:
 
 def _dropout(model: Any) -> str | None:
     """A module of the reference that drops something in training; TRL's `disable_dropout` does not reach them all."""
-
     for name, module in model.named_modules():
         if ".lora_dropout" in name and "ref" not in model.peft_config:
             continue  # switched off with the adapter

@@ -30,7 +30,6 @@ def train_rows(recipe: Recipe, path: Path) -> Dataset:
 
     Datasets caches by the file's content, whatever its name and its time.
     """
-
     features = features_of(path)
 
     def columns() -> Iterator[dict[str, Any]]:
@@ -48,7 +47,6 @@ def held_out_rows(recipe: Recipe, path: Path) -> dict[str, Dataset]:
     Raises:
         DpoError: nothing was held out, or `engine.early_stopping` waits for a language that no held-out row has.
     """
-
     by_language: dict[str, list[dict[str, Any]]] = {}
     for row in read_jsonl(path):
         by_language.setdefault(row["language"], []).append(row)
@@ -119,7 +117,6 @@ def check_answers(recipe: Recipe, tokenised: Dataset, what: str) -> list[str]:
 
 def features_of(path: Path) -> Features:
     """The columns of a `data/*.jsonl` that trainers read, with their types; which ones, its first row says."""
-
     first = next(read_jsonl(path))
     messages = List({"role": Value("string"), "content": Value("string")})
     candidates = List({"text": Value("string"), "score": Value("float64")})

@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,12 +37,6 @@ from dpo_cli.errors import DpoError
 
 ATTENTION = "dpo_cli_shared_prefix"  # the name our attention has in transformers' registry
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-# Of the largest log-probability. float32: about 84 roundings, which is what another order of the sums comes to over a
-# few dozen layers. Sixteen-bit types: one rounding, for a logit of that size has been rounded once.
-FLOAT32_FLOOR = 1e-5
-# A wrong mask or a wrong kernel changes a gradient by about its own size; rounding by 1e-6 in float32 (measured), and
-# by a few times its unit of 0.008 in bfloat16.
-GRADIENT_LIMIT = 0.05
 
 
 class Group(NamedTuple):
@@ -66,43 +58,6 @@ class Stream:
     positions: Tensor  # [1, T]
     gather: Tensor  # [N, L]; 0 at padding, whose states nobody reads
     groups: list[Group]
-
-
-@dataclass(frozen=True)
-class Check:
-    """Sharing against the untouched model on one batch; differences are nats of a completion token's log-probability.
-
-    Args:
-        difference: the largest between sharing and the untouched model; infinite where sharing failed.
-        noise: the largest of the untouched model with itself, rows in a batch against rows alone.
-        limit: twice the noise, or what rounding makes of the largest log-probability, whichever is more.
-        gradient: norm of the difference of the gradients, as a share of the untouched model's norm.
-        error: why sharing failed or did not take place; empty otherwise.
-    """
-
-    difference: float
-    noise: float
-    limit: float
-    gradient: float
-    error: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """False also where a number is NaN, or where nothing was compared."""
-        return not self.error and self.difference <= self.limit and self.gradient <= GRADIENT_LIMIT
-
-    def why_not(self) -> str:
-        """Say what is wrong, to follow "the shared prefix is off: "."""
-        if self.error:
-            return self.error
-        if math.isnan(self.difference) or math.isnan(self.gradient):
-            return "the model's log-probabilities are not numbers"
-        if self.difference > self.limit:
-            return (
-                f"its log-probabilities differ from the stock path's by {self.difference:.1e}, and may by "
-                f"{self.limit:.1e}"
-            )
-        return f"its gradients differ from the stock path's by {self.gradient:.1%}, and may by {GRADIENT_LIMIT:.0%}"
 
 
 class SharedPrefix:
@@ -169,7 +124,6 @@ class SharedPrefix:
 
     def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream | None:
         """None where this call asks for what one row of mixed texts cannot give, or for anything unknown."""
-
         # Unsloth's PEFT forward hands `logits_to_keep=0` and `num_logits_to_keep=0` down, which ask for nothing.
         given = {name for name, value in kwargs.items() if torch.is_tensor(value) or value not in (None, False, 0)}
         texts = {"input_ids", "attention_mask"}
@@ -286,69 +240,6 @@ def pair_tokens(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     return attention_mask.bool().sum(1).view(2, -1).sum(0) - _openings(input_ids, attention_mask)
 
 
-def check(trainer: Any, shared: SharedPrefix, batch: Mapping[str, Tensor]) -> Check:
-    """Compare sharing with the untouched model on a batch of the trainer's collator; nothing is left changed.
-
-    The untouched model sees each row alone, forward and backward, and each pair as a batch, forward; sharing sees all
-    of them at once, forward and backward. The model runs as in a training step, but without dropout or a draw from a
-    random state. Any error of sharing is a miss, memory that runs out too.
-
-    Args:
-        trainer: TRL's.
-        shared: what `install` returned for its model; it may be switched off at the time.
-        batch: `input_ids`, `attention_mask` and `completion_mask`, each `[2B, L]`, right-padded; or `[N, L]` of lists,
-            with the `present` of `SharedPrefix.lists`.
-    """
-
-    model, device = trainer.model, trainer.accelerator.device
-    ids, mask, completion = (batch[name].to(device) for name in ("input_ids", "attention_mask", "completion_mask"))
-    labels, scored = ids.masked_fill(completion == 0, -100), completion[:, 1:].bool()
-    lengths, present = mask.sum(1), batch.get("present")
-    lists = None if present is None else present.sum(1).tolist()
-
-    def log_probs(rows: list[int], backward: bool) -> Tensor:
-        """[rows, L - 1], zeros where nothing is scored; gradients are added up."""
-        end = int(lengths[rows].max())
-        inputs = {"input_ids": ids[rows, :end], "attention_mask": mask[rows, :end], "labels": labels[rows, :end]}
-        with torch.set_grad_enabled(backward):
-            found = model(**inputs, use_cache=False, fused_lm_head=True).log_probs.float()
-            found = found.masked_fill(~scored[rows, : end - 1], 0.0)
-            if backward:
-                found.sum().backward()
-        return torch.nn.functional.pad(found.detach(), (0, ids.shape[1] - end))
-
-    every = list(range(len(ids)))
-    error, ours, alone, together = "", None, torch.zeros_like(scored, dtype=torch.float), 0.0
-    counts, enabled = (shared.padded_tokens, shared.stream_tokens), shared.enabled
-    with trainer.accelerator.autocast(), _as_in_a_step(model), warnings.catch_warnings(), shared.lists(present):
-        warnings.simplefilter("ignore")  # reentrant checkpointing wants inputs with gradients
-        precision = max(torch.finfo(dtype).eps for dtype in _dtypes(model, device.type))
-        try:
-            with shared.off():
-                for row in every:
-                    alone[row] = log_probs([row], backward=True)[0]
-                expected = _take_gradients(model)
-                for rows in _members(len(ids), lists):
-                    together = max(together, _largest(log_probs(rows, backward=False) - alone[rows]))
-            shared.enabled = True
-            ours = log_probs(every, backward=True)
-            found = _take_gradients(model)
-            if shared.stream_tokens == counts[1]:
-                error = "the batch took the untouched path"
-        except Exception as failure:  # a kernel that does not compile here, say, or memory that runs out
-            error = f"{type(failure).__name__}: {failure}"
-        finally:
-            _take_gradients(model)
-            shared.enabled = enabled
-            shared.padded_tokens, shared.stream_tokens = counts
-    if error or ours is None:
-        return Check(math.inf, together, math.inf, math.inf, error)
-    floor = FLOAT32_FLOOR if precision < 1e-6 else precision
-    limit = max(2 * together, floor * max(1.0, _largest(alone)))
-    gradient = float((found - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float32).tiny))
-    return Check(_largest(ours - alone), together, limit, gradient)
-
-
 # ------------------------------------------------------------------------------------------------------------ pieces
 
 
@@ -383,15 +274,14 @@ def _lay_out(ids: Tensor, mask: Tensor, lists: Sequence[int] | None = None) -> S
 
     None if these are not all rows, or not right-padded texts with at least a token each.
     """
-
     if getattr(mask, "shape", None) != ids.shape or ids.shape[1] < 2:
         return None
     rows, length = ids.shape
-    members = _members(rows, lists)
-    if sum(map(len, members)) != rows:
+    together = members(rows, lists)
+    if sum(map(len, together)) != rows:
         return None
     firsts = torch.empty(rows, dtype=torch.long)
-    for group in members:
+    for group in together:
         firsts[group] = group[0]
     firsts = firsts.to(ids.device)
     real, columns = mask.bool(), torch.arange(length, device=ids.device)
@@ -404,7 +294,7 @@ def _lay_out(ids: Tensor, mask: Tensor, lists: Sequence[int] | None = None) -> S
     columns = torch.arange(length)
     source, positions, groups, at = [], [], [], 0
     gather = torch.zeros(rows, length, dtype=torch.long)
-    for group in members:
+    for group in together:
         opening = min(numbers[rows + index] for index in group)
         start, ends = at, list[int]()
         for index in group:
@@ -437,7 +327,6 @@ def _attention(
     Of T queries those of a group's opening and first text see what is before them in it, as always; those of another
     rest see the opening and what is before them in their rest. Without `shared_groups`, transformers' own.
     """
-
     if shared_groups is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -462,54 +351,13 @@ def _attention(
 
 def _lower_right(queries: int, keys: int, device: Any) -> Any:
     """The mask under which the last query sees all keys, the one before all but the last, and so on."""
-
     if device.type == "cuda":
         return causal_lower_right(queries, keys)  # flash kernels know it, so no mask is made
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril_(keys - queries)
 
 
-@contextmanager
-def _as_in_a_step(model: Any) -> Iterator[None]:
-    """In training mode, as Unsloth's forward asks for it, but with nothing that is drawn at random."""
-
-    modes = [(module, module.training) for module in model.modules()]
-    gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    model.train()
-    for module, _ in modes:
-        if isinstance(module, torch.nn.Dropout) or getattr(module, "attention_dropout", None):
-            module.training = False
-    try:
-        with torch.random.fork_rng(devices=gpus):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _dtypes(model: Any, device: str) -> set[Any]:
-    """The floating types that the model computes in: of its weights, of 4-bit layers, and of autocast."""
-
-    found = {one.dtype for one in model.parameters() if one.is_floating_point() and one.element_size() > 1}
-    found |= {one.compute_dtype for one in model.modules() if getattr(one, "compute_dtype", None) is not None}
-    return found | ({torch.get_autocast_dtype(device)} if torch.is_autocast_enabled(device) else set())
-
-
-def _take_gradients(model: Any) -> Tensor:
-    """The gradients of the trained parameters as one vector; they are cleared. Parameters without one count as 0."""
-
-    trained = [one for one in model.parameters() if one.requires_grad]
-    taken = [(torch.zeros_like(one) if one.grad is None else one.grad).flatten().float() for one in trained]
-    model.zero_grad(set_to_none=True)
-    return torch.cat(taken)
-
-
-def _members(rows: int, lists: Sequence[int] | None) -> list[list[int]]:
+def members(rows: int, lists: Sequence[int] | None) -> list[list[int]]:
     """The rows of each pair, i and B + i, or of each list, one after the other."""
     if lists is None:
         return [[index, rows // 2 + index] for index in range(rows // 2)]
     return [list(range(end - count, end)) for count, end in zip(lists, accumulate(lists), strict=True)]
-
-
-def _largest(values: Tensor) -> float:
-    """The largest magnitude; 0 of nothing, and NaN where there is one."""
-    return float(values.abs().max()) if values.numel() else 0.0

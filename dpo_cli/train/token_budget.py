@@ -159,7 +159,6 @@ def _tokens(inputs: Any, multiple: int | None) -> Any:
 
 def _sizes(inputs: Any) -> Any:
     """[4]: the pairs of a batch, its predicted completion tokens, and of these the chosen and the rejected."""
-
     chosen, rejected = inputs["completion_mask"][:, 1:].chunk(2)
     pairs = torch.tensor(len(chosen), device=chosen.device)
     return torch.stack([pairs, chosen.sum() + rejected.sum(), chosen.sum(), rejected.sum()])
@@ -167,7 +166,6 @@ def _sizes(inputs: Any) -> Any:
 
 def _cut(inputs: Any, parts: Sequence[Any], multiple: int) -> Iterator[dict[str, Any]]:
     """The batch's pairs by parts, without the columns that are padding in all of a part's rows."""
-
     pairs = len(inputs["input_ids"]) // 2
     for part in parts:
         rows = torch.cat([part, part + pairs])

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 import textwrap
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 from dpo_cli import adapters, backends, chat, models, processes
 from dpo_cli.disk import write_json
 from dpo_cli.errors import INTERRUPTED, DpoError
-from dpo_cli.families import with_targets
-from dpo_cli.machine import best_dtype, ran_out_of_memory
+from dpo_cli.machine import ran_out_of_memory
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import DEFAULT_METHOD
 from dpo_cli.run import Run
 from dpo_cli.train.checkpoints import Start, best_checkpoint, is_last, start_log, start_of
+from dpo_cli.train.config import trl_config
 from dpo_cli.train.engine import cache_reference, choose
 from dpo_cli.train.methods import LOSSES, METHODS
 from dpo_cli.train.progress import Progress, StopAfterStep, peak_memory, print_remark
@@ -34,9 +33,6 @@ from dpo_cli.train.token_budget import TokenBudget
 from dpo_cli.train.trl_fixes import Fixes
 from dpo_cli.train.unpaired import imbalance
 from dpo_cli.train.watchdog import Watchdog, WatchdogCallback
-
-# TRL tokenises 436 rows a second on one core (its 1.16, measured); another process takes about a second to start.
-ROWS_A_TOKENISER, MOST_TOKENISERS = 1000, 8
 
 
 @dataclass(frozen=True)
@@ -58,61 +54,29 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
             interrupted (exit code 130).
     """
     quiet = quiet or not processes.is_main()
+    say: Callable[[str], None] = (lambda line: None) if quiet else print
     begun = Start() if fresh else processes.from_main(lambda: start_of(recipe, run))
-    checkpoint, resumed_from = begun.checkpoint, begun.step or None
     backend = backends.choose_backend(recipe)
     backends.import_backend(backend)
     trainer = build(recipe, run, backend)
-    recipe = with_targets(recipe, trainer.model.config.to_dict())
-    log = run["train"] / "log.jsonl"
-    stop = StopAfterStep()
-    trainer.add_callback(Progress(log, stop, quiet))
-    say: Callable[[str], None] = (lambda line: None) if quiet else print
-    before = processes.from_main(lambda: run.record("train").get("engine")) if checkpoint else None
-    trainer.add_callback(SetIn(begun, say))
     _check_longer(recipe, trainer, begun)
-    trainer.still = -1 if checkpoint else 0
+    trainer.still = -1 if begun.checkpoint else 0
+    before = processes.from_main(lambda: run.record("train").get("engine")) if begun.checkpoint else None
     chosen = choose(recipe, trainer, before, say)
     chosen.reference_cache = cache_reference(recipe, trainer, run.folder.parent, before, say, not quiet)
-    _watch(recipe, trainer, quiet)
-
-    def begin() -> dict[str, Any]:
-        record = run.started("train", recipe) | _facts(recipe, trainer, backend) | {"engine": chosen.record()}
-        continued = run.record("train").get("continued_from", []) if checkpoint else []
-        if begun.longer or continued:
-            record["continued_from"] = [*continued, *([begun.step] if begun.longer else [])]
-        if checkpoint is None:
-            run.forget("train")  # first: a log or checkpoints that go belong to no record
-        run["train"].mkdir(parents=True, exist_ok=True)
-        start_log(log, run.checkpoints, begun, recipe.train.save_total_limit)
-        run.write_record("train", recipe, record)
-        return record
-
-    record = processes.from_main(begin)
-    steps, rows = trainer.get_total_train_batch_size(trainer.args), len(trainer.train_dataset)
-    method, name = METHODS[recipe.train.method], recipe.train.method
-    by = "" if name == DEFAULT_METHOD else f" by {name}"
-    split = " (pairs split in two)" if recipe.data.format == "pairs" and method.label_weights else ""
-    say(
-        f"train: {rows} {method.rows_are}{split}, {steps} a step{by}, on {record['device']}"
-        + (f", {'on' if begun.longer else 'resumed'} from step {resumed_from}" if resumed_from else "")
-        + (" of the finished run" if begun.longer else "")
-    )
+    log, stop = run["train"] / "log.jsonl", StopAfterStep()
+    for callback in (Progress(log, stop, quiet), SetIn(begun, say), *_watchers(recipe, trainer, quiet)):
+        trainer.add_callback(callback)
+    facts = _facts(recipe, trainer, backend) | {"engine": chosen.record()}
+    record = processes.from_main(lambda: _begin(recipe, run, begun, facts, log))
+    say(_introduction(recipe, trainer, begun, record["device"]))
     say(f"  backend {backend.name}: {backend.why}")
     for line in (*begun.remarks, *trainer.remarks, chosen.line(), *_notes(recipe, trainer), *chosen.notes):
         say(textwrap.fill(line, 80, initial_indent="  ", subsequent_indent="    "))
 
     start = time.monotonic()
     with stop:
-        if checkpoint and is_last(checkpoint, record.get("continued_from", [])):
-            _restore(trainer, checkpoint)
-        else:
-            try:
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            except (RuntimeError, MemoryError) as error:
-                if not ran_out_of_memory(error):
-                    raise
-                raise _out_of_memory(recipe, trainer) from error
+        _go(recipe, trainer, begun, record)
     seconds = time.monotonic() - start
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise DpoError(
@@ -121,15 +85,15 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
             hint=None if recipe.train.save_only_model else "the same command goes on from there",
             exit_code=INTERRUPTED,
         )
-
     trainer.check_gradients(at_least=1)
 
     # A sharded model is put together by all processes.
     sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    rows_are = METHODS[recipe.train.method].rows_are
 
     def finish() -> dict[str, Any]:
-        metrics = _metrics(trainer, log, seconds, resumed_from, method.rows_are)
+        metrics = _metrics(trainer, log, seconds, begun.step, rows_are)
         record["seconds"] = round(seconds, 3)
         with run.stage("train", recipe, record) as draft:
             adapter = draft.folder / "adapter"
@@ -140,7 +104,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
             write_json(draft.folder / "metrics.json", metrics)
         return metrics
 
-    return Trained(run.adapter, processes.from_main(finish), method.rows_are)
+    return Trained(run.adapter, processes.from_main(finish), rows_are)
 
 
 def build(recipe: Recipe, run: Run, backend: backends.Backend) -> Any:
@@ -179,6 +143,46 @@ def build(recipe: Recipe, run: Run, backend: backends.Backend) -> Any:
 # ------------------------------------------------------------------------------------------------------------ pieces
 
 
+def _begin(recipe: Recipe, run: Run, begun: Start, facts: dict[str, Any], log: Path) -> dict[str, Any]:
+    """Write down that the training has begun, and cut its log back to where it sets in."""
+    record = run.started("train", recipe) | facts
+    continued = run.record("train").get("continued_from", []) if begun.checkpoint else []
+    if begun.longer or continued:
+        record["continued_from"] = [*continued, *([begun.step] if begun.longer else [])]
+    if begun.checkpoint is None:
+        run.forget("train")  # first: a log or checkpoints that go belong to no record
+    run["train"].mkdir(parents=True, exist_ok=True)
+    start_log(log, run.checkpoints, begun, recipe.train.save_total_limit)
+    run.write_record("train", recipe, record)
+    return record
+
+
+def _introduction(recipe: Recipe, trainer: Any, begun: Start, device: str) -> str:
+    """What is trained, on what, and from where."""
+    name, method = recipe.train.method, METHODS[recipe.train.method]
+    step = trainer.get_total_train_batch_size(trainer.args)
+    by = "" if name == DEFAULT_METHOD else f" by {name}"
+    split = " (pairs split in two)" if recipe.data.format == "pairs" and method.label_weights else ""
+    from_step = f", {'on' if begun.longer else 'resumed'} from step {begun.step}" if begun.step else ""
+    finished = " of the finished run" if begun.longer else ""
+    rows = f"{len(trainer.train_dataset)} {method.rows_are}{split}"
+    return f"train: {rows}, {step} a step{by}, on {device}{from_step}{finished}"
+
+
+def _go(recipe: Recipe, trainer: Any, begun: Start, record: dict[str, Any]) -> None:
+    """Train, or restore a training that had come to its last step."""
+    checkpoint = begun.checkpoint
+    if checkpoint and is_last(checkpoint, record.get("continued_from", [])):
+        _restore(trainer, checkpoint)
+        return
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise _out_of_memory(recipe, trainer) from error
+
+
 def _out_of_memory(recipe: Recipe, trainer: Any) -> DpoError:
     """For memory that runs out in training: something else took it, or the longest rows were not tried before."""
     tried = "" if recipe.engine.preflight else "set engine.preflight: true, "
@@ -191,78 +195,8 @@ def _out_of_memory(recipe: Recipe, trainer: Any) -> DpoError:
     )
 
 
-def trl_config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
-    """TRL's config with every argument passed, because Unsloth changes the defaults of those that are not."""
-
-    tokenisers = min(os.cpu_count() or 1, MOST_TOKENISERS, rows // ROWS_A_TOKENISER)
-    on_gpu = torch.cuda.is_available()
-    dtype = models.resolve_dtype(recipe)
-    if not on_gpu and (recipe.train.fp16 or dtype == torch.float16):
-        key = ("train", "fp16") if recipe.train.fp16 else ("model", "dtype")
-        raise DpoError("float16 training needs a GPU", where=recipe.where(*key), hint="remove it; a CPU takes float32")
-    if on_gpu and best_dtype() == torch.float16 and (recipe.train.bf16 or dtype == torch.bfloat16):
-        key = ("train", "bf16") if recipe.train.bf16 else ("model", "dtype")
-        hint = "remove it: float16 is taken on this card"
-        raise DpoError("this GPU does not compute in bfloat16", where=recipe.where(*key), hint=hint)
-    asked = torch.float16 if recipe.train.fp16 else torch.bfloat16 if recipe.train.bf16 else dtype
-    if on_gpu and asked != dtype != torch.float32:
-        key = ("train", "fp16") if recipe.train.fp16 else ("train", "bf16")
-        name = str(dtype).removeprefix("torch.")
-        raise DpoError(
-            f"train.{key[1]} does not go with model.dtype: {name}", where=recipe.where(*key), hint="remove one of them"
-        )
-    mixed = on_gpu and recipe.train.bf16 is None and not recipe.train.fp16
-    padded = getattr(recipe.train, "pad_to_multiple_of", None)
-    arguments = recipe.train.model_dump(exclude={"method"}) | {
-        "output_dir": str(run.checkpoints),
-        "save_total_limit": None,  # `Fixes` keeps to it, by step
-        "seed": recipe.seed,
-        "data_seed": recipe.seed,
-        "max_length": recipe.model.max_length,
-        "use_cpu": not on_gpu,
-        "bf16": dtype == torch.bfloat16 if mixed else bool(recipe.train.bf16),
-        "fp16": dtype == torch.float16 if mixed else recipe.train.fp16,
-        "dataset_num_proc": recipe.train.dataset_num_proc or (tokenisers if tokenisers > 1 else None),
-        # TRL 1.16's "auto" is None but on Neuron; 1.15, which Unsloth takes, does not know the word.
-        "pad_to_multiple_of": None if padded == "auto" else padded,
-        # Where the recipe leaves it open, `engine.choose` decides.
-        "gradient_checkpointing": bool(recipe.train.gradient_checkpointing),
-        "disable_tqdm": True,
-        # Else early stopping forgets, at a resume, how long nothing got better.
-        "restore_callback_states_from_checkpoint": True,
-        "run_name": recipe.train.run_name or recipe.name,
-        # A LoRA that is trained is used, all of it; looking for what is not costs a walk over the graph at each step.
-        "ddp_find_unused_parameters": bool(recipe.train.ddp_find_unused_parameters),
-        # Two CPUs pin no memory, and asking for it prints a warning.
-        "dataloader_pin_memory": recipe.train.dataloader_pin_memory and on_gpu,
-    }
-    if recipe.engine.early_stopping:
-        metric = recipe.engine.early_stopping.metric
-        arguments |= {
-            "metric_for_best_model": metric,
-            "greater_is_better": not metric.endswith("loss"),
-            "load_best_model_at_end": True,
-            # The best adapter is one of those that were saved, so each one that is evaluated is saved.
-            "save_strategy": recipe.train.eval_strategy,
-            "save_steps": recipe.train.eval_steps or recipe.train.logging_steps,
-        }
-    known = {field.name for field in fields(config_class)}
-    foreign = [name for name in recipe.train.model_fields_set if name not in known and name != "method"]
-    if foreign:
-        raise DpoError(
-            f"the installed TRL has no argument {foreign[0]}",
-            where=recipe.where("train", foreign[0]),
-            hint="remove it, or install the TRL that `dpo-cli doctor` names",
-        )
-    config = config_class(**{name: value for name, value in arguments.items() if name in known})
-    # One process with several cards would take DataParallel, which TRL refuses, and more pairs a step.
-    config._n_gpu = min(config.n_gpu, 1)
-    return config
-
-
 def _notes(recipe: Recipe, trainer: Any) -> list[str]:
     """What of the method and the machine a person should know before it runs."""
-
     method, train = METHODS[recipe.train.method], recipe.train
     notes = [] if method.reference else [f"no reference: {train.method} needs none"]
     low = next((name for name in train.losses if train.reward_scale < LOSSES[name].least_beta), None)
@@ -284,12 +218,17 @@ def _notes(recipe: Recipe, trainer: Any) -> list[str]:
     return notes + _warmup_note(trainer)
 
 
-def _warmup_note(trainer: Any) -> list[str]:
-    """A remark where the warm-up is as long as the run, so that the learning rate is never reached."""
+def _steps(trainer: Any) -> int:
+    """Optimizer steps of the whole run."""
     args = trainer.args
     epoch = math.ceil(len(trainer.train_dataset) / trainer.get_total_train_batch_size(args))
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
-    warmup = args.get_warmup_steps(steps)
+    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+
+
+def _warmup_note(trainer: Any) -> list[str]:
+    """A remark where the warm-up is as long as the run, so that the learning rate is never reached."""
+    steps = _steps(trainer)
+    warmup = trainer.args.get_warmup_steps(steps)
     if warmup < steps or not warmup:
         return []
     return [f"! the warm-up takes {warmup} steps and the run {steps}: train.learning_rate is never reached"]
@@ -321,9 +260,7 @@ def _forget_reference_copy(model: Any) -> None:
 
 def _check_longer(recipe: Recipe, trainer: Any, begun: Start) -> None:
     """A fraction of an epoch more may round to the steps that are done."""
-    args, step_rows = trainer.args, trainer.get_total_train_batch_size(trainer.args)
-    epoch = math.ceil(len(trainer.train_dataset) / step_rows)
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+    steps = _steps(trainer)
     if begun.longer and steps <= begun.step:
         raise DpoError(
             f"that is {steps} steps, and the finished run has {begun.step}",
@@ -347,9 +284,8 @@ class SetIn(TrainerCallback):
             self.say(f"  learning rate {rate:.2e} at step {step}: the schedule is laid out anew over all steps")
 
 
-def _watch(recipe: Recipe, trainer: Any, quiet: bool) -> None:
-    """Add what looks at the figures as they come: the watchdog, and the early stopping that the recipe asks for."""
-
+def _watchers(recipe: Recipe, trainer: Any, quiet: bool) -> Iterator[TrainerCallback]:
+    """What looks at the figures as they come: the watchdog, and the early stopping that the recipe asks for."""
     train, method = recipe.train, METHODS[recipe.train.method]
     # The heavier label, so that a run is never called worse than no training too early.
     weights = [max(method.label_weights(train))] if method.label_weights else None
@@ -362,14 +298,13 @@ def _watch(recipe: Recipe, trainer: Any, quiet: bool) -> None:
         fp16=trainer.args.fp16,
         method=method,
     )
-    trainer.add_callback(WatchdogCallback(watchdog, (lambda remark: None) if quiet else print_remark))
+    yield WatchdogCallback(watchdog, (lambda remark: None) if quiet else print_remark)
     if recipe.engine.early_stopping:
-        trainer.add_callback(EarlyStoppingCallback(recipe.engine.early_stopping.patience))
+        yield EarlyStoppingCallback(recipe.engine.early_stopping.patience)
 
 
 def _facts(recipe: Recipe, trainer: Any, backend: backends.Backend) -> dict[str, Any]:
     """What the manifest keeps of a training beside what every stage's record has."""
-
     return {
         "backend": backend.name,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -382,7 +317,6 @@ def _facts(recipe: Recipe, trainer: Any, backend: backends.Backend) -> dict[str,
 
 def _restore(trainer: Any, checkpoint: Path) -> None:
     """A training that had come to its last step; transformers would take one step more."""
-
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
     folder = best_checkpoint(checkpoint.parent, best) if best else checkpoint
@@ -399,12 +333,11 @@ def _sort_modules(config: Path) -> None:
 
 def _remove_printers(trainer: Any) -> None:
     """transformers' own log printers; ours says the same in one line."""
-
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
 
 
-def _metrics(trainer: Any, log: Path, seconds: float, resumed_from: int | None, rows_are: str) -> dict[str, Any]:
+def _metrics(trainer: Any, log: Path, seconds: float, resumed_from: int, rows_are: str) -> dict[str, Any]:
     """`train/metrics.json`; rates count this session's steps only."""
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     final = rows[-1] if rows else {}
@@ -415,7 +348,7 @@ def _metrics(trainer: Any, log: Path, seconds: float, resumed_from: int | None, 
     def rows_until(step: int) -> int:
         return step // per_epoch * size + min(step % per_epoch * step_rows, size)
 
-    done = rows_until(steps) - rows_until(resumed_from or 0)
+    done = rows_until(steps) - rows_until(resumed_from)
     metrics = {
         "steps": steps,
         "seconds": round(seconds, 3),
@@ -423,7 +356,7 @@ def _metrics(trainer: Any, log: Path, seconds: float, resumed_from: int | None, 
         f"{rows_are}_per_second": round(done / seconds, 3),
         "peak_memory_bytes": peak_memory(),
         "final": final,
-        "resumed_from": resumed_from,
+        "resumed_from": resumed_from or None,
     }
     state = trainer.state
     if state.best_global_step:

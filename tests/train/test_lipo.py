@@ -15,6 +15,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.records import Pair
 from dpo_cli.run import Run
 from dpo_cli.train import lipo, listwise, shared_prefix
+from dpo_cli.train.prefix_check import check
 
 Build = Callable[..., Any]
 SmokeRun = Callable[..., Run]
@@ -243,7 +244,7 @@ def test_the_prompt_of_a_list_is_computed_once_and_the_numbers_stay(counts: list
     expected, grads, figures = step(build(rows))
     trainer = build(rows)
     shared = shared_prefix.install(trainer.model)
-    assert shared_prefix.check(trainer, shared, batch_of(trainer)).ok
+    assert check(trainer, shared, batch_of(trainer)).ok
     found, mine, logged = step(trainer)
     assert found == pytest.approx(expected, abs=1e-6)
     assert logged == pytest.approx(figures, rel=1e-4, abs=1e-5)
@@ -340,7 +341,8 @@ def test_a_loss_that_is_no_number_names_its_prompts(build: Build) -> None:
 
 def test_the_plan_counts_all_answers_of_a_prompt(repository: Path) -> None:
     from dpo_cli import recipe
-    from dpo_cli.train.memory import GIB, plan
+    from dpo_cli.train.memory import GIB
+    from dpo_cli.train.plan import plan
     from transformers import Qwen3Config
 
     loaded = recipe.load(repository / "recipes/smoke.yaml", [*LISTS, "train.per_device_train_batch_size=2"])

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from dpo_cli.recipe import load
-from dpo_cli.train.memory import GIB, NF4_BYTES, budgets, plan, predict
+from dpo_cli.train.memory import GIB, NF4_BYTES, predict
+from dpo_cli.train.plan import budgets, plan
 from dpo_cli.train.shape import LINEARS, Shape
 
 FOLDER, REPOSITORY = Path(__file__).parent, Path(__file__).parents[2]

@@ -18,8 +18,9 @@ from dpo_cli.recipe import Recipe, load
 from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.run import Run
 from dpo_cli.train import methods, preflight
-from dpo_cli.train.memory import GIB, plan
+from dpo_cli.train.memory import GIB
 from dpo_cli.train.methods import METHODS
+from dpo_cli.train.plan import plan
 from dpo_cli.train.trainer import build
 from dpo_cli.train.watchdog import Watchdog
 from typer.testing import CliRunner, Result

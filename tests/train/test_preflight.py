@@ -15,7 +15,8 @@ from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.train import memory as sizes
 from dpo_cli.train import preflight
-from dpo_cli.train.memory import GIB, Memory, cuts, parse_memory_limit, plan, predict
+from dpo_cli.train.memory import GIB, Memory, parse_memory_limit, predict
+from dpo_cli.train.plan import cuts, plan
 from dpo_cli.train.preflight import fit
 from dpo_cli.train.shape import LINEARS, Shape
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from dpo_cli.errors import DpoError
 from dpo_cli.train import shared_prefix
+from dpo_cli.train.prefix_check import check
 from dpo_cli.train.shared_prefix import (
     Group,
     SharedPrefix,
     Stream,
-    check,
     install,
     pair_tokens,
     row_tokens,
