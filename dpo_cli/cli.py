@@ -18,7 +18,7 @@ import typer
 from dpo_cli import __version__, console, processes, recipe
 from dpo_cli.environment import never_fail_to_print, prepare_environment
 from dpo_cli.errors import FAILED, UNVERIFIED, USAGE, DpoError
-from dpo_cli.job import RUNS, Job, command_line, evaluated_run, free_name, open_run, reported
+from dpo_cli.job import RUNS, Job, command_line, evaluated_run, free_name, open_run, reported, several
 from dpo_cli.recipe import Recipe, paths
 from dpo_cli.recipe.overview import overview
 from dpo_cli.show import say, takes_unicode, terminal
@@ -102,6 +102,7 @@ def prepare(
                     hint=f"look at the rows themselves: head -n {preview} {job.run.train_pairs}",
                 )
             show(job.recipe, pairs[:preview], terminal())
+    job.next("train")
 
 
 @stage_command("train", "train recipes/smoke.yaml", "train mine.yaml --plan", "train mine.yaml --set train.beta=0.3")
@@ -157,6 +158,7 @@ def train(
             )
 
         job.run_stage("train", work, again=again)
+    job.next("eval")
 
 
 def _rehearse(job: Job) -> None:
@@ -176,17 +178,28 @@ def _rehearse(job: Job) -> None:
 def evaluate(
     job: Job,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Show answers to this prompt, and stop.")] = None,
-    samples: Annotated[int | None, typer.Option(metavar="N", min=1, help="How many answers to --prompt.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="How many answers to --prompt; 3 unless set.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Talk with base and tuned model side by side.")] = False,
     compare: Annotated[
         list[Path] | None,
-        typer.Option("--compare", metavar="RECIPE", help="Set beside that recipe's run, or that run; repeatable."),
+        typer.Option(
+            "--compare", metavar="RECIPE", help="Set beside its run: a recipe, run, folder or glob; repeatable."
+        ),
     ] = None,
 ) -> None:
     """Measure the adapter on the held-out pairs and write report.html."""
     if samples and prompt is None:
         raise DpoError("--samples says how many answers to --prompt", hint="add --prompt TEXT", exit_code=USAGE)
-    with job.lock("eval", view=prompt is not None):
+    with job.lock("eval", view=prompt is not None or chat):
         job.run.require("train", job.recipe, job.command("train"))
+        if chat:
+            _look_at(job.recipe, ["model", "adapter"])
+            from dpo_cli.evaluate.talk import talk
+
+            talk(job.recipe, job.run, terminal())
+            return
         if prompt is not None:
             _look_at(job.recipe, ["model", "adapter"])
             from dpo_cli.evaluate.evaluate import answer
@@ -194,7 +207,7 @@ def evaluate(
             console.print_answers(prompt, *answer(job.recipe, job.run, prompt, samples or 3))
             return
 
-        others = [evaluated_run(path, job.runs_dir) for path in compare or []]
+        others = [evaluated_run(path, job.runs_dir) for path in several(compare or [], job)]
 
         def work() -> None:
             _look_at(job.recipe, ["model", "adapter", "judge"])
@@ -211,6 +224,7 @@ def evaluate(
             from dpo_cli.evaluate.report import print_report
 
             print_report(job.run["eval"])
+            job.next("export")
 
 
 def _export_stage() -> Callable[..., Any]:
@@ -255,6 +269,7 @@ def export(
         address = push(loaded, run, quiet=job.quiet)  # of its own: a push that failed must not cost the export
         if address:
             job.say(f"export: pushed to {address}")
+    job.next("eval", "--chat")
 
 
 @app.command(epilog=examples("check mine.yaml", "check mine.yaml --all", "check mine.yaml --set model.max_length=2048"))

@@ -28,21 +28,28 @@ def print_funnel(run: Run, quiet: bool, examples: bool) -> None:
 
 
 def print_answers(prompt: str, base: Sequence[Answer], tuned: Sequence[Answer]) -> None:
-    """Draws of one prompt side by side, base left and tuned right."""
+    """Draws of one prompt, each pair side by side."""
     from rich.rule import Rule
-    from rich.table import Table
     from rich.text import Text
 
     console = terminal()
     console.print(Text(prompt, style="bold"))
     for number, (one, other) in enumerate(zip(base, tuned, strict=True), 1):
         console.print(Rule(f"answer {number} of {len(base)}", style="dim"))
-        table = Table(box=None, padding=(0, 1), expand=True, pad_edge=False)
-        for name, answer in (("base", one), ("tuned", other)):
-            ended = "" if answer.finished else ", cut off"
-            table.add_column(f"{name} ({len(answer.said)} tokens{ended})", ratio=1, overflow="fold")
-        table.add_row(*(Text(answer.text) for answer in (one, other)))
-        console.print(table)
+        print_side_by_side({"base": one, "tuned": other})
+
+
+def print_side_by_side(answers: dict[str, Answer]) -> None:
+    """Answers to one prompt in columns, under who gave them."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 1), expand=True, pad_edge=False)
+    for name, answer in answers.items():
+        ended = "" if answer.finished else ", cut off"
+        table.add_column(f"{name} ({len(answer.said)} tokens{ended})", ratio=1, overflow="fold")
+    table.add_row(*(Text(answer.text) for answer in answers.values()))
+    terminal().print(table)
 
 
 def print_files(loaded: Recipe, planned: Sequence[tuple[str, int]]) -> None:

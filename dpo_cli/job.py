@@ -18,7 +18,7 @@ from pathlib import Path
 import typer
 
 from dpo_cli import recipe
-from dpo_cli.errors import FAILED, INTERRUPTED, DpoError
+from dpo_cli.errors import FAILED, INTERRUPTED, USAGE, DpoError
 from dpo_cli.machine import ran_out_of_memory
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
@@ -57,6 +57,10 @@ class Job:
         else:
             self.say(f"{stage}: nothing has changed, nothing to do ({self.run[stage]})")
 
+    def next(self, stage: str, *options: str) -> None:
+        """Name the command that comes next; on the main process only, which is the one that is not quiet."""
+        self.say(" ".join([f"next: {self.command(stage)}", *options]))
+
     def command(self, stage: str, *more: str) -> str:
         """The command line of another stage of this very run, with more settings."""
         return command_line(stage, self.path, [*self.settings, *more], self.runs_dir)
@@ -81,6 +85,28 @@ def open_run(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> t
     except OSError as error:  # a part of the path is a file, too long, or not to be entered
         raise run.unwritable(error) from error
     return loaded, run
+
+
+def several(paths: list[Path], job: Job) -> list[Path]:
+    """The recipes and runs that `--compare` names: globs and folders expanded, without the job's own.
+
+    Raises:
+        DpoError: (exit code 2) a glob or folder names none.
+    """
+    found: list[Path] = []
+    own = {job.path.resolve(), job.run.folder.resolve()}
+    for path in paths:
+        if path.is_dir() and not (path / "recipe.yaml").is_file():
+            path = path / "*.yaml"
+        if path.exists():
+            found.append(path)
+            continue
+        root = Path(path.anchor)
+        named = sorted(root.glob(str(path.relative_to(root))))
+        if not named:
+            raise DpoError(f"no recipe or run is called {path}", hint="name recipes or run folders", exit_code=USAGE)
+        found += [one for one in named if one.resolve() not in own]
+    return found
 
 
 def evaluated_run(path: Path, runs_dir: Path) -> tuple[Recipe, Run]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from dpo_cli import recipe
+from dpo_cli.chat import chat_tokens
 from dpo_cli.cli import app
 from dpo_cli.errors import DpoError
 from dpo_cli.evaluate.evaluate import evaluate
@@ -50,8 +51,8 @@ def dpo_eval(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`dpo-cli eval` in this process; with `ok`, failing fails the test with what it printed."""
     monkeypatch.setenv("COLUMNS", "80")
 
-    def invoke(*arguments: object, ok: bool = True) -> Any:
-        done = CliRunner().invoke(app, ["eval", *map(str, arguments)])
+    def invoke(*arguments: object, ok: bool = True, typed: str = "") -> Any:
+        done = CliRunner().invoke(app, ["eval", *map(str, arguments)], input=typed)
         assert not ok or done.exit_code == 0, done.output
         return done
 
@@ -212,6 +213,29 @@ def test_one_prompt_several_times_and_nothing_written(run: Path, dpo_eval: Any) 
     assert bytes_of_latin_1.exit_code == 2 and "no UTF-8" in bytes_of_latin_1.stderr
 
 
+def test_a_chat_has_both_models_a_history_and_a_system_prompt(
+    run: Path, dpo_eval: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, questions = [], ("如何给多肉浇水？", "Why?")
+
+    def spied(tokenizer: Any, messages: Any, **options: Any) -> list[int]:
+        if messages[-1]["content"] in questions:  # loading renders messages of its own
+            seen.append([(one["role"], one["content"]) for one in messages])
+        return chat_tokens(tokenizer, messages, **options)
+
+    monkeypatch.setattr("dpo_cli.evaluate.talk.chat.chat_tokens", spied)
+    before = sorted(run.rglob("*"))
+    typed = "如何给多肉浇水？\nWhy?\n/new\n/system Be brief.\n/nonsense\n\nWhy?\n"
+    done = dpo_eval(*options(run), "--chat", typed=typed)
+    assert [len(messages) for messages in seen] == [1, 1, 3, 3, 2, 2]
+    base, tuned = seen[2], seen[3]
+    assert base[0] == tuned[0] == ("user", "如何给多肉浇水？") and base[1][0] == tuned[1][0] == "assistant"
+    assert base[1] != tuned[1], "each goes on from its own answer"
+    assert seen[-1] == [("system", "Be brief."), ("user", "Why?")]
+    assert done.stdout.count("tuned (") == 3
+    assert sorted(run.rglob("*")) == before
+
+
 def test_prompts_that_leave_no_room_for_an_answer_are_an_error(run: Path) -> None:
     pairs = rows(run / "data" / "eval.jsonl")[:2]
     for pair in pairs:
@@ -239,3 +263,6 @@ def test_runs_that_one_judge_saw_get_strengths(run: Path, dpo_eval: Any) -> None
     assert "other [i] :x: differs in nothing" in done.stdout
     twice = dpo_eval(*settings, "--compare", run, ok=False)
     assert twice.exit_code == 2 and "stands twice" in twice.stderr
+    globbed = dpo_eval(*settings, "--compare", run.parent / "o*")
+    assert "other [i] :x: differs in nothing" in globbed.stdout
+    assert dpo_eval(*settings, "--compare", run.parent / "none*", ok=False).exit_code == 2
