@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from dpo_cli import environment, smoke
+from dpo_cli.distribution import install_command
 from dpo_cli.driver import cuda_problem
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
@@ -46,7 +47,7 @@ def choose_backend(recipe: Recipe) -> Backend:
         raise DpoError(
             missing,
             where=recipe.where("engine", "backend"),
-            hint="set engine.backend: auto, or `pip install 'dpo-cli[unsloth]'` on a machine with a GPU",
+            hint=f"set engine.backend: auto, or `{install_command('unsloth')}` on a machine with a GPU",
         )
     if asked == "unsloth":
         return Backend("unsloth", "engine.backend: unsloth")

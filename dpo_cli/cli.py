@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from dpo_cli import __version__, console, processes, recipe
+from dpo_cli.distribution import shipped
 from dpo_cli.environment import never_fail_to_print, prepare_environment
 from dpo_cli.errors import FAILED, UNVERIFIED, USAGE, DpoError
 from dpo_cli.job import RUNS, Job, command_line, evaluated_run, free_name, open_run, reported, several
@@ -281,8 +282,8 @@ def check(
 ) -> None:
     """Validate a recipe and say what it will do."""
     with reported(debug):
-        loaded = recipe.load(recipe_path, settings)
-        remarks = recipe.check(loaded, recipe_path)
+        loaded = recipe.load(shipped(recipe_path), settings)
+        remarks = recipe.check(loaded, shipped(recipe_path))
         if everything:
             sys.stdout.write(recipe.dump(loaded, takes_unicode()))
             sys.stdout.flush()  # here, where a reader that is gone is no error

@@ -18,6 +18,7 @@ from pathlib import Path
 import typer
 
 from dpo_cli import recipe
+from dpo_cli.distribution import shipped
 from dpo_cli.errors import FAILED, INTERRUPTED, USAGE, DpoError
 from dpo_cli.machine import ran_out_of_memory
 from dpo_cli.recipe import Recipe
@@ -68,7 +69,7 @@ class Job:
 
 def open_run(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> tuple[Recipe, Run]:
     """The recipe and its run, which knows the files from outside that each stage reads."""
-    loaded = recipe.load(recipe_path, settings)
+    loaded = recipe.load(shipped(recipe_path), settings)
     os.fsencode(loaded.name)  # raises where no folder can be called so
     from dpo_cli import model_files
     from dpo_cli.prepare.sources import source_files

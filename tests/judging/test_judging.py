@@ -396,7 +396,7 @@ def read(path: Path) -> str:
 
 def test_the_client_is_named_where_it_is_missing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    assert "pip install 'dpo-cli[judge]'" in refused("http://127.0.0.1:9/v1", matches(1), cache)
+    assert "[judge]" in refused("http://127.0.0.1:9/v1", matches(1), cache)
 
 
 def test_what_is_wrong_with_a_judge_is_known_before_anything_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
