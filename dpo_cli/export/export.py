@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from dpo_cli import models
 from dpo_cli.disk import replace, write_json
+from dpo_cli.distribution import install_command
 from dpo_cli.errors import UNVERIFIED, DpoError
 from dpo_cli.export import base as base16
 from dpo_cli.export import card, hub, merge, ollama, outputs
@@ -102,7 +103,7 @@ def _require(recipe: Recipe, run: Run, kinds: list[str], *, weights: bool) -> Pa
     base = base16.find(recipe, weights=weights)
     if {"gguf", "ollama"} & set(kinds):
         if not find_spec("gguf"):
-            raise DpoError("a GGUF needs the gguf package", where="export.gguf", hint="pip install 'dpo-cli[gguf]'")
+            raise DpoError("a GGUF needs the gguf package", where="export.gguf", hint=install_command("gguf"))
         from dpo_cli.export import gguf
 
         gguf.require(base, recipe.export.gguf, recipe.export.llama_cpp)
