@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+from dpo_cli.distribution import install_command
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Server
 from dpo_cli.show import one_line
@@ -145,7 +146,7 @@ def open_client(settings: Server) -> tuple[Any, Callable[[str], str]]:
         raise DpoError(
             f"{settings.role} on a server needs the openai package, which is not installed",
             where=settings.at,
-            hint="pip install 'dpo-cli[judge]'",
+            hint=install_command("judge"),
         ) from None
     name = settings.api_key_env
     key = os.environ.get(name, "").strip() if name else ""
