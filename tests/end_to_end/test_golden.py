@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
+REPOSITORY = Path(__file__).parents[2]
 RENEW = "DPO_CLI_RENEW_GOLDEN"
 NUMBER = re.compile(r"(?<![\w.])(?<!\w-)([+−-]?)\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?")
 
@@ -45,7 +46,7 @@ def masked(text: str, smoke: Any) -> str:
             text = text.replace(answer, "<answer>").replace(escape(answer), "<answer>")
     recipe = json.loads((smoke.folder / "eval" / "metrics.json").read_text(encoding="utf-8"))["recipe"]
     text = text.replace(recipe, "<recipe>\n").replace(escape(recipe), "<recipe>\n")
-    text = text.replace(str(smoke.runs), "runs").replace(", cut off", "")
+    text = text.replace(f"{REPOSITORY}/", "").replace(str(smoke.runs), "runs").replace(", cut off", "")
     text = re.sub(r"\b(?=[0-9a-f]*\d)[0-9a-f]{12,}\b", "<hash>", text)
     text = re.sub(r"^  step .*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r'<svg [^>]*(aria-label="[^"]*")[^>]*>.*?</svg>', r"<svg \1>", text)
