@@ -106,12 +106,13 @@ def tables(compared: Sequence[Compared]) -> Iterator[str]:
     for one in compared:
         parts = (one.metrics["languages"].get(name, {}).get("pairs") for name in beside)
         cells = (show_figure(part["reward_accuracy"], SHARE, len(beside) <= 2) if part else "–" for part in parts)
-        rows.append([one.name, show_figure(one.metrics["pairs"]["reward_accuracy"]), *cells])
+        accuracy = one.metrics["pairs"] and show_figure(one.metrics["pairs"]["reward_accuracy"])
+        rows.append([one.name, accuracy or "–", *cells])
     yield table(["run", "reward accuracy", *beside], rows)
     rows = []
     for one in compared:
-        pairs, samples = one.metrics["pairs"], one.metrics["samples"] or {}
-        figures = [(pairs["margin"], NATS), (pairs["chosen_drift"], NATS)]
+        pairs, samples = one.metrics["pairs"] or {}, one.metrics["samples"] or {}
+        figures = [(pairs.get("margin"), NATS), (pairs.get("chosen_drift"), NATS)]
         figures += [(samples.get("length_ratio"), RATIO), (samples.get("kl"), Unit(4))]
         cells = (show_figure(figure, unit, False) if figure else "–" for figure, unit in figures)
         cost = f"{one.training['seconds']:,.0f} s", f"{one.training['peak_memory_bytes'] / 1e9:.1f} GB"

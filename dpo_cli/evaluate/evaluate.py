@@ -20,6 +20,7 @@ from dpo_cli import backends, chat, judging, models
 from dpo_cli.disk import sha256, write_json
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate import summary, winrate
+from dpo_cli.evaluate.answers import ScoredAnswer, answer_metrics, as_pair, score_answers
 from dpo_cli.evaluate.pairs import Scored, baselines, grouped_metrics, score_pairs
 from dpo_cli.evaluate.report import write_report
 from dpo_cli.evaluate.samples import Sample, draws, sample_pairs
@@ -29,7 +30,8 @@ from dpo_cli.judging import Judgment
 from dpo_cli.machine import versions
 from dpo_cli.published import recipe_yaml
 from dpo_cli.recipe import Recipe
-from dpo_cli.records import AcrossPrompts, Message, Pair, read_jsonl, read_pairs, write_jsonl
+from dpo_cli.recipe.train import trl_arguments
+from dpo_cli.records import AcrossPrompts, Message, Pair, read_answers, read_jsonl, read_pairs, write_jsonl
 from dpo_cli.run import Run, fingerprint
 from dpo_cli.store import Store
 
@@ -53,32 +55,35 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
     """Measure the trained adapter against its reference on `data/eval.jsonl`: one set of weights, adapter on and off.
 
     Raises:
-        DpoError: no pair was held out, or none fits; the judge can't be asked.
+        DpoError: nothing was held out, or nothing fits; the judge can't be asked.
     """
-    pairs = _held_out(recipe, run)
+    pairs, answers = _held_out(recipe, run), read_answers(run.eval_pairs)
     backends.import_backend(backends.Backend("hf", "evaluation"))
     remark = None
     if recipe.eval.judge:
         remark = judging.ready(recipe.eval.judge)
     model, tokenizer = models.load_tuned(models.as_trained(recipe, run.record("train")), run.adapter)
     if not quiet:
-        print(f"eval: {len(pairs)} held-out pairs, tuned and base from one set of weights", flush=True)
+        what = f"{len(pairs)} held-out pairs" if pairs else f"{len(answers)} held-out answers"
+        print(f"eval: {what}, tuned and base from one set of weights", flush=True)
         print(f"eval: {remark}\n" if remark else "", end="", flush=True)
     batch_size = 2 * recipe.train.per_device_eval_batch_size
     scored = score_pairs(model, tokenizer, pairs, recipe.model.max_length, batch_size)
-    if not scored:
+    learned = score_answers(model, tokenizer, answers, pairs, scored, recipe.model.max_length, batch_size)
+    if not scored and (pairs or not learned):
         raise DpoError(
             "every held-out prompt fills model.max_length, so there is no answer to score",
             where=recipe.where("model", "max_length"),
             hint="raise model.max_length, or leave data.filters.too_long on",
         )
     made_from = _made_from(recipe, run)
-    samples = _sample(recipe, run, model, tokenizer, pairs, made_from, quiet) if recipe.eval.prompts else []
+    asked = pairs or [as_pair(one) for one in answers]
+    samples = _sample(recipe, run, model, tokenizer, asked, made_from, quiet) if recipe.eval.prompts else []
     del model  # a judge of its own may need the room
     _free_memory()
     judgments, calibration = _judge(recipe, run, samples, pairs, quiet) if recipe.eval.judge else ([], [])
 
-    metrics = _metrics(recipe, run, pairs, scored, samples, judgments, calibration)
+    metrics = _metrics(recipe, run, pairs, scored, learned, samples, judgments, calibration)
     with run.stage("eval", recipe) as draft:
         draft.record["samples"] = made_from
         write_jsonl(draft.folder / "pairs.jsonl", (asdict(one) for one in scored))
@@ -111,8 +116,9 @@ def answer(recipe: Recipe, run: Run, prompt: str, count: int) -> tuple[list[Answ
 
 
 def _held_out(recipe: Recipe, run: Run) -> list[Pair]:
+    """The held-out pairs; none where the method needs none and there are good answers."""
     pairs = read_pairs(run.eval_pairs)
-    if not pairs:
+    if not pairs and not (read_answers(run.eval_pairs) and not trl_arguments()[recipe.train.method]["compares"]):
         if recipe.data.format == "unpaired":
             raise DpoError(
                 "no language has both good and bad answers held out, so there is nothing to evaluate on",
@@ -178,6 +184,7 @@ def _metrics(
     run: Run,
     pairs: Sequence[Pair],
     scored: Sequence[Scored],
+    learned: Sequence[ScoredAnswer],
     samples: Sequence[Sample],
     judgments: Sequence[Judgment],
     calibration: Sequence[Judgment],
@@ -191,11 +198,15 @@ def _metrics(
     groups = grouped_metrics(scored, recipe.train.reward_scale, recipe.seed)
     metrics: dict[str, Any] = {
         **groups,
+        "answers": answer_metrics(learned, recipe.seed),
         "samples": sample_metrics(samples, recipe.seed) if samples else None,
         "judge": None,
         "baselines": baselines(scored, prepared),
     }
+    for language in sorted({one.language for one in learned} - metrics["languages"].keys()):
+        metrics["languages"][language] = {"pairs": None}
     for language, figures in metrics["languages"].items():
+        figures["answers"] = answer_metrics([one for one in learned if one.language == language], recipe.seed)
         some = [one for one in samples if one.language == language]
         figures["samples"] = sample_metrics(some, recipe.seed) if some else None
         figures["judge"] = None

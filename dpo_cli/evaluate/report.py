@@ -67,9 +67,9 @@ def print_report(folder: Path) -> None:
     """Print what stands in a run's `eval`, for 80 columns; the verdict and where the report is come last."""
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     tables = parts(metrics, brief=True)
-    if len(metrics["languages"]) > BESIDE:
+    if len(metrics["languages"]) > BESIDE and "pairs" in tables:
         tables["pairs"] += f"\n\n{accuracy_tables(metrics)['By language']}"
-    print_markdown("\n\n".join(tables[part] for part in ("pairs", "samples", "judge") if part in tables))
+    print_markdown("\n\n".join(tables[part] for part in ("pairs", "answers", "samples", "judge") if part in tables))
     said = [judged(metrics["judge"]), *(f"warning: {warning}" for warning in metrics["warnings"])]
     terminal().print("", *filter(None, said), metrics["verdict"], f"report: {folder / 'report.html'}", sep="\n")
 
@@ -77,25 +77,28 @@ def print_report(folder: Path) -> None:
 def sections(metrics: Mapping[str, Any]) -> Iterator[Section]:
     """The report's parts in the order that a reader needs; without what was not asked for."""
     tables, judge = parts(metrics), metrics["judge"]
-    yield Section("Held-out pairs", tables["pairs"])
+    if "pairs" in tables:
+        yield Section("Held-out pairs", tables["pairs"])
+    yield Section("Held-out answers", tables["answers"], "Chosen answers, or those that are called good.")
     if "samples" in tables:
         note = f"{sampled(metrics['sampling'])} Base → tuned, and the change from prompt to prompt."
         yield Section("Sampled answers", tables["samples"], note)
     if "judge" in tables:
         dots = charts.dots(win_rates(metrics), 0, 1, "Win rate of the tuned model over the base")
         yield Section("Judge", tables["judge"], judged(judge), [("Tuned against base", dots)])
-    groups = accuracies(metrics)
-    ends = charts.scale(dot for _, dots in groups for dot in dots)
-    drawn = [(title, charts.dots(dots, *ends, f"Reward accuracy. {title}")) for title, dots in groups]
-    yield Section("Reward accuracy", "\n\n".join(accuracy_tables(metrics).values()), "", drawn, folded=True)
-    margins = metrics["histogram"]
-    histogram = charts.histogram(margins["edges"], margins["counts"], margins["right"])
+    if "pairs" in tables:
+        yield _accuracy(metrics)
     lines = [(one["title"], charts.curve(one["points"], one["title"])) for one in metrics["curves"]]
-    yield Section(
-        "Margins and training",
-        note="The margins of the held-out pairs: right of 0 is right. Then what training logged, step by step.",
-        charts=[("reward margins of held-out pairs, nats", histogram), *lines],
-    )
+    if "pairs" in tables:
+        margins = metrics["histogram"]
+        histogram = charts.histogram(margins["edges"], margins["counts"], margins["right"])
+        yield Section(
+            "Margins and training",
+            note="The margins of the held-out pairs: right of 0 is right. Then what training logged, step by step.",
+            charts=[("reward margins of held-out pairs, nats", histogram), *lines],
+        )
+    else:
+        yield Section("Training", note="What training logged, step by step.", charts=lines)
     yield from _examples(metrics["examples"])
     if languages := "\n\n".join(by_language(metrics)):
         yield Section("By language", languages, folded=True)
@@ -103,6 +106,13 @@ def sections(metrics: Mapping[str, Any]) -> Iterator[Section]:
     made = [f"- {what}: {escaped(str(value))}" for what, value in metrics["environment"].items() if value]
     yield Section("How it was made", "\n".join(made))
     yield Section("Recipe", fenced(metrics["recipe"]), folded=True)
+
+
+def _accuracy(metrics: Mapping[str, Any]) -> Section:
+    groups = accuracies(metrics)
+    ends = charts.scale(dot for _, dots in groups for dot in dots)
+    drawn = [(title, charts.dots(dots, *ends, f"Reward accuracy. {title}")) for title, dots in groups]
+    return Section("Reward accuracy", "\n\n".join(accuracy_tables(metrics).values()), "", drawn, folded=True)
 
 
 def _examples(examples: Sequence[Mapping[str, Any]]) -> Iterator[Section]:

@@ -48,6 +48,11 @@ ROWS = (
     Row("rejected_drift_per_token", "… per token", "the same, divided by length", Unit(3, signed=True), brief=False),
 )
 
+ANSWER_ROWS = (
+    Row("loss", "Loss", "nats a token, of the answers to be learned", Unit(3), compared=True),
+    Row("perplexity", "Perplexity", "exp of the loss", Unit(2), compared=True),
+)
+
 SAMPLE_ROWS = (
     Row("kl", "KL to base", "nats a token, over the tuned model's answers", Unit(4)),
     Row("kl_total", "… of an answer", "nats, summed over its tokens", Unit(2)),
@@ -120,11 +125,12 @@ def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], brief: bool, le
 
 
 def parts(metrics: Mapping[str, Any], brief: bool = False) -> dict[str, str]:
-    """The tables of pairs, samples and judge; without what was not asked for."""
+    """The tables of pairs, answers, samples and judge; without what was not asked for."""
     languages = metrics["languages"] if len(metrics["languages"]) <= BESIDE else {}
     found = {}
     for part, title, rows, counted in (
         ("pairs", "held-out pairs", ROWS, "reward_accuracy"),
+        ("answers", "held-out answers", ANSWER_ROWS, "loss_tuned"),
         ("judge", "judge", JUDGE_ROWS, "win_rate"),
     ):
         if metrics[part]:
@@ -141,7 +147,9 @@ def by_language(metrics: Mapping[str, Any]) -> Iterator[str]:
     if len(metrics["languages"]) < 2:
         return
     for name, one in metrics["languages"].items():
-        yield beside("held-out pairs", {name: one["pairs"]}, ROWS, "reward_accuracy", False)
+        if one["pairs"]:
+            yield beside("held-out pairs", {name: one["pairs"]}, ROWS, "reward_accuracy", False)
+        yield beside("held-out answers", {name: one["answers"]}, ANSWER_ROWS, "loss_tuned", False)
         if one["samples"]:
             title = f"sampled answers, {name}, n = {one['samples']['tokens_tuned']['n']:,}"
             yield changes(title, one["samples"], SAMPLE_ROWS, False)
@@ -154,6 +162,8 @@ def accuracies(metrics: Mapping[str, Any]) -> list[tuple[str, list[Dot]]]:
 
     Where there is only one language, source or quartile, there is nothing to set side by side and it is left out.
     """
+    if not metrics["pairs"]:
+        return []
     baselines, shortcut = metrics["baselines"], metrics["baselines"]["shortcut"]
     rivals = {
         "reward accuracy": metrics["pairs"]["reward_accuracy"],
@@ -171,6 +181,8 @@ def accuracies(metrics: Mapping[str, Any]) -> list[tuple[str, list[Dot]]]:
     for title, some in groups.items():
         rows = []
         for name, part in some:
+            if not part["pairs"]:
+                continue
             figure = part["pairs"]["reward_accuracy"]
             label = f"{shorten(name, 22)}, n = {figure['n']:,}"
             rows.append(Dot(label, figure, show_figure(figure), part["pairs"]["longer_wins"]["value"]))

@@ -1,0 +1,68 @@
+"""SFT, then DPO from its adapter: the reference is the model after SFT, and one adapter comes out."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpo_cli.cli import app
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+FEW = ("data.total=48", "data.eval_size=12", "train.logging_steps=1", "train.max_steps=4", "eval.prompts=2",
+       "eval.max_new_tokens=4", "eval.judge=null")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the recipes, in which both steps have been trained and evaluated and the second exported."""
+    home = tmp_path_factory.mktemp("home")
+    shutil.copytree(RECIPES, home / "recipes")
+    for name, commands in (("sft", ("train", "eval")), ("dpo", ("train", "eval", "export"))):
+        for command in commands:
+            options = [part for setting in FEW for part in ("--set", setting)]
+            options += ["--runs-dir", str(home / "runs")]
+            done = CliRunner().invoke(app, [command, str(home / f"recipes/sft_then_dpo/{name}.yaml"), *options])
+            assert done.exit_code == 0, done.output
+    return home / "runs"
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_dpo_starts_at_the_sft_which_is_its_reference(home: Path) -> None:
+    first = json.loads((home / "sft_then_dpo/train/log.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    answers = {name: read(home / name / "eval/metrics.json")["answers"] for name in ("sft", "sft_then_dpo")}
+    after, before = answers["sft"]["loss_tuned"]["value"], answers["sft_then_dpo"]["loss_base"]["value"]
+    assert before == pytest.approx(after, abs=1e-4), "the model after SFT is what DPO is compared with"
+    assert after < answers["sft"]["loss_base"]["value"], "SFT has learned the answers"
+
+
+def test_one_adapter_comes_out_and_is_merged_once(home: Path) -> None:
+    adapters = [load_file(home / name / "train/adapter/adapter_model.safetensors") for name in ("sft", "sft_then_dpo")]
+    assert adapters[0].keys() == adapters[1].keys()
+    assert {name: one.shape for name, one in adapters[0].items()} == {n: one.shape for n, one in adapters[1].items()}
+    assert any((adapters[0][name] != adapters[1][name]).any() for name in adapters[0]), "DPO has moved it"
+    assert not list((home / "sft_then_dpo/train/adapter").rglob("ref*")), "no copy of the reference is left in it"
+    checks = read(home / "sft_then_dpo/export/verify.json")
+    assert all(one["ok"] for one in checks) and any(one["name"].startswith("merged.") for one in checks)
+
+
+def test_eval_of_sft_has_its_loss_by_language_and_figures_of_its_pairs(home: Path) -> None:
+    metrics = read(home / "sft/eval/metrics.json")
+    for figures in (metrics, *metrics["languages"].values()):
+        loss, perplexity = figures["answers"]["loss_tuned"], figures["answers"]["perplexity_tuned"]
+        assert perplexity["value"] == pytest.approx(math.exp(loss["value"]), rel=1e-4)
+        assert loss["low"] <= loss["value"] <= loss["high"]
+        assert figures["pairs"]["reward_accuracy"]["n"] > 0
+    assert set(metrics["languages"]) == {"en", "zh"}
+    report = (home / "sft/eval/report.md").read_text(encoding="utf-8")
+    assert "Perplexity" in report and "Held-out answers" in report
