@@ -23,11 +23,15 @@ class Message(TypedDict):
 
 @dataclass
 class Candidate:
-    """One answer to a prompt. `score` is in 0..1 (higher is better), None where the source gives none."""
+    """One answer to a prompt. `score` is in 0..1 (higher is better), None where the source gives none.
+
+    `spread`: how far its raters are apart, on their own scale; None where the source has but one rating, or a mean.
+    """
 
     text: str
     score: float | None = None
     model: str | None = None
+    spread: float | None = None
 
 
 @dataclass

@@ -78,7 +78,7 @@ def answer_metrics(scored: Sequence[ScoredAnswer], seed: int) -> dict[str, Figur
     def perplexity(sums: Any, counts: Any) -> Any:
         return numpy.exp(loss(sums, counts))
 
-    figures = {}
+    figures: dict[str, Figure] = {}
     for name, of in (("loss", loss), ("perplexity", perplexity)):
         figures |= {
             f"{name}_base": bootstrap([base, tokens], of, seed),

@@ -228,7 +228,11 @@ PAIR_FILTERS: dict[str, PairFilter] = {
 # `fit` below).
 REASONS = (
     "schema", "unsupported", "garbled", "contaminated", "language", "duplicate", "near_duplicate",
+<<<<<<< HEAD
     "cut_off", "no_response", "single_response", "think", "markers", "echo", "template", "short", "no_score",
+=======
+    "no_response", "single_response", "disagreement", "think", "markers", "echo", "template", "short", "no_score",
+>>>>>>> fd2199c (Give LiPO the pair- and point-wise losses of its paper; let raters' disagreement drop an answer; say how to go from SFT to DPO)
     "contradicts_scores", "identical", "tie", "margin", "low_chosen", "too_long", "length_ratio",
 )  # fmt: skip
 EDITS = {  # what a cut is called
@@ -270,6 +274,12 @@ def _clean(item: CandidateSet, filters: Any, context: Context, edits: Counter[st
     came, needed = len(item.candidates), min_answers(item, context)
     if came < needed:
         return ("single_response", "one answer") if came else ("no_response", "no answer")
+    if filters.disagreement:
+        agreed = [one for one in item.candidates if (one.spread or 0.0) <= filters.disagreement.max_spread]
+        edits["disagreement"] += came - len(agreed)
+        item.candidates = agreed
+        if len(agreed) < needed:
+            return "disagreement", f"{len(agreed)} of {came} answers left on which raters agree"
     for reason, ask in ANSWER_FILTERS.items():
         options = getattr(filters, reason)
         if not options:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 from dpo_cli.prepare import scoring
-from dpo_cli.records import CandidateSet, Message, Pair
+from dpo_cli.records import Candidate, CandidateSet, Message, Pair
 
 Row = dict[str, Any]
 
@@ -26,10 +25,14 @@ def pair_rows(item: CandidateSet, picked: tuple[int, ...], name: str, kwargs: di
     ).to_json()  # fmt: skip
 
 
+def _ranked(candidate: Candidate) -> Row:
+    return {"text": candidate.text, "score": candidate.score, "model": candidate.model}
+
+
 def ranked_rows(item: CandidateSet, picked: tuple[int, ...], name: str, kwargs: dict[str, Any]) -> Iterator[Row]:
     """A prompt with all its candidates, best first, for listwise training."""
     yield {
-        "id": name, "prompt": item.prompt, "candidates": [asdict(item.candidates[index]) for index in picked],
+        "id": name, "prompt": item.prompt, "candidates": [_ranked(item.candidates[index]) for index in picked],
         "chat_template_kwargs": kwargs, "language": item.language, "source": item.source,
     }  # fmt: skip
 

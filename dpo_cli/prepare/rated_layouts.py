@@ -89,9 +89,13 @@ def ultrafeedback_binarized(row: Row, settings: Settings) -> CandidateSet:
 
 
 def helpsteer2(row: Row, settings: Settings) -> CandidateSet:
-    """nvidia/HelpSteer2: one answer a row, five ratings 0..4; rows with the same prompt are put together afterwards."""
+    """nvidia/HelpSteer2: one answer a row, five ratings 0..4; rows with the same prompt are put together afterwards.
+
+    Its `disagreements` folder has lists of ratings, one a rater; how far they are apart in helpfulness is the spread.
+    """
     value = scoring.score(row, scoring.HELPSTEER2, settings.weights)
-    candidate = Candidate(text_of(row.get("response"), "response"), value)
+    spread = scoring.spread(row.get("helpfulness"))
+    candidate = Candidate(text_of(row.get("response"), "response"), value, spread=spread)
     return CandidateSet(_helpsteer_prompt(row.get("prompt")), [candidate], source="")
 
 

@@ -38,6 +38,13 @@ def rating(value: Any, low: float, high: float) -> float | None:
     return sum(units) / len(units) if units and len(units) == len(several) else None
 
 
+def spread(value: Any) -> float | None:
+    """How far several ratings of one thing are apart; None where there are not several numbers."""
+    several = [number(one) for one in value] if isinstance(value, list) else []
+    known = [one for one in several if one is not None]
+    return max(known) - min(known) if len(known) > 1 else None
+
+
 def number(value: Any) -> float | None:
     """A finite number, also one written as text or in per cent; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):

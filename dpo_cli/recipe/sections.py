@@ -160,6 +160,10 @@ class LengthRatio(FilterOptions):
     max: float = Field(3.0, gt=1, description="longer over shorter answer, in tokens")
 
 
+class Disagreement(FilterOptions):
+    max_spread: float = Field(2.0, ge=0, description="raters of one answer may be so far apart, on their own scale")
+
+
 class Switch(FilterOptions):
     """A filter that can only be on or off."""
 
@@ -182,17 +186,18 @@ def _written(options: type[FilterOptions]) -> Any:
 
 FILTER_OPTIONS: dict[str, type[FilterOptions]] = {
     "garbled": Garbled, "contaminated": Contaminated, "language": Switch, "duplicate": Switch,
-    "near_duplicate": NearDuplicate, "think": Switch, "markers": Switch, "echo": Echo, "template": Switch,
-    "short": Short, "contradicts_scores": Switch, "identical": Identical, "tie": Switch, "margin": Switch,
-    "low_chosen": Switch, "too_long": TooLong, "length_ratio": LengthRatio,
+    "near_duplicate": NearDuplicate, "disagreement": Disagreement, "think": Switch, "markers": Switch, "echo": Echo,
+    "template": Switch, "short": Short, "contradicts_scores": Switch, "identical": Identical, "tie": Switch,
+    "margin": Switch, "low_chosen": Switch, "too_long": TooLong, "length_ratio": LengthRatio,
 }  # fmt: skip
-OFF_BY_DEFAULT = ("length_ratio",)
+OFF_BY_DEFAULT = ("disagreement", "length_ratio")
 DROPS = {
     "garbled": "control or replacement characters, mojibake; an answer that repeats itself",
     "contaminated": "the prompt is in data.contamination, or is a benchmark's inside a source",
     "language": "not one of data.languages, or an answer in another language than the prompt",
     "duplicate": "the same prompt again, but for case, space and punctuation; over all sources",
     "near_duplicate": "nearly the same prompt",
+    "disagreement": "its raters are too far apart, where a source has several, as HelpSteer2's disagreements",
     "think": (
         "a tag of thinking, however spelled, but for closed blocks at the start: they are cut off and counted "
         "as an edit, or kept with model.thinking"

@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import pytest
+from dpo_cli.errors import DpoError
 from dpo_cli.prepare import scoring
 from dpo_cli.recipe import PairPolicy, ScoreWeights
 from dpo_cli.records import Candidate, CandidateSet
@@ -137,3 +138,21 @@ def test_sources_without_scores_pass_the_score_filters(kit: Any) -> None:
 )
 def test_numbers_as_people_write_them(written: Any, number: float | None) -> None:
     assert scoring.number(written) == number
+
+
+def test_answers_that_raters_do_not_agree_on_can_be_left_out(kit: Any) -> None:
+    """HelpSteer2's `disagreements` folder: lists of ratings 0..4; each prompt here has three answers."""
+    rows = [
+        kit.helpsteer2(kit.sentence(n), kit.sentence((n, text)), rating=2, helpfulness=ratings)
+        for n in range(8)
+        for text, ratings in (("good", [4, 4, 3]), ("doubtful", [0, 4, 4]), ("poor", [0, 1, 1]))
+    ]
+    layout = {"layout": "helpsteer2"}
+    off = kit.run_rows(rows, layout, format="ranked", eval_fraction=1e-9)
+    assert all(len(row["candidates"]) == 3 for row in off.rows)
+    on = kit.run_rows(rows, layout, format="ranked", eval_fraction=1e-9, filters={"disagreement": {"max_spread": 2}})
+    assert all(len(row["candidates"]) == 2 for row in on.rows) and len(on.rows) == 8
+    assert on.source()["answers_dropped"]["disagreement"] == 8
+    strict = {"disagreement": 0.5, "tie": False}
+    with pytest.raises(DpoError, match="8 disagreement"):
+        kit.run_rows(rows, layout, eval_fraction=1e-9, filters=strict)

@@ -45,7 +45,34 @@ def slow_lambda(scores: list[float], labels: list[float]) -> float:
     return total
 
 
-SLOW: dict[str, Slow] = {"lambda": slow_lambda, "list_mle": slow_list_mle, "softmax": slow_softmax}
+def slow_pairs(loss: Callable[[float], float]) -> Slow:
+    """A loss of the distance of each pair with unequal labels, the better one first."""
+
+    def slow(scores: list[float], labels: list[float]) -> float:
+        answers = itertools.permutations(zip(scores, labels, strict=True), 2)
+        return sum(loss(s_i - s_j) for (s_i, psi_i), (s_j, psi_j) in answers if psi_i > psi_j)
+
+    return slow
+
+
+def slow_points(loss: Callable[[float, float], float]) -> Slow:
+    return lambda scores, labels: sum(map(loss, scores, labels))
+
+
+def cross_entropy(score: float, label: float) -> float:
+    chance = 1 / (1 + math.exp(-score))
+    return -label * math.log(chance) - (1 - label) * math.log(1 - chance)
+
+
+SLOW: dict[str, Slow] = {
+    "lambda": slow_lambda,
+    "list_mle": slow_list_mle,
+    "softmax": slow_softmax,
+    "pair_logistic": slow_pairs(lambda distance: math.log(1 + math.exp(-distance))),
+    "pair_hinge": slow_pairs(lambda distance: max(0.0, 1 - distance)),
+    "point_mse": slow_points(lambda score, label: (label - score) ** 2),
+    "point_sigmoid": slow_points(cross_entropy),
+}
 
 
 def lists(seed: int) -> list[tuple[list[float], list[float]]]:
@@ -70,6 +97,7 @@ def padded(some: list[tuple[list[float], list[float]]], rubbish: float = 0.0) ->
 
 
 every_loss = pytest.mark.parametrize("name", LOSSES)
+every_comparison = pytest.mark.parametrize("name", [name for name in LOSSES if not name.startswith("point_")])
 
 
 @every_loss
@@ -99,7 +127,7 @@ def test_the_order_of_a_list_plays_no_part(name: str) -> None:
     assert shuffled.tolist() == pytest.approx(LOSSES[name](scores, labels, present).tolist(), abs=1e-12)
 
 
-@every_loss
+@every_comparison
 def test_equal_answers_are_not_compared(name: str) -> None:
     scores = torch.tensor([[3.0, -1.0, 0.5]], dtype=torch.float64)
     tied, present = torch.full_like(scores, 0.7), torch.ones_like(scores, dtype=torch.bool)
@@ -112,7 +140,7 @@ def test_equal_answers_are_not_compared(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["list_mle", "softmax"])
+@pytest.mark.parametrize("name", ["list_mle", "softmax", "pair_logistic"])
 def test_two_answers_are_dpo(name: str) -> None:
     scores = torch.tensor([[0.3, -0.4], [-2.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
     labels = torch.tensor([[0.9, 0.2], [1.0, 0.0], [0.5, 0.4]], dtype=torch.float64)
@@ -130,7 +158,7 @@ def test_two_answers_are_dpo_in_lambda_times_the_weight_of_the_swap() -> None:
     torch.testing.assert_close(found, -gains * places * logsigmoid(scores[:, 0] - scores[:, 1]))
 
 
-@every_loss
+@every_comparison
 def test_an_untrained_list_has_a_gradient_that_lifts_the_best_and_lowers_the_worst(name: str) -> None:
     scores = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([[1.0, 0.6, 0.3, 0.0]], dtype=torch.float64)
