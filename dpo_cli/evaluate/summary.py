@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dpo_cli.evaluate.answers import learned
 from dpo_cli.stats import Figure
 
 if TYPE_CHECKING:
@@ -32,7 +33,17 @@ def verdict(metrics: Mapping[str, Any]) -> str:
     return said
 
 
+OF_ANSWERS = {
+    "learned": "It learned the answers",
+    "opposite": "Worse than no training",
+    "none": "Not distinguishable from no training",
+}
+
+
 def _verdict_on_pairs(metrics: Mapping[str, Any]) -> str:
+    if not metrics["pairs"]:
+        state, words = learned(metrics["answers"])
+        return f"{OF_ANSWERS[state]}: {words}."
     figure, longer = metrics["pairs"]["reward_accuracy"], metrics["pairs"]["longer_wins"]["value"]
     low, high = figure["low"], figure["high"]
     bets = {
@@ -59,6 +70,11 @@ def _verdict_on_pairs(metrics: Mapping[str, Any]) -> str:
 
 def warnings(metrics: Mapping[str, Any]) -> list[str]:
     """What a reader should know before trusting the figures."""
+    on_pairs = _warnings_on_pairs(metrics) if metrics["pairs"] else []
+    return on_pairs + _warnings_on_samples(metrics["samples"]) + _warnings_on_judge(metrics["judge"])
+
+
+def _warnings_on_pairs(metrics: Mapping[str, Any]) -> list[str]:
     found = []
     pairs = metrics["pairs"]
     drifts = [pairs[f"{answer}_drift"][part] for answer in ("chosen", "rejected") for part in ("value", "low", "high")]
@@ -70,6 +86,8 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
             "to a point; where text gets worse lower train.learning_rate, or with dpo add an sft term to its loss_type"
         )
     for language, figures in metrics["languages"].items():
+        if not figures["pairs"]:
+            continue
         accuracy = figures["pairs"]["reward_accuracy"]
         if accuracy["n"] < 30:
             found.append(f"few held-out pairs in {language} ({accuracy['n']}): its interval is wide")
@@ -83,7 +101,7 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
             f"betting on {shortcut['name']} alone is right in {percent(shortcut['value'])} of the training pairs, so "
             "this accuracy may be just that"
         )
-    return found + _warnings_on_samples(metrics["samples"]) + _warnings_on_judge(metrics["judge"])
+    return found
 
 
 def _warnings_on_samples(samples: Mapping[str, Figure] | None) -> list[str]:

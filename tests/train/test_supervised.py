@@ -140,6 +140,22 @@ def test_instruction_data_need_no_second_answer(shape: str, tmp_path: Path) -> N
         name = one["completion"][-1]["content"].strip(".。").split(":")[-1].split("：")[-1].strip()
         assert name in names and name in one["prompt"][-1]["content"]
     assert {one["prompt"][0]["role"] for one in rows} == {"system" if shape == "sharegpt" else "user"}
+    if shape == "messages":
+        assert_trains_and_ships(recipe, tmp_path / "runs")
+
+
+def assert_trains_and_ships(recipe: Path, runs: Path) -> None:
+    few = ("train.max_steps=2", "train.gradient_accumulation_steps=2", "eval.prompts=2", "eval.max_new_tokens=4")
+    for command in ("train", "eval", "export"):
+        done = dpo_cli(command, recipe, runs, *few)
+        assert done.exit_code == 0, done.output
+    metrics = json.loads((runs / "chat/eval/metrics.json").read_text(encoding="utf-8"))
+    held_out = (runs / "chat/data/eval.jsonl").read_text(encoding="utf-8").splitlines()
+    assert metrics["pairs"] is None and metrics["answers"]["loss_tuned"]["n"] == len(held_out)
+    assert metrics["languages"]["en"]["answers"]["perplexity_tuned"]["value"] > 1
+    report = (runs / "chat/eval/report.md").read_text(encoding="utf-8")
+    assert "nats a token" in report and "Reward accuracy" not in report
+    assert "SFT, loss nll" in (runs / "chat/export/merged/README.md").read_text(encoding="utf-8")
 
 
 def test_instruction_data_for_dpo_name_the_method_that_takes_them(tmp_path: Path) -> None:
