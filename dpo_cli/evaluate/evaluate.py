@@ -198,6 +198,7 @@ def _metrics(
     groups = grouped_metrics(scored, recipe.train.reward_scale, recipe.seed)
     metrics: dict[str, Any] = {
         **groups,
+        "pairs": groups["pairs"] if scored else None,
         "answers": answer_metrics(learned, recipe.seed),
         "samples": sample_metrics(samples, recipe.seed) if samples else None,
         "judge": None,

@@ -167,7 +167,7 @@ def grouped_metrics(scored: Sequence[Scored], beta: float, seed: int) -> dict[st
     """`pair_metrics` of all pairs and of their groups, under the names they have in `eval/metrics.json`.
 
     Returns:
-        pairs: of all; None where there are none.
+        pairs: of all.
         languages, sources: name -> {"pairs"}.
         margin_quartiles, length_quartiles: four groups, from low to high, by the data's own margin (0..1) and by the
             mean tokens of the two answers: {"from", "to": least and greatest value inside, "pairs"}. See `_quartiles`.
@@ -185,7 +185,7 @@ def grouped_metrics(scored: Sequence[Scored], beta: float, seed: int) -> dict[st
         return [{"from": low, "to": high, "pairs": figures(some)} for low, high, some in _quartiles(scored, values)]
 
     return {
-        "pairs": figures(scored) if scored else None,
+        "pairs": figures(scored),
         "languages": by(lambda pair: pair.language),
         "sources": by(lambda pair: pair.source),
         "margin_quartiles": quartiles(pair.margin for pair in scored),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from dpo_cli.evaluate import charts
 from dpo_cli.evaluate.report import print_report, write_report
-from dpo_cli.evaluate.tables import JUDGE_ROWS, ROWS, SAMPLE_ROWS, Row
+from dpo_cli.evaluate.tables import ANSWER_ROWS, JUDGE_ROWS, ROWS, SAMPLE_ROWS, Row
 from dpo_cli.show import NATS, RATIO, SHARE, Unit, shorten, show_figure
 from dpo_cli.stats import Figure
 from rich.cells import cell_len
@@ -128,11 +128,13 @@ def example_metrics(
         "held-out pairs (95% interval 58.1% to 69.1%; 50% before training, 55.0% for always taking the longer answer).",
         "warnings": ["only 12 held-out pairs in zh: its interval is wide", f"data: {NASTY}"],
         "pairs": make.rows(ROWS, 300),
+        "answers": make.rows(ANSWER_ROWS, 300),
         "samples": make.rows(SAMPLE_ROWS, 200) if samples else None,
         "judge": make.judge(200) if judge else None,
         "languages": {
             name: {
                 "pairs": make.rows(ROWS, n),
+                "answers": make.rows(ANSWER_ROWS, n),
                 "samples": make.rows(SAMPLE_ROWS, n // 2) if samples else None,
                 "judge": make.rows(JUDGE_ROWS[:2], n // 2) if judge else None,
             }
@@ -328,7 +330,8 @@ def test_without_samples_and_judge_nothing_is_left_of_them(tmp_path: Path, langu
     titles = [title for _, title in page.headings]
     assert all(page.filled), [title for title, some in zip(titles, page.filled, strict=True) if not some]
     assert [title for level, title in page.headings if level == 2] == [
-        "Held-out pairs", "Reward accuracy", "Margins and training", *["By language"][: len(languages) - 1], "Data",
+        "Held-out pairs", "Held-out answers", "Reward accuracy", "Margins and training",
+        *["By language"][: len(languages) - 1], "Data",
         "How it was made", "Recipe",
     ]  # fmt: skip
     assert ("By language" in page.text) is ("By language" in markdown) is (len(languages) > 1)
@@ -341,7 +344,8 @@ def test_everything_has_its_heading_in_the_order_a_reader_needs(full: Any) -> No
     page = Page(full[1])
     assert all(page.filled)
     assert [title for level, title in page.headings if level == 2] == [
-        "Held-out pairs", "Sampled answers", "Judge", "Reward accuracy", "Margins and training", "Best by the judge",
+        "Held-out pairs", "Held-out answers", "Sampled answers", "Judge", "Reward accuracy", "Margins and training",
+        "Best by the judge",
         "Worst by the judge", "Drawn at random", "By language", "Data", "How it was made", "Recipe",
     ]  # fmt: skip
     at = [
