@@ -125,9 +125,10 @@ def position_consistency(judgments: Sequence[Judgment]) -> Figure:
 def bradley_terry(comparisons: Sequence[Comparison], base: str, seed: int, draws: int = 2000) -> dict[str, Figure]:
     """Strengths in Elo points above `base`: +100 beats it on 64 % of prompts, +200 on 76 %; base itself is 0.
 
-    P(i beats j) = p_i / (p_i + p_j), fitted by Hunter's MM update (2004), p_i ← W_i / Σ_j n_ij / (p_i + p_j). A pair of
-    players that met gets one drawn game on top, so that who won all has a strength. Interval: bootstrap over prompts;
-    all comparisons on one prompt are drawn together, for a hard prompt is one for all.
+    P(i beats j) = p_i / (p_i + p_j), fitted by Hunter's MM update (2004), p_i ← W_i / Σ_j n_ij / (p_i + p_j). That is
+    the exact maximum of the likelihood, which exists where wins lead from every player to every other (Ford 1957).
+    Where they don't, as with one that won all, each pair that met gets one drawn game on top. Interval: bootstrap over
+    prompts; all comparisons on one prompt are drawn together, for a hard prompt is one for all.
 
     Args:
         comparisons: (prompt, player, opponent, share of the player); `base` may stand on either side.
@@ -157,7 +158,8 @@ def bradley_terry(comparisons: Sequence[Comparison], base: str, seed: int, draws
     wins, met = wins[:, kept][:, :, kept], met[kept][:, kept]
     counts = numpy.random.default_rng(seed).multinomial(len(prompts), [1 / len(prompts)] * len(prompts), draws)
     drawn = numpy.tensordot(numpy.concatenate([numpy.ones((1, len(prompts))), counts]), wins, 1)
-    points = ELO * numpy.log(_strengths(drawn + met / 2))
+    prior = numpy.where(_connected(drawn)[:, None, None], 0.0, met / 2)
+    points = ELO * numpy.log(_strengths(drawn + prior))
     for place, row in enumerate(kept[1:], 1):
         low, high = numpy.quantile(points[1:, place], (0.025, 0.975))
         value, low, high = (round(float(bound), 6) for bound in (points[0, place], low, high))
@@ -167,6 +169,16 @@ def bradley_terry(comparisons: Sequence[Comparison], base: str, seed: int, draws
 
 def _prompts_of(name: str, comparisons: Sequence[Comparison]) -> int:
     return len({one[0] for one in comparisons if name in one[1:3]})
+
+
+def _connected(wins: Array) -> Array:
+    """Whether wins lead from every player to every other, [draws], of wins [draws, players, players]."""
+    players = wins.shape[-1]
+    reached = (wins > 0) | numpy.eye(players, dtype=bool)
+    for _ in range(players.bit_length()):  # paths of twice the length, each time
+        reached = numpy.matmul(reached, reached)
+    connected: Array = reached.all((-1, -2))
+    return connected
 
 
 def _strengths(wins: Array) -> Array:

@@ -228,11 +228,8 @@ PAIR_FILTERS: dict[str, PairFilter] = {
 # `fit` below).
 REASONS = (
     "schema", "unsupported", "garbled", "contaminated", "language", "duplicate", "near_duplicate",
-<<<<<<< HEAD
-    "cut_off", "no_response", "single_response", "think", "markers", "echo", "template", "short", "no_score",
-=======
-    "no_response", "single_response", "disagreement", "think", "markers", "echo", "template", "short", "no_score",
->>>>>>> fd2199c (Give LiPO the pair- and point-wise losses of its paper; let raters' disagreement drop an answer; say how to go from SFT to DPO)
+    "cut_off", "no_response", "single_response", "disagreement", "think", "markers", "echo", "template", "short",
+    "no_score",
     "contradicts_scores", "identical", "tie", "margin", "low_chosen", "too_long", "length_ratio",
 )  # fmt: skip
 EDITS = {  # what a cut is called

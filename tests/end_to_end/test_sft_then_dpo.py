@@ -23,7 +23,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the recipes, in which both steps have been trained and evaluated and the second exported."""
     home = tmp_path_factory.mktemp("home")
     shutil.copytree(RECIPES, home / "recipes")
-    for name, commands in (("sft", ("train", "eval")), ("dpo", ("train", "eval", "export"))):
+    for name, commands in (("sft", ("train", "eval")), ("sft_then_dpo", ("train", "eval", "export"))):
         for command in commands:
             options = [part for setting in FEW for part in ("--set", setting)]
             options += ["--runs-dir", str(home / "runs")]

@@ -202,15 +202,12 @@ def games(strengths: dict[str, float], prompts: int, seed: int) -> list[tuple[st
 def test_strengths_are_those_of_a_logistic_regression() -> None:
     played = games({"base": 0.0, "a": 0.4, "b": -0.3, "c": 1.2}, 80, seed=2)
     columns = {"a": 0, "b": 1, "c": 2}
-    rows = list(played)
-    for one, other in {(one, other) for _, one, other, _ in played}:
-        rows += [("drawn", one, other, 0.5)]
-    design = numpy.zeros((len(rows), 3))
-    for line, (_, one, other, _) in enumerate(rows):
+    design = numpy.zeros((len(played), 3))
+    for line, (_, one, other, _) in enumerate(played):
         for name, sign in ((one, 1), (other, -1)):
             if name in columns:
                 design[line, columns[name]] = sign
-    fit = sm.GLM([row[3] for row in rows], design, family=sm.families.Binomial()).fit()
+    fit = sm.GLM([row[3] for row in played], design, family=sm.families.Binomial()).fit()
     found = bradley_terry(played, "base", seed=0, draws=200)
     assert set(found) == set(columns)
     for name, column in columns.items():
@@ -223,11 +220,29 @@ def test_strengths_are_those_of_a_logistic_regression() -> None:
 def test_against_base_alone_a_strength_is_the_win_rate_in_points() -> None:
     scores = shares(200, 0.64, seed=1)
     found = bradley_terry([(str(row), "run", "base", share) for row, share in enumerate(scores)], "base", seed=0)
-    share = (sum(scores) + 0.5) / (len(scores) + 1)
+    share = sum(scores) / len(scores)
     assert found["run"]["value"] == pytest.approx(400 * math.log10(share / (1 - share)), abs=1e-4)
     assert found["run"]["n"] == 200
     turned = [(str(row), "base", "run", 1 - share) for row, share in enumerate(scores)]
     assert bradley_terry(turned, "base", seed=0) == found
+
+
+def test_three_players_have_the_strengths_of_the_greatest_likelihood() -> None:
+    """A 7:3 B, A 6:4 C, C 6:4 B: at the maximum each one's expected wins are those it has (Ford 1957)."""
+    results = [("A", "B", 7), ("A", "C", 6), ("C", "B", 6)]
+    played = [
+        (f"{one}{other}{game}", one, other, float(game < won)) for one, other, won in results for game in range(10)
+    ]
+    found = bradley_terry(played, "A", seed=0, draws=50)
+    elo = {"A": 0.0, **{name: figure["value"] or 0.0 for name, figure in found.items()}}
+
+    def expected(name: str, other: str) -> float:
+        return 10 / (1 + 10 ** ((elo[other] - elo[name]) / 400))
+
+    wins = {"A": 13, "B": 7, "C": 10}
+    for name, won in wins.items():
+        assert sum(expected(name, other) for other in wins if other != name) == pytest.approx(won, abs=1e-4)
+    assert elo["A"] > elo["C"] > elo["B"]
 
 
 def test_who_wins_all_has_a_strength_and_who_met_nobody_has_none() -> None:
