@@ -174,11 +174,10 @@ def _prompts_of(name: str, comparisons: Sequence[Comparison]) -> int:
 def _connected(wins: Array) -> Array:
     """Whether wins lead from every player to every other, [draws], of wins [draws, players, players]."""
     players = wins.shape[-1]
-    reached = (wins > 0) | numpy.eye(players, dtype=bool)
+    reached: Array = numpy.logical_or(wins > 0, numpy.eye(players, dtype=bool))
     for _ in range(players.bit_length()):  # paths of twice the length, each time
-        reached = numpy.matmul(reached, reached)
-    connected: Array = reached.all((-1, -2))
-    return connected
+        reached = reached @ reached
+    return numpy.asarray(reached.all((-1, -2)))
 
 
 def _strengths(wins: Array) -> Array:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from dpo_cli.recipe import load
-from dpo_cli.train.memory import GIB, plan
+from dpo_cli.train.memory import GIB
 from dpo_cli.train.methods import METHODS, cannot_be_cut
+from dpo_cli.train.plan import plan
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 # layers, hidden, intermediate, heads, and whether the head is the embedding: Qwen3's published widths.
