@@ -183,6 +183,9 @@ def evaluate(
         int | None, typer.Option(metavar="N", min=1, help="How many answers to --prompt; 3 unless set.")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Talk with base and tuned model side by side.")] = False,
+    answer: Annotated[
+        Path | None, typer.Option("--answer", metavar="FILE", help="Answer a file's prompts, as AlpacaEval's JSON.")
+    ] = None,
     compare: Annotated[
         list[Path] | None,
         typer.Option(
@@ -203,9 +206,16 @@ def evaluate(
             return
         if prompt is not None:
             _look_at(job.recipe, ["model", "adapter"])
-            from dpo_cli.evaluate.evaluate import answer
+            from dpo_cli.evaluate.evaluate import answer as draw
 
-            console.print_answers(prompt, *answer(job.recipe, job.run, prompt, samples or 3))
+            console.print_answers(prompt, *draw(job.recipe, job.run, prompt, samples or 3))
+            return
+        if answer is not None:
+            _look_at(job.recipe, ["model", "adapter"])
+            from dpo_cli.evaluate.prompt_file import answer_file
+
+            for written in answer_file(job.recipe, job.run, answer, quiet=job.quiet):
+                job.say(f"eval: answers -> {written}")
             return
 
         others = [evaluated_run(path, job.runs_dir) for path in several(compare or [], job)]

@@ -66,3 +66,21 @@ def test_eval_of_sft_has_its_loss_by_language_and_figures_of_its_pairs(home: Pat
     assert set(metrics["languages"]) == {"en", "zh"}
     report = (home / "sft/eval/report.md").read_text(encoding="utf-8")
     assert "Perplexity" in report and "Held-out answers" in report
+
+
+def test_a_file_of_prompts_is_answered_by_both_models_as_alpaca_eval_reads_it(home: Path) -> None:
+    file = home / "bench.json"
+    rows = [{"instruction": text, "dataset": "x"} for text in ("Why is the sky blue?", "天空为什么是蓝色的？", "Why?")]
+    file.write_text(json.dumps([*rows, rows[0]], ensure_ascii=False), encoding="utf-8")
+    options = [part for setting in FEW for part in ("--set", setting)] + ["--runs-dir", str(home)]
+    recipe = str(home.parent / "recipes/sft_then_dpo/sft.yaml")
+    done = CliRunner().invoke(app, ["eval", recipe, "--answer", str(file), *options])
+    assert done.exit_code == 0, done.output
+    for model in ("base", "tuned"):
+        answers = read(home / f"sft/answers/bench-{model}.json")
+        assert [one["instruction"] for one in answers] == [one["instruction"] for one in [*rows, rows[0]]]
+        assert {one["generator"] for one in answers} == {f"sft-{model}"} and {one["dataset"] for one in answers} == {
+            "x"
+        }
+        assert all(one["output"] for one in answers) and answers[0] == answers[3]
+    assert {path.name for path in (home / "sft/answers").iterdir()} == {"bench-base.json", "bench-tuned.json"}
