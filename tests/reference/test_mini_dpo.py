@@ -26,6 +26,51 @@ def test_the_loss_of_a_worked_example() -> None:
     assert mini_dpo.dpo_logits(policy, reference, 0.1, torch.tensor([4, 5])).tolist() == pytest.approx([0.1])
 
 
+def test_the_worked_example_is_explained_step_by_step() -> None:
+    said = mini_dpo.explain()
+    for figure in (
+        "-10.00",
+        "-15.00",
+        "-12.00",
+        "-12.50",
+        "+2.00",
+        "-2.50",
+        "+0.20",
+        "-0.25",
+        "0.45",
+        "0.6106",
+        "0.4932",
+    ):
+        assert figure in said, figure
+
+
+def test_a_recipe_trained_by_hand_ends_where_the_library_does(tmp_path: Path) -> None:
+    """The smoke recipe: both adapters score the held-out pairs alike, and `eval --compare` sets them side by side."""
+    from dpo_cli.cli import app
+    from typer.testing import CliRunner
+
+    recipe = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+    settings = ["data.total=96", "eval.prompts=0", "eval.judge=null"]
+    folder = mini_dpo.run_recipe(recipe, settings, tmp_path)
+    options = [part for one in settings for part in ("--set", one)]
+
+    def go(command: str, *more: str) -> str:
+        done = CliRunner().invoke(app, [command, str(recipe), "--runs-dir", str(tmp_path), *options, *more])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    go("eval", "--set", f"name={folder.name}")
+    go("train")
+    said = go("eval", "--compare", str(folder))
+    assert folder.name in said and "smoke" in said
+    ours, theirs = (
+        json.loads((tmp_path / name / "eval/metrics.json").read_text(encoding="utf-8"))["pairs"]
+        for name in (folder.name, "smoke")
+    )
+    for figure in ("reward_accuracy", "margin"):  # another order of the pairs, and another LoRA to begin with
+        assert ours[figure]["low"] <= theirs[figure]["high"] and theirs[figure]["low"] <= ours[figure]["high"], figure
+
+
 def test_only_answer_tokens_count_and_each_is_predicted_from_those_before_it() -> None:
     import torch
 
