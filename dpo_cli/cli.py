@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -175,6 +176,13 @@ def _rehearse(job: Job) -> None:
     rehearse(job.recipe, job.run)
 
 
+class Against(StrEnum):
+    """What `eval` compares the tuned model with."""
+
+    reference = "reference"
+    base = "base"
+
+
 @stage_command("eval", "eval recipes/smoke.yaml", 'eval mine.yaml --prompt "Why is the sky blue?"')
 def evaluate(
     job: Job,
@@ -192,8 +200,13 @@ def evaluate(
             "--compare", metavar="RECIPE", help="Set beside its run: a recipe, run, folder or glob; repeatable."
         ),
     ] = None,
+    against: Annotated[
+        Against | None,
+        typer.Option(help="Compare with the adapter that training started from (reference), or with the base alone."),
+    ] = None,
 ) -> None:
     """Measure the adapter on the held-out pairs and write report.html."""
+    job = job.with_setting("eval", "against", against.value) if against else job
     if samples and prompt is None:
         raise DpoError("--samples says how many answers to --prompt", hint="add --prompt TEXT", exit_code=USAGE)
     with job.lock("eval", view=prompt is not None or chat):

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
@@ -43,6 +43,12 @@ class Job:
     def say(self, line: str) -> None:
         if not self.quiet:
             say(line)
+
+    def with_setting(self, section: str, name: str, value: str) -> Job:
+        """The same with a setting that an option gives; it is in the commands that are proposed, too."""
+        part = getattr(self.recipe, section).model_copy(update={name: value})
+        settings = [*self.settings, f"{section}.{name}={value}"]
+        return replace(self, recipe=self.recipe.model_copy(update={section: part}), settings=settings)
 
     def fresh(self, stage: str) -> bool:
         return self.run.state(stage, self.recipe).fresh

@@ -230,6 +230,9 @@ FINE = [
     "engine.memory_limit=15GB",
     "engine.memory_limit=7.5",
     "eval.judge={kind: openai, model: m, base_url: https://x/v1, api_key_env: HF_TOKEN}",
+    f"{PROMPTS}; data.sources.0.sample={{answers: 8, slice: [2, 3], server: {{base_url: http://x/v1, model: m}}}}",
+    f"data.sources.0.rate=true; data.rater={{{SERVER}}}",
+    "model.adapter=me/sft; eval.against=base",
 ]
 
 
@@ -259,6 +262,7 @@ def test_early_stopping_survives_the_way_out_and_in(loaded: Load, tmp_path: Path
         ("train.save_steps=5; train.save_strategy=epoch", "train.save_steps", "without train.save_strategy: steps"),
         ("train.logging_steps=2; train.logging_strategy=no", "train.logging_steps", "without train.logging_strategy"),
         ("lora.dropout=0.1", "lora.dropout", "while train.disable_dropout is true"),
+        ("eval.against=base", "eval.against", "the base is the reference"),
     ],
 )
 def test_what_has_no_effect_and_harms_nothing_is_told(loaded: Load, settings: str, key: str, says: str) -> None:
@@ -293,7 +297,8 @@ def test_a_tracker_loads_where_its_package_is_installed(loaded: Load, name: str)
 def test_every_rule_is_of_a_key_that_exists() -> None:
     """A rule on a name that TRL has dropped would never speak."""
     train = {name for one in trl_arguments().values() for name in one["arguments"]} - set(OWNED_TRAIN_ARGUMENTS)
-    fields = {name: set(Recipe.model_fields[name].annotation.model_fields) for name in ("lora", "model", "export")}  # type: ignore[union-attr]
+    sections: list[Any] = [Recipe.model_fields[name].annotation for name in ("lora", "model", "eval", "export")]
+    fields = {section.__name__.lower(): set(section.model_fields) for section in sections}
     fields["lora"].add("rslora")  # of a LoRA's own config
     for rule in RULES:
         for key in rule.keys.split():

@@ -62,7 +62,7 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
     remark = None
     if recipe.eval.judge:
         remark = judging.ready(recipe.eval.judge)
-    model, tokenizer = models.load_tuned(models.as_trained(recipe, run.record("train")), run.adapter)
+    model, tokenizer = _load(recipe, run)
     if not quiet:
         what = f"{len(pairs)} held-out pairs" if pairs else f"{len(answers)} held-out answers"
         print(f"eval: {what}, tuned and base from one set of weights", flush=True)
@@ -106,13 +106,21 @@ def answer(recipe: Recipe, run: Run, prompt: str, count: int) -> tuple[list[Answ
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):
         raise DpoError("--prompt holds bytes that are no UTF-8", exit_code=USAGE)
     backends.import_backend(backends.Backend("hf", "evaluation"))
-    model, tokenizer = models.load_tuned(models.as_trained(recipe, run.record("train")), run.adapter)
+    model, tokenizer = _load(recipe, run)
     messages: list[Message] = [{"role": "user", "content": prompt}]
     options = chat.chat_template_kwargs(recipe)
     return draws(model, tokenizer, messages, recipe.eval, recipe.seed, count, options)
 
 
 # -------------------------------------------------------------------------------------------------------------- steps
+
+
+def _load(recipe: Recipe, run: Run) -> tuple[Any, Any]:
+    """The tuned model with what it is compared with, by `eval.against`, and the tokenizer."""
+    trained = models.as_trained(recipe, run.record("train"))
+    if recipe.eval.against == "base":  # the run's adapter holds what it started from, so that the base alone is left
+        trained = trained.model_copy(update={"model": trained.model.model_copy(update={"adapter": None})})
+    return models.load_tuned(trained, run.adapter)
 
 
 def _held_out(recipe: Recipe, run: Run) -> list[Pair]:
@@ -141,7 +149,8 @@ def _made_from(recipe: Recipe, run: Run) -> str:
         "pairs": run.record("prepare")["outputs"]["data/eval.jsonl"],
     }
     settings = recipe.eval.model_dump(mode="json")
-    return fingerprint({"seed": recipe.seed, **{name: settings[name] for name in SAMPLING}}, inputs)
+    more = {"seed": recipe.seed, "against": recipe.eval.against}
+    return fingerprint({**more, **{name: settings[name] for name in SAMPLING}}, inputs)
 
 
 def _work(run: Run) -> Path:

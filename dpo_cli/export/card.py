@@ -174,6 +174,10 @@ def _data(recipe: Recipe, run: Run) -> dict[str, Any]:
     pairs, rows_are = prepared["pairs"], ROWS_ARE[recipe.data.format]
     spoken = ", ".join(f"{one} {counts['got']:,}" for one, counts in prepared["languages"].items())
     trained = f"{pairs['train']:,} {rows_are} were trained on ({spoken}); {pairs['eval']:,} are held out."
+    if prepared.get("sampled"):
+        trained += f" Their answers are sampled from {' and '.join(prepared['sampled']['by'])}, not written by people."
+    if prepared.get("rated"):
+        trained += f" Which answer is better says {prepared['rated']['by']['model']}, which rated them."
     funnel = _sections(run["prepare"] / "report.md", ("Funnel",))
     return {"sources": sources, "trained": trained, "funnel": funnel}
 

@@ -184,6 +184,7 @@ def _facts(report: dict[str, Any]) -> dict[str, str]:
     read = [f"{name}: {note}" for name, file in files for note in file.get("notes", ())]
     facts = {
         "layouts": ", ".join(f"{name} {one['layout']}" for name, one in sources.items()),
+        **_own_answers(report),
         "files": "; ".join(read[:5]),
         rows_are(report): f"{pairs['train']:,} to train on, {pairs['eval']:,} held out, "
         f"{pairs['quota']:,} over the mix",
@@ -195,6 +196,27 @@ def _facts(report: dict[str, Any]) -> dict[str, str]:
         "longer wins": f"{show_figure(longer)}: what any accuracy has to beat" if longer["n"] else "",
     }
     return {name: said for name, said in facts.items() if said or name == "languages"}
+
+
+def _own_answers(report: dict[str, Any]) -> dict[str, str]:
+    """Who answered and who rated, as name -> sentence, where the report has that."""
+    sampled, rated = report.get("sampled"), report.get("rated")
+    facts = {}
+    if sampled:
+        facts["sampled"] = (
+            f"{sampled['answers']:,} answers to {sampled['prompts']:,} prompts by {' and '.join(sampled['by'])}; "
+            f"{sampled['cut_off']:,} found no end, {sampled['identical']:,} were given before; "
+            f"{sampled['tokens']:,} tokens"
+        )
+    if rated:
+        aspects = rated.get("aspects") or {}
+        means = ", ".join(f"{name.replace('_', ' ')} {one['mean']:.2f}" for name, one in aspects.items())
+        facts["rated"] = (
+            f"{rated['answers']:,} answers by {rated['by']['model']}, {rated['failures']:,} without a score; "
+            f"the longer one preferred {show_figure(rated['longer_wins'])}"
+            + (f"; mean of 1 to 5: {means}; {rated['tokens']:,} tokens" if means else "")
+        )
+    return facts
 
 
 def examples(report: dict[str, Any]) -> list[str]:

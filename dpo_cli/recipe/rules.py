@@ -392,6 +392,12 @@ RULES = (
     Rule("lora.target_modules", lora_targets, unless=lambda recipe: recipe.model.adapter is not None),
     *(_adapters_own(name, theirs) for name, theirs in OF_ADAPTERS.items()),
     Rule("lora.dropout", _dropout, remark=True),
+    Rule(
+        "eval.against",
+        "has no effect: model.adapter is not set, so that the base is the reference",
+        unless=lambda recipe: recipe.model.adapter is not None,
+        remark=True,
+    ),
     Rule("model.revision", "does nothing: model.id is no Hub id", unless=lambda recipe: on_hub(recipe.model.id)),
     Rule(
         "export.gguf export.llama_cpp",

@@ -358,6 +358,9 @@ class Eval(Section):
     top_p: float = Field(0.8, gt=0, le=1, description="nucleus that is sampled from")
     top_k: int = Field(20, ge=0, description="likeliest tokens that are sampled from; 0: all")
     batch_size: int = Field(16, ge=1, description="answers sampled at once; halved where memory runs out")
+    against: Literal["reference", "base"] = Field(
+        "reference", description="what the tuned model is compared with; base: without the adapter it started from"
+    )
     judge: Judge | None = Field(None, description="{kind: openai, …} or {kind: reward_model, id}, for win rates")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from answer_server import BUSY, GOOD, NO_QUOTA, AnswerServer, Fault, answer, is_rating, lines
+from dpo_cli.cli import app
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.judging.ratings import ratings_in
 from dpo_cli.prepare.detect import candidate_sets
 from dpo_cli.prepare.layouts import LAYOUTS
 from dpo_cli.prepare.survey import look
+from typer.testing import CliRunner
 
 RATER = {"kind": "reward_model", "id": "nobody/none"}
 ASKED = "把开水倒进杯子里要注意什么？"
@@ -310,3 +314,89 @@ def test_a_quota_over_the_prompts_is_refused_before_anything_is_asked(served: Se
         assert not server.answers
     assert "write quota: 12, or remove it" in str(caught.value)
     assert caught.value.exit_code == USAGE
+
+
+# ------------------------------------------------------------------------------------------------ killed, crowded, full
+
+
+def project_of(folder: Path, url: str) -> Path:
+    """A recipe of its own for the program, that needs no tokenizer."""
+    rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in prompts(12))
+    (folder / "rows.jsonl").write_text(rows, encoding="utf-8")
+    server = f"base_url: {url}, model: m, concurrency: 2"
+    path = folder / "own.yaml"
+    path.write_text(
+        "model: {id: nobody/none}\ndata:\n"
+        f"  sources: [{{id: ./rows.jsonl, sample: {{server: {{{server}}}}}}}]\n"
+        f"  rater: {{kind: openai, {server}}}\n"
+        "  total: null\n  languages: null\n  eval_fraction: 0.2\n  filters: {too_long: false}\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def bodies(requests: list[dict[str, Any]]) -> set[str]:
+    return {json.dumps(body, sort_keys=True) for body in requests}
+
+
+@pytest.mark.parametrize("kind", ["answer", "rating"])
+def test_a_killed_prepare_goes_on(tmp_path: Path, spawn: Any, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.chdir(tmp_path)
+    killed = threading.Event()
+
+    def trouble(body: dict[str, Any], number: int) -> None:
+        if is_rating(body) == (kind == "rating") and number == 20 and not killed.is_set():
+            process.kill()
+            process.wait()
+            killed.set()
+
+    with AnswerServer(trouble) as server:
+        recipe = project_of(tmp_path, server.url)
+        process = spawn("-m", "dpo_cli", "prepare", recipe, "--quiet")
+        assert killed.wait(120)
+        assert not (tmp_path / "runs" / "own" / "data").exists()
+        done = CliRunner().invoke(app, ["prepare", str(recipe), "--quiet"])
+        assert done.exit_code == 0, done.output
+        asked, rated = len(server.answers), len(server.ratings)
+        assert asked - len(bodies(server.answers)) + rated - len(bodies(server.ratings)) <= 4  # what was under way
+        again = CliRunner().invoke(app, ["prepare", str(recipe), "--quiet", "--runs-dir", "others"])
+        assert again.exit_code == 0, again.output
+    for name in ("train.jsonl", "eval.jsonl", "answers.jsonl"):
+        assert (tmp_path / "runs/own/data" / name).read_bytes() == (tmp_path / "others/own/data" / name).read_bytes()
+
+
+def test_two_prepares_at_once_share_what_they_pay(tmp_path: Path, spawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    both = threading.Barrier(2, timeout=120)
+    monkeypatch.chdir(tmp_path)
+
+    def trouble(body: dict[str, Any], number: int) -> None:
+        if number <= 2 and not is_rating(body):  # the first of either waits for the other's
+            both.wait()
+
+    with AnswerServer(trouble) as server:
+        recipe = project_of(tmp_path, server.url)
+        alone = ["--set", "data.sources.0.sample.server.concurrency=1"]
+        running = [
+            spawn("-m", "dpo_cli", "prepare", recipe, "--quiet", *alone, "--set", f"name={name}") for name in "ab"
+        ]
+        said = [process.communicate(timeout=240) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    made = [(tmp_path / "runs" / name / "data" / "train.jsonl").read_bytes() for name in "ab"]
+    assert made[0] == made[1]
+
+
+def test_a_full_disk_is_said_and_what_was_paid_stays(served: Served) -> None:
+    """Of both files: the one of answers, and the one of ratings."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with AnswerServer() as server:
+        for _ in range(2):
+            try:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (14_000, limits[1]))
+                with pytest.raises(DpoError, match="can't keep results") as caught:
+                    served(server.url)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            assert "free some disk space" in str(caught.value)
+        assert served(server.url).rows
