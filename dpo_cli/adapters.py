@@ -18,8 +18,8 @@ PLAIN = frozenset({
     "r", "lora_alpha", "lora_dropout", "bias", "target_modules", "task_type", "peft_type", "auto_mapping",
     "use_rslora", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "init_lora_weights",
 })  # fmt: skip
-# Initialisations that leave the base as it is. PiSSA, OLoRA, CorDA, EVA and LoftQ change it, so that an adapter put
-# on the plain base says something else.
+# Initialisations that leave the base as it is. (So does EVA, with numbers of its own; PiSSA, OLoRA, CorDA and LoftQ
+# change it, so that an adapter put on the plain base says something else.)
 KEEP_THE_BASE = (None, True, False, "gaussian")
 
 
