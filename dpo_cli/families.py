@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -80,6 +81,12 @@ FAMILIES = (
         ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"), Turn("<|", "|>", "<|end|>"),
     ),
 )  # fmt: skip
+
+
+# What no text holds that a model wrote: tokens of its chat template, and marks of thoughts.
+MARKERS = re.compile(
+    "|".join(sorted({re.escape(mark) for one in FAMILIES for mark in (*one.tokens, *(one.thinking or ()))}))
+)
 
 
 def family_of(config: Mapping[str, Any]) -> Family | None:

@@ -179,6 +179,18 @@ def student(freedom: int) -> float:
     return z + sum(term / v**power for power, term in enumerate(terms, 1))
 
 
+def places(figure: Figure, factor: float = 1, most: int = 6) -> int:
+    """How many decimal places of factor x value its interval supports: up to the first digit of half its width.
+
+    Args:
+        factor: 100 for percent.
+        most: the answer at most; what a figure without an interval gets.
+    """
+    low, high = figure["low"], figure["high"]
+    half = 0.0 if low is None or high is None else factor * (high - low) / 2
+    return min(most, max(0, math.ceil(-math.log10(half)))) if half > 0 else most
+
+
 def _figure(value: float, low: float | None, high: float | None, count: int) -> Figure:
     """Rounded to 6 places, far below what any interval here can tell; what is no finite number is None."""
 

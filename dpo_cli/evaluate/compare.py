@@ -113,11 +113,12 @@ def tables(compared: Sequence[Compared]) -> Iterator[str]:
     for one in compared:
         pairs, samples = one.metrics["pairs"] or {}, one.metrics["samples"] or {}
         figures = [(pairs.get("margin"), NATS), (pairs.get("chosen_drift"), NATS)]
-        figures += [(samples.get("length_ratio"), RATIO), (samples.get("kl"), Unit(4))]
+        figures += [(samples.get("valid_rate_tuned"), SHARE), (samples.get("length_ratio"), RATIO)]
+        figures.append((samples.get("kl"), Unit(4)))
         cells = (show_figure(figure, unit, False) if figure else "–" for figure, unit in figures)
         cost = f"{one.training['seconds']:,.0f} s", f"{one.training['peak_memory_bytes'] / 1e9:.1f} GB"
         rows.append([one.name, *cells, *cost])
-    yield table(["run", "margin", "chosen drift", "length ratio", "KL a token", "train", "memory"], rows)
+    yield table(["run", "margin", "chosen drift", "valid", "length ratio", "KL a token", "train", "memory"], rows)
     if any(one.metrics["judge"] for one in compared):
         rows = []
         for one in compared:

@@ -25,6 +25,7 @@ from dpo_cli.evaluate.pairs import Scored, baselines, grouped_metrics, score_pai
 from dpo_cli.evaluate.report import write_report
 from dpo_cli.evaluate.samples import Sample, draws, sample_pairs
 from dpo_cli.evaluate.text_metrics import sample_metrics
+from dpo_cli.evaluate.verdict import verdict
 from dpo_cli.inference import Answer
 from dpo_cli.judging import Judgment
 from dpo_cli.machine import versions
@@ -243,7 +244,7 @@ def _metrics(
         *summary.warnings(metrics),
         *(f"data: {warning}" for warning in prepared["warnings"]),
     ]
-    return {"name": recipe.name, "verdict": summary.verdict(metrics), **metrics}
+    return {"name": recipe.name, "verdict": verdict(metrics), **metrics}
 
 
 def _sampling(recipe: Recipe, samples: Sequence[Sample]) -> dict[str, Any] | None:

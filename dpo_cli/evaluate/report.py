@@ -54,7 +54,7 @@ def write_report(metrics: dict[str, Any], folder: Path) -> None:
 
 def markdown(metrics: Mapping[str, Any], found: Sequence[Section]) -> str:
     """report.md."""
-    lines = [f"# {escaped(metrics['name'])}", escaped(metrics["verdict"])]
+    lines = [f"# {escaped(metrics['name'])}", escaped(metrics["verdict"]["sentence"])]
     if metrics["warnings"]:
         lines.append("\n".join(f"- Warning: {escaped(warning)}" for warning in metrics["warnings"]))
     for section in found:
@@ -71,7 +71,7 @@ def print_report(folder: Path) -> None:
         tables["pairs"] += f"\n\n{accuracy_tables(metrics)['By language']}"
     print_markdown("\n\n".join(tables[part] for part in ("pairs", "answers", "samples", "judge") if part in tables))
     said = [judged(metrics["judge"]), *(f"warning: {warning}" for warning in metrics["warnings"])]
-    terminal().print("", *filter(None, said), metrics["verdict"], f"report: {folder / 'report.html'}", sep="\n")
+    terminal().print("", *filter(None, said), metrics["verdict"]["sentence"], f"report: {folder / 'report.html'}", sep="\n")
 
 
 def sections(metrics: Mapping[str, Any]) -> Iterator[Section]:

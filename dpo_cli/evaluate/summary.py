@@ -1,4 +1,4 @@
-"""What the figures come to: the verdict, the warnings, the curves of training and the answers to look at. All pure."""
+"""What a reader of the figures should know and see: warnings, curves of training, answers to look at. All pure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dpo_cli.evaluate.answers import learned
-from dpo_cli.stats import Figure
+from dpo_cli.evaluate.verdict import changes_nothing, percent
+from dpo_cli.stats import Figure, places
 
 if TYPE_CHECKING:
     from dpo_cli.evaluate.samples import Sample
@@ -23,51 +23,6 @@ CURVES = {
 EXAMPLES = 5  # best, worst and random each
 
 
-def verdict(metrics: Mapping[str, Any]) -> str:
-    """One or two sentences: did training teach the preference, and does the judge like the answers better."""
-    said = _verdict_on_pairs(metrics)
-    if metrics["judge"] and metrics["judge"]["asked"]:
-        from dpo_cli.evaluate.winrate import judge_verdict
-
-        said += f" {judge_verdict(metrics['judge'])}"
-    return said
-
-
-OF_ANSWERS = {
-    "learned": "It learned the answers",
-    "opposite": "Worse than no training",
-    "none": "Not distinguishable from no training",
-}
-
-
-def _verdict_on_pairs(metrics: Mapping[str, Any]) -> str:
-    if not metrics["pairs"]:
-        state, words = learned(metrics["answers"])
-        return f"{OF_ANSWERS[state]}: {words}."
-    figure, longer = metrics["pairs"]["reward_accuracy"], metrics["pairs"]["longer_wins"]["value"]
-    low, high = figure["low"], figure["high"]
-    bets = {
-        "always taking the longer answer": longer,
-        "always taking the shorter answer": 1 - longer,
-        "the longer or the shorter answer, as in training": metrics["baselines"]["majority"]["value"],
-    }
-    bet, length = max(bets.items(), key=lambda one: one[1])
-    # Figures count prompts; where each has one pair, that is the same.
-    several = "histogram" in metrics and figure["n"] < sum(metrics["histogram"]["counts"])
-    units = "prompts" if several else "pairs"
-    seen = (
-        f"moved towards the chosen answer in {percent(figure['value'])} of {figure['n']} held-out {units} "
-        f"(95% interval {percent(low)} to {percent(high)}; 50% before training, {percent(length)} for {bet})"
-    )
-    if low <= 0.5 <= high:
-        return f"Not distinguishable from no training: the tuned model {seen}."
-    if high < 0.5:
-        return f"Worse than no training: the tuned model {seen}."
-    if low <= length:
-        return f"It learned something, but no more than length would explain: the tuned model {seen}."
-    return f"It learned the preference: the tuned model {seen}."
-
-
 def warnings(metrics: Mapping[str, Any]) -> list[str]:
     """What a reader should know before trusting the figures."""
     on_pairs = _warnings_on_pairs(metrics) if metrics["pairs"] else []
@@ -77,13 +32,14 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
 def _warnings_on_pairs(metrics: Mapping[str, Any]) -> list[str]:
     found = []
     pairs = metrics["pairs"]
-    drifts = [pairs[f"{answer}_drift"][part] for answer in ("chosen", "rejected") for part in ("value", "low", "high")]
-    if not any(drifts):
+    drift: Figure = pairs["chosen_drift"]
+    if changes_nothing(metrics):
         found.append("the adapter changes nothing: both models give every held-out answer the same probability")
-    if (pairs["chosen_drift"]["value"] or 0.0) < 0:
+    if (drift["high"] or 0.0) < 0:
+        mean = f"{drift['value']:.{places(drift, most=2)}f}"
         found.append(
-            f"the chosen answers became less likely ({pairs['chosen_drift']['value']:.2f} nats on average): normal up "
-            "to a point; where text gets worse lower train.learning_rate, or with dpo add an sft term to its loss_type"
+            f"the chosen answers became less likely ({mean} nats on average): normal up to a point; where text gets "
+            "worse lower train.learning_rate, or with dpo add an sft term to its loss_type"
         )
     for language, figures in metrics["languages"].items():
         if not figures["pairs"]:
@@ -98,7 +54,7 @@ def _warnings_on_pairs(metrics: Mapping[str, Any]) -> list[str]:
     shortcut, accuracy = metrics["baselines"]["shortcut"], pairs["reward_accuracy"]
     if shortcut and shortcut["value"] > (accuracy["low"] or 0.0) > 0.5:
         found.append(
-            f"betting on {shortcut['name']} alone is right in {percent(shortcut['value'])} of the training pairs, so "
+            f"betting on {shortcut['name']} alone is right in {percent(shortcut)} of the training pairs, so "
             "this accuracy may be just that"
         )
     return found
@@ -115,18 +71,18 @@ def _warnings_on_samples(samples: Mapping[str, Figure] | None) -> list[str]:
 
     if rose("truncated"):
         found.append(
-            f"{percent(samples['truncated_tuned']['value'])} of the tuned model's answers hit eval.max_new_tokens "
-            f"({percent(samples['truncated_base']['value'])} of the base's): it may have unlearned to stop"
+            f"{percent(samples['truncated_tuned'])} of the tuned model's answers hit eval.max_new_tokens "
+            f"({percent(samples['truncated_base'])} of the base's): it may have unlearned to stop"
         )
     if rose("repetitive"):
         found.append(
-            f"{percent(samples['repetitive_tuned']['value'])} of the tuned model's answers repeat themselves "
-            f"({percent(samples['repetitive_base']['value'])} of the base's): lower train.learning_rate or raise beta"
+            f"{percent(samples['repetitive_tuned'])} of the tuned model's answers repeat themselves "
+            f"({percent(samples['repetitive_base'])} of the base's): lower train.learning_rate or raise beta"
         )
     if (samples["language_match_change"]["high"] or 0.0) < 0:
         found.append("the tuned model answers more often in another language than it was asked in")
     if rose("refusal"):
-        found.append(f"refusals rose to {percent(samples['refusal_tuned']['value'])} of the answers")
+        found.append(f"refusals rose to {percent(samples['refusal_tuned'])} of the answers")
     ratio = samples["length_ratio"]
     if (ratio["low"] or 0.0) > 1.25:
         found.append(f"answers got {ratio['value']:.2f} times as long: judge by the length-adjusted win rate")
@@ -145,12 +101,11 @@ def _warnings_on_judge(judge: Mapping[str, Any] | None) -> list[str]:
     consistency, calibration = judge["position_consistency"], judge["calibration"]
     if consistency and consistency["value"] is not None and consistency["value"] < 0.6:
         found.append(
-            f"the judge keeps to its verdict in only {percent(consistency['value'])} of the prompts when the answers "
-            "swap places"
+            f"the judge keeps to its verdict in only {percent(consistency)} of the prompts when the answers swap places"
         )
     if calibration["value"] is not None and calibration["low"] <= 0.5:
         found.append(
-            f"the judge agrees with the data's own preference in {percent(calibration['value'])} of "
+            f"the judge agrees with the data's own preference in {percent(calibration)} of "
             f"{calibration['n']} held-out pairs, not clearly better than chance: its win rate says little about "
             "these data"
         )
@@ -193,7 +148,3 @@ def examples(samples: Sequence[Sample], scores: Mapping[str, float], seed: int) 
         for kind, some in (("best", best), ("worst", worst), ("random", drawn))
         for one in some
     ]
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}%"

@@ -54,6 +54,7 @@ ANSWER_ROWS = (
 )
 
 SAMPLE_ROWS = (
+    Row("valid_rate", "Valid", "ended, not empty, in the prompt's language, no repetition, no markers", compared=True),
     Row("kl", "KL to base", "nats a token, over the tuned model's answers", Unit(4)),
     Row("kl_total", "… of an answer", "nats, summed over its tokens", Unit(2)),
     Row("length_ratio", "Length ratio", "tuned to base, geometric mean", RATIO),

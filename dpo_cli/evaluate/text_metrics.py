@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 import numpy
 
 from dpo_cli.evaluate.samples import Sample
+from dpo_cli.families import MARKERS
 from dpo_cli.inference import Answer
 from dpo_cli.language import language
 from dpo_cli.refusal import refuses
 from dpo_cli.stats import Figure, bootstrap, bootstrap_mean, share_change, wilson
 
 HEAD = 200  # tokens of each answer that diversity is measured on: it falls with length, which is measured beside it
+REPETITIVE = 0.5  # 4-grams that stood there before
 
 Rows = Sequence[Sequence[int]]
 
@@ -39,6 +41,17 @@ def language_match(prompt: str, answer: str) -> bool | None:
     """
     spoken = language(prompt), language(answer)
     return None if "und" in spoken else spoken[0] == spoken[1]
+
+
+def valid(prompt: str, answer: Answer) -> bool:
+    """Whether an answer ended and says something, in the prompt's language, without repeating itself or markers."""
+    return (
+        answer.finished
+        and bool(answer.text.strip())
+        and language_match(prompt, answer.text) is not False
+        and repetition(answer.said) <= REPETITIVE
+        and not MARKERS.search(answer.text)
+    )
 
 
 # ------------------------------------------------------------------------------------------------- of all the answers
@@ -71,7 +84,7 @@ def sample_metrics(samples: Sequence[Sample], seed: int) -> dict[str, Figure]:
     kl_total: nats an answer, the mean over answers.
     length_ratio: exp(mean(log tuned tokens - log base tokens)).
     tokens: of an answer, with its end token. truncated: share that was cut at `eval.max_new_tokens`.
-    repetition: see `repetition`. repetitive: share of answers above ½.
+    repetition: see `repetition`. repetitive: share of answers above ½. valid_rate: share of answers that are `valid`.
     distinct_2, compression: see there; of all the answers together, and without an interval.
     language_match: share of answers in the prompt's language, where both have words. refusal: share of refusals.
 
@@ -85,8 +98,9 @@ def sample_metrics(samples: Sequence[Sample], seed: int) -> dict[str, Figure]:
         return math.nan if found is None else float(found)
 
     shares: dict[str, Callable[[Sample, Answer], float]] = {
+        "valid_rate": lambda sample, answer: float(valid(sample.prompt[-1]["content"], answer)),
         "truncated": lambda _, answer: float(not answer.finished),
-        "repetitive": lambda _, answer: float(repetition(answer.said) > 0.5),
+        "repetitive": lambda _, answer: float(repetition(answer.said) > REPETITIVE),
         "language_match": match,
         "refusal": lambda _, answer: float(refuses(answer.text)),
     }

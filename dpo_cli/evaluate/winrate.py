@@ -233,25 +233,3 @@ def judge_metrics(
         "judged": len(judged),
         "asked": len(judgments),
     }
-
-
-def judge_verdict(metrics: Mapping[str, Any]) -> str:
-    """One sentence of the `judge` part: whether its judge likes the tuned model's answers better."""
-    rate, adjusted = metrics["win_rate"], metrics["length_adjusted_win_rate"]
-    if rate["value"] is None:
-        return f"The judge gave no verdict on any of {metrics['asked']} prompts."
-    share = f"win rate {_percent(rate)} over {rate['n']} prompts"
-    if rate["low"] <= 0.5 <= rate["high"]:
-        return f"To the judge its answers are not distinguishable from the base's: {share}."
-    better = rate["low"] > 0.5
-    said = f"The judge prefers {'its answers' if better else 'the answers of the base'}: {share}"
-    if adjusted["low"] <= 0.5 <= adjusted["high"]:
-        return f"{said}, but with length taken out not distinguishable: {_percent(adjusted)}."
-    if better != (adjusted["low"] > 0.5):
-        return f"{said}, but with length taken out it is the other way round: {_percent(adjusted)}."
-    return f"{said}; {_percent(adjusted)} with length taken out."
-
-
-def _percent(figure: Figure) -> str:
-    low, high = figure["low"] or 0.0, figure["high"] or 0.0
-    return f"{100 * (figure['value'] or 0.0):.1f}% ({100 * low:.1f}% to {100 * high:.1f}%)"

@@ -171,7 +171,7 @@ def test_a_judge_is_in_metrics_report_and_terminal(run: Path, dpo_eval: Any) -> 
     page = (run / "eval" / "report.html").read_text(encoding="utf-8")
     for text in (page, (run / "eval" / "report.md").read_text(encoding="utf-8"), done.stdout):
         assert "Win rate" in text
-    assert "judge" in found["verdict"].lower()
+    assert "judge" in found["verdict"]["sentence"]
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 

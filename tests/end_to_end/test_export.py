@@ -212,7 +212,7 @@ def test_an_evaluation_that_comes_later_is_in_the_cards_without_exporting_again(
     edit(manifest, stages=read(manifest)["stages"] | {"eval": stages["eval"]})
     push(loaded, run)
     assert "in the cards now" in capsys.readouterr().out
-    assert read(run.folder / "eval" / "metrics.json")["verdict"] in cards.read_text(encoding="utf-8")
+    assert read(run.folder / "eval" / "metrics.json")["verdict"]["sentence"] in cards.read_text(encoding="utf-8")
     assert run.state("export", loaded).fresh and not renew_cards(loaded, run)
 
 

@@ -124,8 +124,13 @@ def example_metrics(
     rising = [0.5 + 0.01 * step for step in range(20)]
     return {
         "name": "a-very-long-name-of-a-recipe-that-remembers-all-its-settings-lr1e-5-beta0.1-r32-qwen3-1.7b-zh",
-        "verdict": "It learned the preference: the tuned model moved towards the chosen answer in 63.9% of 300 "
-        "held-out pairs (95% interval 58.1% to 69.1%; 50% before training, 55.0% for always taking the longer answer).",
+        "verdict": {
+            "kind": "better",
+            "sentence": "Better: 64% of 300 held-out prompts moved towards the chosen answer (95% interval 58% to 69%; "
+            "50% before training, 55% for always taking the longer answer); the text is intact.",
+            "reasons": [],
+            "pairs_needed": None,
+        },
         "warnings": ["only 12 held-out pairs in zh: its interval is wide", f"data: {NASTY}"],
         "pairs": make.rows(ROWS, 300),
         "answers": make.rows(ANSWER_ROWS, 300),
@@ -478,7 +483,7 @@ def test_the_terminal_shows_it_in_80_columns(
         assert name in printed, "neither markup nor an emoji"
         assert show_figure(metrics["languages"][name]["pairs"]["reward_accuracy"], interval=False) in printed
     flowing = " ".join(printed.split())
-    assert flowing.index("warning: only 12") < flowing.index(metrics["verdict"]) < flowing.index("report: ")
+    assert flowing.index("warning: only 12") < flowing.index(metrics["verdict"]["sentence"]) < flowing.index("report: ")
 
 
 def test_the_terminal_of_a_run_without_samples_and_judge_has_only_pairs(

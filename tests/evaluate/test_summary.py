@@ -1,4 +1,4 @@
-"""What the figures come to: every verdict at its boundary, every warning with and without its cause."""
+"""What a reader should know and see of the figures: every warning with and without its cause, curves, examples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from dpo_cli.evaluate.samples import Sample
-from dpo_cli.evaluate.summary import curves, examples, verdict, warnings
+from dpo_cli.evaluate.summary import curves, examples, warnings
 from dpo_cli.inference import Answer
 from dpo_cli.stats import Figure
 
@@ -53,65 +53,6 @@ def found(**changes: Any) -> dict[str, Any]:
     return {**metrics, **changes}
 
 
-# ------------------------------------------------------------------------------------------------------------- verdict
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "begins"),
-    [
-        (0.501, 0.62, "It learned the preference: "),
-        (0.5, 0.62, "Not distinguishable from no training: "),
-        (0.38, 0.5, "Not distinguishable from no training: "),
-        (0.38, 0.499, "Worse than no training: "),
-    ],
-)
-def test_an_interval_that_touches_one_half_distinguishes_nothing(low: float, high: float, begins: str) -> None:
-    said = verdict(found(pairs={"reward_accuracy": figure((low + high) / 2, low, high)}))
-    assert said.startswith(begins)
-    assert f"(95% interval {100 * low:.1f}% to {100 * high:.1f}%; 50% before training, 50.0% for " in said
-
-
-@pytest.mark.parametrize(
-    ("longer", "majority", "bet"),
-    [
-        (0.74, 0.5, "74.0% for always taking the longer answer"),
-        (0.26, 0.5, "74.0% for always taking the shorter answer"),
-        (0.55, 0.74, "74.0% for the longer or the shorter answer, as in training"),
-    ],
-)
-def test_what_length_alone_would_get_is_not_learning(longer: float, majority: float, bet: str) -> None:
-    """Also where the shorter answer is the better bet, or one in one language and the other in the other."""
-    beaten = {"longer_wins": figure(longer, longer - 0.05, longer + 0.05)}
-    baselines = {"majority": figure(majority), "shortcut": None}
-    said = verdict(found(pairs=beaten, baselines=baselines))
-    assert said.startswith("It learned something, but no more than length would explain: ") and bet in said
-    better = {**beaten, "reward_accuracy": figure(0.81, 0.7401, 0.86)}
-    assert verdict(found(pairs=better, baselines=baselines)).startswith("It learned the preference: ")
-
-
-@pytest.mark.parametrize(
-    ("rate", "adjusted", "says"),
-    [
-        ((0.5, 0.6), (0.5, 0.6), "To the judge its answers are not distinguishable from the base's: win rate"),
-        ((0.4, 0.5), (0.4, 0.5), "To the judge its answers are not distinguishable from the base's: win rate"),
-        ((0.51, 0.6), (0.51, 0.6), "The judge prefers its answers: win rate"),
-        ((0.51, 0.6), (0.5, 0.6), "with length taken out not distinguishable"),
-        ((0.51, 0.6), (0.4, 0.49), "with length taken out it is the other way round"),
-        ((0.4, 0.49), (0.4, 0.49), "The judge prefers the answers of the base: win rate"),
-    ],
-)
-def test_the_judge_has_the_second_sentence(rate: Any, adjusted: Any, says: str) -> None:
-    whole = {"win_rate": figure(sum(rate) / 2, *rate), "length_adjusted_win_rate": figure(sum(adjusted) / 2, *adjusted)}
-    said = verdict(found(judge=JUDGE | whole))
-    assert said.startswith("It learned the preference: ") and says in said
-
-
-def test_a_judge_that_said_nothing_is_told() -> None:
-    none = {"win_rate": figure(None, n=0), "length_adjusted_win_rate": figure(None, n=0)}
-    assert verdict(found(judge=JUDGE | none)).endswith("The judge gave no verdict on any of 200 prompts.")
-    assert "judge" not in verdict(found(judge=JUDGE | none | {"asked": 0})), "no samples, so it was not asked"
-
-
 # ------------------------------------------------------------------------------------------------------------ warnings
 
 
@@ -139,32 +80,32 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [  # what is said, its
         {"pairs": {"chosen_drift": NOUGHT}},
     ),
     (
-        "the chosen answers became less likely (-0.50 nats",
+        "the chosen answers became less likely (-0.5 nats",
+        {"pairs": {"chosen_drift": figure(-0.5, -0.94, -0.06)}},
         {"pairs": {"chosen_drift": figure(-0.5, -1, 0)}},
-        {"pairs": {"chosen_drift": figure(0.0, -1, 1)}},
     ),
     ("few held-out pairs in zh (29)", language(0.6, 0.9, 29), language(0.6, 0.9, 30)),
     ("in zh the accuracy is not distinguishable from 50%", language(0.5, 0.7), language(0.51, 0.7)),
     ("in zh the accuracy is below 50%", language(0.3, 0.49), language(0.51, 0.7)),
     ("betting on markdown alone is right in 75.0% of the training pairs", shortcut(0.75), shortcut(0.74)),
     (
-        "10.0% of the tuned model's answers hit",
+        "10% of the tuned model's answers hit",
         sampled("truncated_change", 0.01, 0.1),
         sampled("truncated_change", 0, 1),
     ),
     ("answers repeat themselves", sampled("repetitive_change", 0.01, 0.1), sampled("repetitive_change", 0, 0.1)),
     ("in another language", sampled("language_match_change", -0.1, -0.01), sampled("language_match_change", -0.1, 0)),
-    ("refusals rose to 10.0%", sampled("refusal_change", 0.01, 0.1), sampled("refusal_change", 0, 0.1)),
+    ("refusals rose to 10%", sampled("refusal_change", 0.01, 0.1), sampled("refusal_change", 0, 0.1)),
     ("answers got 1.30 times as long", sampled("length_ratio", 1.26, 1.34), sampled("length_ratio", 1.25, 1.35)),
     ("3 of 200 prompts got no verdict", judged(failures=3), judged()),
     ("cut short in 4 of 200 prompts", judged(cut=4), judged()),
     (
-        "keeps to its verdict in only 59.0% of the prompts",
+        "keeps to its verdict in only 59% of the prompts",
         judged(position_consistency=figure(0.59, 0.5, 0.7)),
         judged(position_consistency=figure(0.6, 0.5, 0.7)),
     ),
     (
-        "in 55.0% of 100 held-out pairs, not clearly better than chance",
+        "in 55% of 100 held-out pairs, not clearly better than chance",
         judged(calibration=figure(0.55, 0.5, 0.6, n=100)),
         judged(calibration=figure(0.55, 0.51, 0.6, n=100)),
     ),

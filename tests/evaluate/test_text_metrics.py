@@ -15,10 +15,11 @@ from dpo_cli.evaluate.text_metrics import (
     language_match,
     repetition,
     sample_metrics,
+    valid,
 )
 from dpo_cli.inference import Answer
 
-X = ("tokens", "truncated", "repetition", "repetitive", "distinct_2", "compression", "language_match", "refusal")
+X = ("tokens", "truncated", "repetition", "repetitive", "distinct_2", "compression", "language_match", "refusal", "valid_rate")
 
 
 def sample(base: Answer, tuned: Answer, *, prompt: str = "What is a falcon?", kl: float = 0.0) -> Sample:
@@ -102,6 +103,27 @@ def test_compression_by_hand() -> None:
     assert math.isnan(compression([]))
 
 
+@pytest.mark.parametrize(
+    ("said", "is_valid"),
+    [
+        (answer(range(9)), True),
+        (answer(range(9), "42"), True),
+        (answer(range(9), finished=False), False),
+        (answer([1], " \n"), False),
+        (answer(range(9), "一种猛禽。"), False),
+        (answer([7] * 20, "bird bird bird"), False),
+        (answer(range(9), "A bird.<|im_start|>user"), False),
+        (answer(range(9), "</think>\n\nA bird."), False),
+        (answer(range(9), "A bird.[INST] And a fish?"), False),
+        (answer(range(9), "a < b, [1] and |x| > 0 are fine"), True),
+    ],
+)
+def test_a_valid_answer_ended_says_something_in_the_language_without_repetition_and_markers(
+    said: Answer, is_valid: bool
+) -> None:
+    assert valid("What is a falcon?", said) == is_valid
+
+
 # -------------------------------------------------------------------------------------------------------------- figures
 
 
@@ -131,6 +153,7 @@ def test_figures_by_hand() -> None:
     assert value["repetition_tuned"] == pytest.approx((1 - 1 / 17) / 3, abs=1e-6)
     assert value["repetitive_change"] == pytest.approx(1 / 3)
     assert value["refusal_tuned"] == pytest.approx(1 / 3)
+    assert (value["valid_rate_base"], value["valid_rate_tuned"]) == (1.0, pytest.approx(2 / 3))
     assert value["distinct_2_base"] == pytest.approx(39 / 57)  # 0 1, 1 2, … 38 39
     assert value["distinct_2_tuned"] == pytest.approx(20 / 47)  # 0 1, … 18 19 and 7 7
     assert value["distinct_2_change"] == pytest.approx(20 / 47 - 39 / 57, abs=1e-6)

@@ -1,0 +1,189 @@
+"""The verdict: its table line by line, each state at its boundary, and what its sentence says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from dpo_cli.evaluate.verdict import RULES, interval, pairs_needed, percent, verdict
+from dpo_cli.stats import Figure, wilson
+
+
+def figure(value: float | None, low: float | None = None, high: float | None = None, n: int = 200) -> Figure:
+    return Figure(value=value, low=low, high=high, n=n)
+
+
+EVEN, STILL = figure(0.5, 0.43, 0.57), figure(0.0, -0.02, 0.02)
+SHARES = ("truncated", "repetitive", "language_match", "refusal", "valid_rate")
+SAMPLES = {
+    "length_ratio": figure(1.0, 0.9, 1.1),
+    **{f"{name}_{side}": figure(0.1, 0.06, 0.15) for name in SHARES for side in ("base", "tuned")},
+    **{f"{name}_change": STILL for name in SHARES},
+}
+JUDGE = {"win_rate": figure(0.7, 0.63, 0.76), "length_adjusted_win_rate": figure(0.68, 0.61, 0.75), "asked": 200}
+
+
+def found(**changes: Any) -> dict[str, Any]:
+    """metrics.json of a good run, as far as the verdict reads it."""
+    pairs = {
+        "reward_accuracy": figure(0.8, 0.74, 0.85),
+        "longer_wins": EVEN,
+        "chosen_drift": figure(2.0, 1.5, 2.5),
+        "rejected_drift": figure(-2.0, -2.5, -1.5),
+        "chosen_drift_per_token": figure(0.1, 0.05, 0.15),
+    }
+    metrics: dict[str, Any] = {
+        "pairs": {**pairs, **changes.pop("pairs", {})},
+        "baselines": {"majority": EVEN},
+        "samples": SAMPLES,
+        "judge": None,
+    }
+    return {**metrics, **changes}
+
+
+def accuracy(low: float, high: float, n: int = 200) -> dict[str, Any]:
+    return {"pairs": {"reward_accuracy": figure((low + high) / 2, low, high, n)}}
+
+
+def sampled(name: str, low: float, high: float) -> dict[str, Any]:
+    return {"samples": {**SAMPLES, name: figure((low + high) / 2, low, high)}}
+
+
+def judged(low: float, high: float, adjusted: tuple[float, float] | None = None) -> dict[str, Any]:
+    rates = {"win_rate": (low, high), "length_adjusted_win_rate": adjusted or (low, high)}
+    return {"judge": JUDGE | {name: figure(sum(ends) / 2, *ends) for name, ends in rates.items()}}
+
+
+SILENT = {"judge": JUDGE | {name: figure(None, n=0) for name in ("win_rate", "length_adjusted_win_rate")}}
+PRICE = sampled("repetitive_change", 0.01, 0.2)
+BROKEN = sampled("valid_rate_change", -0.5, -0.25)
+NOUGHT = figure(0.0, 0.0, 0.0)
+STILL_MODEL = {
+    "pairs": {"reward_accuracy": figure(0.5, 0.3, 0.7, 12), "chosen_drift": NOUGHT, "rejected_drift": NOUGHT}
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "states"),
+    [
+        ("better", {}),
+        ("better", judged(0.501, 0.8)),
+        ("better", SILENT),
+        ("better", sampled("valid_rate_change", -0.2, 0.0)),
+        ("better", sampled("truncated_change", 0.0, 0.2)),
+        ("better", sampled("refusal_change", 0.0, 0.2)),
+        ("better", sampled("language_match_change", -0.2, 0.0)),
+        ("better", sampled("length_ratio", 1.25, 1.5)),
+        ("better", sampled("length_ratio", 0.6, 0.8)),
+        ("better", accuracy(0.501, 0.62)),
+        ("learned_at_a_price", PRICE),
+        ("learned_at_a_price", {**PRICE, **judged(0.6, 0.8)}),
+        ("learned_at_a_price", {**PRICE, **judged(0.45, 0.6)}),
+        ("learned_at_a_price", sampled("truncated_change", 0.001, 0.2)),
+        ("learned_at_a_price", sampled("refusal_change", 0.001, 0.2)),
+        ("learned_at_a_price", sampled("language_match_change", -0.2, -0.001)),
+        ("learned_at_a_price", sampled("length_ratio", 1.26, 1.5)),
+        ("learned_at_a_price", sampled("length_ratio", 0.6, 0.79)),
+        ("learned_at_a_price", {"pairs": {"chosen_drift_per_token": figure(-0.7, -0.9, -0.5)}}),
+        ("learned_at_a_price", {**sampled("length_ratio", 1.01, 1.2), **judged(0.6, 0.8, (0.5, 0.7))}),
+        ("better", {**sampled("length_ratio", 0.99, 1.2), **judged(0.6, 0.8, (0.5, 0.7))}),
+        ("worse", accuracy(0.3, 0.499)),
+        ("worse", BROKEN),
+        ("worse", {**BROKEN, **judged(0.6, 0.8)}),
+        ("worse", judged(0.3, 0.499)),
+        ("too_little_to_tell", judged(0.6, 0.8, (0.3, 0.45))),
+        ("worse", {**accuracy(0.4, 0.7), **judged(0.3, 0.4)}),
+        ("not_learned", accuracy(0.42, 0.599)),
+        ("not_learned", {**accuracy(0.42, 0.599), **judged(0.4, 0.6)}),
+        ("not_learned", STILL_MODEL),
+        ("not_learned", {"pairs": {"longer_wins": figure(0.74, 0.7, 0.78)}}),
+        ("not_learned", {"pairs": {"longer_wins": figure(0.26, 0.2, 0.3)}}),
+        ("not_learned", {"baselines": {"majority": figure(0.74)}}),
+        ("too_little_to_tell", accuracy(0.42, 0.6)),
+        ("too_little_to_tell", accuracy(0.5, 0.62)),
+        ("too_little_to_tell", {**accuracy(0.42, 0.7), **PRICE}),
+        ("too_little_to_tell", judged(0.5, 0.7)),
+        ("too_little_to_tell", {"samples": None}),
+    ],
+)
+def test_the_kind_follows_from_what_the_intervals_show(kind: str, states: dict[str, Any]) -> None:
+    said = verdict(found(**states))
+    assert said["kind"] == kind, said
+    assert (said["pairs_needed"] is not None) <= (kind == "too_little_to_tell")
+    for reason in said["reasons"]:
+        assert reason in said["sentence"]
+
+
+def test_every_line_of_the_table_can_hold_and_the_last_ones_are_reached() -> None:
+    assert {rule.kind for rule in RULES} == {
+        "better", "learned_at_a_price", "worse", "not_learned", "too_little_to_tell",
+    }  # fmt: skip
+
+
+def test_a_price_is_named_with_what_it_was_before_and_after() -> None:
+    samples = {
+        **SAMPLES,
+        "truncated_base": figure(0.0, 0.0, 0.02),
+        "truncated_tuned": figure(0.4, 0.3, 0.5),
+        "truncated_change": figure(0.4, 0.3, 0.5),
+        "length_ratio": figure(1.62, 1.5, 1.75),
+    }
+    said = verdict(found(samples=samples))
+    assert said["sentence"] == (
+        "Learned, at a price: 80% of 200 held-out prompts moved towards the chosen answer (95% interval 74% to 85%; "
+        "50% before training, 50% for always taking the longer answer); more answers do not end (0% → 40%); "
+        "answers are ×1.6 as long."
+    )
+
+
+def test_what_length_alone_would_get_is_said() -> None:
+    said = verdict(found(pairs={"longer_wins": figure(0.26, 0.2, 0.3)}))
+    assert said["sentence"].startswith("Not learned: 80% of 200 held-out prompts")
+    assert "74% for always taking the shorter answer" in said["sentence"]
+
+
+def test_the_judge_has_the_last_word() -> None:
+    assert verdict(found(**judged(0.63, 0.77)))["reasons"][-1] == (
+        "the judge prefers its answers (win rate 70%, 63% to 77%, over 200 prompts; 70% with length taken out)"
+    )
+    assert "the judge prefers the base's answers" in verdict(found(**judged(0.2, 0.4)))["sentence"]
+    assert "other way round: 30% to 45%" in verdict(found(**judged(0.6, 0.8, (0.3, 0.45))))["sentence"]
+    assert "not distinguishable with length taken out" in verdict(found(**judged(0.6, 0.8, (0.4, 0.7))))["sentence"]
+    assert "not distinguishable from the base's" in verdict(found(**judged(0.4, 0.6)))["sentence"]
+    assert verdict(found(**SILENT))["reasons"][-1] == "the judge gave no verdict on any of 200 prompts"
+    assert "judge" not in verdict(found(judge=JUDGE | {"asked": 0}))["sentence"], "no samples, so it was not asked"
+
+
+def test_too_little_says_how_many_prompts_would_tell() -> None:
+    said = verdict(found(**accuracy(0.46, 0.66, n=100)))
+    assert said["pairs_needed"] == 540 and said["sentence"].endswith("About 540 held-out prompts would tell.")
+    of_judge = verdict(found(**judged(0.48, 0.76)))
+    assert of_judge["pairs_needed"] == pairs_needed(figure(0.62))
+    assert verdict(found(**accuracy(0.3, 0.7)))["pairs_needed"] is None, "no effect to show"
+
+
+@pytest.mark.parametrize("share", [0.53, 0.6, 0.35, 0.8])
+def test_that_many_prompts_show_the_effect_four_times_in_five(share: float) -> None:
+    import numpy
+
+    count = pairs_needed(figure(share))
+    assert count is not None
+    wins = numpy.random.default_rng(0).binomial(count, share, 2000)
+    outside = [not one["low"] <= 0.5 <= one["high"] for one in (wilson(int(won), count) for won in wins)]  # type: ignore[operator]
+    assert 0.76 <= sum(outside) / len(outside) <= 0.9
+
+
+@pytest.mark.parametrize(
+    ("ends", "value", "said"),
+    [
+        ((0.583, 0.691), 0.639, "64% (58% to 69%)"),
+        ((0.9712, 0.9836), 0.978, "97.8% (97.1% to 98.4%)"),
+        ((0.503, 0.62), 0.56, "56% (50.3% to 62.0%)"),
+        ((0.5, 0.62), 0.56, "56% (50% to 62%)"),
+    ],
+)
+def test_digits_fit_the_interval_and_no_end_is_rounded_to_chance(
+    ends: tuple[float, float], value: float, said: str
+) -> None:
+    one = figure(value, *ends)
+    assert f"{percent(one)} ({interval(one)})" == said
