@@ -27,7 +27,7 @@ smoke: .venv/installed  ## the whole job on this machine: a tiny Qwen3, two lang
 	.venv/bin/dpo-cli train recipes/smoke.yaml
 	.venv/bin/dpo-cli eval recipes/smoke.yaml
 	.venv/bin/dpo-cli export recipes/smoke.yaml
-	@echo; sed -n 3p runs/smoke/eval/report.md; echo "report: runs/smoke/eval/report.html"
+	@echo; .venv/bin/python -m tests.tools.show_answers runs/smoke
 
 compare: .venv/installed  ## DPO, IPO, SimPO, ORPO, KTO and LiPO on the smoke data (RECIPES=recipes/sweeps/beta for another folder)
 	@for recipe in $(RECIPES)/*.yaml; do echo "train and eval $$recipe"; \

@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from dpo_cli import environment, smoke
+from dpo_cli import environment
 from dpo_cli.distribution import install_command
 from dpo_cli.driver import cuda_problem
 from dpo_cli.errors import DpoError
@@ -62,7 +62,7 @@ def import_backend(backend: Backend) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     if backend.name == "unsloth":
-        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(smoke.cache_folder() / "unsloth_compiled"))
+        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(environment.cache_folder() / "unsloth_compiled"))
         os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")  # else an export may install system packages
         environment.before_unsloth()
         import unsloth  # noqa: F401

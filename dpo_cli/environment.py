@@ -30,6 +30,15 @@ def prepare_environment(command: str) -> None:
     warnings.filterwarnings("ignore", message="Unsloth: detected a manual forward/backward run before trainer.train")
 
 
+def cache_folder() -> Path:
+    """Return `$DPO_CLI_CACHE`, else `$XDG_CACHE_HOME/dpo-cli`, else `~/.cache/dpo-cli`; absolute, perhaps not there."""
+    if own := os.environ.get("DPO_CLI_CACHE"):
+        return Path(own).expanduser().absolute()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).absolute() / "dpo-cli"
+    return Path.home() / ".cache" / "dpo-cli"
+
+
 def before_unsloth() -> None:
     """Choose the tile of Unsloth's attention kernel for the card; after torch is imported, before Unsloth is."""
     import torch

@@ -12,7 +12,7 @@ from dpo_cli.recipe import Recipe, RewardModelRater
 
 
 def location(model_id: str) -> str:
-    """What transformers should load: the folder of a `builtin:` id (built on first use), else the id itself."""
+    """What transformers should load: the folder of a `builtin:` id, else the id itself."""
     return str(smoke.resolve(model_id)) if model_id.startswith("builtin:") else model_id
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -160,9 +161,13 @@ def best_pairs(prompts: Sequence[Any], chosen: Sequence[Any], rejected: Sequence
     return list(best.values())
 
 
-def read_answers(path: Path) -> list[Answered]:
-    """The answers of a `data/*.jsonl` file that SFT learns: the best of pairs and lists, good ones of unpaired rows."""
+def read_answers(path: Path, *, chosen_on: bool | None = None) -> list[Answered]:
+    """The answers of a `data/*.jsonl` file that SFT learns: the best of pairs and lists, good ones of unpaired rows.
+
+    Of all its prompts, or of one half of them: see `chooses`.
+    """
     rows = [row for row in read_jsonl(path) if row.get("label", True)]
+    rows = [row for row in rows if chosen_on is None or chooses(row) == chosen_on]
     if rows and "chosen" in rows[0]:
         columns = ([row[name] for row in rows] for name in ("prompt", "chosen", "rejected"))
         rows = [rows[index] for index in best_pairs(*columns)]
@@ -177,14 +182,22 @@ def _best_answer(row: dict[str, Any]) -> list[Message]:
     return answer
 
 
-def read_pairs(path: Path) -> list[Pair]:
-    """All pairs of a `data/*.jsonl` file.
+def chooses(row: Mapping[str, Any]) -> bool:
+    """Whether a held-out row is of the half, by its prompt's hash, that may choose which checkpoint is the adapter.
+
+    `eval` then reports the other half, for the best of many checkpoints looks better than it is where it was chosen.
+    """
+    return bool(hashlib.sha256(json.dumps(row["prompt"]).encode()).digest()[0] & 1)
+
+
+def read_pairs(path: Path, *, chosen_on: bool | None = None) -> list[Pair]:
+    """All pairs of a `data/*.jsonl` file, or those of one half of its prompts: see `chooses`.
 
     Of ranked lists, the best and the worst answers; of unpaired rows, the first good and the first bad answer of each
     prompt that has both. Where none has both, the good answers and the bad ones of a language side by side, in the
     order of the file, which is by hash and so a random one: see `AcrossPrompts`.
     """
-    rows = list(read_jsonl(path))
+    rows = [row for row in read_jsonl(path) if chosen_on is None or chooses(row) == chosen_on]
     if not rows or "label" not in rows[0]:
         return [Pair.of_row(row) for row in rows]
     sides: dict[str, dict[bool, dict[str, Any]]] = {}

@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
         UNSLOTH_DISABLE_STATISTICS="1",
         TOKENIZERS_PARALLELISM="false",
         HF_HOME=f"{folder}/huggingface",
-        DPO_CLI_CACHE=f"{folder}/dpo-cli",  # the tiny model takes seconds to build: once a session, never in ~/.cache
+        DPO_CLI_CACHE=f"{folder}/dpo-cli",
     )
     for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_DATASETS_CACHE"):
         os.environ.pop(name, None)

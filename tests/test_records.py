@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.records import AcrossPrompts, read_pairs
+from dpo_cli.records import AcrossPrompts, read_pairs, write_jsonl
 
 
 def said(text: str) -> list[dict[str, str]]:
@@ -59,3 +59,25 @@ def test_where_no_prompt_has_both_answers_of_a_language_meet(tmp_path: Path) -> 
     found = {(*texts(pair), pair.rejected_prompt[0]["content"]) for pair in pairs}
     assert found == {("a", "good a", "bad b", "b"), ("c", "good c", "bad e", "e"), ("甲", "好", "坏", "乙")}
     assert pairs_of(tmp_path, labelled("a", "good", True)) == []
+
+
+def test_held_out_prompts_are_in_one_half_each(tmp_path: Path) -> None:
+    """Also where a prompt has several pairs: none of it both chooses the adapter and is reported."""
+    rows = [
+        {
+            "id": f"{prompt}-{answer}",
+            "prompt": [{"role": "user", "content": f"第 {prompt} 个问题？"}],
+            "chosen": [{"role": "assistant", "content": str(answer)}],
+            "rejected": [{"role": "assistant", "content": "no"}],
+            "language": "zh",
+            "source": "s",
+        }
+        for prompt in range(100)
+        for answer in range(2)
+    ]
+    write_jsonl(tmp_path / "eval.jsonl", rows)
+    halves = [read_pairs(tmp_path / "eval.jsonl", chosen_on=chosen) for chosen in (True, False)]
+    prompts = [{pair.prompt[0]["content"] for pair in half} for half in halves]
+    assert not prompts[0] & prompts[1] and len(prompts[0] | prompts[1]) == 100
+    assert 30 < len(prompts[0]) < 70
+    assert sum(map(len, halves)) == len(rows)

@@ -58,7 +58,7 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
     Raises:
         DpoError: nothing was held out, or nothing fits; the judge can't be asked.
     """
-    pairs, answers = _held_out(recipe, run), read_answers(run.eval_pairs)
+    pairs, answers = _held_out(recipe, run), read_answers(run.eval_pairs, chosen_on=_half(recipe))
     backends.import_backend(backends.Backend("hf", "evaluation"))
     remark = None
     if recipe.eval.judge:
@@ -66,6 +66,7 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
     model, tokenizer = _load(recipe, run)
     if not quiet:
         what = f"{len(pairs)} held-out pairs" if pairs else f"{len(answers)} held-out answers"
+        what += " that had no part in choosing the adapter" if recipe.keeps_best else ""
         print(f"eval: {what}, tuned and base from one set of weights", flush=True)
         print(f"eval: {remark}\n" if remark else "", end="", flush=True)
     batch_size = 2 * recipe.train.per_device_eval_batch_size
@@ -124,9 +125,14 @@ def _load(recipe: Recipe, run: Run) -> tuple[Any, Any]:
     return models.load_tuned(trained, run.adapter)
 
 
+def _half(recipe: Recipe) -> bool | None:
+    """Which held-out rows are measured: those that did not choose the adapter; None for all."""
+    return False if recipe.keeps_best else None
+
+
 def _held_out(recipe: Recipe, run: Run) -> list[Pair]:
     """The held-out pairs; none where the method needs none and there are good answers."""
-    pairs = read_pairs(run.eval_pairs)
+    pairs = read_pairs(run.eval_pairs, chosen_on=_half(recipe))
     if not pairs and not (read_answers(run.eval_pairs) and not trl_arguments()[recipe.train.method]["compares"]):
         if recipe.data.format == "unpaired":
             raise DpoError(

@@ -71,7 +71,9 @@ def print_report(folder: Path) -> None:
         tables["pairs"] += f"\n\n{accuracy_tables(metrics)['By language']}"
     print_markdown("\n\n".join(tables[part] for part in ("pairs", "answers", "samples", "judge") if part in tables))
     said = [judged(metrics["judge"]), *(f"warning: {warning}" for warning in metrics["warnings"])]
-    terminal().print("", *filter(None, said), metrics["verdict"]["sentence"], f"report: {folder / 'report.html'}", sep="\n")
+    terminal().print(
+        "", *filter(None, said), metrics["verdict"]["sentence"], f"report: {folder / 'report.html'}", sep="\n"
+    )
 
 
 def sections(metrics: Mapping[str, Any]) -> Iterator[Section]:

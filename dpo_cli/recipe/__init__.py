@@ -83,6 +83,11 @@ class Recipe(Section):
             raise ValueError(f"must be usable as the name of a folder and in commands: {why}; name: sets it")
         return name
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether figures on held-out rows choose which checkpoint becomes the adapter."""
+        return bool(self.engine.early_stopping or self.train.load_best_model_at_end)
+
     def where(self, *key: str | int) -> str:
         """`recipes/x.yaml:12  data.sources[0].id`, or the key alone where nobody set it."""
         place = self._places.get(key)

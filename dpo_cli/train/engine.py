@@ -124,7 +124,8 @@ def cache_reference(
     missing = processes.from_main(lambda: cache.missing(data))
     if asked == "auto" and before is None and missing and seen <= len(data):
         return False
-    say(f"train: reference of {missing} of {len(data)} pairs to compute, {len(data) - missing} from {cache.folder}")
+    kept = cache.folder.parent
+    say(f"train: reference of {missing} of {len(data)} pairs to compute, {len(data) - missing} from {kept}")
     with bar("reference", missing, progress) as advance:
         reference_cache.use(trainer, cache, batch_tokens=trainer.token_budget or 2 * args.max_length, report=advance)
     return True

@@ -17,7 +17,7 @@ from dpo_cli.disk import sha256
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import language_of
-from dpo_cli.records import read_jsonl
+from dpo_cli.records import chooses, read_jsonl
 from dpo_cli.run import fingerprint
 from dpo_cli.train.methods import METHODS
 
@@ -44,12 +44,15 @@ def train_rows(recipe: Recipe, path: Path) -> Dataset:
 def held_out_rows(recipe: Recipe, path: Path) -> dict[str, Dataset]:
     """The held-out rows by language, so that TRL logs `eval_en_loss`, `eval_zh_loss` and so on.
 
+    Where they choose the adapter it is half of them: `eval` reports the others.
+
     Raises:
         DpoError: nothing was held out, or `engine.early_stopping` waits for a language that no held-out row has.
     """
     by_language: dict[str, list[dict[str, Any]]] = {}
     for row in read_jsonl(path):
-        by_language.setdefault(row["language"], []).append(row)
+        if chooses(row) or not recipe.keeps_best:
+            by_language.setdefault(row["language"], []).append(row)
     if not by_language:
         raise DpoError(
             "nothing was held out, so there is nothing to evaluate on while training",

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from dpo_cli.records import chooses
 from tests import program
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
@@ -47,6 +48,13 @@ def test_stops_and_keeps_the_best_adapter_also_after_a_kill(tmp_path: Path, comm
     assert weights(whole / "adapter") == weights(whole / "checkpoints" / f"checkpoint-{best}")
     assert weights(whole / "adapter") != weights(whole / "checkpoints" / f"checkpoint-{metrics['steps']}")
 
+    # What chose the adapter is not what it is measured on.
+    command("eval", *arguments(tmp_path / "whole", "eval.prompts=0"))
+    held_out = [json.loads(line) for line in (whole.parent / "data" / "eval.jsonl").read_text().splitlines()]
+    measured = {json.loads(line)["id"] for line in (whole.parent / "eval" / "pairs.jsonl").read_text().splitlines()}
+    assert measured == {row["id"] for row in held_out if not chooses(row)}
+    assert 0.3 * len(held_out) < len(measured) < 0.7 * len(held_out)
+
     # Killed one evaluation before its end, the run remembers how long it has waited.
     killed = tmp_path / "killed" / "smoke" / "train"
     process = program.start("train", *arguments(tmp_path / "killed"), stdout=subprocess.PIPE)
@@ -67,6 +75,7 @@ def test_figures_over_all_languages_are_those_of_the_languages_weighted(tmp_path
     log = [json.loads(line) for line in (tmp_path / "smoke" / "train" / "log.jsonl").read_text().splitlines()]
     rows = {name: next(row for row in log if f"eval_{name}loss" in row) for name in ("", "en_", "zh_")}
     pairs = [json.loads(line) for line in (tmp_path / "smoke" / "data" / "eval.jsonl").read_text().splitlines()]
+    pairs = [pair for pair in pairs if chooses(pair)]
     share = sum(pair["language"] == "en" for pair in pairs) / len(pairs)
     for figure in ("loss", "rewards/accuracies", "rewards/margins"):
         en, zh = rows["en_"][f"eval_en_{figure}"], rows["zh_"][f"eval_zh_{figure}"]

@@ -53,4 +53,4 @@ def test_they_differ_in_nothing_but_the_method() -> None:
         assert recipe.data.format == ("ranked" if name == "lipo" else "pairs")
         train = recipe.train
         pairs = train.per_device_train_batch_size * train.gradient_accumulation_steps / (2 if name == "kto" else 1)
-        assert (pairs, train.learning_rate, train.num_train_epochs) == (8, 5e-3, 1.0), name
+        assert (pairs, train.learning_rate, train.num_train_epochs) == (8, 8.5e-4, 2.0), name

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.tools.smoke_grammar import styles
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
+TOO_HOT = SMOKE.with_name("smoke_too_hot.yaml")
 STAGES = ("prepare", "train", "eval", "export")
 
 
@@ -28,6 +30,52 @@ def test_held_out_reward_accuracy_rises_to_nine_tenths_in_both_languages(smoke: 
     for language in ("en", "zh"):
         assert metrics["languages"][language]["pairs"]["reward_accuracy"]["value"] >= 0.8
     assert metrics["verdict"]["kind"] == "better"
+
+
+def direct_shares(run: Path) -> dict[tuple[str, str], float]:
+    """(language, model) -> the share of its sampled sentences that are direct ones of that language."""
+    said: dict[tuple[str, str], list[bool]] = {}
+    for row in map(json.loads, (run / "eval" / "samples.jsonl").read_text(encoding="utf-8").splitlines()):
+        for model in ("base", "tuned"):
+            found = styles(row[model]["text"], row["language"])
+            said.setdefault((row["language"], model), []).extend(style == "direct" for style in found)
+    return {key: sum(direct) / len(direct) for key, direct in said.items()}
+
+
+def test_the_answers_turn_from_half_direct_to_direct_and_stay_whole(smoke: Any) -> None:
+    direct = direct_shares(smoke.folder)
+    for language in ("en", "zh"):
+        assert 0.3 <= direct[language, "base"] <= 0.7, direct
+        assert direct[language, "tuned"] >= 0.9, direct
+    samples = read(smoke.folder / "eval" / "metrics.json")["samples"]
+    for figure in ("valid_rate_tuned", "language_match_tuned"):
+        assert samples[figure]["value"] >= 0.95
+    assert samples["truncated_tuned"]["value"] <= 0.05
+    assert 0.9 <= samples["length_ratio"]["value"] <= 1.1
+
+
+def test_the_judge_prefers_the_tuned_answers(smoke: Any) -> None:
+    judge = read(smoke.folder / "eval" / "metrics.json")["judge"]
+    assert judge["win_rate"]["value"] >= 0.8 and judge["win_rate"]["low"] > 0.6
+    assert judge["calibration"]["value"] >= 0.9, "it sees what the data prefer"
+    assert judge["length_adjusted_win_rate"]["value"] is not None and judge["failures"] == 0
+
+
+def test_no_held_out_prompt_was_trained_on_by_the_built_in_models(smoke: Any) -> None:
+    from tests.tools.make_tiny_qwen3 import training_questions
+
+    seen = {question.prompt[-1]["content"] for question in training_questions()}
+    held_out = (smoke.folder / "data" / "eval.jsonl").read_text(encoding="utf-8").splitlines()
+    assert not seen & {json.loads(line)["prompt"][-1]["content"] for line in held_out}
+
+
+def test_too_hot_a_learning_rate_is_warned_of_and_called_worse(tmp_path: Path, command: Any) -> None:
+    said = " ".join(command("train", TOO_HOT, "--runs-dir", tmp_path).stdout.split())
+    assert re.search(r"! step \d+: [^!]*lower train\.learning_rate", said), said
+    command("eval", TOO_HOT, "--runs-dir", tmp_path)
+    metrics = read(tmp_path / "smoke_too_hot" / "eval" / "metrics.json")
+    assert metrics["verdict"]["kind"] == "worse", metrics["verdict"]
+    assert metrics["samples"]["valid_rate_change"]["high"] < 0
 
 
 def test_an_untrained_adapter_stands_at_one_half(smoke: Any) -> None:
@@ -58,12 +106,19 @@ def test_shuffled_labels_teach_nothing(tmp_path: Path, command: Any) -> None:
         write_source(name, tmp_path / f"{name}.jsonl", shuffle_labels=True)
         lines.append(f"    - {{id: {name}.jsonl, layout: {layout}, language: {language}}}")
     recipe = tmp_path / "shuffled.yaml"
-    recipe.write_text(f"extends: {SMOKE}\ndata:\n  sources:\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    # All pairs, once: among few, chance alone prefers one of the styles.
+    text = f"extends: {SMOKE}\ntrain: {{num_train_epochs: 1}}\ndata:\n  total: null\n  languages: null\n  sources:\n"
+    recipe.write_text(text + "\n".join(lines) + "\n", encoding="utf-8")
     for stage in ("train", "eval", "export"):
         command(stage, recipe, "--runs-dir", tmp_path / "runs")
     metrics = read(tmp_path / "runs" / "shuffled" / "eval" / "metrics.json")
     assert metrics["pairs"]["reward_accuracy"]["n"] >= 100
+    for figure in (metrics["pairs"]["reward_accuracy"], metrics["judge"]["win_rate"]):
+        assert figure["low"] <= 0.5 <= figure["high"], figure
     assert 0.3 <= metrics["pairs"]["reward_accuracy"]["value"] <= 0.7
+    direct = direct_shares(tmp_path / "runs" / "shuffled")
+    for language in ("en", "zh"):
+        assert abs(direct[language, "tuned"] - direct[language, "base"]) < 0.25, direct
     assert metrics["verdict"]["kind"] in ("not_learned", "too_little_to_tell")
 
 
@@ -122,7 +177,7 @@ def test_the_merged_model_loads_without_peft_and_speaks_the_template(smoke: Any)
     folder = smoke.folder / "export" / "merged"
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    assert model.dtype == torch.bfloat16
+    assert model.dtype == torch.float16, "as its base is stored"
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "请介绍多肉浇水。"}],
         add_generation_prompt=True,

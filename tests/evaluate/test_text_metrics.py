@@ -19,7 +19,10 @@ from dpo_cli.evaluate.text_metrics import (
 )
 from dpo_cli.inference import Answer
 
-X = ("tokens", "truncated", "repetition", "repetitive", "distinct_2", "compression", "language_match", "refusal", "valid_rate")
+X = (
+    "tokens", "truncated", "repetition", "repetitive", "distinct_2", "compression", "language_match", "refusal",
+    "valid_rate",
+)  # fmt: skip
 
 
 def sample(base: Answer, tuned: Answer, *, prompt: str = "What is a falcon?", kl: float = 0.0) -> Sample:
@@ -153,7 +156,7 @@ def test_figures_by_hand() -> None:
     assert value["repetition_tuned"] == pytest.approx((1 - 1 / 17) / 3, abs=1e-6)
     assert value["repetitive_change"] == pytest.approx(1 / 3)
     assert value["refusal_tuned"] == pytest.approx(1 / 3)
-    assert (value["valid_rate_base"], value["valid_rate_tuned"]) == (1.0, pytest.approx(2 / 3))
+    assert value["valid_rate_base"] == 1 and value["valid_rate_tuned"] == pytest.approx(2 / 3)
     assert value["distinct_2_base"] == pytest.approx(39 / 57)  # 0 1, 1 2, … 38 39
     assert value["distinct_2_tuned"] == pytest.approx(20 / 47)  # 0 1, … 18 19 and 7 7
     assert value["distinct_2_change"] == pytest.approx(20 / 47 - 39 / 57, abs=1e-6)

@@ -61,7 +61,7 @@ class Item:
     calibrated: int | None = None  # the answer that ends in a confidence
 
 
-def _answer(rng: Random, language: str, slots: dict[str, str], quality: int) -> str:
+def answer(rng: Random, language: str, slots: dict[str, str], quality: int) -> str:
     """Three sentences on one topic, `quality` of them direct."""
     direct = rng.sample(range(3), quality)
     sentences = (
@@ -89,7 +89,7 @@ def _plain_items(rng: Random, language: str, topics: str, asks: tuple[str, ...],
         goal, tool, act, sign = topic.split("|")
         quality = _qualities(rng, k)
         slots = {"tool": tool, "act": act, "sign": sign}
-        items.append(Item(ask.format(goal=goal), [_answer(rng, language, slots, q) for q in quality], quality))
+        items.append(Item(ask.format(goal=goal), [answer(rng, language, slots, q) for q in quality], quality))
     return items
 
 
@@ -127,17 +127,21 @@ def _items(name: str, shuffle_labels: bool) -> list[Item]:
             _spoil(item, kind, rng, source.language)
     # Only in a long prompt is a "thank you" a small change.
     rest = sorted(clean, key=lambda item: len(item.prompt))
-    thanks = {"en": " Thank you!", "zh": "谢谢！"}[source.language]
     for item in rest[:duplicates]:
         items.append(Item(item.prompt[:-1] + "!!", list(item.answers), list(item.quality)))
     for item in rest[len(rest) - near_duplicates :]:
-        items.append(Item(item.prompt + thanks, list(item.answers), list(item.quality)))
+        items.append(Item(thanked(item.prompt, source.language), list(item.answers), list(item.quality)))
     rng.shuffle(items)
     if shuffle_labels:  # from its own stream, so that prompts and answers stay the same to the byte
         labels = Random(name + " labels")
         for item in items:
             labels.shuffle(item.quality)
     return items
+
+
+def thanked(prompt: str, language: str) -> str:
+    """A prompt with thanks, as a planted near-duplicate has it."""
+    return prompt + {"en": " Thank you!", "zh": "谢谢！"}[language]
 
 
 def _ratings(item: Item, rng: Random) -> list[dict[str, str]]:

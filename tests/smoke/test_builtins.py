@@ -1,0 +1,286 @@
+"""The built-in model, reward model and sets as they are shipped: whole, known by their sums, and able to speak."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from dpo_cli.chat import chat_tokens
+from dpo_cli.errors import DpoError
+from dpo_cli.records import Message
+from dpo_cli.smoke import BUILTINS, MODEL, REWARD_MODEL, resolve
+from tests.tools import smoke_words as words
+from tests.tools.smoke_data import SOURCES, answer, write_source
+from tests.tools.smoke_grammar import styles
+
+SHIPPED = resolve(MODEL).parent
+
+SAMPLES = (
+    "Grow basil on a windowsill.",
+    "先备好一只花盆，等土面发白再浇透。",
+    "  two spaces,\ttabs\r\nand lines\n\n",
+    "emoji 👩‍🌾🏽, accents é ü ñ, عربى, हिन्दी, 한국어, 𠮷野家, \x00 and \u200b",
+    "<think>\n\n</think>\n\nAn answer with marks.",
+    "",
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(resolve(MODEL))
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(resolve(MODEL))
+
+
+# ------------------------------------------------------------------------------------------------------------ as files
+
+
+def test_every_file_is_the_one_whose_sum_the_repository_holds() -> None:
+    lines = (Path(__file__).parents[1] / "tools" / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    files = [path for path in SHIPPED.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert {
+        path.relative_to(SHIPPED).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    } == sums
+
+
+def test_what_is_shipped_is_small() -> None:
+    assert (resolve(MODEL) / "model.safetensors").stat().st_size <= 1_500_000
+    assert (resolve(REWARD_MODEL) / "model.safetensors").stat().st_size <= 700_000
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= 3_000_000
+
+
+def test_finding_one_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from dpo_cli.smoke import BUILTINS, resolve; [resolve(each) for each in BUILTINS];"
+        "print([name for name in ('torch', 'transformers', 'trl', 'tokenizers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_unknown_id_names_the_known_ones_and_the_nearest() -> None:
+    with pytest.raises(DpoError, match="tiny-qwen33") as caught:
+        resolve("builtin:tiny-qwen33")
+    hint = str(caught.value.hint)
+    assert "did you mean builtin:tiny-qwen3?" in hint
+    assert all(builtin in hint for builtin in BUILTINS)
+
+
+# ----------------------------------------------------------------------------------------------------------- the model
+
+
+def test_it_loads_as_a_small_float32_qwen3_with_tied_embeddings(model: Any) -> None:
+    import torch
+
+    assert type(model).__name__ == "Qwen3ForCausalLM"
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert 300_000 < model.num_parameters() < 700_000
+    assert model.config.max_position_embeddings == 8192
+    logits = model(torch.arange(2000)[None]).logits
+    assert logits.shape == (1, 2000, model.config.vocab_size) and torch.isfinite(logits).all()
+
+
+def asked(count: int, seed: int) -> list[tuple[str, str]]:
+    """(language, question) by turns in English and Chinese, drawn from the topics and ways to ask."""
+    rng = Random(seed)
+    found = []
+    for source in itertools.islice(
+        itertools.cycle((SOURCES["style-ultrafeedback-en"], SOURCES["style-ultrafeedback-zh"])), count
+    ):
+        goal = rng.choice(source.topics.strip().splitlines()).split("|")[0]
+        found.append((source.language, rng.choice(source.asks).format(goal=goal)))
+    return found
+
+
+def sampled(model: Any, tokenizer: Any, questions: Sequence[str]) -> list[list[int]]:
+    """An answer to each question, at the temperature and top_p of a recipe; the tokens with what ends them."""
+    import torch
+
+    torch.manual_seed(0)
+    found = []
+    for question in questions:
+        prompt = chat_tokens(
+            tokenizer, [Message(role="user", content=question)], add_generation_prompt=True, enable_thinking=False
+        )
+        made = model.generate(
+            torch.tensor([prompt]), do_sample=True, temperature=0.7, top_p=0.9, top_k=0, max_new_tokens=96
+        )
+        found.append(made[0, len(prompt) :].tolist())
+    return found
+
+
+def test_it_speaks_both_languages_in_both_styles_and_ends_by_itself(model: Any, tokenizer: Any) -> None:
+    questions = asked(40, seed=1)
+    answers = sampled(model, tokenizer, [question for _, question in questions])
+    ended = [ids[-1] == tokenizer.eos_token_id for ids in answers]
+    assert sum(ended) >= 0.95 * len(ended)
+    for language in ("en", "zh"):
+        said = [
+            style
+            for (asked_in, _), ids in zip(questions, answers, strict=True)
+            if asked_in == language
+            for style in styles(tokenizer.decode(ids, skip_special_tokens=True), language)
+        ]
+        assert len(said) >= 50
+        known = [style for style in said if style]
+        assert len(known) >= 0.95 * len(said), language
+        assert 0.35 <= known.count("direct") / len(known) <= 0.65, language
+
+
+def test_it_thinks_where_it_may(model: Any, tokenizer: Any) -> None:
+    import torch
+
+    prompt = chat_tokens(
+        tokenizer, [Message(role="user", content="How do I poach an egg?")], add_generation_prompt=True
+    )
+    made = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=96)[0, len(prompt) :]
+    assert tokenizer.decode(made).startswith(words.THINKING["en"])
+
+
+def test_every_weight_comes_from_the_file() -> None:
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(resolve(MODEL), output_loading_info=True)
+    report = loaded[1]
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+
+
+def test_it_stops_at_the_end_of_a_turn_or_of_the_text(model: Any, tokenizer: Any) -> None:
+    turn, text = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert model.generation_config.eos_token_id == [turn, text]
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (turn, text)
+    assert (model.config.eos_token_id, model.config.pad_token_id) == (turn, text)
+
+
+def test_the_tokenizer_fills_the_vocabulary_and_knows_its_limit(model: Any, tokenizer: Any) -> None:
+    assert len(tokenizer) == model.config.vocab_size
+    assert tokenizer.model_max_length == 8192
+
+
+@pytest.mark.parametrize("text", SAMPLES)
+def test_any_text_comes_back_whole(tokenizer: Any, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_text_is_normalised_to_nfc_as_in_the_real_qwen(tokenizer: Any) -> None:
+    decomposed = unicodedata.normalize("NFD", "café")
+    assert tokenizer.decode(tokenizer.encode(decomposed)) == "café"
+
+
+def test_each_mark_is_one_token_and_only_the_turn_marks_are_skipped(tokenizer: Any) -> None:
+    turns, marks = "<|im_start|><|im_end|><|endoftext|>", "<think></think><tool_call></tool_response>"
+    assert len(tokenizer.encode(turns + marks)) == 7
+    assert tokenizer.decode(tokenizer.encode(turns + marks), skip_special_tokens=True) == marks
+
+
+def test_the_chat_template_is_trls_own_qwen3(tokenizer: Any) -> None:
+    import trl
+
+    shipped = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
+    assert tokenizer.chat_template == shipped.read_text(encoding="utf-8")
+    question = [{"role": "user", "content": "Hi"}]
+    plain, quiet = (
+        tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+        for thinking in (True, False)
+    )
+    assert plain == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert quiet == plain + "<think>\n\n</think>\n\n"
+
+
+def test_answers_are_short_and_length_in_tokens_does_not_give_the_better_one_away(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    for name in SOURCES:
+        path = tmp_path / name
+        write_source(name, path)
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if name == "style-helpsteer2":
+            keyed = sorted(rows, key=lambda row: row["prompt"])
+            prompts = [
+                [(row["response"], row["correctness"]) for row in group]
+                for _, group in itertools.groupby(keyed, key=lambda row: row["prompt"])
+            ]
+        else:
+            prompts = [
+                [(each["response"], int(each["annotations"]["truthfulness"]["Rating"])) for each in row["completions"]]
+                for row in rows
+            ]
+        differences, lengths = [], []
+        for answers in prompts:
+            ranked = sorted((answer for answer in answers if answer[0]), key=lambda answer: answer[1])
+            if len(ranked) > 1 and ranked[0][1] < ranked[-1][1]:
+                worst, best = (len(tokenizer.encode(ranked[end][0])) for end in (0, -1))
+                differences.append(best - worst)
+                lengths += [best, worst]
+        longer = sum(difference > 0 for difference in differences) / len(differences)
+        ties = sum(difference == 0 for difference in differences) / len(differences)
+        assert 0.40 <= longer <= 0.60 and 0.40 <= longer + ties / 2 <= 0.60, name
+        lengths.sort()
+        assert lengths[len(lengths) // 10] >= 20 and lengths[len(lengths) * 9 // 10] <= 60, name
+
+
+# ----------------------------------------------------------------------------------------------------- the reward model
+
+
+@pytest.fixture(scope="module")
+def reward() -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(resolve(REWARD_MODEL))
+
+
+def test_it_prefers_the_more_direct_of_two_answers_to_prompts_that_it_never_saw(
+    reward: Any, tokenizer: Any, held_out: Any
+) -> None:
+    import torch
+    from tests.tools.make_style_reward import scores
+
+    rng, rows = Random(5), []
+    for question in held_out:
+        worse, better = sorted(rng.sample(range(4), 2))
+        for quality in (better, worse):
+            rows.append((question.prompt, answer(rng, question.language, question.slots, quality)))
+    with torch.inference_mode():
+        good, bad = scores(reward, tokenizer, rows).view(-1, 2).unbind(1)
+    assert len(good) >= 100
+    assert float((good > bad).float().mean()) >= 0.95
+
+
+def test_what_is_no_whole_answer_is_worse_to_it_than_any_that_is(reward: Any, tokenizer: Any, held_out: Any) -> None:
+    import torch
+    from tests.tools.make_style_reward import scores, spoilt
+
+    rng, rows = Random(6), []
+    for question in held_out:
+        whole = answer(rng, question.language, question.slots, rng.randrange(4))
+        rows += [(question.prompt, whole), (question.prompt, spoilt(rng, whole))]
+    with torch.inference_mode():
+        good, bad = scores(reward, tokenizer, rows).view(-1, 2).unbind(1)
+    assert float((good > bad).float().mean()) >= 0.9
+
+
+@pytest.fixture(scope="module")
+def held_out() -> Any:
+    """The questions that no training text of the two models has."""
+    from tests.tools.make_tiny_qwen3 import all_questions, training_questions
+
+    seen = {str(one.prompt) for one in training_questions()}
+    return [one for one in all_questions() if str(one.prompt) not in seen]
