@@ -56,11 +56,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Under pytest-xdist, keep a file's tests together, and those that share the smoke run; the longest files first."""
     if not config.pluginmanager.hasplugin("xdist"):  # the venv of tests/unsloth_real has none
         return
-    shared = [name for item in items if "smoke" in getattr(item, "fixturenames", ()) for name in [item.path]]
+    groups = {}
     for item in items:
-        group = "smoke" if item.path in shared and item.path.parent.name == "end_to_end" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: ORDER.get(item.path.parent.name, len(ORDER)))
+        shares = "smoke" in getattr(item, "fixturenames", ()) and item.path.parent.name == "end_to_end"
+        groups[item] = "smoke" if shares else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    items.sort(key=lambda item: (groups[item] != "smoke", ORDER.get(item.path.parent.name, len(ORDER))))
 
 
 LONGEST_FIRST = ("end_to_end", "pretend_cuda", "train", "benchmarks", "reference", "evaluate")

@@ -160,7 +160,14 @@ TRAIN = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("points", [(1, 4, 12, 30, 60, 75, 80), pytest.param(range(1, 999), marks=EVERY)])
+@pytest.mark.parametrize(
+    "points",
+    [
+        (4, 30, 60),
+        pytest.param((1, 12, 75, 80), marks=pytest.mark.slow),
+        pytest.param(range(1, 999), marks=EVERY),
+    ],
+)
 def test_train_killed_anywhere(project: Any, points: Iterable[int]) -> None:
     """In the place of a finished run of another rate: from its first clearing up to its last rename."""
     settings = [part for setting in TRAIN for part in ("--set", setting)]
@@ -185,4 +192,4 @@ def test_train_killed_anywhere(project: Any, points: Iterable[int]) -> None:
         fresh[:] = [True]
         assert contents(project.run) == expected, f"killed at operation {point}"
         reached.append(point)
-    assert len(reached) > 4
+    assert len(reached) > 1

@@ -247,8 +247,17 @@ def coverage(figures: list[Figure], truth: float) -> float:
     return sum(held) / len(held)
 
 
-@pytest.mark.parametrize("count", [60, 120])
-@pytest.mark.parametrize("shape", ["mean", "median", "p10", "paired difference"])
+SHAPES = ("mean", "median", "p10", "paired difference")
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [
+        pytest.param(shape, count, marks=[] if (shape, count) == ("mean", 60) else pytest.mark.slow)
+        for shape in SHAPES
+        for count in (60, 120)
+    ],
+)
 def test_bootstrap_holds_the_truth_as_often_as_it_says(shape: str, count: int) -> None:
     """On the exponential distribution: skewed, as margins are."""
     import numpy
@@ -266,7 +275,7 @@ def test_bootstrap_holds_the_truth_as_often_as_it_says(shape: str, count: int) -
     assert 0.92 <= coverage([figure(row) for row in range(SAMPLES)], truth) <= 0.98
 
 
-@pytest.mark.parametrize("count", [12, 32])
+@pytest.mark.parametrize("count", [12, pytest.param(32, marks=pytest.mark.slow)])
 def test_bootstrap_of_a_small_group_is_not_too_sure(count: int) -> None:
     """The plain percentiles hold the mean of 12 normal figures in 90 % of samples only."""
     import numpy
@@ -291,7 +300,7 @@ def test_wilson_holds_the_truth_as_often_as_it_says(count: int) -> None:
 
 
 @pytest.mark.parametrize(("rises", "falls"), [(0.2, 0.1), (0.3, 0.05), (0.08, 0.08)])
-@pytest.mark.parametrize("count", [60, 200])
+@pytest.mark.parametrize("count", [60, pytest.param(200, marks=pytest.mark.slow)])
 def test_share_change_holds_the_truth_as_often_as_it_says(rises: float, falls: float, count: int) -> None:
     import numpy
 

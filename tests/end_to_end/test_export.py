@@ -273,7 +273,9 @@ def test_a_merge_base_of_another_config_is_refused_before_any_work(
     assert raised.value.exit_code == 1 and contents(run.folder) == before
 
 
-@pytest.mark.parametrize("damage", ["flipped", "removed", "added"])
+@pytest.mark.parametrize(
+    "damage", ["flipped", *(pytest.param(one, marks=pytest.mark.slow) for one in ("removed", "added"))]
+)
 def test_weights_that_are_damaged_after_their_checks(
     run: Run, export_again: Export, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
@@ -415,7 +417,7 @@ def going(run: Run, spawn: Callable[..., subprocess.Popen[str]]) -> subprocess.P
     raise AssertionError(process.communicate()[1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_an_export_that_is_stopped_leaves_the_previous_one(
     run: Run, spawn: Callable[..., subprocess.Popen[str]], export_again: Export, number: signal.Signals
 ) -> None:

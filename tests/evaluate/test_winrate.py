@@ -78,7 +78,7 @@ def test_no_scores_no_figure() -> None:
     assert sign_flip_p_value([]) is None
 
 
-@pytest.mark.parametrize("truth", [0.5, 0.65])
+@pytest.mark.parametrize("truth", [0.65, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_the_interval_covers_what_it_says(truth: float) -> None:
     """Over 300 worlds of 100 prompts; counting the two orders as two observations covers 83 %."""
     covered = 0
@@ -148,6 +148,7 @@ def test_the_adjusted_rate_is_a_logistic_regression() -> None:
     assert bounds(figure) == pytest.approx(tuple(expected), abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_adjusted_interval_covers_what_it_says() -> None:
     covered = 0
     for seed in range(60):
@@ -259,6 +260,7 @@ def test_prompts_are_drawn_whole() -> None:
     assert found["one"] == found["two"]
 
 
+@pytest.mark.slow
 def test_the_intervals_of_strengths_cover_what_they_say() -> None:
     truth, covered = {"base": 0.0, "a": 0.5}, 0
     for seed in range(150):

@@ -75,7 +75,11 @@ def test_export_on_a_card_is_verified(trained: Runs, tmp_path: Path, monkeypatch
     assert len(checks) > 30 and all(check["ok"] for check in checks)
 
 
-@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), "float16"), ((8, 9), "bfloat16")], ids=["T4", "RTX 4080"])
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((7, 5), "float16"), pytest.param((8, 9), "bfloat16", marks=pytest.mark.slow)],
+    ids=["T4", "RTX 4080"],
+)
 def test_every_stage_takes_the_dtype_that_the_card_computes_in(
     capability: tuple[int, int], dtype: str, runs: Runs, judge: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

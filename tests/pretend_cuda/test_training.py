@@ -32,10 +32,16 @@ def assert_same_on_cpu(on_card: Runs, on_cpu: Runs, *settings: str) -> None:
     ("settings", "chosen"),
     [
         ((), {"shared_prefix": True, "token_budget": 400, "gradient_checkpointing": False}),
-        (("engine.shared_prefix=off",), {"shared_prefix": False, "token_budget": 400}),
+        pytest.param(
+            ("engine.shared_prefix=off",), {"shared_prefix": False, "token_budget": 400}, marks=pytest.mark.slow
+        ),
         (OFF, {"shared_prefix": False, "token_budget": None}),
         (("train.gradient_checkpointing=true",), {"gradient_checkpointing": True, "shared_prefix": True}),
-        (("train.optim=adamw_torch_fused", "train.loss_type=sigmoid_norm"), {"shared_prefix": True}),
+        pytest.param(
+            ("train.optim=adamw_torch_fused", "train.loss_type=sigmoid_norm"),
+            {"shared_prefix": True},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["shared prefix", "padded passes", "stock", "checkpointing", "fused optimizer"],
 )

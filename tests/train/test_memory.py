@@ -87,7 +87,7 @@ def kept(model: Any, layers: int, shared: bool) -> int:
 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("in_4bit", [True, False])
-@pytest.mark.parametrize("size", WIDTHS)
+@pytest.mark.parametrize("size", [pytest.param(one, marks=pytest.mark.slow if one != "0.6B" else []) for one in WIDTHS])
 def test_the_formula_is_within_2_percent_of_what_a_layer_saves_for_its_backward(
     size: str, shared: bool, in_4bit: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

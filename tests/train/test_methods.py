@@ -28,6 +28,8 @@ from typer.testing import CliRunner, Result
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 OTHERS = [method for method in METHODS if method != "dpo" and "pairs" in METHODS[method].data]
 COMPARE = [method for method in OTHERS if METHODS[method].compares]
+# The trainers of cpo and orpo are simpo's, with another loss.
+SIBLINGS = [pytest.param(method, marks=pytest.mark.slow if method in ("cpo", "orpo") else []) for method in OTHERS]
 FEW = (
     "data.format=pairs", "data.total=40", "data.eval_size=12", "train.max_steps=4", "train.logging_steps=1",
     "train.save_steps=2", "train.gradient_accumulation_steps=1",
@@ -71,7 +73,7 @@ def weights(run: Path) -> bytes:
 # ------------------------------------------------------------------------------------------------------------ a run
 
 
-@pytest.mark.parametrize("method", OTHERS)
+@pytest.mark.parametrize("method", SIBLINGS)
 def test_a_method_trains_evaluates_and_resumes_to_the_same_bytes(method: str, train: Train, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "smoke"
     settings = ("train.eval_strategy=steps", "train.eval_steps=2")
@@ -104,7 +106,7 @@ def test_a_method_trains_evaluates_and_resumes_to_the_same_bytes(method: str, tr
     assert weights(run) == whole
 
 
-@pytest.mark.parametrize("method", OTHERS)
+@pytest.mark.parametrize("method", SIBLINGS)
 def test_the_header_says_what_the_method_does_without(method: str, train: Train, tmp_path: Path) -> None:
     said = train(method, "train.max_steps=1").stdout
     engine = json.loads((tmp_path / "runs/smoke/manifest.json").read_text())["stages"]["train"]["engine"]
@@ -248,7 +250,10 @@ def test_a_loss_that_is_no_number_names_its_rows(built: Callable[..., Any], meth
 
 # ------------------------------------------------------------------------------------------------ the losses of DPO
 
-LOSSES: list[list[str]] = [[loss] for loss in trl_arguments()["dpo"]["losses"]] + [["sigmoid", "bco_pair", "sft"]]
+LOSSES = [
+    pytest.param([loss], marks=[] if loss in ("robust", "aot") else pytest.mark.slow)
+    for loss in trl_arguments()["dpo"]["losses"]
+] + [["sigmoid", "bco_pair", "sft"]]
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +281,11 @@ def test_every_loss_of_dpo_takes_steps(losses: list[str], runs: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "loss"),
-    [(method, loss) for method in OTHERS for loss in trl_arguments()[method]["losses"]],
+    [
+        pytest.param(method, loss, marks=pytest.mark.slow if place else [])
+        for method in OTHERS
+        for place, loss in enumerate(trl_arguments()[method]["losses"])
+    ],
 )
 def test_every_loss_of_the_others_takes_a_step(method: str, loss: str, built: Callable[..., Any]) -> None:
     import torch

@@ -128,7 +128,12 @@ def filled(one: Made, store: Path, batch_tokens: int = 4096) -> ReferenceCache:
 # ------------------------------------------------------------------------------------------------------- same numbers
 
 
-@pytest.mark.parametrize("options", [{}, {"ld_alpha": 0.5}, {"loss_type": ["ipo"]}, {"max_length": 60}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, *(pytest.param(one, marks=pytest.mark.slow) for one in ({"ld_alpha": 0.5}, {"loss_type": ["ipo"]})),
+     {"max_length": 60}],
+    ids=str,
+)  # fmt: skip
 def test_every_logged_figure_is_the_one_without_the_cache(made: Build, store: Path, options: dict[str, Any]) -> None:
     """Rows alone in their batches, in training and in the cache: to the last bit, truncated rows as well."""
     rows = pairs(6)

@@ -216,7 +216,14 @@ CHECKPOINTING: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", LOSSES, ids=lambda options: "-".join(map(str, options.values())))
+ORDINARY = (["sigmoid"], ["aot"], ["sigmoid", "sft"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(one, marks=pytest.mark.slow if one["loss_type"] not in ORDINARY else []) for one in LOSSES],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
 def test_loss_metrics_and_gradients_are_trls(trainer: Trainers, options: dict[str, Any]) -> None:
     stock = with_lora(model_of())
     model = copy.deepcopy(stock)
@@ -226,7 +233,7 @@ def test_loss_metrics_and_gradients_are_trls(trainer: Trainers, options: dict[st
 
 
 @pytest.mark.parametrize("options", CHECKPOINTING, ids=["non-reentrant", "reentrant"])
-@pytest.mark.parametrize("kind", ["Qwen3", "Llama"])
+@pytest.mark.parametrize("kind", ["Qwen3", pytest.param("Llama", marks=pytest.mark.slow)])
 def test_with_checkpointing_too(trainer: Trainers, options: dict[str, Any], kind: str) -> None:
     stock = with_lora(model_of(kind))
     model = copy.deepcopy(stock)

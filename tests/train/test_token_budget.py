@@ -164,6 +164,7 @@ def difference(grads: dict[str, Any], others: dict[str, Any]) -> float:
 
 # ------------------------------------------------------------------------------------------------------------- the loss
 
+DIVERGENCES = {"f_divergence_type"}
 SMOOTH = {"robust": 0.1, "exo_pair": 0.1}
 OPTIONS: list[dict[str, Any]] = [
     {"loss_type": ["sigmoid"], "use_weighting": True},
@@ -182,11 +183,17 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize(
     "options",
     [
-        {"loss_type": [loss], "label_smoothing": SMOOTH.get(loss, 0.0)}
+        pytest.param(
+            {"loss_type": [loss], "label_smoothing": SMOOTH.get(loss, 0.0)},
+            marks=[] if loss == "sigmoid" else pytest.mark.slow,
+        )
         for loss in LOSSES
         if cannot_be_cut([loss]) is None
     ]
-    + OPTIONS,
+    + [
+        pytest.param(options, marks=pytest.mark.slow if {"pad_to_multiple_of", *DIVERGENCES} & options.keys() else [])
+        for options in OPTIONS
+    ],
     ids=lambda options: " ".join(f"{value}" for value in options.values()),
 )
 def test_a_cut_step_is_the_whole_step(build: Trainers, options: dict[str, Any]) -> None:
