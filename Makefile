@@ -17,7 +17,7 @@ define check
 	@$(PYTHON) -m dpo_cli.preinstall $(1) $(TORCH_INDEX)
 endef
 
-.PHONY: help smoke compare test test-all golden test-unsloth train eval export check-cpu check-gpu lint bench bench-quick gpu-check clean
+.PHONY: help smoke rounds compare test test-all golden test-unsloth train eval export check-cpu check-gpu lint bench bench-quick gpu-check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -28,6 +28,12 @@ smoke: .venv/installed  ## the whole job on this machine: a tiny Qwen3, two lang
 	.venv/bin/dpo-cli eval recipes/smoke.yaml
 	.venv/bin/dpo-cli export recipes/smoke.yaml
 	@echo; .venv/bin/python -m tests.tools.show_answers runs/smoke
+
+rounds: .venv/installed  ## three rounds of the built-in model's own answers, rated by its reward model, and a table of them
+	@for round in round1 round2 round3; do echo "train and eval $$round"; \
+		.venv/bin/dpo-cli train recipes/rounds/$$round.yaml --quiet && \
+		.venv/bin/dpo-cli eval recipes/rounds/$$round.yaml --against base --quiet || exit 1; done
+	@.venv/bin/python -m tests.tools.rounds_table runs/round1 runs/round2 runs/round3
 
 compare: .venv/installed  ## DPO, IPO, SimPO, ORPO, KTO and LiPO on the smoke data (RECIPES=recipes/sweeps/beta for another folder)
 	@for recipe in $(RECIPES)/*.yaml; do echo "train and eval $$recipe"; \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import resource
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from answer_server import BUSY, GOOD, NO_QUOTA, AnswerServer, Fault, answer, is_rating, lines
+from dpo_cli import smoke
 from dpo_cli.cli import app
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.judging.ratings import ratings_in
@@ -400,3 +402,59 @@ def test_a_full_disk_is_said_and_what_was_paid_stays(served: Served) -> None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             assert "free some disk space" in str(caught.value)
         assert served(server.url).rows
+
+
+# ---------------------------------------------------------------------------------------------------- with real models
+
+
+@pytest.fixture
+def own(kit: Any, tmp_path: Path) -> Any:
+    """`own("a")`: `prepare` on prompts of the built-in data, answered by the built-in model and rated by its judge."""
+
+    def go(name: str, sample: dict[str, Any] | None = None, **data: Any) -> Any:
+        asked: dict[str, None] = {}
+        for language in ("en", "zh"):
+            rows = gzip.decompress(smoke.resolve(f"builtin:style-ultrafeedback-{language}").read_bytes()).splitlines()
+            asked |= dict.fromkeys(json.loads(line)["instruction"] for line in rows[40:46])
+        path = kit.write_rows(tmp_path / "rows.jsonl", [{"prompt": text} for text in asked])
+        source = {"id": str(path), "sample": {"max_new_tokens": 96, **(sample or {})}}
+        model = {"id": "builtin:tiny-qwen3", "load_in_4bit": False, "max_length": 512, **data.pop("model", {})}
+        rater = {"kind": "reward_model", "id": "builtin:style-reward"}
+        return kit.run(kit.recipe([source], model=model, rater=rater, **data), tmp_path / name)
+
+    return go
+
+
+def test_the_model_answers_and_a_reward_model_rates(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = own("a", eval_fraction=0.1)
+    rewards = {one["text"]: one["reward"] for row in kit_rows(made.folder / "answers.jsonl") for one in row["answers"]}
+    assert len(made.rows) >= 8
+    for row in made.rows:
+        chosen, rejected = (rewards[row[side][-1]["content"]] for side in ("chosen", "rejected"))
+        assert chosen > rejected
+        assert 0 <= row["score_rejected"] < row["score_chosen"] <= 1
+    order = sorted((rewards[row[f"{side}"][-1]["content"]], row[f"score_{side}"]) for row in made.rows
+                   for side in ("chosen", "rejected"))  # fmt: skip
+    assert [score for _, score in order] == sorted(score for _, score in order)  # a rank keeps the order of rewards
+    assert made.report["sampled"]["by"] == ["builtin:tiny-qwen3"]
+    assert made.report["rated"]["by"] == {"kind": "reward_model", "model": "builtin:style-reward"}
+
+    from dpo_cli import models
+    from dpo_cli.judging import reward_model
+
+    def loaded(*arguments: Any) -> None:
+        raise AssertionError("everything is kept")
+
+    monkeypatch.setattr(models, "load_base", loaded)
+    monkeypatch.setattr(reward_model, "_load", loaded)
+    assert own("b", eval_fraction=0.1, pairs={"min_margin": 0.0}).report["sampled"] == made.report["sampled"]
+
+
+def test_answers_do_not_hang_on_the_batch_nor_on_what_is_asked_beside(own: Any, tmp_path: Path) -> None:
+    many = {row["prompt"][0]["content"]: row["answers"] for row in kit_rows(own("a").folder / "answers.jsonl")}
+    for store in tmp_path.glob(".*.sqlite*"):
+        store.unlink()
+    few = kit_rows(own("b", {"slice": [0, 3]}).folder / "answers.jsonl")
+    assert 0 < len(few) < len(many)
+    for row in few:
+        assert [one["text"] for one in row["answers"]] == [one["text"] for one in many[row["prompt"][0]["content"]]]
