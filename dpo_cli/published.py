@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dpo_cli.recipe import Recipe
@@ -43,3 +45,15 @@ def recipe_yaml(recipe: Recipe) -> str:
         if server and "base_url" in server:
             server |= {"base_url": SERVER, "api_key_env": None}
     return dump_yaml(values)
+
+
+def report_sections(report: Path, wanted: Sequence[str]) -> str:
+    """Parts of a Markdown report by their headings, one level lower; "" is what stands below its title."""
+    if not report.is_file():
+        return ""
+    text = report.read_text(encoding="utf-8")
+    opening, *parts = re.split(r"^##? (.*)\n", f"\n{text}", flags=re.MULTILINE)[2:]
+    found = {"": opening.strip()}
+    for heading, part in zip(parts[::2], parts[1::2], strict=True):
+        found.setdefault(heading, f"### {heading}\n\n{part.strip()}")  # the first: later ones may be in an answer
+    return without_paths("\n\n".join(found[one] for one in wanted if found.get(one)))

@@ -26,25 +26,43 @@ class Dot(NamedTuple):
     rival: float | None = None
 
 
-def curve(points: Sequence[tuple[float, float | None]], title: str) -> str:
-    """A line over training steps; empty where fewer than two of the values are finite numbers."""
-    known = [(step, value) for step, value in points if value is not None and isfinite(value)]
+Points = Sequence[tuple[float, float | None]]
+
+
+def curve(points: Points, title: str, held_out: Points = ()) -> str:
+    """A line over training steps, dashed on held-out pairs; empty where training has fewer than two finite values."""
+    known, held = _finite(points), _finite(held_out)
     if len(known) < 2:
         return ""
-    (first, begin), (last, end) = known[0], known[-1]
-    low, high = min(value for _, value in known), max(value for _, value in known)
+    steps, values = zip(*known, *held, strict=True)
+    first, last, low, high = min(steps), max(steps), min(values), max(values)
     if high - low < 1e-12:
         low, high = low - 0.5, high + 0.5
-    dots = ((_across((step - first) / ((last - first) or 1)), _up((v - low) / (high - low))) for step, v in known)
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in dots)
+
+    def at(step: float, value: float) -> tuple[float, float]:
+        return _across((step - first) / ((last - first) or 1)), _up((value - low) / (high - low))
+
+    def line(some: Sequence[tuple[float, float]], kind: str) -> str:
+        corners = (at(*one) for one in some)
+        return f'<polyline class="{kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in corners)}"/>'
+
     labels = [
         _text(LEFT - 6, TOP + 4, _number(high), "end"),
         _text(LEFT - 6, BASE, _number(low), "end"),
         _text(LEFT, HEIGHT - 6, f"step {first:g}"),
         _text(RIGHT, HEIGHT - 6, f"{last:g}", "end"),
     ]
-    said = f"{title} over training steps: from {_number(begin)} to {_number(end)}"
-    return _svg([_line(LEFT, BASE, RIGHT, BASE, "axis"), f'<polyline class="line" points="{line}"/>', *labels], said)
+    said = f"{title} over training steps: from {_number(known[0][1])} to {_number(known[-1][1])}"
+    lines = [line(known, "line")]
+    if held:
+        said += f"; held out from {_number(held[0][1])} to {_number(held[-1][1])}"
+        lines.append(line(held, "line held"))
+        lines += [f'<circle class="held" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in (at(*one) for one in held)]
+    return _svg([_line(LEFT, BASE, RIGHT, BASE, "axis"), *lines, *labels], said)
+
+
+def _finite(points: Points) -> list[tuple[float, float]]:
+    return [(step, value) for step, value in points if value is not None and isfinite(value)]
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], right: int) -> str:

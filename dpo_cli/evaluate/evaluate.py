@@ -29,7 +29,7 @@ from dpo_cli.evaluate.verdict import verdict
 from dpo_cli.inference import Answer
 from dpo_cli.judging import Judgment
 from dpo_cli.machine import versions
-from dpo_cli.published import recipe_yaml
+from dpo_cli.published import recipe_yaml, report_sections, without_paths
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.records import AcrossPrompts, Message, Pair, read_answers, read_jsonl, read_pairs, write_jsonl
@@ -238,8 +238,10 @@ def _metrics(
         metrics["judge"] = winrate.judge_metrics(recipe.eval.judge, judgments, calibration, longer_by, recipe.seed)
     metrics |= {
         "curves": summary.curves(log),
-        "examples": summary.examples(samples, scores, recipe.seed),
-        "data": {"pairs": prepared["pairs"], "languages": prepared["languages"]},
+        "examples": summary.examples(samples, scores, _margins(recipe, scored), recipe.seed),
+        "data": _data(run, prepared),
+        "about": _about(recipe, run),
+        "report_language": _language([one.language for one in scored or learned]),
         "environment": {**versions(), "device": trained.get("device"), "backend": trained.get("backend")},
         "recipe": recipe_yaml(recipe),
         "sampling": _sampling(recipe, samples),
@@ -251,6 +253,40 @@ def _metrics(
         *(f"data: {warning}" for warning in prepared["warnings"]),
     ]
     return {"name": recipe.name, "verdict": verdict(metrics), **metrics}
+
+
+def _margins(recipe: Recipe, scored: Sequence[Scored]) -> dict[str, float]:
+    beta = recipe.train.reward_scale
+    return {one.id: beta * (one.chosen_drift - one.rejected_drift) for one in scored}
+
+
+def _data(run: Run, prepared: dict[str, Any]) -> dict[str, Any]:
+    """Of data/report.json how many prompts came and stayed, and of report.md the funnel and the shortcuts."""
+    counts = {"came": "in", "kept": "kept"}
+    return {
+        "pairs": prepared["pairs"],
+        "languages": prepared["languages"],
+        **{name: sum(one[key] for one in prepared["sources"].values()) for name, key in counts.items()},
+        "report": report_sections(run["prepare"] / "report.md", ("Funnel", "Shortcuts")),
+    }
+
+
+def _about(recipe: Recipe, run: Run) -> dict[str, Any]:
+    """Which training this is, without a path of this machine."""
+    trained = run.record("train")
+    seconds = json.loads((run["train"] / "metrics.json").read_text(encoding="utf-8"))["seconds"]
+    return {
+        "model": without_paths(recipe.model.id),
+        "method": recipe.train.method,
+        "date": trained["started"][:10],
+        "device": trained.get("device"),
+        "seconds": seconds,
+    }
+
+
+def _language(spoken: Sequence[str]) -> str:
+    """That of the page: zh where most held-out prompts are Chinese."""
+    return "zh" if 2 * spoken.count("zh") > len(spoken) else "en"
 
 
 def _sampling(recipe: Recipe, samples: Sequence[Sample]) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ CURVES = {
     "rewards/rejected": "reward of rejected",
     "logps/chosen": "log-probability of chosen",
 }
-EXAMPLES = 5  # best, worst and random each
+CHANGED, DRAWN = 3, 2  # examples that changed most, and at random
 
 
 def warnings(metrics: Mapping[str, Any]) -> list[str]:
@@ -113,24 +114,39 @@ def _warnings_on_judge(judge: Mapping[str, Any] | None) -> list[str]:
 
 
 def curves(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """{key, title, points [[step, value], …]} of each figure that training logged."""
-    rows = [row for row in log if "loss" in row]
+    """{key, title, points [[step, value], …]} of each figure that training logged, on held-out pairs as `held_out`."""
     found = []
     for key, title in CURVES.items():
-        points = [[row["step"], row[key]] for row in rows if key in row]
+        points = [[row["step"], row[key]] for row in log if "loss" in row and key in row]
+        ends = re.compile(rf"eval_(.+_)?{re.escape(key)}")
+        logged = [(row["step"], value) for row in log for name, value in row.items() if ends.fullmatch(name)]
+        held_out = {step: [value for at, value in logged if at == step] for step, _ in logged}
+        held = [
+            [step, sum(values) / len(values)] for step, values in sorted(held_out.items())
+        ]  # of several sets the mean
         if points:
-            found.append({"key": key, "title": title, "points": points})
+            found.append({"key": key, "title": title, "points": points, **({"held_out": held} if held else {})})
     return found
 
 
-def examples(samples: Sequence[Sample], scores: Mapping[str, float], seed: int) -> list[dict[str, Any]]:
-    """Answers of both models to show: the best and worst five by the judge, and five at random (seeded)."""
-    judged = sorted((one for one in samples if one.id in scores), key=lambda one: -scores[one.id])
-    best = [one for one in judged[:EXAMPLES] if scores[one.id] > 0.5]
-    worst = [one for one in judged[::-1][:EXAMPLES] if scores[one.id] < 0.5]
-    shown = {one.id for one in [*best, *worst]}
+def examples(
+    samples: Sequence[Sample], scores: Mapping[str, float], margins: Mapping[str, float], seed: int
+) -> list[dict[str, Any]]:
+    """Answers of both models to show: the three that changed most, and two of the rest at random (seeded).
+
+    By the judge that is the two best and the worst; without one, those whose pair's reward margin is furthest from 0.
+
+    Args:
+        scores: of the judge, 0..1 by id.
+        margins: rewards of the held-out pairs, nats by id.
+    """
+    changed = _changed([one for one in samples if one.id in scores], scores)
+    if not scores:
+        known = [one for one in samples if one.id in margins]
+        changed = sorted(known, key=lambda one: -abs(margins[one.id]))[:CHANGED]
+    shown = {one.id for one in changed}
     rest = [one for one in samples if one.id not in shown]
-    drawn = random.Random(seed).sample(rest, min(EXAMPLES, len(rest)))
+    drawn = random.Random(seed).sample(rest, min(DRAWN, len(rest)))
     return [
         {
             "kind": kind,
@@ -145,6 +161,14 @@ def examples(samples: Sequence[Sample], scores: Mapping[str, float], seed: int) 
             "base_finished": one.base.finished,
             "tuned_finished": one.tuned.finished,
         }
-        for kind, some in (("best", best), ("worst", worst), ("random", drawn))
+        for kind, some in (("changed", changed), ("random", drawn))
         for one in some
     ]
+
+
+def _changed(judged: Sequence[Sample], scores: Mapping[str, float]) -> list[Sample]:
+    """The best two that won and the worst that lost; more of the one where there are too few of the other."""
+    won = sorted((one for one in judged if scores[one.id] > 0.5), key=lambda one: -scores[one.id])
+    lost = sorted((one for one in judged if scores[one.id] < 0.5), key=lambda one: scores[one.id])
+    worst = lost[: max(1, CHANGED - len(won))]
+    return [*won[: CHANGED - len(worst)], *worst]

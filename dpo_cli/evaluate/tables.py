@@ -127,7 +127,7 @@ def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], brief: bool, le
 
 def parts(metrics: Mapping[str, Any], brief: bool = False) -> dict[str, str]:
     """The tables of pairs, answers, samples and judge; without what was not asked for."""
-    languages = metrics["languages"] if len(metrics["languages"]) <= BESIDE else {}
+    languages = metrics["languages"] if 1 < len(metrics["languages"]) <= BESIDE else {}
     found = {}
     for part, title, rows, counted in (
         ("pairs", "held-out pairs", ROWS, "reward_accuracy"),

@@ -24,7 +24,7 @@ from dpo_cli.export import base as base16
 from dpo_cli.export import hub
 from dpo_cli.export.formats import FORMATS
 from dpo_cli.export.parity import Check
-from dpo_cli.published import recipe_yaml, without_paths
+from dpo_cli.published import recipe_yaml, report_sections, without_paths
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.records import ROWS_ARE
@@ -159,7 +159,7 @@ def _evaluation(recipe: Recipe, run: Run) -> dict[str, Any]:
     if not run.state("eval", recipe).fresh:
         return {"evaluation": ""}
     wanted = ("", "Held-out pairs", "Sampled answers", "Judge")
-    return {"evaluation": _sections(run["eval"] / "report.md", wanted)}
+    return {"evaluation": report_sections(run["eval"] / "report.md", wanted)}
 
 
 def _data(recipe: Recipe, run: Run) -> dict[str, Any]:
@@ -178,20 +178,8 @@ def _data(recipe: Recipe, run: Run) -> dict[str, Any]:
         trained += f" Their answers are sampled from {' and '.join(prepared['sampled']['by'])}, not written by people."
     if prepared.get("rated"):
         trained += f" Which answer is better says {prepared['rated']['by']['model']}, which rated them."
-    funnel = _sections(run["prepare"] / "report.md", ("Funnel",))
+    funnel = report_sections(run["prepare"] / "report.md", ("Funnel",))
     return {"sources": sources, "trained": trained, "funnel": funnel}
-
-
-def _sections(report: Path, wanted: Sequence[str]) -> str:
-    """Parts of a Markdown report by their headings, one level lower; "" is what stands below its title."""
-    if not report.is_file():
-        return ""
-    text = report.read_text(encoding="utf-8")
-    opening, *parts = re.split(r"^##? (.*)\n", f"\n{text}", flags=re.MULTILINE)[2:]
-    found = {"": opening.strip()}
-    for heading, part in zip(parts[::2], parts[1::2], strict=True):
-        found.setdefault(heading, f"### {heading}\n\n{part.strip()}")  # the first: later ones may be in an answer
-    return without_paths("\n\n".join(found[one] for one in wanted if found.get(one)))
 
 
 def _reproduction(recipe: Recipe, run: Run) -> dict[str, Any]:

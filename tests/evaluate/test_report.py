@@ -10,10 +10,11 @@ import subprocess
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import pytest
-from dpo_cli.evaluate import charts
+from dpo_cli.evaluate import charts, words
 from dpo_cli.evaluate.report import print_report, write_report
 from dpo_cli.evaluate.tables import ANSWER_ROWS, JUDGE_ROWS, ROWS, SAMPLE_ROWS, Row
 from dpo_cli.show import NATS, RATIO, SHARE, Unit, shorten, show_figure
@@ -108,13 +109,13 @@ def example_metrics(
             ],
             "base": base,
             "tuned": tuned,
-            "score": {"best": 1.0, "worst": 0.25, "random": 0.5}[kind] if judge else None,
+            "score": {"changed": 1.0, "random": 0.5}[kind] if judge else None,
             "base_tokens": len(base) // 4,
             "tuned_tokens": len(tuned) // 4,
             "base_finished": True,
             "tuned_finished": index != 2,
         }
-        for kind in (("best", "worst", "random") if judge else ("random",))
+        for kind in ("changed", "random")
         for index, (base, tuned) in enumerate(texts)
     ]
     sources = {"helpsteer2": 210, "ultrafeedback-zh": 140, "a source | of <many> words, 中文数据集" * 2: 40, "empty": 0}
@@ -165,7 +166,14 @@ def example_metrics(
         "data": {
             "pairs": {"train": 7123, "eval": 300},
             "languages": {"en": {"got": 5000, "wanted": 5250}, "zh": {"got": 2123, "wanted": None}},
+            "came": 9000,
+            "kept": 7423,
+            "report": "### Funnel\n\n| prompts | all |\n| --- | ---: |\n| tie | -1,577 |",
         },
+        "about": {
+            "model": "Qwen/Qwen3-1.7B", "method": "dpo", "date": "2026-11-29", "device": "NVIDIA L4", "seconds": 11_100,
+        },
+        "report_language": "en",
         "environment": {"python": "3.11", "torch": "2.13", "device": "NVIDIA L4", "backend": "hf", "unsloth": None},
         "recipe": RECIPE,
         "sampling": {"prompts": 200, "max_new_tokens": 512, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "seed": 42}
@@ -302,15 +310,15 @@ def test_what_a_model_wrote_stays_text(full: Any) -> None:
     metrics, html, markdown = full
     text, (outside, inside) = Page(html).text, blocks(markdown)
     for one in metrics["examples"]:
-        for words in (one["base"], one["tuned"], *(turn["content"] for turn in one["prompt"])):
-            assert words in text
-            assert any(words[:500].rstrip() in block for block in inside)
+        for wrote in (one["base"], one["tuned"], *(turn["content"] for turn in one["prompt"])):
+            assert wrote in text
+            assert any(wrote[:500].rstrip() in block for block in inside)
     assert "an empty answer" in text
     assert all(warning in text for warning in metrics["warnings"])
     assert not any("<script" in line and "\\<script" not in line for line in outside)
     headings = [line for line in outside if line.startswith("#")]
     assert headings[0].startswith("# a-very-long-name") and "# no heading" not in headings
-    assert headings[-3:] == ["## Data", "## How it was made", "## Recipe"]
+    assert headings[-4:] == ["## Data", "### Funnel", "## How it was made", "## Recipe"]
 
 
 def test_a_table_in_markdown_keeps_its_columns_whatever_a_source_is_called(full: Any) -> None:
@@ -340,7 +348,7 @@ def test_without_samples_and_judge_nothing_is_left_of_them(tmp_path: Path, langu
         "How it was made", "Recipe",
     ]  # fmt: skip
     assert ("By language" in page.text) is ("By language" in markdown) is (len(languages) > 1)
-    for word in ("Win rate", "KL to base", "None", "by the judge", "Drawn at random"):
+    for word in ("Win rate", "KL to base", "None", "the judge", "at random"):
         assert word not in page.text
         assert word not in markdown
 
@@ -349,14 +357,77 @@ def test_everything_has_its_heading_in_the_order_a_reader_needs(full: Any) -> No
     page = Page(full[1])
     assert all(page.filled)
     assert [title for level, title in page.headings if level == 2] == [
-        "Held-out pairs", "Held-out answers", "Sampled answers", "Judge", "Reward accuracy", "Margins and training",
-        "Best by the judge",
-        "Worst by the judge", "Drawn at random", "By language", "Data", "How it was made", "Recipe",
+        "Answers side by side", "Held-out pairs", "Held-out answers", "Sampled answers", "Judge", "Reward accuracy",
+        "Margins and training", "By language", "Data", "How it was made", "Recipe",
     ]  # fmt: skip
     at = [
         full[1].index(f"<p class={one}" if one == '"verdict"' else one) for one in ('"verdict"', '"warnings"', "<table")
     ]
     assert at == sorted(at)
+
+
+def test_the_top_says_whether_it_is_good_and_which_run_this_is(full: Any) -> None:
+    html = full[1]
+    top = Page(html[: html.index("<h2>")] + "</main></body></html>").text
+    assert '<span class="badge better">Better</span>' in html
+    for fact in (
+        full[0]["name"],
+        "Qwen/Qwen3-1.7B",
+        "dpo",
+        "7,123 trained on, 300 held out",
+        "2026-11-29",
+        "NVIDIA L4",
+    ):
+        assert fact in top
+    assert "3:05 h" in top
+
+
+def test_the_answers_come_before_the_figures_with_a_pointer_to_all(full: Any) -> None:
+    html, text = full[1], Page(full[1]).text
+    assert html.index("Answers side by side</h2>") < html.index("<table")
+    assert "5 of the answers that changed most and 5 drawn at random; all 200 are in samples.jsonl" in text
+
+
+def test_a_chinese_page_has_chinese_headings_verdict_and_sentences(full: Any, tmp_path: Path) -> None:
+    html, markdown = write(full[0] | {"report_language": "zh"}, tmp_path)
+    page = Page(html)
+    assert ("html", "lang", "zh") in page.attributes
+    for level, title in page.headings:
+        assert level != 2 or re.search("[\u4e00-\u9fff]", title)
+    assert "模型学到了偏好，文本质量没有受损。" in page.text and "变好了" in page.text
+    assert "训练 7,123 条，留出 300 条" in page.text
+    assert markdown == full[2], "the model card takes its parts of report.md by their names"
+
+
+@pytest.mark.parametrize("key", words.WORDS)
+def test_both_languages_are_whole(key: str) -> None:
+    both = words.WORDS[key]
+    assert set(both) == {"en", "zh"} and all(one.strip() for one in both.values())
+    holes = [sorted(name for _, name, _, _ in Formatter().parse(one) if name) for one in both.values()]
+    assert holes[0] == holes[1]
+
+
+def test_no_path_of_this_machine_is_published(full: Any, tmp_path: Path) -> None:
+    home = "/home/someone/work"
+    metrics = full[0] | {
+        "warnings": [f"data: {home}/pairs.jsonl is odd"],
+        "about": full[0]["about"] | {"model": f"{home}/models/mine"},
+        "judge": full[0]["judge"] | {"model": f"{home}/judges/one"},
+    }
+    for text in write(metrics, tmp_path):
+        assert "someone" not in text and "pairs.jsonl is odd" in text
+
+
+def test_one_language_has_one_column(tmp_path: Path) -> None:
+    _, markdown = write(example_metrics(languages=("en",)), tmp_path)
+    assert "| held-out pairs | all, n = 300 | what it says |" in markdown
+
+
+def test_held_out_curves_stand_beside_those_of_training(full: Any, tmp_path: Path) -> None:
+    held = {"key": "loss", "title": "loss", "points": [[1, 0.7], [9, 0.3]], "held_out": [[5, 0.6], [9, 0.5]]}
+    html, _ = write(full[0] | {"curves": [held]}, tmp_path)
+    assert "from 0.7 to 0.3; held out from 0.6 to 0.5" in html and 'class="line held" points=' in html
+    assert "key line held" in html and "key line held" not in full[1].split("<main>")[1]
 
 
 def test_the_page_reads_well_to_who_cannot_see_it(full: Any) -> None:
@@ -479,7 +550,7 @@ def test_the_terminal_shows_it_in_80_columns(
     assert show_figure(metrics["pairs"]["reward_accuracy"]) in lines["Reward accuracy"]
     assert show_figure(metrics["samples"]["truncated_change"], SHARE.change) in lines["Cut off"]
     assert show_figure(metrics["judge"]["win_rate"]) in lines["Win rate"]
-    for name in languages:
+    for name in languages if len(languages) > 1 else ():
         assert name in printed, "neither markup nor an emoji"
         assert show_figure(metrics["languages"][name]["pairs"]["reward_accuracy"], interval=False) in printed
     flowing = " ".join(printed.split())

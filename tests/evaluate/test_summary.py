@@ -143,10 +143,12 @@ def test_curves_are_what_training_logged_at_its_steps() -> None:
         {"step": 10, "train_runtime": 4.0},
     ]
     assert curves(log) == [
-        {"key": "loss", "title": "loss", "points": [[5, 0.69], [10, 0.4]]},
+        {"key": "loss", "title": "loss", "points": [[5, 0.69], [10, 0.4]], "held_out": [[5, 0.7]]},
         {"key": "rewards/accuracies", "title": "reward accuracy", "points": [[5, 0.5], [10, 0.9]]},
     ]
     assert curves([]) == []
+    several = [{"step": 5, "loss": 0.69}, {"step": 5, "eval_en_loss": 0.6}, {"step": 5, "eval_zh_loss": 0.8}]
+    assert curves(several)[0]["held_out"] == [[5, pytest.approx(0.7)]]
 
 
 @pytest.fixture
@@ -159,27 +161,41 @@ def ids(some: list[dict[str, Any]], kind: str) -> list[str]:
     return [one["id"] for one in some if one["kind"] == kind]
 
 
-def test_the_best_the_worst_and_a_seeded_choice_of_the_rest_are_shown(samples: list[Sample]) -> None:
+def test_by_the_judge_two_that_won_and_one_that_lost_are_shown_and_a_seeded_choice_of_the_rest(
+    samples: list[Sample],
+) -> None:
     scores = {f"p{n}": n / 28 for n in range(29)}  # p29 got no verdict
-    shown = examples(samples, scores, seed=1)
-    assert ids(shown, "best") == ["p28", "p27", "p26", "p25", "p24"]
-    assert ids(shown, "worst") == ["p0", "p1", "p2", "p3", "p4"]
+    shown = examples(samples, scores, {}, seed=1)
+    assert ids(shown, "changed") == ["p28", "p27", "p0"]
     drawn = ids(shown, "random")
-    assert len(set(drawn)) == 5 and not set(drawn) & set(ids(shown, "best") + ids(shown, "worst"))
-    assert shown == examples(samples, scores, seed=1)
-    assert drawn != ids(examples(samples, scores, seed=2), "random")
+    assert len(set(drawn)) == 2 and not set(drawn) & set(ids(shown, "changed"))
+    assert shown == examples(samples, scores, {}, seed=1)
+    assert drawn != ids(examples(samples, scores, {}, seed=2), "random")
 
 
-def test_who_did_not_win_is_none_of_the_best(samples: list[Sample]) -> None:
-    scores = {"p0": 0.5, "p1": 1.0, "p2": 0.25}
-    shown = examples(samples, scores, seed=0)
-    assert (ids(shown, "best"), ids(shown, "worst"), len(ids(shown, "random"))) == (["p1"], ["p2"], 5)
+@pytest.mark.parametrize(
+    ("scores", "changed"),
+    [
+        ({"p0": 0.5, "p1": 1.0, "p2": 0.25}, ["p1", "p2"]),
+        ({"p0": 0.0, "p1": 0.25, "p2": 0.125, "p3": 0.4}, ["p0", "p2", "p1"]),
+        ({"p0": 1.0, "p1": 0.75, "p2": 0.8, "p3": 0.6}, ["p0", "p2", "p1"]),
+    ],
+)
+def test_ties_changed_nothing_and_one_side_makes_up_for_the_other(
+    samples: list[Sample], scores: dict[str, float], changed: list[str]
+) -> None:
+    assert ids(examples(samples, scores, {}, seed=0), "changed") == changed
+
+
+def test_without_a_judge_those_whose_reward_changed_most_are_shown(samples: list[Sample]) -> None:
+    margins = {"p4": -3.0, "p7": 2.0, "p9": 1.0, "p11": 0.5}
+    assert ids(examples(samples, {}, margins, seed=0), "changed") == ["p4", "p7", "p9"]
 
 
 def test_an_example_has_all_that_is_shown_of_it(samples: list[Sample]) -> None:
-    [one] = examples(samples[:1], {}, seed=0)
+    [one] = examples(samples[:1], {}, {"p0": 1.0}, seed=0)
     assert one == {
-        "kind": "random",
+        "kind": "changed",
         "id": "p0",
         "language": "en",
         "prompt": [{"role": "user", "content": "0?"}],
@@ -191,4 +207,4 @@ def test_an_example_has_all_that_is_shown_of_it(samples: list[Sample]) -> None:
         "base_finished": True,
         "tuned_finished": False,
     }
-    assert examples([], {}, seed=0) == []
+    assert examples([], {}, {}, seed=0) == []

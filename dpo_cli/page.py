@@ -1,0 +1,23 @@
+"""The HTML pages: one self-contained frame, no network, no scripts, light and dark, for a phone and a desk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+
+from dpo_cli.show import to_html
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in a template of this package that extends `page.html.jinja`; values are text, not HTML."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(values, to_html=to_html)
+
+
+def markdown_page(name: str, markdown: str, language: str = "en") -> str:
+    """Frame a whole Markdown report, which has a title of its own."""
+    return render("page.html.jinja", name=name, markdown=markdown, page_language=language)
