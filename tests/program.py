@@ -130,7 +130,12 @@ def server(folder: Path) -> Any:
         yield
         return
     path = folder / "socket"
-    process = subprocess.Popen([sys.executable, __file__, str(path)], stdin=subprocess.PIPE, start_new_session=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # from here on requests wait, whoever starts first
+    listening.bind(str(path))
+    listening.listen(64)
+    command = [sys.executable, __file__, str(listening.fileno())]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, pass_fds=[listening.fileno()])
+    listening.close()
     os.environ[ADDRESS] = json.dumps({"path": str(path), "environment": _fixed(os.environ)})
     try:
         yield
@@ -155,11 +160,9 @@ def _import_all() -> None:
             getattr(library, name)  # imported when it is first asked for
 
 
-def serve(path: str) -> dict[str, Any]:
-    """Fork at each request; returns in the forks only, with what is asked."""
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listening.bind(path)
-    listening.listen(64)
+def serve(descriptor: int) -> dict[str, Any]:
+    """Fork at each request to a listening socket; returns in the forks only, with what is asked."""
+    listening = socket.socket(fileno=descriptor)
     if sys.stdin in select.select([listening, sys.stdin], [], [])[0]:
         sys.exit()  # whoever started it is gone
     _import_all()  # at the first request, for a run of light tests makes none
@@ -214,5 +217,5 @@ def become(request: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])  # this checkout's package, wherever another may be installed
-    become(serve(sys.argv[1]))
+    become(serve(int(sys.argv[1])))
     runpy.run_module("dpo_cli", run_name="__main__", alter_sys=True)
