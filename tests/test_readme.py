@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
+import pytest
 from tests.tools import recipe_reference
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+GUIDE = (REPOSITORY / "recipes" / "guide.md").read_text(encoding="utf-8")
+CHINESE = (REPOSITORY / "recipes" / "README.zh.md").read_text(encoding="utf-8")
 HOUSE = (REPOSITORY / "dpo_cli" / "README.md").read_text(encoding="utf-8")
 
 
@@ -25,14 +29,44 @@ def test_the_tree_names_every_module_and_only_those() -> None:
     assert named == there
 
 
-def test_every_command_and_recipe_that_is_mentioned_exists() -> None:
+@pytest.mark.parametrize("page", [README, GUIDE, CHINESE], ids=["README", "guide", "Chinese"])
+def test_every_command_and_recipe_that_is_mentioned_exists(page: str) -> None:
     from dpo_cli.cli import app
     from typer.main import get_command
 
     known = set(get_command(app).commands)  # type: ignore[attr-defined]
-    assert set(re.findall(r"dpo-cli ([a-z]+)\b", README)) <= known
-    for path in re.findall(r"recipes/[\w/]+\.yaml", README):
+    assert set(re.findall(r"dpo-cli ([a-z]+)\b", page)) <= known
+    for path in re.findall(r"recipes/[\w/]+\.yaml", page):
         assert (REPOSITORY / path).is_file() or path == "recipes/mine.yaml", path
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"`make ([a-z-]+)", README):
+    for target in re.findall(r"`make ([a-z-]+)", page):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def facts(page: str) -> dict[str, object]:
+    """What a translation must not change: command lines, code, and figures."""
+    fences = re.findall(r"```[a-z]*\n(.*?)```", page, re.DOTALL)
+    lines = [re.sub(r"\s+#.*", "", line).strip() for fence in fences for line in fence.splitlines()]
+    prose = re.sub(r"\]\([^)]*\)", "]", re.sub(r"```.*?```", "", page, flags=re.DOTALL))
+    return {
+        "commands": [line for line in lines if line.isascii()],
+        "code": set(re.findall(r"`([^`\n]+)`", prose)),
+        "figures": Counter(re.findall(r"\d[\d,.]*\d|\d", prose)),
+    }
+
+
+def test_the_chinese_readme_says_the_same() -> None:
+    assert facts(CHINESE) == facts(README)
+    heads = [re.findall(r"^#+ ", page, re.MULTILINE) for page in (CHINESE, README)]
+    assert heads[0] == heads[1]
+
+
+def test_a_newcomer_can_read_the_readme_in_one_sitting() -> None:
+    assert len(README.splitlines()) <= 220
+
+
+@pytest.mark.parametrize("path", ["README.md", "recipes/guide.md", "recipes/README.zh.md", "dpo_cli/README.md"])
+def test_links_lead_somewhere(path: str) -> None:
+    page = REPOSITORY / path
+    for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert link.startswith("http") or (page.parent / link).exists(), link

@@ -118,7 +118,7 @@ def test_the_flags_that_readme_and_cards_give_to_transformers_serve_exist(smoke:
     card.write_card(recipe.load(SMOKE), Run(smoke.folder), tmp_path, "merged", [])
     commands = serve_commands((tmp_path / "README.md").read_text(encoding="utf-8"))
     assert commands
-    commands += serve_commands((REPOSITORY / "README.md").read_text(encoding="utf-8"))
+    commands += serve_commands((REPOSITORY / "recipes" / "guide.md").read_text(encoding="utf-8"))
     environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
     usage = subprocess.run(
         [*TRANSFORMERS, "serve", "--help"], env=environment, capture_output=True, text=True, timeout=120, check=True
