@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 
 def better(labels: Tensor, present: Tensor) -> Tensor:
@@ -66,8 +66,6 @@ def lambda_rank(scores: Tensor, labels: Tensor, present: Tensor) -> Tensor:
 
 def pair_logistic(scores: Tensor, labels: Tensor, present: Tensor) -> Tensor:
     """DPO's loss for every pair of the list: sum over psi_i > psi_j of log(1 + exp(s_j - s_i))."""
-    from torch.nn.functional import softplus
-
     return softplus(-_difference(scores)).masked_fill(~better(labels, present), 0.0).sum((-1, -2))
 
 
@@ -83,8 +81,6 @@ def point_mse(scores: Tensor, labels: Tensor, present: Tensor) -> Tensor:
 
 def point_sigmoid(scores: Tensor, labels: Tensor, present: Tensor) -> Tensor:
     """Each answer by itself, its label as a probability: -sum of psi_i log sigma(s_i) + (1 - psi_i) log sigma(-s_i)."""
-    from torch.nn.functional import binary_cross_entropy_with_logits
-
     losses = binary_cross_entropy_with_logits(scores, labels.to(scores.dtype), reduction="none")
     return losses.masked_fill(~present, 0.0).sum(-1)
 

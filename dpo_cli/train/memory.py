@@ -92,13 +92,12 @@ def predict(
     h, lora = shape.hidden, shape.lora(rank, targets)
     lora_bytes = 4  # float32 on both backends, see `trainer.build`
     unsloth = unsloth and on_gpu
-    casts = precision in ("bf16", "fp16")
     if unsloth and shape.fuses(targets):
-        layer = tokens * shape.kept_fused(width, flex=again > 0)
-    elif unsloth:  # its attention, which lays out nothing twice, between PEFT's own layers
-        layer = tokens * shape.kept(width, rank, targets, casts=casts)
-    else:
-        layer = tokens * shape.kept(width, rank, targets, row=row, again=again, casts=casts)
+        kept = shape.kept_fused(width, flex=again > 0)
+    else:  # Unsloth's attention lays out nothing twice
+        row, again = (0, 0.0) if unsloth else (row, again)
+        kept = shape.kept(width, rank, targets, row=row, again=again, casts=precision in ("bf16", "fp16"))
+    layer = tokens * kept
 
     # With checkpointing, a layer keeps its input, and one layer at a time is computed again. Offloading sends the
     # inputs through two buffers on the card.

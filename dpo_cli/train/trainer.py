@@ -69,8 +69,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
         trainer.add_callback(callback)
     facts = _facts(recipe, trainer, backend) | {"engine": chosen.record()}
     record = processes.from_main(lambda: _begin(recipe, run, begun, facts, log))
-    say(_introduction(recipe, trainer, begun, record["device"]))
-    say(f"  backend {backend.name}: {backend.why}")
+    say(f"{_introduction(recipe, trainer, begun, record['device'])}\n  backend {backend.name}: {backend.why}")
     for line in (*begun.remarks, *trainer.remarks, chosen.line(), *_notes(recipe, trainer), *chosen.notes):
         say(textwrap.fill(line, 80, initial_indent="  ", subsequent_indent="    "))
 
