@@ -19,7 +19,7 @@ import torch
 from dpo_cli import backends, chat, judging, models
 from dpo_cli.disk import sha256, write_json
 from dpo_cli.errors import USAGE, DpoError
-from dpo_cli.evaluate import summary, winrate
+from dpo_cli.evaluate import summary, winrate, words
 from dpo_cli.evaluate.answers import ScoredAnswer, answer_metrics, as_pair, score_answers
 from dpo_cli.evaluate.pairs import Scored, baselines, grouped_metrics, score_pairs
 from dpo_cli.evaluate.report import write_report
@@ -241,7 +241,7 @@ def _metrics(
         "examples": summary.examples(samples, scores, _margins(recipe, scored), recipe.seed),
         "data": _data(run, prepared),
         "about": _about(recipe, run),
-        "report_language": _language([one.language for one in scored or learned]),
+        "report_language": words.language(recipe.eval, [one.language for one in scored or learned]),
         "environment": {**versions(), "device": trained.get("device"), "backend": trained.get("backend")},
         "recipe": recipe_yaml(recipe),
         "sampling": _sampling(recipe, samples),
@@ -282,11 +282,6 @@ def _about(recipe: Recipe, run: Run) -> dict[str, Any]:
         "device": trained.get("device"),
         "seconds": seconds,
     }
-
-
-def _language(spoken: Sequence[str]) -> str:
-    """That of the page: zh where most held-out prompts are Chinese."""
-    return "zh" if 2 * spoken.count("zh") > len(spoken) else "en"
 
 
 def _sampling(recipe: Recipe, samples: Sequence[Sample]) -> dict[str, Any] | None:

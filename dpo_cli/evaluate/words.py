@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from dpo_cli.recipe.sections import Eval
 
 WORDS: dict[str, dict[str, str]] = {
     # the verdict
@@ -126,3 +129,12 @@ WORDS: dict[str, dict[str, str]] = {
 def say(key: str, language: str, **values: Any) -> str:
     """The words under `key`, with their placeholders filled in."""
     return WORDS[key][language].format(**values)
+
+
+def language(settings: Eval, spoken: Sequence[str]) -> str:
+    """What the page is written in: as set, else Chinese where most of the held-out prompts are.
+
+    Args:
+        spoken: the languages of the held-out prompts.
+    """
+    return settings.report_language or ("zh" if 2 * spoken.count("zh") > len(spoken) else "en")

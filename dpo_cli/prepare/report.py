@@ -1,4 +1,4 @@
-"""The report of `prepare`: report.json for programs; report.md for people, of which the terminal shows a part."""
+"""The report of `prepare`: report.json for programs, report.md and report.html for people, the terminal shows part."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any
 from rich.cells import cell_len
 
 from dpo_cli import __version__
+from dpo_cli.page import markdown_page
 from dpo_cli.prepare.audit import MODEL, QUANTILES, SHORTCUTS, Audit, warnings
 from dpo_cli.prepare.filters import REASONS
 from dpo_cli.prepare.funnel import Funnel
 from dpo_cli.prepare.split import Mix
 from dpo_cli.prepare.survey import Read
+from dpo_cli.published import clean
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import ROWS_ARE
 from dpo_cli.show import escaped, show_figure, table, visible
@@ -114,10 +116,12 @@ def provenance(recipe: Recipe, read: list[Read], inputs: dict[str, str]) -> dict
 
 
 def write(report: dict[str, Any], folder: Path) -> None:
-    """Write report.json and report.md."""
+    """Write report.json, report.md, and report.html: the same without paths of this machine, to be shown around."""
     text = json.dumps(report, ensure_ascii=False, indent=2)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")
     (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
+    shown = report | {part: clean(report[part]) for part in ("provenance", "warnings")}
+    (folder / "report.html").write_text(markdown_page("Data report", to_markdown(shown)), encoding="utf-8")
 
 
 # -------------------------------------------------------------------------------------------------------- in words

@@ -362,6 +362,9 @@ class Eval(Section):
         "reference", description="what the tuned model is compared with; base: without the adapter it started from"
     )
     judge: Judge | None = Field(None, description="{kind: openai, …} or {kind: reward_model, id}, for win rates")
+    report_language: Literal["en", "zh"] | None = Field(
+        None, description="what report.html is written in: en or zh; null: the language of most held-out prompts"
+    )
 
 
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"]

@@ -17,6 +17,7 @@ import pytest
 from dpo_cli.evaluate import charts, words
 from dpo_cli.evaluate.report import print_report, write_report
 from dpo_cli.evaluate.tables import ANSWER_ROWS, JUDGE_ROWS, ROWS, SAMPLE_ROWS, Row
+from dpo_cli.recipe.sections import Eval
 from dpo_cli.show import NATS, RATIO, SHARE, Unit, shorten, show_figure
 from dpo_cli.stats import Figure
 from rich.cells import cell_len
@@ -397,6 +398,22 @@ def test_a_chinese_page_has_chinese_headings_verdict_and_sentences(full: Any, tm
     assert "模型学到了偏好，文本质量没有受损。" in page.text and "变好了" in page.text
     assert "训练 7,123 条，留出 300 条" in page.text
     assert markdown == full[2], "the model card takes its parts of report.md by their names"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "spoken", "found"),
+    [
+        (None, "zzz", "zh"),
+        (None, "zze", "zh"),
+        (None, "ze", "en"),
+        (None, "fe", "en"),
+        ("en", "zz", "en"),
+        ("zh", "ee", "zh"),
+    ],
+)
+def test_the_page_speaks_the_language_of_most_prompts_unless_set(wanted: Any, spoken: str, found: str) -> None:
+    names = {"z": "zh", "e": "en", "f": "fr"}
+    assert words.language(Eval(report_language=wanted), [names[one] for one in spoken]) == found
 
 
 @pytest.mark.parametrize("key", words.WORDS)

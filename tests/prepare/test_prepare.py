@@ -479,8 +479,18 @@ def test_dropped_rows_are_written_on_request(kit: Any, prepared: Any) -> None:
         "eval.jsonl",
         "report.json",
         "report.md",
+        "report.html",
         "dropped.jsonl",
     }
+
+
+def test_the_page_of_the_data_says_what_the_report_does_without_paths(kit: Any, prepared: Any) -> None:
+    made = prepared({"rows": [kit.plain(0), kit.plain(1)]})
+    page = (made.folder / "report.html").read_text(encoding="utf-8")
+    for heading in ("Funnel", "Shortcuts", "Where it comes from"):
+        assert f"<h2>{heading}</h2>" in page
+    assert page.startswith("<!doctype html>") and "<script" not in page and 'scope="col"' in page
+    assert str(made.folder.parent) not in page
 
 
 def test_ranked_keeps_the_whole_list(kit: Any) -> None:
