@@ -167,7 +167,7 @@ def test_a_judge_is_in_metrics_report_and_terminal(run: Path, dpo_eval: Any) -> 
     assert found["judge"]["win_rate"]["value"] == pytest.approx(sum(row["score"] for row in judged[:12]) / 12)
     assert found["judge"]["calibration"]["n"] == 3
     assert found["judge"]["position_consistency"]["value"] == 1
-    assert {row["kind"] for row in found["examples"]} <= {"best", "worst", "random"}
+    assert {row["kind"] for row in found["examples"]} <= {"changed", "random"}
     page = (run / "eval" / "report.html").read_text(encoding="utf-8")
     for text in (page, (run / "eval" / "report.md").read_text(encoding="utf-8"), done.stdout):
         assert "Win rate" in text
