@@ -220,8 +220,9 @@ def evaluate(
         if prompt is not None:
             _look_at(job.recipe, ["model", "adapter"])
             from dpo_cli.evaluate.evaluate import answer as draw
+            from dpo_cli.evaluate.talk import print_answers
 
-            console.print_answers(prompt, *draw(job.recipe, job.run, prompt, samples or 3))
+            print_answers(prompt, *draw(job.recipe, job.run, prompt, samples or 3))
             return
         if answer is not None:
             _look_at(job.recipe, ["model", "adapter"])

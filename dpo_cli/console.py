@@ -11,7 +11,7 @@ from dpo_cli.run import Run
 from dpo_cli.show import print_markdown, say, terminal
 
 if TYPE_CHECKING:
-    from dpo_cli.inference import Answer
+    pass
 
 
 def print_funnel(run: Run, quiet: bool, examples: bool) -> None:
@@ -25,31 +25,6 @@ def print_funnel(run: Run, quiet: bool, examples: bool) -> None:
     print_markdown("\n\n".join(summary(report, terminal().width) + (rows(report) if examples else [])))
     pairs = report["pairs"]
     say(f"prepare: {pairs['train']} training {rows_are(report)}, {pairs['eval']} held out -> {run['prepare']}")
-
-
-def print_answers(prompt: str, base: Sequence[Answer], tuned: Sequence[Answer]) -> None:
-    """Draws of one prompt, each pair side by side."""
-    from rich.rule import Rule
-    from rich.text import Text
-
-    console = terminal()
-    console.print(Text(prompt, style="bold"))
-    for number, (one, other) in enumerate(zip(base, tuned, strict=True), 1):
-        console.print(Rule(f"answer {number} of {len(base)}", style="dim"))
-        print_side_by_side({"base": one, "tuned": other})
-
-
-def print_side_by_side(answers: dict[str, Answer]) -> None:
-    """Answers to one prompt in columns, under who gave them."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 1), expand=True, pad_edge=False)
-    for name, answer in answers.items():
-        ended = "" if answer.finished else ", cut off"
-        table.add_column(f"{name} ({len(answer.said)} tokens{ended})", ratio=1, overflow="fold")
-    table.add_row(*(Text(answer.text) for answer in answers.values()))
-    terminal().print(table)
 
 
 def print_files(loaded: Recipe, planned: Sequence[tuple[str, int]]) -> None:

@@ -21,9 +21,9 @@ HEAVY = {
 
 # The floors, lowest first; a part imports from its own floor or from below.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("show", "errors", "processes", "disk", "environment", "machine", "families"),
+    ("show", "errors", "processes", "disk", "environment", "machine", "families", "distribution"),
     ("recipe",),
-    ("run", "records", "stats", "language", "published", "store", "refusal"),
+    ("run", "records", "stats", "language", "published", "store", "refusal", "page"),
     ("driver", "preinstall"),
     ("adapters", "backends", "chat", "model_files", "models", "smoke"),
     ("inference", "judging"),
