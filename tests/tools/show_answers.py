@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from dpo_cli.console import print_answers
+from dpo_cli.evaluate.talk import print_answers
 from dpo_cli.records import read_jsonl
 from dpo_cli.show import say
 
