@@ -23,7 +23,7 @@ from dpo_cli.errors import FAILED, UNVERIFIED, USAGE, DpoError
 from dpo_cli.job import RUNS, Job, command_line, evaluated_run, free_name, open_run, reported, several
 from dpo_cli.recipe import Recipe, paths
 from dpo_cli.recipe.overview import overview
-from dpo_cli.show import say, takes_unicode, terminal
+from dpo_cli.show import print_answers, say, takes_unicode, terminal
 
 app = typer.Typer(
     help="One YAML recipe from raw preference data to a verified, aligned Qwen3.",
@@ -220,7 +220,6 @@ def evaluate(
         if prompt is not None:
             _look_at(job.recipe, ["model", "adapter"])
             from dpo_cli.evaluate.evaluate import answer as draw
-            from dpo_cli.evaluate.talk import print_answers
 
             print_answers(prompt, *draw(job.recipe, job.run, prompt, samples or 3))
             return

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -179,3 +179,39 @@ def shorten(text: str, columns: int) -> str:
     while text and sum(widths[: len(text)]) >= columns:
         text = text[:-1]
     return text.rstrip() + "…"
+
+
+class ShownAnswer(Protocol):
+    """What is shown of an answer: its text, its tokens without a thought, and whether it found its end."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def said(self) -> Sequence[int]: ...
+    @property
+    def finished(self) -> bool: ...
+
+
+def print_answers(prompt: str, base: Sequence[ShownAnswer], tuned: Sequence[ShownAnswer]) -> None:
+    """Draws of one prompt, each pair side by side."""
+    from rich.rule import Rule
+    from rich.text import Text
+
+    console = terminal()
+    console.print(Text(prompt, style="bold"))
+    for number, (one, other) in enumerate(zip(base, tuned, strict=True), 1):
+        console.print(Rule(f"answer {number} of {len(base)}", style="dim"))
+        print_side_by_side({"base": one, "tuned": other})
+
+
+def print_side_by_side(answers: Mapping[str, ShownAnswer]) -> None:
+    """Answers to one prompt in columns, under who gave them."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 1), expand=True, pad_edge=False)
+    for name, answer in answers.items():
+        ended = "" if answer.finished else ", cut off"
+        table.add_column(f"{name} ({len(answer.said)} tokens{ended})", ratio=1, overflow="fold")
+    table.add_row(*(Text(answer.text) for answer in answers.values()))
+    terminal().print(table)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 
 from rich.console import Console
-from rich.rule import Rule
-from rich.table import Table
-from rich.text import Text
 
 from dpo_cli import backends, chat, models
 from dpo_cli.errors import DpoError
@@ -16,7 +13,7 @@ from dpo_cli.inference import Answer, Sampling, generate, seed_of
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Message
 from dpo_cli.run import Run
-from dpo_cli.show import terminal
+from dpo_cli.show import print_side_by_side
 
 HELP = "/system TEXT sets a system prompt, /new starts over, Ctrl-D ends"
 
@@ -92,22 +89,3 @@ def _lines(console: Console) -> Iterator[str]:
             yield input("you> " if console.is_terminal else "").strip()
         except EOFError:
             return
-
-
-def print_answers(prompt: str, base: Sequence[Answer], tuned: Sequence[Answer]) -> None:
-    """Draws of one prompt, each pair side by side."""
-    console = terminal()
-    console.print(Text(prompt, style="bold"))
-    for number, (one, other) in enumerate(zip(base, tuned, strict=True), 1):
-        console.print(Rule(f"answer {number} of {len(base)}", style="dim"))
-        print_side_by_side({"base": one, "tuned": other})
-
-
-def print_side_by_side(answers: dict[str, Answer]) -> None:
-    """Answers to one prompt in columns, under who gave them."""
-    table = Table(box=None, padding=(0, 1), expand=True, pad_edge=False)
-    for name, answer in answers.items():
-        ended = "" if answer.finished else ", cut off"
-        table.add_column(f"{name} ({len(answer.said)} tokens{ended})", ratio=1, overflow="fold")
-    table.add_row(*(Text(answer.text) for answer in answers.values()))
-    terminal().print(table)

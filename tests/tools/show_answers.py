@@ -11,9 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from dpo_cli.evaluate.talk import print_answers
 from dpo_cli.records import read_jsonl
-from dpo_cli.show import say
+from dpo_cli.show import print_answers, say
 
 
 def show(run: Path) -> None:
