@@ -17,7 +17,7 @@ from dpo_cli.evaluate import charts, words
 from dpo_cli.evaluate.tables import BESIDE, accuracies, accuracy_tables, by_language, judged, parts, sampled, win_rates
 from dpo_cli.page import render
 from dpo_cli.published import clean
-from dpo_cli.show import RATIO, Unit, escaped, fenced, print_markdown, shorten, show_figure, table, terminal
+from dpo_cli.show import RATIO, Unit, escaped, fenced, print_markdown, say, shorten, show_figure, table, terminal
 
 SHOWN = 600  # characters of a prompt or an answer in the Markdown
 
@@ -90,8 +90,8 @@ def print_report(folder: Path) -> None:
         tables["pairs"] += f"\n\n{accuracy_tables(metrics)['By language']}"
     print_markdown("\n\n".join(tables[part] for part in ("pairs", "answers", "samples", "judge") if part in tables))
     said = [judged(metrics["judge"]), *(f"warning: {warning}" for warning in metrics["warnings"])]
-    said += [metrics["verdict"]["sentence"], f"report: {folder / 'report.html'}"]
-    terminal().print("", *filter(None, said), sep="\n")
+    terminal().print("", *filter(None, [*said, metrics["verdict"]["sentence"]]), sep="\n")
+    say(f"report: {folder / 'report.html'}")  # whole, however long, so that it can be copied
 
 
 def sections(metrics: Mapping[str, Any], language: str) -> Iterator[Section]:

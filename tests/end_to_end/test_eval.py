@@ -147,7 +147,8 @@ def test_a_judge_that_dies_costs_neither_answers_nor_judgments(run: Path, dpo_ev
         before = kept(run)
     with JudgeServer("alphabetical", port=server.port) as server:
         dpo_eval(*options(run, **{"eval.judge": asked}))
-        questions = 2 * (12 + 3)
+        differ = sum(row["base"]["text"] != row["tuned"]["text"] for row in rows(run / "eval" / "samples.jsonl"))
+        questions = 2 * (differ + 3)  # answers that are alike are a tie without asking
         assert len(server.asked) == questions - 3, "the three verdicts are not paid for twice"
         assert {row["id"]: row for row in rows(run / "eval" / "samples.jsonl")} == before
         # Another setting that does not change the answers, nor what was asked: nothing is done again.
@@ -172,7 +173,8 @@ def test_a_judge_is_in_metrics_report_and_terminal(run: Path, dpo_eval: Any) -> 
     for text in (page, (run / "eval" / "report.md").read_text(encoding="utf-8"), done.stdout):
         assert "Win rate" in text
     assert "judge" in found["verdict"]["sentence"]
-    assert max(map(len, done.stdout.splitlines())) <= 80
+    lines = [line for line in done.stdout.splitlines() if not line.startswith(("next: ", "report: "))]
+    assert max(map(len, lines)) <= 80
 
 
 def test_the_key_is_written_nowhere(run: Path, dpo_eval: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +261,7 @@ def test_runs_that_one_judge_saw_get_strengths(run: Path, dpo_eval: Any) -> None
     names = ("smoke  ", "other [i] :x:  ")
     elo = [line.split()[-4] for line in done.stdout.splitlines() if line.startswith(names)][-2:]
     assert elo[0] == elo[1], "the same judgments, the same strength"
-    assert elo[0].startswith("+") == (figure > 0.5)
+    assert elo[0].startswith("+") == (figure >= 0.5)
     assert "other [i] :x: differs in nothing" in done.stdout
     twice = dpo_eval(*settings, "--compare", run, ok=False)
     assert twice.exit_code == 2 and "stands twice" in twice.stderr

@@ -22,6 +22,7 @@ CELLS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_cells_run_from_top_to_bottom(smoke: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(smoke.folder, tmp_path / "runs" / "smoke")
     monkeypatch.chdir(tmp_path)
