@@ -59,7 +59,7 @@ def test_stops_and_keeps_the_best_adapter_also_after_a_kill(tmp_path: Path, comm
     process = program.start("train", *arguments(tmp_path / "killed"), stdout=subprocess.PIPE)
     assert process.stdout is not None
     for line in process.stdout:
-        if f"step {best + 5}/48" in line:
+        if f"step {best + 5:>2}/48" in line:
             process.send_signal(signal.SIGKILL)
             break
     process.wait()
