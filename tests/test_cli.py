@@ -154,8 +154,9 @@ def test_prepare_says_what_it_made_and_where(project: Any, dpo_cli: Cli) -> None
     done = dpo_cli("prepare", "demo.yaml")
     assert (done.returncode, done.stderr) == (0, "")
     rows = len((project.run / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines())
-    assert done.stdout.splitlines()[-1].startswith(f"prepare: {rows} training pairs")
-    assert "runs/demo/data" in done.stdout
+    *_, made, following = done.stdout.splitlines()
+    assert made.startswith(f"prepare: {rows} training pairs") and "runs/demo/data" in made
+    assert following == "next: dpo-cli train demo.yaml"
 
 
 def test_prepare_again_has_nothing_to_do(project: Any, invoke: Invoke) -> None:

@@ -129,8 +129,8 @@ def labelled(kit: Any, good: Any, bad: Any, count: int = 6, **more: Any) -> list
 
 @pytest.mark.parametrize(("good", "bad"), WORDS)
 def test_labels_have_many_words(kit: Any, good: Any, bad: Any) -> None:
-    made = kit.run_rows(labelled(kit, good, bad), format="unpaired", eval_fraction=1e-9)
-    assert sorted(row["label"] for row in made.train) == [False] * 3 + [True] * 3
+    made = kit.run_rows(labelled(kit, good, bad), format="unpaired")
+    assert sorted(row["label"] for row in made.rows) == [False] * 3 + [True] * 3
 
 
 @pytest.mark.parametrize("word", ["great", 2, 0.5, None, [1], {"a": 1}, "neutral"])
@@ -149,17 +149,17 @@ def test_an_answer_called_good_and_bad_is_dropped_and_a_repeated_one_kept_once(k
     other = {**rows[2], "completion": kit.sentence("other")}
     rows += [other, {**other, "label": False}]  # contradiction beside an answer that is only good
     for order in (rows, rows[::-1]):
-        made = kit.run_rows(order, format="unpaired", eval_fraction=1e-9)
+        made = kit.run_rows(order, format="unpaired")
         assert made.source()["in"] == 8 and made.dropped() == {"identical": 1} and made.funnel_holds()
         assert made.source()["answers_dropped"] == {"duplicate": 1, "identical": 4}
-        assert len(made.train) == 7
-    assert len({row["completion"][0]["content"].strip() for row in made.train}) == 7
+        assert len(made.rows) == 7
+    assert len({row["completion"][0]["content"].strip() for row in made.rows}) == 7
 
 
 @pytest.mark.parametrize("label", [True, False])
 def test_rows_of_one_label_are_refused(kit: Any, label: bool) -> None:
-    with pytest.raises(DpoError, match=f"all 6 training rows are {'good' if label else 'bad'} answers") as error:
-        kit.run_rows(labelled(kit, label, label), format="unpaired", eval_fraction=1e-9)
+    with pytest.raises(DpoError, match=f"all 5 training rows are {'good' if label else 'bad'} answers") as error:
+        kit.run_rows(labelled(kit, label, label), format="unpaired", eval_fraction=1e-9)  # of 6 one is held out
     assert f"add {'bad' if label else 'good'} answers" in str(error.value.hint)
 
 
