@@ -476,7 +476,7 @@ def test_a_terminal_that_closes_is_ctrl_c_and_what_is_printed_then_costs_nothing
     process = subprocess.Popen(command, stdout=terminal, stderr=terminal)
     os.close(terminal)
     printed = b""
-    while not re.search(rb"^ready", printed, re.MULTILINE):  # libraries may say something before; a process that ends is an error here
+    while not re.search(rb"^ready", printed, re.MULTILINE):  # libraries may speak before
         printed += os.read(main, 100)
     os.close(main)
     process.send_signal(signal.SIGHUP)
