@@ -174,7 +174,8 @@ def test_a_loss_that_is_no_number_stops_and_names_the_pairs(tmp_path: Path, comm
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    done = command("train", SMOKE, "--runs-dir", tmp_path / "runs", "--set", f"model.id={broken}", ok=False)
+    settings = ["--set", f"model.id={broken}", "--set", "engine.reference_cache=off"]  # which would see it before
+    done = command("train", SMOKE, "--runs-dir", tmp_path / "runs", *settings, ok=False)
     assert done.returncode == 1
     assert "the loss is nan" in done.stderr
     ids = done.stderr.split("train.jsonl, rows ")[1].splitlines()[0].split(", ")
