@@ -23,6 +23,7 @@ METHODS = ("dpo", "simpo", "orpo", "kto")
 spec: Any = importlib.util.spec_from_file_location("on_cpu", HERE / "on_cpu.py")
 on_cpu = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(on_cpu)
+os.environ.update(on_cpu.ENVIRONMENT)  # Triton reads it at import, and bitsandbytes imports Triton
 
 
 @pytest.fixture(scope="session")

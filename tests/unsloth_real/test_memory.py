@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from dpo_cli.train.shape import Shape
 
 SWITCHES = {
     "TRITON_INTERPRET": "1", "TORCHDYNAMO_DISABLE": "1", "UNSLOTH_COMPILE_DISABLE": "1", "UNSLOTH_ALLOW_CPU": "1",
@@ -25,5 +24,7 @@ def test_the_plan_counts_what_unsloths_functions_save_for_their_backward(
     environment = os.environ | SWITCHES | {"UNSLOTH_COMPILE_LOCATION": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    from dpo_cli.train.shape import Shape  # here, for it imports transformers, and Unsloth comes first
+
     shape = Shape(1, *widths, vocabulary=64, tied=True)
     assert json.loads(done.stdout.splitlines()[-1]) == shape.kept_fused(2, flex=False)

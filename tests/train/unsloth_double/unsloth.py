@@ -100,6 +100,7 @@ class FastLanguageModel:
         bias: Any = "none",
         use_gradient_checkpointing: Any = "unsloth",
         random_state: int = 3407,
+        use_rslora: bool = False,
         **kwargs: Any,
     ) -> PeftModel:
         if type(r) is not int or r <= 0:
@@ -112,6 +113,7 @@ class FastLanguageModel:
             bias=bias,
             target_modules=target_modules,
             task_type="CAUSAL_LM",
+            use_rslora=use_rslora,
         )
         made: Any = peft_get_peft_model(model, config)
         if use_gradient_checkpointing == "unsloth" and model.max_seq_length < OFFLOADS_FROM:
