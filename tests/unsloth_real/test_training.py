@@ -135,7 +135,7 @@ def test_weights_in_4_bit_with_a_layer_in_16_train(dynamic: tuple[Any, Seen]) ->
     run, seen = dynamic
     config = seen.trainer.model.config.quantization_config
     assert isinstance(config, dict) and "model.layers.1.mlp" in config["llm_int8_skip_modules"]
-    first, second = seen.trainer.model.get_base_model().model.layers
+    first, second, *_ = seen.trainer.model.get_base_model().model.layers
     assert isinstance(first.mlp.up_proj.base_layer, Linear4bit)
     assert type(second.mlp.up_proj.base_layer) is torch.nn.Linear
     assert run.record["engine"]["shared_prefix"] is True
