@@ -72,8 +72,10 @@ def test_an_answer_is_the_same_alone_and_beside_longer_prompts(tokenizer: Any) -
     greedy = Sampling(outputs.MAX_NEW_TOKENS)
     together = generate(model, tokenizer, prompts, greedy)
     assert together == [generate(model, tokenizer, [prompt], greedy)[0] for prompt in prompts]
-    assert [len(answer.ids) for answer in together] == [outputs.MAX_NEW_TOKENS] * 2
-    assert not any(answer.finished for answer in together)
+    assert all(answer.finished and len(answer.ids) < outputs.MAX_NEW_TOKENS for answer in together)
+    short = generate(model, tokenizer, prompts, Sampling(5))
+    assert [answer.ids for answer in short] == [answer.ids[:5] for answer in together]
+    assert not any(answer.finished for answer in short)
     third = together[0].ids[2]
     model.generation_config.eos_token_id = [third]
     stopped = generate(model, tokenizer, prompts[:1], greedy)[0]

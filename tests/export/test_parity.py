@@ -138,7 +138,7 @@ def test_an_adapter_merged_at_another_scale(made: Exported, tmp_path: Path, scal
 
 
 def test_weights_that_are_not_numbers(made: Exported, spoilt: Path) -> None:
-    rewrite(spoilt, lambda weights: weights.update({"model.norm.weight": torch.full((64,), torch.nan).bfloat16()}))
+    rewrite(spoilt, lambda weights: weights.update({"model.norm.weight": torch.full((96,), torch.nan).half()}))
     said = token_logps(outputs.load(spoilt, CPU), made.asked.rows, outputs.LAST)
     checks = parity.check_parity("it", said, made.tuned.logps, made.plain)
     assert {"it.mean_kl", "it.effect", "it.carried"} <= set(failed(checks))
@@ -219,7 +219,7 @@ def test_an_index_that_names_another_place(made: Exported, spoilt: Path) -> None
 
 
 def test_a_tensor_of_another_shape(made: Exported, spoilt: Path) -> None:
-    rewrite(spoilt, lambda weights: weights.update({"model.norm.weight": torch.ones(63).bfloat16()}))
+    rewrite(spoilt, lambda weights: weights.update({"model.norm.weight": torch.ones(95).half()}))
     checks = parity.check_structure(spoilt, made.base)
     assert failed(checks) == ["merged.tensors"] and checks[1]["value"] == ["model.norm.weight"]
 
@@ -262,7 +262,7 @@ def test_quantised_or_32_bit_weights_in_a_merged_model(made: Exported, spoilt: P
     checks = parity.check_structure(spoilt, made.base)
     assert failed(checks) == ["merged.dtype", "merged.tied", "merged.quantised", "merged.config_differs"]
     (spoilt / "config.json").write_text(json.dumps(config))
-    rewrite(spoilt, lambda weights: weights.update({"model.norm.weight": torch.ones(64)}))
+    rewrite(spoilt, lambda weights: weights.update({"model.norm.weight": torch.ones(96)}))
     assert failed(parity.check_structure(spoilt, made.base)) == ["merged.dtype"], "which the config does not say"
 
 

@@ -165,14 +165,14 @@ def scale_one_row(weight: torch.Tensor) -> torch.Tensor:
 
 
 CASES: list[tuple[str, list[int], Callable[[torch.Tensor], torch.Tensor]]] = [
-    ("f32", [64, 64], torch.t),
-    ("q8_0", [64, 64], torch.t),
-    ("f32", [2048, 64], lambda weight: weight * 1.001),
-    ("f16", [2048, 64], lambda weight: weight * 1.001),
-    ("bf16", [2048, 64], lambda weight: weight * 1.01),
-    ("q8_0", [64, 64], lambda weight: weight * 1.015),
-    ("q8_0", [2048, 64], scale_one_row),
-    ("f16", [64, 64], torch.neg),
+    ("f32", [96, 96], torch.t),
+    ("q8_0", [96, 96], torch.t),
+    ("f32", [2048, 96], lambda weight: weight * 1.001),
+    ("f16", [2048, 96], lambda weight: weight * 1.001),
+    ("bf16", [2048, 96], lambda weight: weight * 1.01),
+    ("q8_0", [96, 96], lambda weight: weight * 1.015),
+    ("q8_0", [2048, 96], scale_one_row),
+    ("f16", [96, 96], torch.neg),
 ]
 
 
