@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from dataclasses import dataclass
@@ -58,15 +57,13 @@ def choose_backend(recipe: Recipe) -> Backend:
 
 def import_backend(backend: Backend) -> None:
     """Import Unsloth, if it is the backend, before anything imports TRL; and make the libraries keep quiet."""
-    # bitsandbytes looks for kernels on the Hub at import and says so; transformers draws bars of its own.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     if backend.name == "unsloth":
         os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(environment.cache_folder() / "unsloth_compiled"))
         os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")  # else an export may install system packages
         environment.before_unsloth()
         import unsloth  # noqa: F401
-    import transformers
+    import transformers  # draws bars of its own
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

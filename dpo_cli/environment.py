@@ -26,6 +26,7 @@ def prepare_environment(command: str) -> None:
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # less of a card is lost to fragments
     # torchao registers enums in a way that newer versions of torch call deprecated, at every import of transformers.
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for a package of kernels at import
     # engine.preflight is such a run, and the reset that this warning tells of is right.
     warnings.filterwarnings("ignore", message="Unsloth: detected a manual forward/backward run before trainer.train")
 

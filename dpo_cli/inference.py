@@ -126,20 +126,23 @@ def answer_logps(model: Any, rows: Sequence[Tokens], batch_size: int) -> list[li
     Raises:
         DpoError: not even one row fits into the GPU's memory.
     """
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
+    # The same answer in several pairs is computed once, and two equal answers are equal to the last bit.
+    distinct = {(row.start, *row.ids): row for row in rows}
+    order = sorted(distinct.values(), key=lambda row: len(row.ids))
 
-    def too_large(index: int) -> DpoError:
+    def too_large(row: Tokens) -> DpoError:
         return DpoError(
-            f"the GPU's memory does not hold one answer of {len(rows[index].ids)} tokens with its prompt",
+            f"the GPU's memory does not hold one answer of {len(row.ids)} tokens with its prompt",
             where="model.max_length",
             hint="end what else runs on the GPU, or lower model.max_length",
         )
 
-    def work(batch: Sequence[int]) -> list[list[float]]:
-        return _batch_logps(model, [rows[index] for index in batch])
+    def work(batch: Sequence[Tokens]) -> list[list[float]]:
+        return _batch_logps(model, batch)
 
     found = [logps for batch in in_batches(order, batch_size, work, too_large) for logps in batch]
-    return [logps for _, logps in sorted(zip(order, found, strict=True))]
+    logps_of = {(row.start, *row.ids): logps for row, logps in zip(order, found, strict=True)}
+    return [logps_of[row.start, *row.ids] for row in rows]
 
 
 def _batch_logps(model: Any, rows: Sequence[Tokens]) -> list[list[float]]:

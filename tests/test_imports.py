@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -131,3 +132,11 @@ def test_everything_imported_is_declared() -> None:
     }
     optional = {"llama_cpp"}  # used where a person has installed it
     assert named - set(sys.stdlib_module_names) - declared == optional
+
+
+def test_rooms_are_imported_without_a_word() -> None:
+    """What a library prints at import would stand between the lines of every command, and under --quiet alone."""
+    rooms = "import dpo_cli.prepare.pipeline, dpo_cli.evaluate.evaluate, dpo_cli.export.export, dpo_cli.train.trainer"
+    program = f"from dpo_cli.environment import prepare_environment; prepare_environment('eval'); {rooms}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

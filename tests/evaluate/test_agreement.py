@@ -13,6 +13,7 @@ from dpo_cli import backends, models
 from dpo_cli.evaluate.pairs import Scored, pair_metrics, score_pairs
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Pair
+from tests.random_model import write_random_qwen3
 
 BETA = 0.3
 LONGEST = 64  # tokens of prompt + answer
@@ -85,7 +86,7 @@ def train(folder: Path, loss_type: str, adapter: Path | None = None) -> tuple[Pa
             "name": "agreement",
             "seed": 1,
             "model": {
-                "id": "builtin:tiny-qwen3",
+                "id": str(write_random_qwen3(folder / "model")),
                 "load_in_4bit": False,
                 "dtype": "float32",
                 "max_length": LONGEST,

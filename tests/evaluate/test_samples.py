@@ -140,7 +140,7 @@ def warped(logits: torch.Tensor, settings: Eval) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"temperature": 1.5, "top_k": 0, "top_p": 0.05}, {"temperature": 0.3, "top_k": 7, "top_p": 1.0}],
+    [{}, {"temperature": 1.5, "top_k": 0, "top_p": 0.5}, {"temperature": 0.3, "top_k": 7, "top_p": 1.0}],
     ids=["defaults", "nucleus", "top-k"],
 )
 def test_answers_are_samples_of_the_warped_distribution(model: Any, tokenizer: Any, changes: dict[str, Any]) -> None:

@@ -67,8 +67,10 @@ def test_a_recipe_trained_by_hand_ends_where_the_library_does(tmp_path: Path) ->
         json.loads((tmp_path / name / "eval/metrics.json").read_text(encoding="utf-8"))["pairs"]
         for name in (folder.name, "smoke")
     )
-    for figure in ("reward_accuracy", "margin"):  # another order of the pairs, and another LoRA to begin with
-        assert ours[figure]["low"] <= theirs[figure]["high"] and theirs[figure]["low"] <= ours[figure]["high"], figure
+    one, other = (side["reward_accuracy"] for side in (ours, theirs))
+    assert one["low"] <= other["high"] and other["low"] <= one["high"]
+    # Another order of the pairs, and another LoRA to begin with: seeds 42 to 44 of the library alone differ by 11 %.
+    assert ours["margin"]["value"] == pytest.approx(theirs["margin"]["value"], rel=0.25)
 
 
 def test_only_answer_tokens_count_and_each_is_predicted_from_those_before_it() -> None:

@@ -53,12 +53,15 @@ def test_every_part_alone_and_all_together_train_to_the_same_figures(train: Trai
         done = train(name, *settings)
         assert done.exit_code == 0, done.output
     stock = rows(tmp_path / "off")
-    keys = ("loss", "grad_norm", "rewards/margins", "logps/chosen", "logits/rejected", "num_tokens", "learning_rate")
+    keys = ("loss", "grad_norm", "rewards/margins", "logps/chosen", "num_tokens", "learning_rate")
     for name in runs:
         for row, same in zip(rows(tmp_path / name), stock, strict=True):
             assert {key: row[key] for key in keys} == pytest.approx(
                 {key: same[key] for key in keys}, rel=1e-4, abs=1e-5
-            )
+            ), name
+            # TRL logs the mean of its two micro-batches' means over tokens; a cut step is one batch, weighed by tokens.
+            exact = 1e-2 if "budget" in name or name == "all" else 1e-4
+            assert row["logits/rejected"] == pytest.approx(same["logits/rejected"], rel=exact, abs=1e-5), name
     assert [taken(tmp_path / name)["shared_prefix"] for name in runs] == [False, True, False, False, False, True]
     assert [taken(tmp_path / name)["token_budget"] for name in runs] == [None, None, 400, None, None, 400]
     assert [taken(tmp_path / name)["reference_cache"] for name in runs] == [False, False, False, True, False, True]

@@ -289,7 +289,9 @@ def log_of(run: Run) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("loss", ["list_mle", pytest.param("softmax", marks=pytest.mark.slow)])
 def test_it_learns(loss: str, smoke_run: SmokeRun) -> None:
     """On prompts never seen, nearly all pairs of a list come out in their order; for lambda see tests/end_to_end."""
-    run = smoke_run(loss, "train.max_steps=16", "train.eval_strategy=steps", "train.eval_steps=16")
+    run = smoke_run(
+        loss, "train.max_steps=16", "train.learning_rate=3e-3", "train.eval_strategy=steps", "train.eval_steps=16"
+    )
     held_out = next(row for row in log_of(run) if "eval_rewards/accuracies" in row)
     assert held_out["eval_rewards/accuracies"] >= 0.85
     assert held_out["eval_rewards/margins"] > 0.3

@@ -138,7 +138,9 @@ def test_unpaired_rows_train_and_a_heavy_label_is_told(tmp_path: Path) -> None:
         "model: {id: builtin:tiny-qwen3, load_in_4bit: false, max_length: 256}\n"
         "data: {format: unpaired, sources: [{id: rows.jsonl, layout: kto, language: en}], languages: null, "
         "total: null, eval_fraction: 0.2, filters: {near_duplicate: false}}\n"
-        "train: {method: kto, max_steps: 2, gradient_accumulation_steps: 1, eval_strategy: steps, eval_steps: 2}\n",
+        # A rate at which two steps leave a change that the rounding of a merged 16-bit file does not drown.
+        "train: {method: kto, max_steps: 2, learning_rate: 2.0e-3, gradient_accumulation_steps: 1, "
+        "eval_strategy: steps, eval_steps: 2}\n",
         encoding="utf-8",
     )
     done = dpo_cli("train", recipe, tmp_path / "runs")
