@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import Popen
 from types import SimpleNamespace
@@ -470,6 +470,15 @@ Path(sys.argv[1]).write_text("saved")
 """
 
 
+@pytest.fixture
+def hang_up() -> Iterator[None]:
+    """SIGHUP as a terminal sets it up, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hang_up")
 def test_a_terminal_that_closes_is_ctrl_c_and_what_is_printed_then_costs_nothing(tmp_path: Path) -> None:
     main, terminal = pty.openpty()
     command = [sys.executable, "-c", HANG_UP, str(tmp_path / "saved")]
@@ -484,13 +493,11 @@ def test_a_terminal_that_closes_is_ctrl_c_and_what_is_printed_then_costs_nothing
     assert (tmp_path / "saved").read_text() == "saved"
 
 
+@pytest.mark.usefixtures("hang_up")
 def test_nohup_keeps_a_hang_up_from_stopping_anything() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        assert signal.SIGHUP not in processes.stop_signals()
-    finally:
-        signal.signal(signal.SIGHUP, before)
     assert signal.SIGHUP in processes.stop_signals()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert signal.SIGHUP not in processes.stop_signals()
 
 
 # ------------------------------------------------------------------------------------------------ a broken manifest

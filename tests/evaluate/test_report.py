@@ -557,9 +557,12 @@ def test_the_terminal_shows_it_in_80_columns(
     languages: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)  # a path is never broken, however long
     metrics = example_metrics(languages=languages)
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-    print_report(tmp_path)
+    folder = Path("runs/mine/eval")
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    print_report(folder)
     printed = capsys.readouterr().out
     assert max(map(cell_len, printed.splitlines())) <= 80
     assert "…" not in re.sub(r"^… ", "", printed, flags=re.M), "a cell was cut"
