@@ -25,7 +25,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -34,6 +34,8 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import contenders
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
@@ -45,7 +47,8 @@ GIB = 2**30
 # minutes is in `train`, 15 to 20 s of imports and loading in each process), and the most that it gets.
 QUESTIONS = {
     "environment": (20, 90), "load": (60, 240), "train": (150, 420), "shared": (0, 10), "resume": (140, 420),
-    "evaluate": (60, 240), "export": (120, 420), "memory": (60, 240), "agree": (0, 10), "speed": (480, 560),
+    "evaluate": (60, 240), "export": (120, 420), "memory": (60, 240), "agree": (0, 10), "minutes": (420, 560),
+    "speed": (480, 560),
 }  # fmt: skip
 IN_16BIT = "model.layers.1.mlp"  # left so in the NF4 model, as the published 4-bit repositories do with some layers
 # Nats of an answer's log-probability, as a mean over a step's pairs. A token has about -12 with random weights, which
@@ -70,9 +73,10 @@ class Scale:
     max_length: int = 1024  # the recipe's
     memory_at: tuple[int, ...] = (1024, 2048, 512)
     shorter: int = 1
+    long: int = 200  # steps from which the minutes of the whole recipe are reckoned
 
 
-TINY = Scale(steps=6, pairs=4, save=2, kill=3, max_length=128, memory_at=(128,), shorter=8)
+TINY = Scale(steps=6, pairs=4, save=2, kill=3, max_length=128, memory_at=(128,), shorter=8, long=12)
 
 
 class Failed(Exception):
@@ -159,16 +163,15 @@ class GpuCheck:
         return dict(json.loads(next(line for _, line in reversed(made.lines) if line.startswith("{"))))
 
     def train(self) -> dict[str, Any]:
-        """The recipe's settings for some steps; minutes of the real recipe, from the median step."""
+        """The recipe's settings for some steps."""
         done = self.dpo_cli("train", "--fresh").worked()
-        rows, step = self.rows(), _seconds_per_step(done)
+        rows = self.rows()
         remarks = re.findall(r"^ *((?:warning:|no (?:shared|token)).*|.*Warning:.*)", done.text, flags=re.MULTILINE)
         return {
             "steps": len(rows),
             "first_loss": rows[0]["loss"],
             "last_loss": rows[-1]["loss"],
-            "seconds_per_step": round(step, 3),
-            "minutes_of_7500_pairs": round(REAL_PAIRS / self.scale.pairs * step / 60, 1),
+            "seconds_per_step": round(_seconds_per_step(done), 3),
             "peak_gib": round(self.read("train/metrics.json")["peak_memory_bytes"] / GIB, 2),
             **self.taken(),
             "remarks": remarks,
@@ -249,10 +252,26 @@ class GpuCheck:
             "holds": done.code == 0,
         }
 
+    def minutes(self) -> dict[str, Any]:
+        """Minutes of the real recipe, from more steps: their mean, for a median leaves out what comes now and then."""
+        steps, pairs = self.scale.long, self.scale.pairs
+        settings = [f"train.max_steps={steps}", f"data.total={steps * pairs}", f"train.save_steps={steps // 2}"]
+        done = self.dpo_cli("train", "--fresh", run="long", settings=settings).worked()
+        step = _seconds_per_step(done, statistics.mean)
+        return {
+            "steps": len(self.rows("long")),
+            "seconds_per_step": round(step, 3),
+            "minutes_of_7500_pairs": round(REAL_PAIRS / pairs * step / 60, 1),
+            "peak_gib": round(self.read("train/metrics.json", "long")["peak_memory_bytes"] / GIB, 2),
+            "holds": len(self.rows("long")) == steps,
+        }
+
     def speed(self) -> dict[str, Any]:
         """The contenders of `bench_train.py`, whose own table is kept whole."""
-        file = str(self.out / "speed.json")
-        done = self.python(str(HERE / "bench_train.py"), "--device", self.device, "--json", file).worked()
+        file = str(self.out / f"speed_{self.task.shape}_{self.task.backend}.json")
+        shape = next(name for name in contenders.SHAPES if name.lower() == self.task.shape)
+        options = ["--device", self.device, "--backend", self.task.backend, "--shapes", shape, "--json", file]
+        done = self.python(str(HERE / "bench_train.py"), *options).worked()
         return {"json": file, "printed": done.text}
 
     # ------------------------------------------------------------------------------------------------------- pieces
@@ -348,9 +367,9 @@ def _apart(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], key: 
     return max(abs(a[key] - b[key]) for a, b in zip(one, other, strict=False))
 
 
-def _seconds_per_step(ran: Ran) -> float:
+def _seconds_per_step(ran: Ran, average: Callable[[Iterable[float]], float] = statistics.median) -> float:
     times = [when for when, line in ran.lines if re.match(r"\s*step +\d+/", line)]
-    return statistics.median(late - early for early, late in pairwise(times))
+    return average(late - early for early, late in pairwise(times))
 
 
 # ------------------------------------------------------------------------------------------------- what is trained on
@@ -359,7 +378,7 @@ def _seconds_per_step(ran: Ran) -> float:
 def make(work: Path, name: str, device: str, scale: Scale) -> dict[str, Any]:
     """Write pairs and, as `16bit` and `nf4`, the model of a shape; what is there stays. Runs in its own process."""
     import torch
-    from contenders import SHAPES, random_qwen3
+    from contenders import random_qwen3
     from dpo_cli import smoke
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -367,7 +386,7 @@ def make(work: Path, name: str, device: str, scale: Scale) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     for language in ("en", "zh"):
         write_pairs(work / f"pairs_{language}_{scale.max_length}.jsonl", language, tokenizer, scale)
-    shape = {one.lower(): shape for one, shape in SHAPES.items()}[name]
+    shape = {one.lower(): shape for one, shape in contenders.SHAPES.items()}[name]
     shape = replace(shape, vocabulary=max(shape.vocabulary, len(tokenizer)))
     half, quarter, whole = (work / name / part for part in ("16bit", "nf4", "whole"))
     on: Any = {"": 0 if device == "cuda" else "cpu"}
@@ -418,7 +437,7 @@ def write_pairs(path: Path, language: str, tokenizer: Any, scale: Scale) -> None
         return drawn[: offsets[tokens - 1][1]]
 
     rows, real = [], lengths.load(language, max_length=10**6)
-    for number in range(2 * scale.steps * scale.pairs):
+    for number in range(2 * max(scale.steps, scale.long) * scale.pairs):
         row = real[number % len(real)]
         # The chat template's own tokens, about 14 in the prompt and 2 after an answer, are among the counted ones.
         wanted = row.prompt - 14, row.chosen - 2, row.rejected - 2
@@ -451,9 +470,12 @@ def tasks(shapes: Sequence[str], scale: Scale) -> Iterator[Task]:
         yield from (Task("train", shape, other), Task("shared", shape, other), Task("agree", shape, "both"))
         yield from (Task("memory", shape, other, length), Task("resume", shape, other))
     yield from (Task("memory", shape, backend, longer) for longer in lengths for backend in (main, *others))
-    for shape in shapes:
-        yield from (Task("load", shape), Task("train", shape, main), Task("memory", shape, main, length))
-    yield Task("speed")
+    for other in shapes:
+        yield from (Task("load", other), Task("train", other, main))
+        yield from (Task("memory", other, main, at) for at in scale.memory_at)
+    yield Task("minutes", shape, main)
+    yield from (Task("speed", shape, backend) for backend in backends())
+    yield from (Task("speed", other, main) for other in shapes[-1:])
 
 
 def answer(check: GpuCheck, task: Task) -> dict[str, Any]:

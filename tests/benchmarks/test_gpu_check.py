@@ -33,23 +33,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_question_gets_an_answer_with_its_figures(folder: Path) -> None:
-    done, answers = gpu_check(folder, "train,shared,memory,resume,evaluate,export")
+    done, answers = gpu_check(folder, "train,shared,memory,resume,evaluate,export,minutes")
     assert done.returncode in (0, 1), done.stderr
     first_line = done.stdout.splitlines()[0]
     assert first_line.startswith(
-        "about 10 minutes, in calls of 10; seconds expected: {'load tiny': 60, 'train tiny hf'"
+        "about 17 minutes, in calls of 10; seconds expected: {'load tiny': 60, 'train tiny hf'"
     )
-    assert [*answers] == ["load", "train", "shared", "resume", "evaluate", "export", "memory at 128"]
+    assert [*answers] == ["load", "train", "shared", "resume", "evaluate", "export", "memory at 128", "minutes"]
     assert {name: row["state"] for name, row in answers.items() if name != "memory at 128"} == dict.fromkeys(
-        ("load", "train", "shared", "resume", "evaluate", "export"), "ok"
+        ("load", "train", "shared", "resume", "evaluate", "export", "minutes"), "ok"
     ), done.stdout
     assert answers["load"]["layers_in_4bit"] == 11, "two layers of seven linear modules, and one MLP left in 16 bits"
 
     train = answers["train"]
     assert train["steps"] == 6 and train["shared_prefix"] is True and train["token_budget"] > 0
     assert train["first_loss"] == pytest.approx(0.6931, abs=1e-4)
-    # 7,500 pairs in steps of 4.
-    assert train["minutes_of_7500_pairs"] == pytest.approx(train["seconds_per_step"] * 7500 / 4 / 60, abs=0.1)
+    minutes = answers["minutes"]  # 7,500 pairs in steps of 4
+    assert minutes["steps"] == 12
+    assert minutes["minutes_of_7500_pairs"] == pytest.approx(minutes["seconds_per_step"] * 7500 / 4 / 60, rel=0.02)
 
     assert answers["resume"]["resumed_from"] == 2
     assert answers["resume"]["losses_apart"] == answers["resume"]["margins_apart_of_largest"] == 0.0
@@ -90,6 +91,6 @@ def test_the_next_call_goes_on_after_what_is_answered_and_asks_again_what_failed
 def test_what_is_asked_for_by_name_alone_is_speed_and_models_never_lie_among_the_answers(tmp_path: Path) -> None:
     done, answers = gpu_check(tmp_path, "speed", "--minutes", "0")
     assert done.returncode == 0 and not answers
-    assert done.stdout.splitlines()[0] == "about 8 minutes, in calls of 0; seconds expected: {'speed': 480}"
+    assert done.stdout.splitlines()[0] == "about 8 minutes, in calls of 0; seconds expected: {'speed tiny hf': 480}"
     done, _ = gpu_check(tmp_path, "train", "--work", str(tmp_path / "out" / "models"))
     assert done.returncode == 2 and "--work lies in --out" in done.stderr
