@@ -21,7 +21,7 @@ KEPT_BY_LENGTH = 0.95  # the share of prompts that a proposed model.max_length w
 ENOUGH_HELD_OUT = 50  # pairs, from which on an accuracy says something
 OWN = ("pairs", "kto", "chat", "alpaca", "swift", "sharegpt", "nectar")  # layouts of people's own files
 LONGER = 0.6  # the share of prompts whose longer answer the rater prefers, from which on it is said
-FOREIGN_SHARE = 0.5  # of the prompts that are taken for English
+FOREIGN_SHARE = 0.5  # of a source's prompts
 
 # What to look at where a reason took everything, or much.
 HINTS = {
@@ -188,7 +188,7 @@ def languages(funnel: Funnel) -> list[str]:
     said = []
     for source, found in funnel.latin.items():
         for name, count in found.most_common(1):
-            if name != "en" and count > FOREIGN_SHARE * found.total():
+            if name != "en" and count > FOREIGN_SHARE * funnel.came[source]:
                 seen = f"{count:,} of {found.total():,} prompts that are counted as en look like {name}"
                 said.append(f"{source}: {seen}; set language: {name} on the source")
     return said

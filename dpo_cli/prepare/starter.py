@@ -64,7 +64,7 @@ def starter(source: str = BUILT_IN_DATA, folder: Path = Path()) -> str:
         f"    - {{id: {_scalar(written)}, layout: {read.layout}{_language(sets)}}}",
         "train:",
         f"  method: {_method(sets)}",
-        f"  learning_rate: {5e-3 if model == BUILT_IN else 1e-5:.1e}  # lower it where eval says that the text suffers",
+        f"  learning_rate: {8.5e-4 if model == BUILT_IN else 1e-5:.1e}  # lower it where eval says that the text suffers",
         f"  gradient_accumulation_steps: {8 if few else 24}  # rows a step",
         "  num_train_epochs: 1",
         "export: {formats: [adapter, merged]}  # gguf, ollama and hub are others",
