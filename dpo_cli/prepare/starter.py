@@ -41,7 +41,8 @@ def starter(source: str = BUILT_IN_DATA, folder: Path = Path()) -> str:
     local = Path(source).expanduser()
     known = str(local.resolve()) if local.exists() else source
     folder = folder.resolve()
-    recipe = Recipe.model_validate({"model": {"id": BUILT_IN}, "data": {"sources": [{"id": known}]}})
+    data = {"sources": [{"id": known}]}
+    recipe = Recipe.model_validate({"model": {"id": BUILT_IN}, "data": data})
     read = look(recipe, 0)
     layout = LAYOUTS[read.layout]
     rows = islice(candidate_sets(recipe.data.sources[0], read.feeds, layout, read.settings, lambda _: None), LOOKED_AT)
@@ -53,7 +54,10 @@ def starter(source: str = BUILT_IN_DATA, folder: Path = Path()) -> str:
             where=source,
         )
     model, why = _model(find_driver())
-    few = len(sets) < FEW
+    method, reason = _method(sets)
+    given = Recipe.model_validate({"model": {"id": model}, "data": data, "train": {"method": method}}).train
+    step = 8 if len(sets) < FEW else 24
+    rate = 8.5e-4 if model == BUILT_IN else given.learning_rate
     written = _relative(local.resolve(), folder) if local.exists() else source
     lines = [
         f"# {_seen(sets, read.layout)}",
@@ -63,9 +67,9 @@ def starter(source: str = BUILT_IN_DATA, folder: Path = Path()) -> str:
         "  sources:",
         f"    - {{id: {_scalar(written)}, layout: {read.layout}{_language(sets)}}}",
         "train:",
-        f"  method: {_method(sets)}",
-        f"  learning_rate: {8.5e-4 if model == BUILT_IN else 1e-5:.1e}  # lower it where eval says that the text suffers",
-        f"  gradient_accumulation_steps: {8 if few else 24}  # rows a step",
+        f"  method: {method}{reason}",
+        f"  learning_rate: {rate:.1e}  # lower it where eval says that the text suffers",
+        f"  gradient_accumulation_steps: {step // given.per_device_train_batch_size}  # {step} rows a step",
         "  num_train_epochs: 1",
         "export: {formats: [adapter, merged]}  # gguf, ollama and hub are others",
     ]
@@ -92,11 +96,15 @@ def _language(sets: list[CandidateSet]) -> str:
     return f", language: {languages.pop()}" if len(languages) == 1 and languages != {"und"} else ""
 
 
-def _method(sets: list[CandidateSet]) -> str:
-    """DPO where prompts have two answers, KTO where each has one that is called good or bad, else SFT."""
+def _method(sets: list[CandidateSet]) -> tuple[str, str]:
+    """DPO where prompts have two answers, KTO where each has one that is called good or bad, else SFT; and why."""
     if sum(len(one.candidates) > 1 for one in sets) >= len(sets) / 2:
-        return "dpo"
-    return "kto  # one answer a prompt, called good or bad" if sets[0].labelled else "sft  # one answer a prompt"
+        return "dpo", ""
+    return (
+        ("kto", "  # one answer a prompt, called good or bad")
+        if sets[0].labelled
+        else ("sft", "  # one answer a prompt")
+    )
 
 
 def _model(driver: Driver | None) -> tuple[str, str]:

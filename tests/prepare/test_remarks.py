@@ -119,7 +119,7 @@ def test_french_without_a_language_is_said(kit: Any) -> None:
     assert not [one for one in kit.run_rows(rows, {"language": "fr"}).report["warnings"] if "look like" in one]
     english = [{**pair(kit, n), "prompt": f"What is the best of these {kit.sentence(n)}"} for n in range(12)]
     assert not [one for one in kit.run_rows(english).report["warnings"] if "look like" in one]
-    chinese = [{**pair(kit, n), "prompt": f"第{n}个问题：怎样在花园里种树，孩子们才会喜欢？请说说{n}条理由。"} for n in range(9)]
+    chinese = [{**pair(kit, n), "prompt": f"第{n}个问题：怎样在花园里种树？请说{n}条理由。"} for n in range(9)]
     one_of_many = kit.run_rows([*chinese, *rows[:1]]).report["warnings"]
     assert not [one for one in one_of_many if "look like" in one], "no advice for a source from one of its prompts"
 

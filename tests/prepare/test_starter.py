@@ -53,6 +53,8 @@ def test_a_recipe_for_a_file(folder: Path, rows: list[Any], layout: str, method:
     assert (source.layout, recipe.train.method, source.language) == (layout, method, language)
     assert Path(source.id) == folder / "我的 data.jsonl"
     assert recipe.model.id == "builtin:tiny-qwen3"
+    step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
+    assert step == 8 and "# 8 rows a step" in written.read_text(encoding="utf-8")
     assert len(written.read_text(encoding="utf-8").splitlines()) <= 12
 
 
