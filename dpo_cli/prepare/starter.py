@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from dpo_cli.driver import Driver, find_driver
 from dpo_cli.errors import DpoError
@@ -16,6 +17,7 @@ from dpo_cli.prepare.feed import Broken
 from dpo_cli.prepare.layouts import LAYOUTS
 from dpo_cli.prepare.survey import look
 from dpo_cli.recipe import Recipe
+from dpo_cli.recipe.train import train_model
 from dpo_cli.records import CandidateSet
 
 LOOKED_AT = 2000  # rows from which languages, lengths and answers are told
@@ -41,8 +43,7 @@ def starter(source: str = BUILT_IN_DATA, folder: Path = Path()) -> str:
     local = Path(source).expanduser()
     known = str(local.resolve()) if local.exists() else source
     folder = folder.resolve()
-    data = {"sources": [{"id": known}]}
-    recipe = Recipe.model_validate({"model": {"id": BUILT_IN}, "data": data})
+    recipe = Recipe.model_validate({"model": {"id": BUILT_IN}, "data": {"sources": [{"id": known}]}})
     read = look(recipe, 0)
     layout = LAYOUTS[read.layout]
     rows = islice(candidate_sets(recipe.data.sources[0], read.feeds, layout, read.settings, lambda _: None), LOOKED_AT)
@@ -55,7 +56,7 @@ def starter(source: str = BUILT_IN_DATA, folder: Path = Path()) -> str:
         )
     model, why = _model(find_driver())
     method, reason = _method(sets)
-    given = Recipe.model_validate({"model": {"id": model}, "data": data, "train": {"method": method}}).train
+    given: Any = train_model(method)()
     step = 8 if len(sets) < FEW else 24
     rate = 8.5e-4 if model == BUILT_IN else given.learning_rate
     written = _relative(local.resolve(), folder) if local.exists() else source
