@@ -235,6 +235,8 @@ def evaluate(
 
         def work() -> None:
             _look_at(job.recipe, ["model", "adapter", "judge"])
+            if job.recipe.eval.sets and not job.fresh("sets"):
+                _prepare_sets(job)
             from dpo_cli.evaluate.evaluate import evaluate as stage
 
             stage(job.recipe, job.run, quiet=job.quiet)
@@ -396,6 +398,16 @@ def _prepare(job: Job, examples: bool = False) -> None:
     job.run_stage("prepare", work)
     if shown_again:
         console.print_funnel(job.run, job.quiet, examples)
+
+
+def _prepare_sets(job: Job) -> None:
+    """Read the test sets of `eval.sets`; a part of `eval` that prepare does."""
+    paths.require(job.recipe, ["sets"])
+    from dpo_cli.prepare.eval_sets import prepare_sets
+
+    with job.run.stage("sets", job.recipe) as draft:
+        revisions = prepare_sets(job.recipe, job.run.train_pairs, draft.folder, quiet=job.quiet)
+        draft.record["revisions"] = revisions
 
 
 def _of_prepare(loaded: Recipe) -> list[paths.Part]:

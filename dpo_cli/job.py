@@ -78,11 +78,12 @@ def open_run(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> t
     loaded = recipe.load(shipped(recipe_path), settings)
     os.fsencode(loaded.name)  # raises where no folder can be called so
     from dpo_cli import model_files
-    from dpo_cli.prepare.sources import source_files
+    from dpo_cli.prepare.sources import set_files, source_files
 
     inputs: dict[str, Callable[[Recipe], dict[str, Path]]] = {
         "prepare": lambda one: {**source_files(one, missing_ok=True), **model_files.files_for_prepare(one)},
         "train": model_files.local_files,
+        "sets": set_files,
         "export": model_files.merge_files,
     }
     run = Run(runs_dir / loaded.name, inputs)

@@ -139,7 +139,7 @@ def versions() -> dict[str, str]:
 def device_name(stage: str) -> str:
     """What a stage computes on: the GPU's name, where it runs the model and there is one; else the processor."""
     torch = sys.modules.get("torch")  # a stage that runs the model has imported it
-    if stage != "prepare" and torch is not None and torch.cuda.is_available():
+    if stage not in ("prepare", "sets") and torch is not None and torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     return platform.processor() or platform.machine()
 

@@ -109,6 +109,13 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class SetPair(Pair):
+    """A pair of a test set, its `source`; `subset` is what the set itself calls the part that the pair belongs to."""
+
+    subset: str | None = None
+
+
+@dataclass(frozen=True)
 class AcrossPrompts(Pair):
     """A good answer to `prompt` beside a bad one to `rejected_prompt`: of labelled rows with one answer a prompt.
 

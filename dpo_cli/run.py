@@ -25,9 +25,12 @@ from dpo_cli.machine import device_name, git_commit, versions
 from dpo_cli.recipe import Recipe, dump
 from dpo_cli.recipe.reads import recipe_keys
 
-# The stage whose results each stage starts from, and the folder its own results are in.
-BEFORE = {"prepare": None, "train": "prepare", "eval": "train", "export": "train"}
-FOLDERS = {"prepare": "data", "train": "train", "eval": "eval", "export": "export"}
+# The stages whose results each stage starts from, and the folder its own results are in. `sets`, the pairs of
+# `eval.sets`, is a part of `eval` with a state of its own: another test set makes nothing else stale.
+BEFORE: dict[str, tuple[str, ...]] = {
+    "prepare": (), "train": ("prepare",), "sets": ("prepare",), "eval": ("train", "sets"), "export": ("train",),
+}  # fmt: skip
+FOLDERS = {"prepare": "data", "train": "train", "sets": "sets", "eval": "eval", "export": "export"}
 
 # A finished training goes on where one of these was raised, and nothing else has changed.
 GO_ON = ("train.num_train_epochs", "train.max_steps")
@@ -153,9 +156,8 @@ class Run:
         if record["status"] != "complete":
             how = "did not pass its checks" if record["status"] == "unverified" else "was cut short"
             return State("cut_short", [Reason(f"{stage} {how}", "missing", stage)])
-        before = BEFORE[stage]
-        details = [] if before is None else self.state(before, recipe).details
-        details = [*details, *self._changed(stage, recipe)]
+        details = [one for before in stages_before(stage, recipe) for one in self.state(before, recipe).details]
+        details += self._changed(stage, recipe)
         for name, digest in record["outputs"].items():
             path = self.folder / name
             if not path.is_file():
@@ -166,9 +168,8 @@ class Run:
 
     def changes(self, stage: str, recipe: Recipe) -> list[Reason]:
         """What this recipe and these inputs have otherwise than the record of a stage, and of the stages before it."""
-        before = BEFORE[stage]
-        earlier = self.changes(before, recipe) if before and self.record(before) else []
-        return [*earlier, *self._changed(stage, recipe)]
+        before = [one for one in stages_before(stage, recipe) if self.record(one)]
+        return [*(reason for one in before for reason in self.changes(one, recipe)), *self._changed(stage, recipe)]
 
     def _changed(self, stage: str, recipe: Recipe) -> list[Reason]:
         """Keys and files that a stage reads and that are not as its record has them."""
@@ -200,8 +201,7 @@ class Run:
 
     def _input_files(self, stage: str, recipe: Recipe) -> dict[str, Path]:
         files = dict(self.inputs[stage](recipe)) if stage in self.inputs else {}
-        before = BEFORE[stage]
-        if before:
+        for before in stages_before(stage, recipe):
             results = self.record(before).get("outputs", {})
             files |= {name: self.folder / name for name in results if _is_read_by(stage, name)}
         return {name: path for name, path in sorted(files.items()) if path.is_file()}
@@ -366,13 +366,16 @@ def _stamps(files: Mapping[str, Path]) -> dict[str, list[int]]:
     return {name: facts for name, facts in found.items() if facts[0] >= LARGE}
 
 
+def stages_before(stage: str, recipe: Recipe) -> list[str]:
+    """The stages that a stage starts from with this recipe, which may have no test sets."""
+    return [one for one in BEFORE[stage] if one != "sets" or recipe.eval.sets]
+
+
 def _is_read_by(stage: str, output: str) -> bool:
-    """Whether a stage reads that file of the stage before it (reports and logs change nothing)."""
-    return (
-        output.startswith("train/adapter/")
-        if stage in ("eval", "export")
-        else output in ("data/train.jsonl", "data/eval.jsonl")
-    )
+    """Whether a stage reads that file of a stage before it (reports and logs change nothing)."""
+    if stage in ("eval", "export"):
+        return output.startswith(("train/adapter/", "sets/"))
+    return output in ("data/train.jsonl", "data/eval.jsonl")
 
 
 def _brief(value: Any) -> str:

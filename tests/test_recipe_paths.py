@@ -50,6 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("data.sources.0.id=data/pair.jsonl", "data.sources[0].id", "; did you mean ./data/pairs.jsonl?"),
         ("data.sources.0.id=./dta/pairs.jsonl", "data.sources[0].id", "; did you mean ./data?"),
         ("data.contamination=[data/nothing.txt]", "data.contamination[0]", "/data/nothing.txt"),
+        ("eval.sets=data/pair.jsonl", "eval.sets[0].id", "; did you mean ./data/pairs.jsonl?"),
         ("model.id=./models/qwen33", "model.id", "no folder ./models/qwen33; did you mean ./models/qwen3?"),
         ("model.id=./models/qwem", "model.id", "did you mean ./models/qwen3?"),
         ("model.id=models/qwen/3", "model.id", "there is no models/qwen/3"),

@@ -21,6 +21,7 @@ from dpo_cli.disk import sha256, write_json
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate import summary, winrate, words
 from dpo_cli.evaluate.answers import ScoredAnswer, answer_metrics, as_pair, score_answers
+from dpo_cli.evaluate.other_sets import overlap_warnings, read_sets, set_metrics
 from dpo_cli.evaluate.pairs import Scored, baselines, grouped_metrics, score_pairs
 from dpo_cli.evaluate.report import write_report
 from dpo_cli.evaluate.samples import Sample, draws, sample_pairs
@@ -59,6 +60,7 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
         DpoError: nothing was held out, or nothing fits; the judge can't be asked.
     """
     pairs, answers = _held_out(recipe, run), read_answers(run.eval_pairs, chosen_on=_half(recipe))
+    tested = read_sets(recipe, run)
     backends.import_backend(backends.Backend("hf", "evaluation"))
     remark = None
     if recipe.eval.judge:
@@ -67,10 +69,12 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
     if not quiet:
         what = f"{len(pairs)} held-out pairs" if pairs else f"{len(answers)} held-out answers"
         what += " that had no part in choosing the adapter" if recipe.keeps_best else ""
+        what += f" and {len(tested):,} pairs of {', '.join(one.label for one in recipe.eval.sets)}" if tested else ""
         print(f"eval: {what}, tuned and base from one set of weights", flush=True)
         print(f"eval: {remark}\n" if remark else "", end="", flush=True)
     batch_size = 2 * recipe.train.per_device_eval_batch_size
     scored = score_pairs(model, tokenizer, pairs, recipe.model.max_length, batch_size)
+    scored_sets = score_pairs(model, tokenizer, tested, recipe.model.max_length, batch_size)
     learned = score_answers(model, tokenizer, answers, pairs, scored, recipe.model.max_length, batch_size)
     if not scored and (pairs or not learned):
         raise DpoError(
@@ -85,10 +89,13 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
     _free_memory()
     judgments, calibration = _judge(recipe, run, samples, pairs, quiet) if recipe.eval.judge else ([], [])
 
-    metrics = _metrics(recipe, run, pairs, scored, learned, samples, judgments, calibration)
+    sets = set_metrics(recipe, run, tested, scored_sets)
+    metrics = _metrics(recipe, run, pairs, scored, learned, sets, samples, judgments, calibration)
     with run.stage("eval", recipe) as draft:
         draft.record["samples"] = made_from
         write_jsonl(draft.folder / "pairs.jsonl", (asdict(one) for one in scored))
+        if scored_sets:
+            write_jsonl(draft.folder / "sets.jsonl", (asdict(one) for one in scored_sets))
         if samples:
             write_jsonl(draft.folder / "samples.jsonl", (one.to_json() for one in samples))
         if judgments or calibration:
@@ -201,6 +208,7 @@ def _metrics(
     pairs: Sequence[Pair],
     scored: Sequence[Scored],
     learned: Sequence[ScoredAnswer],
+    sets: dict[str, Any],
     samples: Sequence[Sample],
     judgments: Sequence[Judgment],
     calibration: Sequence[Judgment],
@@ -219,6 +227,7 @@ def _metrics(
         "samples": sample_metrics(samples, recipe.seed) if samples else None,
         "judge": None,
         "baselines": baselines(scored, prepared),
+        "sets": sets,
     }
     for language in sorted({one.language for one in learned} - metrics["languages"].keys()):
         metrics["languages"][language] = {"pairs": None}
@@ -250,6 +259,7 @@ def _metrics(
     metrics["warnings"] = [
         *across,
         *summary.warnings(metrics),
+        *overlap_warnings(sets),
         *(f"data: {warning}" for warning in prepared["warnings"]),
     ]
     return {"name": recipe.name, "verdict": verdict(metrics), **metrics}

@@ -88,7 +88,9 @@ def print_report(folder: Path) -> None:
     tables = parts(metrics, brief=True)
     if len(metrics["languages"]) > BESIDE and "pairs" in tables:
         tables["pairs"] += f"\n\n{accuracy_tables(metrics)['By language']}"
-    print_markdown("\n\n".join(tables[part] for part in ("pairs", "answers", "samples", "judge") if part in tables))
+    print_markdown(
+        "\n\n".join(tables[part] for part in ("pairs", "sets", "answers", "samples", "judge") if part in tables)
+    )
     said = [judged(metrics["judge"]), *(f"warning: {warning}" for warning in metrics["warnings"])]
     terminal().print("", *filter(None, [*said, metrics["verdict"]["sentence"]]), sep="\n")
     say(f"report: {folder / 'report.html'}")  # whole, however long, so that it can be copied
@@ -109,6 +111,8 @@ def _sections(metrics: Mapping[str, Any], language: str) -> Iterator[Section]:
         yield _examples(metrics["examples"], language)
     if "pairs" in tables:
         yield Section("pairs", tables["pairs"])
+    if "sets" in tables:
+        yield Section("sets", tables["sets"])
     yield Section("learned", tables["answers"], "Chosen answers, or those that are called good.")
     if "samples" in tables:
         note = f"{sampled(metrics['sampling'])} Base → tuned, and the change from prompt to prompt."
@@ -158,6 +162,8 @@ def _leads(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         accuracy, longer = pairs["reward_accuracy"], pairs["longer_wins"]["value"]
         found["pairs"] = {"accuracy": show_figure(accuracy), "n": f"{accuracy['n']:,}"}
         found["accuracy"] = {"length": f"{max(longer, 1 - longer):.1%}"}
+    if metrics["sets"]:
+        found["sets"] = {"n": len(metrics["sets"])}
     if samples:
         kinds = [one["kind"] for one in metrics["examples"]]
         counts = {kind: kinds.count(kind) for kind in ("changed", "random")}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dpo_cli.evaluate.charts import Dot
-from dpo_cli.show import NATS, RATIO, SHARE, Unit, shorten, show_figure, table
+from dpo_cli.show import NATS, RATIO, SHARE, Unit, escaped, shorten, show_figure, table
 
 BESIDE = 2  # languages that have room beside the whole on 80 columns
 
@@ -140,6 +140,8 @@ def parts(metrics: Mapping[str, Any], brief: bool = False) -> dict[str, str]:
     if metrics["samples"]:
         title = f"sampled answers, n = {metrics['samples']['tokens_tuned']['n']:,}"
         found["samples"] = changes(title, metrics["samples"], SAMPLE_ROWS, brief)
+    if metrics["sets"]:
+        found["sets"] = test_sets(metrics["sets"], brief)
     return found
 
 
@@ -156,6 +158,32 @@ def by_language(metrics: Mapping[str, Any]) -> Iterator[str]:
             yield changes(title, one["samples"], SAMPLE_ROWS, False)
         if one["judge"]:
             yield beside("judge", {name: one["judge"]}, JUDGE_ROWS, "win_rate", False)
+
+
+def test_sets(sets: Mapping[str, Any], brief: bool = False) -> str:
+    """Lay out the figures of the test sets, and below them each set's subsets and languages; nothing without sets."""
+    if not sets:
+        return ""
+    heads = ["test set", "n", "reward accuracy", "longer wins", "ranking"]
+    ranking = next(row for row in ROWS if row.key == "ranking_accuracy")
+
+    def line(name: str, pairs: Mapping[str, Any]) -> list[str]:
+        accuracy, longer = pairs["reward_accuracy"], show_figure(pairs["longer_wins"], SHARE, False)
+        return [name, f"{accuracy['n']:,}", show_figure(accuracy), longer, ranking.sides(pairs)]
+
+    found = [table(heads, [line(shorten(name, 22), one["pairs"]) for name, one in sets.items()])]
+    for name, one in sets.items() if not brief else ():
+        for part in ("subsets", "languages"):
+            if one[part]:
+                rows = [line(shorten(group, 40), figures["pairs"]) for group, figures in one[part].items()]
+                found.append(table([f"{shorten(name, 22)}, {part}", *heads[1:]], rows))
+    counts = [
+        f"- {escaped(name)}: {one['kept']:,} of {one['in']:,} prompts scored"
+        + "".join(f", {count:,} {reason}" for reason, count in one["dropped"].items())
+        + f"; {one['overlap']:,} were trained on"
+        for name, one in sets.items()
+    ]
+    return "\n\n".join([*found, "\n".join(counts)])
 
 
 def accuracies(metrics: Mapping[str, Any]) -> list[tuple[str, list[Dot]]]:

@@ -47,6 +47,7 @@ WORDS: dict[str, dict[str, str]] = {
     # headings
     "answers": {"en": "Answers side by side", "zh": "回答对照"},
     "pairs": {"en": "Held-out pairs", "zh": "留出的偏好对"},
+    "sets": {"en": "Other test sets", "zh": "其他测试集"},
     "samples": {"en": "Sampled answers", "zh": "采样的回答"},
     "judge": {"en": "Judge", "zh": "评审"},
     "accuracy": {"en": "Reward accuracy", "zh": "奖励准确率"},
@@ -66,6 +67,10 @@ WORDS: dict[str, dict[str, str]] = {
     "pairs_lead": {
         "en": "{accuracy} of {n} held-out prompts moved towards the chosen answer; before training it is 50%.",
         "zh": "在 {n} 个留出的提示中，{accuracy} 向偏好的回答移动；训练前为 50%。",
+    },
+    "sets_lead": {
+        "en": "Pairs of {n} other sources, scored whole and alike in every run, whatever it was trained on.",
+        "zh": "来自其他来源的偏好对（共 {n} 个测试集），不经数据过滤，在每次运行中以同样方式打分，与训练数据无关。",
     },
     "samples_lead": {
         "en": "The tuned model's answers are {ratio} as long as the base's; {repetitive} of them repeat themselves.",

@@ -158,7 +158,7 @@ def _evaluation(recipe: Recipe, run: Run) -> dict[str, Any]:
     """Verdict and tables of eval/report.md; none where eval has not seen this very adapter."""
     if not run.state("eval", recipe).fresh:
         return {"evaluation": ""}
-    wanted = ("", "Held-out pairs", "Sampled answers", "Judge")
+    wanted = ("", "Held-out pairs", "Other test sets", "Sampled answers", "Judge")
     return {"evaluation": report_sections(run["eval"] / "report.md", wanted)}
 
 

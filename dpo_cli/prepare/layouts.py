@@ -20,6 +20,7 @@ from dpo_cli.prepare.messages import (
     first,
     is_said,
     is_transcript,
+    label_of,
     list_of,
     literal,
     map_of,
@@ -140,7 +141,9 @@ def _arena_turns(row: Row, side: str) -> Any:
 def pairs(row: Row, settings: Settings) -> CandidateSet:
     """Any prompt, chosen, rejected, as text or messages; scores count where they are on 0..1. Columns can be mapped."""
     ours = _mapped(row, settings)
-    return preferred(ours, _prompt(ours, settings), sides(ours), system_of(ours), ours.get("history"))
+    item = preferred(ours, _prompt(ours, settings), sides(ours), system_of(ours), ours.get("history"))
+    item.subset = label_of(ours.get("subset"))
+    return item
 
 
 def _prompt(row: Row, settings: Settings) -> Any:

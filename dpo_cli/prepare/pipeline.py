@@ -73,18 +73,19 @@ def prepare(recipe: Recipe, folder: Path, *, kept: Path | None = None, quiet: bo
         store = stack.enter_context(closing(Rows(folder)))
         progress = stack.enter_context(Progress(quiet))
         tokenizer = chat.load_tokenizer(recipe) if wanted.too_long or wanted.length_ratio else None
-        sources = _look(recipe, tokenizer, progress)
+        sources = look_at(recipe, tokenizer, progress)
         read, own = [one for one, _ in sources], None
         if recipe.data.rater is not None:
             progress.close()
             made = own_answers(recipe, sources, folder, kept or folder.parent, tokenizer, quiet)
             own = stack.enter_context(closing(made))
-        entries, sketches = _read(recipe, sources, own, store, funnel, progress)
+        sketches = Sketches()
+        entries = read_rows(recipe, sources, own, store, funnel, progress, sketches)
         progress.stage("comparing prompts", "prompts")
         duplicates = drop_duplicates(entries, sketches, lambda entry: store.get(entry.place)[0], wanted)
         if tokenizer is not None:
-            _count_tokens(recipe, tokenizer, entries, store, progress)
-        _book(entries, store, funnel)
+            count_tokens(recipe, tokenizer, entries, store, progress)
+        book(entries, store, funnel)
         if not funnel.kept:
             raise refusals.nothing_left(recipe, funnel, {one.layout for one in read})
         mix = _choose(recipe, entries)
@@ -112,7 +113,7 @@ def prepare(recipe: Recipe, folder: Path, *, kept: Path | None = None, quiet: bo
 # -------------------------------------------------------------------------------------------------- row by row
 
 
-def _look(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, progress: Progress) -> list[Looked]:
+def look_at(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, progress: Progress) -> list[Looked]:
     """What each source is read as, and what its filters need to know."""
     base = filters.Context.of(recipe, read_contamination(recipe), tokens.special(tokenizer) if tokenizer else [])
     looked = []
@@ -124,11 +125,17 @@ def _look(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, progress: P
     return looked
 
 
-def _read(
-    recipe: Recipe, looked: list[Looked], own: OwnAnswers | None, store: Rows, funnel: Funnel, progress: Progress
-) -> tuple[list[Entry], Sketches]:
-    """Every prompt that reached the duplicates, and its sketch."""
-    entries, sketches = list[Entry](), Sketches()
+def read_rows(
+    recipe: Recipe,
+    looked: list[Looked],
+    own: OwnAnswers | None,
+    store: Rows,
+    funnel: Funnel,
+    progress: Progress,
+    sketches: Sketches,
+) -> list[Entry]:
+    """Every prompt that reached the duplicates; its sketch goes into `sketches`."""
+    entries = list[Entry]()
     for rank, (one, context) in enumerate(looked):
         label, language = one.source.label, one.source.language or "und"
         progress.stage(f"reading {label}", "prompts")
@@ -152,7 +159,7 @@ def _read(
                 entry.place = store.add((key, item))
                 entries.append(entry)
         contradictions.check(recipe, rank, funnel.came[label])
-    return entries, sketches
+    return entries
 
 
 def _judge(
@@ -210,7 +217,7 @@ def _picks(recipe: Recipe, item: CandidateSet, key: int, context: filters.Contex
 TOKEN_BATCH = 64  # prompts counted together
 
 
-def _count_tokens(
+def count_tokens(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, entries: list[Entry], store: Rows, progress: Progress
 ) -> None:
     """Drop what is too long for the model, or too unequal in length. The slowest filter, so only on what is left."""
@@ -228,7 +235,7 @@ def _count_tokens(
         progress.tick(progress.count / len(alive))
 
 
-def _book(entries: list[Entry], store: Rows, funnel: Funnel) -> None:
+def book(entries: list[Entry], store: Rows, funnel: Funnel) -> None:
     """Count every entry as kept or dropped, and assert that nothing got lost."""
 
     def asked(entry: Entry) -> tuple[str, str]:
@@ -249,21 +256,26 @@ def _book(entries: list[Entry], store: Rows, funnel: Funnel) -> None:
     funnel.check()
 
 
-def _choose(recipe: Recipe, entries: list[Entry]) -> Mix:
-    """Split what is kept by the hash of its cluster, and mix what is not held out."""
-    data = recipe.data
+def named_rows(entries: list[Entry], several: bool = False) -> list[Chosen]:
+    """The rows of all entries that are not dropped, in the order of their hashes; `several` may share a prompt."""
     rows: list[Chosen] = []
     used = Counter[str]()
     alive = [entry for entry in entries if entry.drop is None]
     for entry in sorted(alive, key=lambda entry: (entry.rank, entry.hash, entry.content)):
         for picked in entry.picks:
-            name = row_id(entry.source, entry.hash, picked if data.pairs.pick == "all" else ())
+            name = row_id(entry.source, entry.hash, picked if several else ())
             used[name] += 1
             if used[name] > 1:  # the same prompt again, where duplicates may stay
                 name = row_id(name, used[name])
             rows.append((entry, picked, name))
+    return rows
+
+
+def _choose(recipe: Recipe, entries: list[Entry]) -> Mix:
+    """Split what is kept by the hash of its cluster, and mix what is not held out."""
+    data, rows = recipe.data, named_rows(entries, recipe.data.pairs.pick == "all")
     held, free = [], []
-    below = split.held_below((entry.cluster for entry in alive), data.eval_fraction)
+    below = split.held_below((entry.cluster for entry, _, _ in rows), data.eval_fraction)
     for place, (entry, _, name) in enumerate(rows):
         if entry.cluster < below:
             held.append(split.Choice(place, entry.cluster, entry.language, entry.source))

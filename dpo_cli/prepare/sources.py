@@ -238,6 +238,12 @@ def contamination_files(recipe: Recipe) -> dict[str, Path]:
     return found
 
 
+def set_files(recipe: Recipe) -> dict[str, Path]:
+    """The local files of `eval.sets` that are on this machine, keyed as in the inputs."""
+    asked = (recipe.of_test_set(index, recipe.data.filters) for index in range(len(recipe.eval.sets)))
+    return {name: path for one in asked for name, path in source_files(one, missing_ok=True).items()}
+
+
 def source_files(recipe: Recipe, missing_ok: bool = False) -> dict[str, Path]:
     """Every local or built-in input, as `<source label>/<name below its folder>` -> path; Hub sources are left out.
 

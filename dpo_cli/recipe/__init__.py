@@ -73,6 +73,7 @@ class Recipe(Section):
     eval: Eval = Eval()
     export: Export = Export()
     _places: dict[Key, str] = PrivateAttr(default_factory=dict)
+    _written_as: Key | None = PrivateAttr(None)  # where data.sources[0] stands in the recipe, if elsewhere
 
     @field_validator("name")
     @classmethod
@@ -88,8 +89,20 @@ class Recipe(Section):
         """Whether figures on held-out rows choose which checkpoint becomes the adapter."""
         return bool(self.engine.early_stopping or self.train.load_best_model_at_end)
 
+    def of_test_set(self, index: int, filters: Any) -> Recipe:
+        """The recipe as if one of `eval.sets` were its only source of data, and what errors say of it still true."""
+        source = Source(**self.eval.sets[index].model_dump())
+        data = Data(
+            sources=[source], filters=filters, score_weights=self.data.score_weights, pairs=PairPolicy(min_margin=0)
+        )
+        found = self.model_copy(update={"data": data})
+        found._written_as = ("eval", "sets", index)
+        return found
+
     def where(self, *key: str | int) -> str:
         """`recipes/x.yaml:12  data.sources[0].id`, or the key alone where nobody set it."""
+        if self._written_as and key[:2] == ("data", "sources"):
+            key = (*self._written_as, *key[3:])
         place = self._places.get(key)
         return f"{place}  {show_key(key)}" if place else show_key(key)
 

@@ -90,12 +90,14 @@ def _of_the_export(recipe: Recipe) -> Conflicts:
 
 def _of_sources(recipe: Recipe) -> Conflicts:
     """Settings of sources that only a Hub data set, or a folder, has a use for."""
-    for index, source in enumerate(recipe.data.sources):
+    sources = [(("data", "sources", index), one) for index, one in enumerate(recipe.data.sources)]
+    sources += [(("eval", "sets", index), one) for index, one in enumerate(recipe.eval.sets)]
+    for key, source in sources:
         builtin, path = source.id.startswith("builtin:"), Path(source.id)
         local = builtin or path.is_absolute()
         if source.revision and local:
-            yield ("data", "sources", index, "revision"), "does nothing: the source is no Hub id; remove it"
+            yield (*key, "revision"), "does nothing: the source is no Hub id; remove it"
         if builtin or (local and path.is_file()):
             for name in ("data_files", "split"):
                 if getattr(source, name) != type(source).model_fields[name].default:
-                    yield ("data", "sources", index, name), "does nothing: the source is one file; remove it"
+                    yield (*key, name), "does nothing: the source is one file; remove it"

@@ -19,13 +19,14 @@ def overview(recipe: Recipe) -> list[str]:
     learns = f"{train.method} ({losses})" if losses and losses != train.method else train.method
     beta = getattr(train, "beta", None)
     judge = recipe.eval.judge
+    sets = f"; scored on {', '.join(one.label for one in recipe.eval.sets)} too" if recipe.eval.sets else ""
     judged = f"judged by {getattr(judge, 'model', None) or getattr(judge, 'id', '')}" if judge else "no judge"
     lines = {
         "data": f"{sources}: {size}{f' ({shares})' if shares else ''}, {data.eval_fraction:.0%} held out",
         "model": f"{model.id}, {weights}, LoRA r {recipe.lora.r}, at most {model.max_length:,} tokens",
         "train": f"{learns}{f', beta {beta:g}' if beta is not None else ''}, {length}, {step} a step, "
         f"learning rate {train.learning_rate:g}",
-        "eval": f"{recipe.eval.prompts} prompts answered by both models, {judged}",
+        "eval": f"{recipe.eval.prompts} prompts answered by both models, {judged}{sets}",
         "export": ", ".join(wanted.formats) + (f" ({wanted.gguf})" if "gguf" in wanted.formats else ""),
         "run": f"runs/{recipe.name}/",
     }

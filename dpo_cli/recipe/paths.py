@@ -13,8 +13,9 @@ from dpo_cli.errors import FAILED, DpoError, nearest
 from dpo_cli.recipe.yaml import Key
 
 Recipe = Any  # dpo_cli.recipe's, which imports this module
-Part = Literal["model", "adapter", "merge_base", "judge", "rater", "data"]
-PARTS: tuple[Part, ...] = ("model", "adapter", "merge_base", "judge", "rater", "data")
+Part = Literal["model", "adapter", "merge_base", "judge", "rater", "data", "sets"]
+PARTS: tuple[Part, ...] = ("model", "adapter", "merge_base", "judge", "rater", "data", "sets")
+DATA = ("data", "sets")  # parts that are files of rows, and no models
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 SECONDS = 5  # to wait for the Hub's first answer
 
@@ -43,7 +44,7 @@ def missing(recipe: Recipe, parts: Iterable[Part] = PARTS) -> list[tuple[Key, st
         if path.exists():
             problem = _not_of_its_kind(recipe, part, path)
         elif path.is_absolute():  # the loader makes all that is written as a path absolute
-            kind = f"file or folder {path}" if part == "data" else f"folder {_as_typed(path)}"
+            kind = f"file or folder {path}" if part in DATA else f"folder {_as_typed(path)}"
             problem = f"no {kind}{_near(path)}"
         else:
             problem = hub_id_problem(name)
@@ -67,6 +68,8 @@ def _named(recipe: Recipe) -> Iterator[tuple[Part, Key, str]]:
         yield "rater", ("data", "rater", "id"), rater.id
     for index, source in enumerate(recipe.data.sources):
         yield "data", ("data", "sources", index, "id"), source.id
+    for index, one in enumerate(recipe.eval.sets):
+        yield "sets", ("eval", "sets", index, "id"), one.id
     for index, name in enumerate(recipe.data.contamination):
         if Path(name).is_absolute():
             yield "data", ("data", "contamination", index), name
@@ -74,7 +77,7 @@ def _named(recipe: Recipe) -> Iterator[tuple[Part, Key, str]]:
 
 def _not_of_its_kind(recipe: Recipe, part: Part, path: Path) -> str | None:
     """What is wrong with a file or folder that is there."""
-    if part == "data":
+    if part in DATA:
         return None if os.access(path, os.R_OK) else f"{_as_typed(path)} may not be read"
     if not path.is_dir():
         return f"{_as_typed(path)} is a file; name the folder that holds it"
@@ -173,7 +176,7 @@ def require_hub(recipe: Recipe, parts: Iterable[Part]) -> None:
     from huggingface_hub import try_to_load_from_cache
 
     for part, key, name in _named(recipe):
-        if part not in parts or part == "data" or name.startswith("builtin:") or Path(name).is_absolute():
+        if part not in parts or part in DATA or name.startswith("builtin:") or Path(name).is_absolute():
             continue
         if Path(name).exists():
             continue

@@ -14,6 +14,7 @@ from dpo_cli.recipe.yaml import Key, names_a_path, show_key
 READS: dict[str, tuple[str, ...]] = {
     "prepare": ("seed", "model", "data"),
     "train": ("seed", "model", "lora", "train", "engine"),
+    "sets": ("eval.sets",),
     "eval": ("seed", "eval"),
     "export": ("model.merge_base", "export", "eval.temperature", "eval.top_p", "eval.top_k"),  # Ollama's parameters
 }

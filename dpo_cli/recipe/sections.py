@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, create_model, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, field_validator, model_validator
 
 from dpo_cli.recipe.paths import hub_id_problem
 from dpo_cli.recipe.raters import Judge, Rater, Sample
@@ -70,7 +70,9 @@ class Lora(Section):
     ] = Field("auto", description="linear layers that get an adapter; auto: all of the model's but its head")
 
 
-class Source(Section):
+class DataFiles(Section):
+    """Files or a Hub data set, and how to read them."""
+
     name: str | None = Field(None, min_length=1, description="its name in the report; default: the id's stem")
     id: str = Field(min_length=1, description="hub id, local file or folder, or builtin:…")
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
@@ -81,15 +83,26 @@ class Source(Section):
     columns: dict[str, str] | None = Field(
         None, description="for pairs, kto, chat and prompts: our column name -> theirs"
     )
+
+    @property
+    def label(self) -> str:
+        """The name in reports: `name`, or the last part of the id without its suffixes."""
+        return self.name or Path(self.id.removeprefix("builtin:")).name.split(".")[0]
+
+
+def _labels_differ(sources: list[Any]) -> list[Any]:
+    labels = [source.label for source in sources]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(f"two sources are called '{label}'; give one of them a name:")
+    return sources
+
+
+class Source(DataFiles):
     quota: int | None = Field(None, ge=1, description="at most this many training pairs from here")
     keep_refusals: bool = Field(False, description="safety data: don't drop templated refusals")
     sample: Sample | None = Field(None, description="{answers: 4}: the model answers the prompts itself")
     rate: bool = Field(False, description="rate its answers again by data.rater, whatever its own scores")
-
-    @property
-    def label(self) -> str:
-        """The name in `report.json`: `name`, or the last part of the id without its suffixes."""
-        return self.name or Path(self.id.removeprefix("builtin:")).name.split(".")[0]
 
 
 class PairPolicy(Section):
@@ -252,6 +265,7 @@ class Data(Section):
             _one_source_as_list,
             json_schema_input_type=str | Source | Annotated[list[str | Source], Field(min_length=1)],
         ),
+        AfterValidator(_labels_differ),
     ] = Field(min_length=1, description="where the preference data come from")
     rater: Rater | None = Field(
         None, description="{kind: reward_model, id} or {kind: openai, base_url, model}: rates what sample and rate name"
@@ -295,15 +309,6 @@ class Data(Section):
         if shares is not None and abs(sum(shares.values()) - 1) > 1e-6:
             raise ValueError(f"shares sum to {sum(shares.values()):g}, not 1")
         return shares
-
-    @field_validator("sources")
-    @classmethod
-    def _labels_differ(cls, sources: list[Source]) -> list[Source]:
-        labels = [source.label for source in sources]
-        for label in labels:
-            if labels.count(label) > 1:
-                raise ValueError(f"two sources are called '{label}'; give one of them a name:")
-        return sources
 
 
 class EarlyStopping(Section):
@@ -362,6 +367,11 @@ class Eval(Section):
         "reference", description="what the tuned model is compared with; base: without the adapter it started from"
     )
     judge: Judge | None = Field(None, description="{kind: openai, …} or {kind: reward_model, id}, for win rates")
+    sets: Annotated[
+        list[Annotated[DataFiles, BeforeValidator(_id_alone, json_schema_input_type=str | DataFiles)]],
+        BeforeValidator(_one_source_as_list, json_schema_input_type=str | DataFiles | list[str | DataFiles]),
+        AfterValidator(_labels_differ),
+    ] = Field([], description="test sets: other preference pairs, RewardBench's say, that are scored too")
     report_language: Literal["en", "zh"] | None = Field(
         None, description="what report.html is written in: en or zh; null: the language of most held-out prompts"
     )

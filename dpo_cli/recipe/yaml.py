@@ -363,9 +363,13 @@ def _absolute_paths(value: Any, key: Key, folder: Path, place: Callable[[Key], s
 def names_a_path(key: Key) -> bool:
     """Whether that recipe key may hold a local path."""
     match key:
-        case ("model", "id" | "adapter" | "merge_base") | ("data", "sources", int(), "id"):
+        case ("model", "id" | "adapter" | "merge_base"):
             return True
-        case ("data", "sources") | ("data", "sources", int()) | ("data", "sources", "id"):  # a source by its id alone
+        case ("data", "sources", int(), "id") | ("eval", "sets", int(), "id"):
+            return True
+        case ("data", "sources") | ("eval", "sets"):
+            return True
+        case ("data", "sources", int() | "id") | ("eval", "sets", int() | "id"):  # a source by its id alone
             return True
         case ("data", "contamination", int()) | ("eval", "judge", "id") | ("data", "rater", "id"):
             return True

@@ -23,8 +23,10 @@ from dpo_cli.chat import chat_tokens
 from dpo_cli.cli import app
 from dpo_cli.errors import DpoError
 from dpo_cli.evaluate.evaluate import evaluate
+from dpo_cli.job import open_run
 from dpo_cli.run import Run
 from dpo_cli.store import Store
+from rich.cells import cell_len
 from tests import program
 from typer.testing import CliRunner
 
@@ -236,6 +238,47 @@ def test_a_chat_has_both_models_a_history_and_a_system_prompt(
     assert seen[-1] == [("system", "Be brief."), ("user", "Why?")]
     assert done.stdout.count("tuned (") == 3
     assert sorted(run.rglob("*")) == before
+
+
+def test_test_sets_have_figures_of_their_own_and_are_stale_by_themselves(run: Path, dpo_eval: Any) -> None:
+    trained_on = rows(run / "data" / "train.jsonl")[0]["prompt"][-1]["content"]
+    answers = {"chosen": "先备好一张清单，动作要干脆。", "rejected": "也许一张清单吧，说不准。"}
+    asked = [trained_on, "怎么给自行车换内胎？", "怎么洗羽绒服？", "How do I sharpen a pencil?"]
+    bench = [{"prompt": one, **answers, "subset": name} for one, name in zip(asked, "aabb", strict=True)]
+    path = run.parent / "bench.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in bench), encoding="utf-8")
+    sets = [str(path), {"id": "builtin:style-ultrafeedback-zh", "name": "风格"}]
+    settings = options(run, **{"eval.prompts": 2, "eval.judge": None, "eval.sets": sets})
+    done = dpo_eval(*settings)
+    found, scored = metrics(run), rows(run / "eval" / "sets.jsonl")
+    assert list(found["sets"]) == ["bench", "风格"]
+    for name, one in found["sets"].items():
+        some = [row for row in scored if row["source"] == name]
+        gains = [[row[f"policy_{side}"] - row[f"reference_{side}"] for side in ("chosen", "rejected")] for row in some]
+        accuracy = one["pairs"]["reward_accuracy"]
+        assert accuracy["n"] == one["kept"] == len(some)
+        assert accuracy["value"] == pytest.approx(sum(chosen > rejected for chosen, rejected in gains) / len(gains))
+    assert {name: one["pairs"]["margin"]["n"] for name, one in found["sets"]["bench"]["subsets"].items()} == {
+        "a": 2,
+        "b": 2,
+    }
+    assert set(found["sets"]["bench"]["languages"]) == {"en", "zh"}
+    assert found["sets"]["风格"]["pairs"]["reward_accuracy"]["low"] > 0.5, "the style that it learned"
+    assert found["sets"]["bench"]["overlap"] == 1 < found["sets"]["风格"]["overlap"]
+    assert any(warning.startswith("1 of 4 prompts of bench were trained on") for warning in found["warnings"])
+    for text in (done.stdout, *((run / "eval" / f"report.{kind}").read_text("utf-8") for kind in ("md", "html"))):
+        assert "bench" in text and "风格" in text and "1 were trained on" in text
+    assert max(map(cell_len, done.stdout.splitlines()[:-2])) <= 80
+
+    samples = (run / "eval" / "samples.jsonl").read_bytes()
+    path.write_text(json.dumps(bench[1]) + "\n", encoding="utf-8")
+    loaded, changed = open_run(SMOKE, [str(one) for one in settings[4::2]], run.parent)
+    assert changed.state("train", loaded).fresh
+    assert changed.state("eval", loaded).reasons[0] == "bench/bench.jsonl has changed"
+    assert "nothing to do" not in dpo_eval(*settings).stdout
+    assert metrics(run)["sets"]["bench"]["kept"] == 1
+    assert (run / "eval" / "samples.jsonl").read_bytes() == samples
+    assert "nothing to do" in dpo_eval(*settings).stdout
 
 
 def test_prompts_that_leave_no_room_for_an_answer_are_an_error(run: Path) -> None:

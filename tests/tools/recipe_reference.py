@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.recipe import FILTER_OPTIONS, OFF_BY_DEFAULT, Recipe, Source
-from dpo_cli.recipe.sections import DROPS
+from dpo_cli.recipe.sections import DROPS, DataFiles
 from dpo_cli.recipe.train import OUR_TRAIN_DEFAULTS, Section, trl_arguments
 
 PAGE = Path(__file__).parents[2] / "recipes" / "README.md"
@@ -70,6 +70,8 @@ def key_rows(model: type[Section] = Recipe, prefix: str = "") -> list[list[str]]
             rows.append([f"`{key}`", default, str(field.description)])
         if key == "data.sources":
             rows += key_rows(Source, "data.sources[].")
+        if key == "eval.sets":
+            rows += key_rows(DataFiles, "eval.sets[].")
     return rows
 
 

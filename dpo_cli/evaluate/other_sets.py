@@ -1,0 +1,65 @@
+"""The test sets of `eval.sets`, as `prepare` left them: scored beside the held-out pairs, each with its own figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dpo_cli.evaluate.pairs import Scored, pair_metrics
+from dpo_cli.recipe import Recipe
+from dpo_cli.records import SetPair, read_jsonl
+from dpo_cli.run import Run
+
+COUNTS = ("in", "kept", "dropped", "overlap")
+
+
+def read_sets(recipe: Recipe, run: Run) -> list[SetPair]:
+    """The pairs of all test sets; `source` is the set's name."""
+    return [SetPair(**row) for row in read_jsonl(run["sets"] / "pairs.jsonl")] if recipe.eval.sets else []
+
+
+def set_metrics(
+    recipe: Recipe, run: Run, pairs: Sequence[SetPair], scored: Sequence[Scored]
+) -> dict[str, dict[str, Any]]:
+    """The `sets` figures of `eval/metrics.json`, by the sets' names.
+
+    Returns:
+        in, kept, dropped: prompts of the set, as in data/report.json. overlap: how many of those kept are, or nearly
+            are, prompts that were trained on.
+        pairs: as of the held-out pairs. languages, subsets: name -> {"pairs"}, where there are several; a subset is
+            what the set itself calls a part of it.
+    """
+    if not pairs:
+        return {}
+    report = json.loads((run["sets"] / "report.json").read_text(encoding="utf-8"))
+    subset_of = {pair.id: pair.subset for pair in pairs}
+
+    def figures(some: Sequence[Scored]) -> dict[str, Any]:
+        return {"pairs": pair_metrics(some, recipe.train.reward_scale, recipe.seed)}
+
+    def groups(some: Sequence[Scored], names: Sequence[str | None]) -> dict[str, Any]:
+        several = sorted({name for name in names if name is not None})
+        members = {one: [pair for pair, name in zip(some, names, strict=True) if name == one] for one in several}
+        return {name: figures(group) for name, group in members.items()} if len(several) > 1 else {}
+
+    found = {}
+    for name, counts in report.items():
+        some = [one for one in scored if one.source == name]
+        found[name] = {
+            **{key: counts[key] for key in COUNTS},
+            **figures(some),
+            "languages": groups(some, [one.language for one in some]),
+            "subsets": groups(some, [subset_of[one.id] for one in some]),
+        }
+    return found
+
+
+def overlap_warnings(sets: Mapping[str, Any]) -> list[str]:
+    """Which test sets hold prompts that were trained on."""
+    return [
+        f"{one['overlap']:,} of {one['kept']:,} prompts of {name} were trained on, or nearly: name its file in "
+        "data.contamination, so that they are kept out, and train again"
+        for name, one in sets.items()
+        if one["overlap"]
+    ]
