@@ -6,6 +6,7 @@ escaped, and what Markdown or HTML would take for markup is too.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -100,41 +101,76 @@ def bar(what: str, total: int, progress: bool) -> Iterator[Callable[[int], None]
 
 
 class Unit(NamedTuple):
-    """How a figure is written: its factor and decimal places, whether it has a sign, and what stands around it."""
+    """How a figure is written.
+
+    Attributes:
+        places: decimal places at most, and of what has no interval.
+        factor: 100 for percent.
+        mark: the value that an interval is compared with; an end beside it is not rounded to it.
+    """
 
     places: int
     factor: float = 1
     signed: bool = False
     before: str = ""
     after: str = ""
+    mark: float | None = None
 
     @property
     def change(self) -> Unit:
         """What a difference of two such figures is written in: percent points for shares."""
-        return self._replace(signed=True, after=" pp" if self.after == "%" else self.after)
+        return self._replace(signed=True, after=" pp" if self.after == "%" else self.after, mark=0.0)
 
-    def write(self, value: float) -> str:
-        number = round(self.factor * value, self.places) + 0.0  # + 0.0: no minus before a nought
-        text = f"{number:+,.{self.places}f}" if self.signed else f"{number:,.{self.places}f}"
+    def places_of(self, figure: Mapping[str, Any], interval: bool = True) -> int:
+        """How many decimal places a figure's interval supports: up to the first digit of half its width.
+
+        Args:
+            interval: it is shown, and must not seem to reach `mark`.
+        """
+        low, high = figure["low"], figure["high"]
+        if low is None or high is None or high <= low:
+            return self.places
+        places = min(self.places, max(0, math.ceil(-math.log10(self.factor * (high - low) / 2))))
+        beside = [self.factor * end for end in (low, high) if self.mark not in (None, end)]
+        while interval and places < 6 and any(round(end, places) == self.factor * (self.mark or 0.0) for end in beside):
+            places += 1
+        return places
+
+    def write(self, value: float, places: int | None = None) -> str:
+        """Write a value without what stands around it."""
+        places = self.places if places is None else places
+        number = round(self.factor * value, places) + 0.0  # + 0.0: no minus before a nought
+        text = f"{number:+,.{places}f}" if self.signed else f"{number:,.{places}f}"
         return text.replace("-", "−")
 
 
-SHARE, NATS, RATIO = Unit(1, 100, after="%"), Unit(2, signed=True), Unit(2, before="×")
+SHARE = Unit(1, 100, after="%", mark=0.5)
+NATS, RATIO, LOSS = Unit(2, signed=True, mark=0.0), Unit(2, before="×", mark=1.0), Unit(3)
 
 
-def show_figure(figure: Mapping[str, Any], unit: Unit = SHARE, interval: bool = True) -> str:
-    """Write a figure {value, low, high}: `98.4% (94.2–99.6)`, `+1.66 (+1.58 to +1.73)`; – where there is none.
+def show_figure(figure: Mapping[str, Any], unit: Unit = SHARE, interval: bool = True, to: str = " to ") -> str:
+    """Write a figure {value, low, high}: `98% (94–100)`, `+1.66 (+1.58 to +1.73)`; – where there is none.
 
     Args:
         interval: with its 95 % interval, where it has one.
+        to: what stands between two signed ends.
     """
     if figure["value"] is None:
         return "–"
-    text = unit.before + unit.write(figure["value"]) + unit.after
+    places = unit.places_of(figure, interval)
+    text = unit.before + unit.write(figure["value"], places) + unit.after
     low, high = figure["low"], figure["high"]
     if not interval or low is None or high is None:
         return text
-    return f"{text} ({unit.write(low)}{' to ' if unit.signed else '–'}{unit.write(high)})"
+    return f"{text} ({unit.write(low, places)}{to if unit.signed else '–'}{unit.write(high, places)})"
+
+
+def show_interval(figure: Mapping[str, Any], unit: Unit = SHARE, to: str = " to ") -> str:
+    """Write the interval alone, `58% to 69%`; – where there is none."""
+    if figure["low"] is None or figure["high"] is None:
+        return "–"
+    places = unit.places_of(figure)
+    return to.join(unit.before + unit.write(figure[end], places) + unit.after for end in ("low", "high"))
 
 
 # ----------------------------------------------------------------------------------------------------------- Markdown

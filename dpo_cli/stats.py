@@ -66,6 +66,13 @@ def share(wins: Sequence[float], units: Sequence[Hashable]) -> Figure:
     return Figure(value=figure["value"], low=figure["low"], high=figure["high"], n=count)
 
 
+def opposite(figure: Figure) -> Figure:
+    """The share of the rest."""
+    ends = (figure["value"], figure["high"], figure["low"])
+    value, low, high = (None if end is None else round(1 - end, 6) for end in ends)
+    return Figure(value=value, low=low, high=high, n=figure["n"])
+
+
 def unit_means(values: Sequence[float], units: Sequence[Hashable]) -> list[float]:
     """The mean of each unit's values, in the order in which the units come first; NaN where one of its values is."""
     found: dict[Hashable, list[float]] = {}
@@ -177,18 +184,6 @@ def student(freedom: int) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return z + sum(term / v**power for power, term in enumerate(terms, 1))
-
-
-def places(figure: Figure, factor: float = 1, most: int = 6) -> int:
-    """How many decimal places of factor x value its interval supports: up to the first digit of half its width.
-
-    Args:
-        factor: 100 for percent.
-        most: the answer at most; what a figure without an interval gets.
-    """
-    low, high = figure["low"], figure["high"]
-    half = 0.0 if low is None or high is None else factor * (high - low) / 2
-    return min(most, max(0, math.ceil(-math.log10(half)))) if half > 0 else most
 
 
 def _figure(value: float, low: float | None, high: float | None, count: int) -> Figure:

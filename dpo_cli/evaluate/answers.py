@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,18 +88,6 @@ def answer_metrics(scored: Sequence[ScoredAnswer], seed: int) -> dict[str, Figur
             ),
         }
     return figures
-
-
-def learned(figures: Mapping[str, Figure]) -> tuple[str, str]:
-    """What the loss says by itself, where there are no pairs: learned, opposite or none; and the same in words."""
-    change, losses = figures["loss_change"], (figures["loss_base"]["value"], figures["loss_tuned"]["value"])
-    low, high = change["low"] or 0.0, change["high"] or 0.0
-    state = "learned" if high < 0 else "opposite" if low > 0 else "none"
-    before, after = (f"{loss or 0.0:.3f}" for loss in losses)
-    return state, (
-        f"the loss on {change['n']:,} held-out answers went from {before} to {after} nats a token "
-        f"(95% interval of the change {low:+.3f} to {high:+.3f})"
-    )
 
 
 def _key(prompt: Any, answer: Any) -> str:

@@ -10,6 +10,8 @@ from html import escape
 from math import ceil, floor, isfinite
 from typing import NamedTuple
 
+from dpo_cli.evaluate.words import Say
+from dpo_cli.evaluate.words import say as english
 from dpo_cli.show import shorten
 from dpo_cli.stats import Figure
 
@@ -18,18 +20,18 @@ TOP, BASE, HEIGHT = 10, 148, 170  # the y of the highest value, of the lowest, a
 
 
 class Dot(NamedTuple):
-    """A row of `dots`: a name, a share with its interval, the same in words, and what it is compared with, 0..1."""
+    """A row of `dots`: a name, a share with its interval, the same in words, and what it is compared with."""
 
     label: str
     figure: Figure
     text: str
-    rival: float | None = None
+    rival: Figure | None = None
 
 
 Points = Sequence[tuple[float, float | None]]
 
 
-def curve(points: Points, title: str, held_out: Points = ()) -> str:
+def curve(points: Points, title: str, held_out: Points = (), say: Say = english) -> str:
     """A line over training steps, dashed on held-out pairs; empty where training has fewer than two finite values."""
     known, held = _finite(points), _finite(held_out)
     if len(known) < 2:
@@ -49,13 +51,13 @@ def curve(points: Points, title: str, held_out: Points = ()) -> str:
     labels = [
         _text(LEFT - 6, TOP + 4, _number(high), "end"),
         _text(LEFT - 6, BASE, _number(low), "end"),
-        _text(LEFT, HEIGHT - 6, f"step {first:g}"),
+        _text(LEFT, HEIGHT - 6, say("step", n=f"{first:g}")),
         _text(RIGHT, HEIGHT - 6, f"{last:g}", "end"),
     ]
-    said = f"{title} over training steps: from {_number(known[0][1])} to {_number(known[-1][1])}"
+    said = say("curve", title=title, first=_number(known[0][1]), last=_number(known[-1][1]))
     lines = [line(known, "line")]
     if held:
-        said += f"; held out from {_number(held[0][1])} to {_number(held[-1][1])}"
+        said += say("curve_held_out", first=_number(held[0][1]), last=_number(held[-1][1]))
         lines.append(line(held, "line held"))
         lines += [f'<circle class="held" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in (at(*one) for one in held)]
     return _svg([_line(LEFT, BASE, RIGHT, BASE, "axis"), *lines, *labels], said)
@@ -65,7 +67,7 @@ def _finite(points: Points) -> list[tuple[float, float]]:
     return [(step, value) for step, value in points if value is not None and isfinite(value)]
 
 
-def histogram(edges: Sequence[float], counts: Sequence[int], right: int) -> str:
+def histogram(edges: Sequence[float], counts: Sequence[int], right: int, say: Say = english) -> str:
     """Reward margins as bars, those below 0 in another colour, with a line at 0.
 
     Args:
@@ -92,16 +94,15 @@ def histogram(edges: Sequence[float], counts: Sequence[int], right: int) -> str:
     if LEFT + 40 < zero < RIGHT - 40:  # else it would run into the ends' own numbers
         labels.append(_text(zero, HEIGHT - 6, "0", "middle"))
     lines = [_line(LEFT, BASE, RIGHT, BASE, "axis"), _line(zero, TOP, zero, BASE, "mark")]
-    return _svg(
-        [*bars, *lines, *labels], f"reward margins of {sum(counts):,} held-out pairs, {right:,} of them above 0"
-    )
+    return _svg([*bars, *lines, *labels], say("histogram", n=f"{sum(counts):,}", right=f"{right:,}"))
 
 
 def scale(rows: Iterable[Dot]) -> tuple[float, float]:
     """The tenths between which these rows lie with their intervals, and 50 % as well."""
     known = [0.45, 0.55]
     for row in rows:
-        bounds = (row.figure["value"], row.figure["low"], row.figure["high"], row.rival)
+        rival = row.rival["value"] if row.rival else None
+        bounds = (row.figure["value"], row.figure["low"], row.figure["high"], rival)
         known += [bound for bound in bounds if bound is not None]
     return floor(10 * min(known) + 1e-9) / 10, ceil(10 * max(known) - 1e-9) / 10
 
@@ -136,8 +137,8 @@ def dots(rows: Sequence[Dot], low: float, high: float, title: str) -> str:
         value, lowest, highest = row.figure["value"], row.figure["low"], row.figure["high"]
         if lowest is not None and highest is not None:
             parts.append(_line(x(lowest), y, x(highest), y, "whisker"))
-        if row.rival is not None:
-            at = x(row.rival)
+        if row.rival is not None and row.rival["value"] is not None:
+            at = x(row.rival["value"])
             parts.append(f'<path class="rival" d="M{at:.1f} {y - 5}l5 5l-5 5l-5 -5z"/>')
         if value is not None:
             parts.append(f'<circle class="dot" cx="{x(value):.1f}" cy="{y}" r="4.5"/>')

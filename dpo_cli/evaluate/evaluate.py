@@ -21,7 +21,7 @@ from dpo_cli.disk import sha256, write_json
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate import summary, winrate, words
 from dpo_cli.evaluate.answers import ScoredAnswer, answer_metrics, as_pair, score_answers
-from dpo_cli.evaluate.other_sets import overlap_warnings, read_sets, set_metrics
+from dpo_cli.evaluate.other_sets import read_sets, set_metrics
 from dpo_cli.evaluate.pairs import Scored, baselines, grouped_metrics, score_pairs
 from dpo_cli.evaluate.report import write_report
 from dpo_cli.evaluate.samples import Sample, draws, sample_pairs
@@ -69,8 +69,9 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
     if not quiet:
         what = f"{len(pairs)} held-out pairs" if pairs else f"{len(answers)} held-out answers"
         what += " that had no part in choosing the adapter" if recipe.keeps_best else ""
-        what += f" and {len(tested):,} pairs of {', '.join(one.label for one in recipe.eval.sets)}" if tested else ""
         print(f"eval: {what}, tuned and base from one set of weights", flush=True)
+        if tested:
+            print(f"eval: {len(tested):,} pairs of {', '.join(one.label for one in recipe.eval.sets)}", flush=True)
         print(f"eval: {remark}\n" if remark else "", end="", flush=True)
     batch_size = 2 * recipe.train.per_device_eval_batch_size
     scored = score_pairs(model, tokenizer, pairs, recipe.model.max_length, batch_size)
@@ -259,7 +260,6 @@ def _metrics(
     metrics["warnings"] = [
         *across,
         *summary.warnings(metrics),
-        *overlap_warnings(sets),
         *(f"data: {warning}" for warning in prepared["warnings"]),
     ]
     return {"name": recipe.name, "verdict": verdict(metrics), **metrics}
@@ -277,6 +277,7 @@ def _data(run: Run, prepared: dict[str, Any]) -> dict[str, Any]:
         "pairs": prepared["pairs"],
         "languages": prepared["languages"],
         **{name: sum(one[key] for one in prepared["sources"].values()) for name, key in counts.items()},
+        "warnings": prepared["warnings"],
         "report": report_sections(run["prepare"] / "report.md", ("Funnel", "Shortcuts")),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dpo_cli.evaluate.pairs import Scored, pair_metrics
@@ -53,13 +53,3 @@ def set_metrics(
             "subsets": groups(some, [subset_of[one.id] for one in some]),
         }
     return found
-
-
-def overlap_warnings(sets: Mapping[str, Any]) -> list[str]:
-    """Which test sets hold prompts that were trained on."""
-    return [
-        f"{one['overlap']:,} of {one['kept']:,} prompts of {name} were trained on, or nearly: name its file in "
-        "data.contamination, so that they are kept out, and train again"
-        for name, one in sets.items()
-        if one["overlap"]
-    ]

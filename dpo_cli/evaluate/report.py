@@ -14,10 +14,14 @@ from typing import Any, NamedTuple
 
 from dpo_cli.disk import write_text
 from dpo_cli.evaluate import charts, words
-from dpo_cli.evaluate.tables import BESIDE, accuracies, accuracy_tables, by_language, judged, parts, sampled, win_rates
+from dpo_cli.evaluate.summary import warnings
+from dpo_cli.evaluate.tables import BESIDE, Tables
+from dpo_cli.evaluate.verdict import verdict
 from dpo_cli.page import render
 from dpo_cli.published import clean
-from dpo_cli.show import RATIO, Unit, escaped, fenced, print_markdown, say, shorten, show_figure, table, terminal
+from dpo_cli.show import LOSS, RATIO, escaped, fenced, print_markdown, shorten, show_figure, table, terminal
+from dpo_cli.show import say as print_line
+from dpo_cli.stats import opposite
 
 SHOWN = 600  # characters of a prompt or an answer in the Markdown
 
@@ -51,20 +55,18 @@ def write_report(metrics: dict[str, Any], folder: Path) -> None:
     metrics = clean({name: one for name, one in metrics.items() if name not in said}) | said
     write_text(folder / "report.md", markdown(metrics))
     language = metrics["report_language"]
-
-    def say(key: str) -> str:
-        return words.say(key, language)
-
     page = render(
         "evaluate/report.html.jinja",
         name=metrics["name"],
         verdict=metrics["verdict"],
-        warnings=metrics["warnings"],
+        sentence=verdict(metrics, language)["sentence"],
+        warnings=warnings(metrics, language),
+        data_warnings=metrics["data"]["warnings"],
         facts=list(_facts(metrics, language)),
         sections=list(sections(metrics, language)),
         held_out=any("held_out" in one for one in metrics["curves"]),
         page_language=language,
-        say=say,
+        say=words.speaker(language),
         opening=opening,
     )
     write_text(folder / "report.html", page)
@@ -85,15 +87,15 @@ def markdown(metrics: Mapping[str, Any]) -> str:
 def print_report(folder: Path) -> None:
     """Print what stands in a run's `eval`, for 80 columns; the verdict and where the report is come last."""
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    tables = parts(metrics, brief=True)
-    if len(metrics["languages"]) > BESIDE and "pairs" in tables:
-        tables["pairs"] += f"\n\n{accuracy_tables(metrics)['By language']}"
-    print_markdown(
-        "\n\n".join(tables[part] for part in ("pairs", "sets", "answers", "samples", "judge") if part in tables)
-    )
-    said = [judged(metrics["judge"]), *(f"warning: {warning}" for warning in metrics["warnings"])]
+    tables = Tables(metrics, brief=True)
+    parts = tables.parts()
+    if len(metrics["languages"]) > BESIDE and "pairs" in parts:
+        parts["pairs"] += f"\n\n{tables.accuracy_tables()[words.say('languages')]}"
+    shown = ("pairs", "sets", "answers", "samples", "judge")
+    print_markdown("\n\n".join(parts[part] for part in shown if part in parts))
+    said = [tables.judged(), *(f"warning: {warning}" for warning in metrics["warnings"])]
     terminal().print("", *filter(None, [*said, metrics["verdict"]["sentence"]]), sep="\n")
-    say(f"report: {folder / 'report.html'}")  # whole, however long, so that it can be copied
+    print_line(f"report: {folder / 'report.html'}")  # whole, however long, so that it can be copied
 
 
 def sections(metrics: Mapping[str, Any], language: str) -> Iterator[Section]:
@@ -106,62 +108,64 @@ def sections(metrics: Mapping[str, Any], language: str) -> Iterator[Section]:
 
 
 def _sections(metrics: Mapping[str, Any], language: str) -> Iterator[Section]:
-    tables, judge = parts(metrics), metrics["judge"]
+    tables, say = Tables(metrics, language), words.speaker(language)
+    parts = tables.parts()
     if metrics["examples"]:
-        yield _examples(metrics["examples"], language)
-    if "pairs" in tables:
-        yield Section("pairs", tables["pairs"])
-    if "sets" in tables:
-        yield Section("sets", tables["sets"])
-    yield Section("learned", tables["answers"], "Chosen answers, or those that are called good.")
-    if "samples" in tables:
-        note = f"{sampled(metrics['sampling'])} Base → tuned, and the change from prompt to prompt."
-        yield Section("samples", tables["samples"], note)
-    if "judge" in tables:
-        dots = charts.dots(win_rates(metrics), 0, 1, "Win rate of the tuned model over the base")
-        yield Section("judge", tables["judge"], judged(judge), [("Tuned against base", dots)])
-    if "pairs" in tables:
-        yield _accuracy(metrics)
-    yield _training(metrics)
-    if languages := "\n\n".join(by_language(metrics)):
+        yield _examples(metrics["examples"], say)
+    if "pairs" in parts:
+        yield Section("pairs", parts["pairs"])
+    if "sets" in parts:
+        yield Section("sets", parts["sets"])
+    yield Section("learned", parts["answers"], say("goods"))
+    if "samples" in parts:
+        yield Section("samples", parts["samples"], tables.sampled())
+    if "judge" in parts:
+        dots = charts.dots(tables.win_rates(), 0, 1, say("tuned_against_base"))
+        yield Section("judge", parts["judge"], tables.judged(), [(say("tuned_against_base"), dots)])
+    if "pairs" in parts:
+        yield _accuracy(tables)
+    yield _training(metrics, say)
+    if languages := "\n\n".join(tables.by_language()):
         yield Section("languages", languages, folded=True)
-    yield Section("data", _data(metrics["data"]))
+    yield Section("data", _data(metrics["data"], say))
     made = [f"- {what}: {escaped(str(value))}" for what, value in metrics["environment"].items() if value]
     yield Section("made", "\n".join(made))
     yield Section("recipe", fenced(metrics["recipe"]), folded=True)
 
 
-def _accuracy(metrics: Mapping[str, Any]) -> Section:
-    groups = accuracies(metrics)
-    ends = charts.scale(dot for _, dots in groups for dot in dots)
-    drawn = [(title, charts.dots(dots, *ends, f"Reward accuracy. {title}")) for title, dots in groups]
-    return Section("accuracy", "\n\n".join(accuracy_tables(metrics).values()), "", drawn, folded=True)
+def _accuracy(tables: Tables) -> Section:
+    groups, say = tables.accuracies(), tables.say
+    ends = charts.scale(dot for dots in groups.values() for dot in dots)
+    drawn = [(title, charts.dots(dots, *ends, f"{say('accuracy')}. {title}")) for title, dots in groups.items()]
+    return Section("accuracy", "\n\n".join(tables.accuracy_tables().values()), "", drawn, folded=True)
 
 
-def _training(metrics: Mapping[str, Any]) -> Section:
+def _training(metrics: Mapping[str, Any], say: words.Say) -> Section:
     """Curves, and before them the margins of held-out pairs where there are any."""
-    lines = [
-        (one["title"], charts.curve(one["points"], one["title"], one.get("held_out", ()))) for one in metrics["curves"]
-    ]
+    lines = []
+    for one in metrics["curves"]:
+        title = say(f"curve_{one['key']}")
+        lines.append((title, charts.curve(one["points"], title, one.get("held_out", ()), say)))
     if not metrics["pairs"]:
         return Section("training", charts=lines)
     margins = metrics["histogram"]
-    histogram = charts.histogram(margins["edges"], margins["counts"], margins["right"])
-    return Section("margins", charts=[("reward margins of held-out pairs, nats", histogram), *lines])
+    histogram = charts.histogram(margins["edges"], margins["counts"], margins["right"], say)
+    return Section("margins", charts=[(say("margins_drawn"), histogram), *lines])
 
 
 def _leads(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What each group's sentence is filled with; no sentence where there is nothing to say."""
     pairs, samples, judge, data = (metrics[part] for part in ("pairs", "samples", "judge", "data"))
     found: dict[str, dict[str, Any]] = {
-        "learned": {side: show_figure(metrics["answers"][f"loss_{side}"], Unit(3)) for side in ("base", "tuned")},
+        "learned": {side: show_figure(metrics["answers"][f"loss_{side}"], LOSS) for side in ("base", "tuned")},
         "languages": {"n": len(metrics["languages"])},
         "data": {"kept": f"{data['kept']:,}", "came": f"{data['came']:,}"},
     }
     if pairs:
-        accuracy, longer = pairs["reward_accuracy"], pairs["longer_wins"]["value"]
+        accuracy, longer = pairs["reward_accuracy"], pairs["longer_wins"]
+        bet = longer if longer["value"] >= 0.5 else opposite(longer)
         found["pairs"] = {"accuracy": show_figure(accuracy), "n": f"{accuracy['n']:,}"}
-        found["accuracy"] = {"length": f"{max(longer, 1 - longer):.1%}"}
+        found["accuracy"] = {"length": show_figure(bet, interval=False)}
     if metrics["sets"]:
         found["sets"] = {"n": len(metrics["sets"])}
     if samples:
@@ -199,29 +203,29 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02} h"
 
 
-def _examples(examples: Sequence[Mapping[str, Any]], language: str) -> Section:
+def _examples(examples: Sequence[Mapping[str, Any]], say: words.Say) -> Section:
     lines = []
     for one in examples:
-        score = "" if one["score"] is None else f", score {one['score']:.2f}"
-        lines.append(
-            f"**{escaped(one['id'])}** ({escaped(one['language'])}{score}, {words.say(one['kind'], language)})"
-        )
+        score = "" if one["score"] is None else say("score", score=f"{one['score']:.2f}")
+        lines.append(f"**{escaped(one['id'])}** ({escaped(one['language'])}{score}, {say(one['kind'])})")
         for message in one["prompt"]:
             lines += [f"{escaped(message['role'])}:", fenced(message["content"], SHOWN)]
         for model in ("base", "tuned"):
-            cut = "" if one[f"{model}_finished"] else ", cut off"
-            lines += [f"{model}, {one[f'{model}_tokens']:,} tokens{cut}:", fenced(one[model], SHOWN)]
+            cut = "" if one[f"{model}_finished"] else say("cut_off")
+            count = say("count", n=f"{one[f'{model}_tokens']:,}")
+            lines += [f"{say(model)}, {count}{cut}:", fenced(one[model], SHOWN)]
     scored = any(one["score"] is not None for one in examples)
-    return Section("answers", "\n\n".join(lines), words.say("scores", language) if scored else "", examples=examples)
+    return Section("answers", "\n\n".join(lines), say("scores") if scored else "", examples=examples)
 
 
-def _data(data: Mapping[str, Any]) -> str:
+def _data(data: Mapping[str, Any], say: words.Say) -> str:
     counts = [
         [name, f"{one['got']:,}", "–" if one["wanted"] is None else f"{one['wanted']:,}"]
         for name, one in data["languages"].items()
     ]
-    counted = table(["language", "training pairs", "wanted"], [*counts, ["all", f"{data['pairs']['train']:,}", ""]])
-    parts = [counted, f"{data['pairs']['eval']:,} pairs are held out.", data["report"]]
+    heads = [say(one) for one in ("language", "training_pairs", "wanted")]
+    counted = table(heads, [*counts, [say("all"), f"{data['pairs']['train']:,}", ""]])
+    parts = [counted, say("held_out", n=f"{data['pairs']['eval']:,}"), data["report"]]
     return "\n\n".join(filter(None, parts))
 
 

@@ -7,116 +7,95 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dpo_cli.evaluate.verdict import changes_nothing, percent
-from dpo_cli.stats import Figure, places
+from dpo_cli.evaluate.verdict import LONGER, changes_nothing
+from dpo_cli.evaluate.words import Say, speaker
+from dpo_cli.show import NATS, RATIO, show_figure
+from dpo_cli.stats import Figure
 
 if TYPE_CHECKING:
     from dpo_cli.evaluate.samples import Sample
 
-CURVES = {
-    "loss": "loss",
-    "rewards/accuracies": "reward accuracy",
-    "rewards/margins": "reward margin",
-    "rewards/chosen": "reward of chosen",
-    "rewards/rejected": "reward of rejected",
-    "logps/chosen": "log-probability of chosen",
-}
+CURVES = (
+    "loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen",
+)  # fmt: skip
 CHANGED, DRAWN = 3, 2  # examples that changed most, and at random
 
 
-def warnings(metrics: Mapping[str, Any]) -> list[str]:
+def warnings(metrics: Mapping[str, Any], language: str = "en") -> list[str]:
     """What a reader should know before trusting the figures."""
-    on_pairs = _warnings_on_pairs(metrics) if metrics["pairs"] else []
-    return on_pairs + _warnings_on_samples(metrics["samples"]) + _warnings_on_judge(metrics["judge"])
+    say = speaker(language)
+    found = _warnings_on_pairs(metrics, say) if metrics["pairs"] else []
+    found += _warnings_on_samples(metrics["samples"], say) + _warnings_on_judge(metrics["judge"], say)
+    for name, one in metrics["sets"].items():
+        if one["overlap"]:
+            found.append(say("overlap", n=f"{one['overlap']:,}", kept=f"{one['kept']:,}", name=name))
+    return found
 
 
-def _warnings_on_pairs(metrics: Mapping[str, Any]) -> list[str]:
+def _warnings_on_pairs(metrics: Mapping[str, Any], say: Say) -> list[str]:
     found = []
     pairs = metrics["pairs"]
-    drift: Figure = pairs["chosen_drift"]
     if changes_nothing(metrics):
-        found.append("the adapter changes nothing: both models give every held-out answer the same probability")
-    if (drift["high"] or 0.0) < 0:
-        mean = f"{drift['value']:.{places(drift, most=2)}f}"
-        found.append(
-            f"the chosen answers became less likely ({mean} nats on average): normal up to a point; where text gets "
-            "worse lower train.learning_rate, or with dpo add an sft term to its loss_type"
-        )
-    for language, figures in metrics["languages"].items():
+        found.append(say("changes_nothing"))
+    if (pairs["chosen_drift"]["high"] or 0.0) < 0:
+        found.append(say("chosen_fell", nats=show_figure(pairs["chosen_drift"], NATS, False)))
+    for name, figures in metrics["languages"].items():
         if not figures["pairs"]:
             continue
         accuracy = figures["pairs"]["reward_accuracy"]
         if accuracy["n"] < 30:
-            found.append(f"few held-out pairs in {language} ({accuracy['n']}): its interval is wide")
+            found.append(say("few_pairs", name=name, n=accuracy["n"]))
         elif accuracy["high"] < 0.5:
-            found.append(f"in {language} the accuracy is below 50%: there it learned the opposite")
+            found.append(say("below_half", name=name))
         elif accuracy["low"] <= 0.5:
-            found.append(f"in {language} the accuracy is not distinguishable from 50%")
+            found.append(say("near_half", name=name))
     shortcut, accuracy = metrics["baselines"]["shortcut"], pairs["reward_accuracy"]
     if shortcut and shortcut["value"] > (accuracy["low"] or 0.0) > 0.5:
-        found.append(
-            f"betting on {shortcut['name']} alone is right in {percent(shortcut)} of the training pairs, so "
-            "this accuracy may be just that"
-        )
+        found.append(say("shortcut", name=shortcut["name"], share=_share(shortcut)))
     return found
 
 
-def _warnings_on_samples(samples: Mapping[str, Figure] | None) -> list[str]:
+def _warnings_on_samples(samples: Mapping[str, Figure] | None, say: Say) -> list[str]:
     """Worse text: only changes whose interval says that they are none of chance."""
     if not samples:
         return []
     found = []
-
-    def rose(name: str) -> bool:
-        return (samples[f"{name}_change"]["low"] or 0.0) > 0
-
-    if rose("truncated"):
-        found.append(
-            f"{percent(samples['truncated_tuned'])} of the tuned model's answers hit eval.max_new_tokens "
-            f"({percent(samples['truncated_base'])} of the base's): it may have unlearned to stop"
-        )
-    if rose("repetitive"):
-        found.append(
-            f"{percent(samples['repetitive_tuned'])} of the tuned model's answers repeat themselves "
-            f"({percent(samples['repetitive_base'])} of the base's): lower train.learning_rate or raise beta"
-        )
+    for name, key in (("truncated", "not_stopping"), ("repetitive", "repeats")):
+        if (samples[f"{name}_change"]["low"] or 0.0) > 0:
+            found.append(say(key, **{side: _share(samples[f"{name}_{side}"]) for side in ("base", "tuned")}))
     if (samples["language_match_change"]["high"] or 0.0) < 0:
-        found.append("the tuned model answers more often in another language than it was asked in")
-    if rose("refusal"):
-        found.append(f"refusals rose to {percent(samples['refusal_tuned'])} of the answers")
+        found.append(say("other_language"))
+    if (samples["refusal_change"]["low"] or 0.0) > 0:
+        found.append(say("refuses", share=_share(samples["refusal_tuned"])))
     ratio = samples["length_ratio"]
-    if (ratio["low"] or 0.0) > 1.25:
-        found.append(f"answers got {ratio['value']:.2f} times as long: judge by the length-adjusted win rate")
+    if (ratio["low"] or 0.0) > LONGER:
+        found.append(say("longer", times=show_figure(ratio, RATIO, False)))
     return found
 
 
-def _warnings_on_judge(judge: Mapping[str, Any] | None) -> list[str]:
+def _warnings_on_judge(judge: Mapping[str, Any] | None, say: Say) -> list[str]:
     if not judge:
         return []
     found = []
-    if judge["failures"]:
-        found.append(f"{judge['failures']} of {judge['asked']} prompts got no verdict from the judge and are left out")
-    if judge["cut"]:
-        cut = f"{judge['cut']} of {judge['asked']} prompts"
-        found.append(f"the judge saw an answer cut short in {cut}: raise eval.judge.max_length")
+    for count, key in (("failures", "no_verdict"), ("cut", "judge_cut")):
+        if judge[count]:
+            found.append(say(key, n=judge[count], asked=judge["asked"]))
     consistency, calibration = judge["position_consistency"], judge["calibration"]
     if consistency and consistency["value"] is not None and consistency["value"] < 0.6:
-        found.append(
-            f"the judge keeps to its verdict in only {percent(consistency)} of the prompts when the answers swap places"
-        )
+        found.append(say("inconsistent", share=_share(consistency)))
     if calibration["value"] is not None and calibration["low"] <= 0.5:
-        found.append(
-            f"the judge agrees with the data's own preference in {percent(calibration)} of "
-            f"{calibration['n']} held-out pairs, not clearly better than chance: its win rate says little about "
-            "these data"
-        )
+        found.append(say("disagrees", share=_share(calibration), n=calibration["n"]))
     return found
 
 
+def _share(figure: Mapping[str, Any]) -> str:
+    return show_figure(figure, interval=False)
+
+
 def curves(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """{key, title, points [[step, value], …]} of each figure that training logged, on held-out pairs as `held_out`."""
+    """{key, points [[step, value], …]} of each figure that training logged, on held-out pairs as `held_out`."""
     found = []
-    for key, title in CURVES.items():
+    for key in CURVES:
         points = [[row["step"], row[key]] for row in log if "loss" in row and key in row]
         ends = re.compile(rf"eval_(.+_)?{re.escape(key)}")
         logged = [(row["step"], value) for row in log for name, value in row.items() if ends.fullmatch(name)]
@@ -125,7 +104,7 @@ def curves(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             [step, sum(values) / len(values)] for step, values in sorted(held_out.items())
         ]  # of several sets the mean
         if points:
-            found.append({"key": key, "title": title, "points": points, **({"held_out": held} if held else {})})
+            found.append({"key": key, "points": points, **({"held_out": held} if held else {})})
     return found
 
 

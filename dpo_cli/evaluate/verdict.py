@@ -6,22 +6,15 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypedDict
 
-from dpo_cli.evaluate.answers import learned
-from dpo_cli.stats import Z95, Figure, places
+from dpo_cli.evaluate.words import Say, speaker
+from dpo_cli.show import LOSS, NATS, RATIO, show_figure, show_interval
+from dpo_cli.stats import Z95, Figure, opposite
 
 SMALL = 0.1  # an accuracy that much above ½ is worth finding
 BROKEN = 0.25  # of the valid rate, lost
 LONGER, SHORTER = 1.25, 0.8  # answers so many times as long
 DRIFT = 0.5  # nats a token that chosen answers lost
 POWER = 0.8416212335729143  # the standard normal's 80 % point
-
-HEADLINES = {
-    "better": "Better",
-    "learned_at_a_price": "Learned, at a price",
-    "worse": "Worse",
-    "not_learned": "Not learned",
-    "too_little_to_tell": "Too little to tell",
-}
 
 
 class Rule(NamedTuple):
@@ -69,11 +62,12 @@ class Verdict(TypedDict):
     pairs_needed: int | None
 
 
-def verdict(metrics: Mapping[str, Any]) -> Verdict:
+def verdict(metrics: Mapping[str, Any], language: str = "en") -> Verdict:
     """Weigh `metrics.json`: was the preference learned, is the text intact, does the judge agree."""
-    preference, moved = _preference(metrics)
-    text, said_of_text = _text(metrics)
-    judge, judged = _judge(metrics["judge"])
+    say = speaker(language)
+    preference, moved = _preference(metrics, say)
+    text, said_of_text = _text(metrics, say)
+    judge, judged = _judge(metrics["judge"], say)
     states = (preference, text, judge)
     kind = next(one.kind for one in RULES if all(w in ("*", is_) for w, is_ in zip(one[1:], states, strict=True)))
     unclear = metrics["pairs"]["reward_accuracy"] if preference == "unclear" else None
@@ -81,9 +75,9 @@ def verdict(metrics: Mapping[str, Any]) -> Verdict:
         unclear = metrics["judge"]["win_rate"]
     needed = pairs_needed(unclear) if unclear and kind == "too_little_to_tell" else None
     reasons = [moved, *said_of_text, *judged]
-    sentence = f"{HEADLINES[kind]}: {'; '.join(reasons)}."
+    sentence = say("sentence", kind=say(kind), reasons=say("and").join(reasons))
     if needed:
-        sentence += f" About {needed:,} held-out prompts would tell."
+        sentence += say("needed", n=f"{needed:,}")
     return Verdict(kind=kind, sentence=sentence, reasons=reasons, pairs_needed=needed)
 
 
@@ -102,26 +96,36 @@ def pairs_needed(figure: Figure) -> int | None:
 # -------------------------------------------------------------------------------------------------------------- states
 
 
-def _preference(metrics: Mapping[str, Any]) -> tuple[str, str]:
+def _preference(metrics: Mapping[str, Any], say: Say) -> tuple[str, str]:
     if not metrics["pairs"]:
-        return learned(metrics["answers"])
-    accuracy, longer = metrics["pairs"]["reward_accuracy"], metrics["pairs"]["longer_wins"]["value"]
-    bets = {
-        "always taking the longer answer": longer,
-        "always taking the shorter answer": 1 - longer,
-        "the longer or the shorter answer, as in training": metrics["baselines"]["majority"]["value"],
-    }
-    bet, length = max(bets.items(), key=lambda one: one[1])
+        return _learned(metrics["answers"], say)
+    accuracy, longer = metrics["pairs"]["reward_accuracy"], metrics["pairs"]["longer_wins"]
+    bets = {"longer": longer, "shorter": opposite(longer), "trained": metrics["baselines"]["majority"]}
+    bet = max(bets, key=lambda name: bets[name]["value"])
     low, high = accuracy["low"], accuracy["high"]
     if high < 0.5:
         state = "opposite"
     elif low <= 0.5:
         state = "none" if high < 0.5 + SMALL or changes_nothing(metrics) else "unclear"
     else:
-        state = "learned" if low > length else "length"
-    return state, (
-        f"{percent(accuracy)} of {accuracy['n']:,} held-out prompts moved towards the chosen answer (95% interval "
-        f"{interval(accuracy)}; 50% before training, {length:.0%} for {bet})"
+        state = "learned" if low > bets[bet]["value"] else "length"
+    return state, say(
+        "moved",
+        share=show_figure(accuracy, interval=False),
+        n=f"{accuracy['n']:,}",
+        interval=show_interval(accuracy, to=say("to")),
+        length=show_figure(bets[bet], interval=False),
+        bet=say(f"bet_{bet}"),
+    )
+
+
+def _learned(figures: Mapping[str, Figure], say: Say) -> tuple[str, str]:
+    """What the loss says by itself, where there are no pairs: learned, opposite or none; and the same in words."""
+    change = figures["loss_change"]
+    state = "learned" if (change["high"] or 0.0) < 0 else "opposite" if (change["low"] or 0.0) > 0 else "none"
+    sides = {side: show_figure(figures[f"loss_{side}"], LOSS, False) for side in ("base", "tuned")}
+    return state, say(
+        "loss_went", n=f"{change['n']:,}", interval=show_interval(change, LOSS.change, say("to")), **sides
     )
 
 
@@ -131,37 +135,32 @@ def changes_nothing(metrics: Mapping[str, Any]) -> bool:
     return not any(drift[part] for drift in drifts for part in ("value", "low", "high"))
 
 
-def _text(metrics: Mapping[str, Any]) -> tuple[str, list[str]]:
+def _text(metrics: Mapping[str, Any], say: Say) -> tuple[str, list[str]]:
     samples = metrics["samples"]
-    prices = [words(metrics) for words in PRICES.values()]
+    prices = [words(metrics, say) for words in PRICES.values()]
     paid = [one for one in prices if one]
     if not samples:
-        return "unseen" if not paid else "worse", [*paid, "no answers were sampled"]
+        return "unseen" if not paid else "worse", [*paid, say("unseen")]
     if (samples["valid_rate_change"]["high"] or 0.0) <= -BROKEN:
-        return "broken", [f"the text fell apart ({_sides(samples, 'valid_rate')} of the answers are valid)", *paid]
-    return ("worse", paid) if paid else ("intact", ["the text is intact"])
+        return "broken", [say("broken", sides=_sides(samples, "valid_rate")), *paid]
+    return ("worse", paid) if paid else ("intact", [say("intact")])
 
 
-def _judge(judge: Mapping[str, Any] | None) -> tuple[str, list[str]]:
+def _judge(judge: Mapping[str, Any] | None, say: Say) -> tuple[str, list[str]]:
     if not judge or not judge["asked"]:
         return "none", []
     rate, adjusted = judge["win_rate"], judge["length_adjusted_win_rate"]
     if rate["value"] is None:
-        return "none", [f"the judge gave no verdict on any of {judge['asked']:,} prompts"]
-    figures = f"win rate {percent(rate)}, {interval(rate)}, over {rate['n']:,} prompts"
-    without, sides = f"{percent(adjusted)} with length taken out", (_side(rate), _side(adjusted))
-    if sides[1] == "unclear" != sides[0]:
-        without = f"not distinguishable with length taken out: {percent(adjusted)}, {interval(adjusted)}"
-    said = {
-        "tuned": "the judge prefers its answers",
-        "base": "the judge prefers the base's answers",
-        "unclear": "to the judge its answers are not distinguishable from the base's",
-    }[sides[0]]
+        return "none", [say("silent", n=f"{judge['asked']:,}")]
+    shown = show_figure(rate, interval=False)
+    figures = say("rate", rate=shown, interval=show_interval(rate, to=say("to")), n=f"{rate['n']:,}")
+    sides = (_side(rate), _side(adjusted))
+    who, other = say(f"prefers_{sides[0]}"), show_interval(adjusted, to=say("to"))
     if set(sides) == {"tuned", "base"}:
-        return "unclear", [
-            f"{said} ({figures}), but with length taken out it is the other way round: {interval(adjusted)}"
-        ]
-    return sides[0], [f"{said} ({figures}; {without})"]
+        return "unclear", [say("prefers_otherwise", who=who, figures=figures, interval=other)]
+    key = "adjusted_unclear" if sides[1] == "unclear" != sides[0] else "adjusted"
+    without = say(key, rate=show_figure(adjusted, interval=False), interval=other)
+    return sides[0], [say("prefers", who=who, figures=figures, adjusted=without)]
 
 
 def _side(rate: Figure) -> str:
@@ -175,71 +174,57 @@ def _side(rate: Figure) -> str:
 # -------------------------------------------------------------------------------------------------------------- prices
 
 
-def _rose(name: str, words: str) -> Callable[[Mapping[str, Any]], str | None]:
-    def price(metrics: Mapping[str, Any]) -> str | None:
+Price = Callable[[Mapping[str, Any], Say], str | None]
+
+
+def _rose(name: str) -> Price:
+    def price(metrics: Mapping[str, Any], say: Say) -> str | None:
         samples = metrics["samples"]
         if not samples or (samples[f"{name}_change"]["low"] or 0.0) <= 0:
             return None
-        return f"{words} ({_sides(samples, name)})"
+        return say(f"price_{name}", sides=_sides(samples, name))
 
     return price
 
 
-def _language(metrics: Mapping[str, Any]) -> str | None:
+def _language(metrics: Mapping[str, Any], say: Say) -> str | None:
     samples = metrics["samples"]
     if not samples or (samples["language_match_change"]["high"] or 0.0) >= 0:
         return None
-    return f"fewer answers are in the prompt's language ({_sides(samples, 'language_match')})"
+    return say("price_language", sides=_sides(samples, "language_match"))
 
 
-def _length(metrics: Mapping[str, Any]) -> str | None:
+def _length(metrics: Mapping[str, Any], say: Say) -> str | None:
     samples, judge = metrics["samples"], metrics["judge"]
     ratio: Figure | None = samples and samples["length_ratio"]
     if not ratio or ratio["low"] is None or ratio["high"] is None:
         return None
-    times = f"×{ratio['value']:.{places(ratio, most=2)}f}"
+    times = show_figure(ratio, RATIO, False)
     if ratio["low"] > LONGER or ratio["high"] < SHORTER:
-        return f"answers are {times} as long"
+        return say("price_length", times=times)
     changed = not ratio["low"] <= 1 <= ratio["high"]
     if changed and judge and (judge["win_rate"]["low"] or 0) > 0.5 >= (judge["length_adjusted_win_rate"]["low"] or 1):
-        return f"its answers win by their length ({times})"
+        return say("price_by_length", times=times)
     return None
 
 
-def _drift(metrics: Mapping[str, Any]) -> str | None:
+def _drift(metrics: Mapping[str, Any], say: Say) -> str | None:
     drift: Figure | None = metrics["pairs"] and metrics["pairs"]["chosen_drift_per_token"]
     if not drift or drift["high"] is None or drift["high"] > -DRIFT:
         return None
-    return f"the chosen answers lost {-(drift['value'] or 0):.{places(drift, most=2)}f} nats a token"
+    return say("price_drift", nats=show_figure(drift, NATS, False))
 
 
-# What may have got worse: its name, and the words for it where its interval says so.
-PRICES: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
+# What may have got worse, and the words for it where its interval says so.
+PRICES: dict[str, Price] = {
     "language": _language,
-    "endings": _rose("truncated", "more answers do not end"),
-    "repetition": _rose("repetitive", "more answers repeat themselves"),
-    "refusals": _rose("refusal", "more answers refuse"),
+    "endings": _rose("truncated"),
+    "repetition": _rose("repetitive"),
+    "refusals": _rose("refusal"),
     "length": _length,
     "drift": _drift,
 }
 
 
-# --------------------------------------------------------------------------------------------------------------- words
-
-
-def percent(figure: Figure) -> str:
-    """A share in percent, with the decimal places that its interval supports."""
-    return "–" if figure["value"] is None else f"{100 * figure['value']:.{places(figure, 100, most=1)}f}%"
-
-
-def interval(figure: Figure) -> str:
-    """The ends of a share's interval, in percent."""
-    ends = [100 * (figure[end] or 0.0) for end in ("low", "high")]
-    digits = places(figure, 100, most=1)
-    while any(round(end, digits) == 50 != end for end in ends) and digits < 6:
-        digits += 1  # an end beside chance is not written as chance
-    return " to ".join(f"{end:.{digits}f}%" for end in ends)
-
-
 def _sides(samples: Mapping[str, Any], name: str) -> str:
-    return " → ".join(percent(samples[f"{name}_{side}"]) for side in ("base", "tuned"))
+    return " → ".join(show_figure(samples[f"{name}_{side}"], interval=False) for side in ("base", "tuned"))

@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 import pytest
 from dpo_cli.evaluate import charts, words
 from dpo_cli.evaluate.report import print_report, write_report
+from dpo_cli.evaluate.summary import warnings
 from dpo_cli.evaluate.tables import ANSWER_ROWS, JUDGE_ROWS, ROWS, SAMPLE_ROWS, Row
+from dpo_cli.evaluate.verdict import verdict
 from dpo_cli.recipe.sections import Eval
 from dpo_cli.show import NATS, RATIO, SHARE, Unit, shorten, show_figure
 from dpo_cli.stats import Figure
@@ -77,6 +80,7 @@ class Maker:
             "calibration_failures": 1,
             "judged": n - 3,
             "asked": n,
+            "cut": 0,
             "score_difference": None,
         }
 
@@ -124,16 +128,8 @@ def example_metrics(
     found_sources["empty"] = {"pairs": dict.fromkeys(found_sources["empty"]["pairs"], figure(None, None, None, 0))}
     found_sources["helpsteer2"]["pairs"]["reward_accuracy"] = figure(0.7, None, None, 1)
     rising = [0.5 + 0.01 * step for step in range(20)]
-    return {
+    metrics: dict[str, Any] = {
         "name": "a-very-long-name-of-a-recipe-that-remembers-all-its-settings-lr1e-5-beta0.1-r32-qwen3-1.7b-zh",
-        "verdict": {
-            "kind": "better",
-            "sentence": "Better: 64% of 300 held-out prompts moved towards the chosen answer (95% interval 58% to 69%; "
-            "50% before training, 55% for always taking the longer answer); the text is intact.",
-            "reasons": [],
-            "pairs_needed": None,
-        },
-        "warnings": ["only 12 held-out pairs in zh: its interval is wide", f"data: {NASTY}"],
         "pairs": make.rows(ROWS, 300),
         "answers": make.rows(ANSWER_ROWS, 300),
         "samples": make.rows(SAMPLE_ROWS, 200) if samples else None,
@@ -157,7 +153,7 @@ def example_metrics(
         },
         "histogram": {"edges": edges, "counts": counts, "right": 192},
         "curves": [
-            {"key": key, "title": key, "points": [[5 * s, None if s == 3 else scale * v] for s, v in enumerate(rising)]}
+            {"key": key, "points": [[5 * s, None if s == 3 else scale * v] for s, v in enumerate(rising)]}
             for key, scale in (
                 ("rewards/chosen", 1), ("rewards/rejected", -1), ("rewards/margins", 2), ("rewards/accuracies", 1),
                 ("logps/chosen", -400), ("loss", 0.9),
@@ -169,6 +165,7 @@ def example_metrics(
             "languages": {"en": {"got": 5000, "wanted": 5250}, "zh": {"got": 2123, "wanted": None}},
             "came": 9000,
             "kept": 7423,
+            "warnings": [NASTY],
             "report": "### Funnel\n\n| prompts | all |\n| --- | ---: |\n| tie | -1,577 |",
         },
         "about": {
@@ -180,7 +177,17 @@ def example_metrics(
         "sampling": {"prompts": 200, "max_new_tokens": 512, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "seed": 42}
         if samples
         else None,
+        "sets": {
+            name: {
+                "in": n + 4, "kept": n, "dropped": {"tie": 3, "too_long": 1}, "overlap": n // 40,
+                "pairs": make.rows(ROWS, n), "languages": {},
+                "subsets": {part: {"pairs": make.rows(ROWS, n // 2)} for part in ("chat-hard", "安全 | *x*")},
+            }
+            for name, n in {"reward-bench": 200, "中文 | 测试集 :x:": 30}.items()
+        } if samples else {},
     }  # fmt: skip
+    said = [*warnings(metrics), *(f"data: {one}" for one in metrics["data"]["warnings"])]
+    return {**metrics, "verdict": verdict(metrics), "warnings": said}
 
 
 # ------------------------------------------------------------------------------------------------------- the page
@@ -296,15 +303,8 @@ def test_both_reports_hold_every_figure(full: Any) -> None:
     for figure in said(metrics):
         assert figure in text
         assert figure in markdown
-    for title in (
-        "loss",
-        "rewards/chosen",
-        "rewards/rejected",
-        "rewards/margins",
-        "rewards/accuracies",
-        "logps/chosen",
-    ):
-        assert title in text
+    for curve in metrics["curves"]:
+        assert words.say(f"curve_{curve['key']}") in text
 
 
 def test_what_a_model_wrote_stays_text(full: Any) -> None:
@@ -358,8 +358,8 @@ def test_everything_has_its_heading_in_the_order_a_reader_needs(full: Any) -> No
     page = Page(full[1])
     assert all(page.filled)
     assert [title for level, title in page.headings if level == 2] == [
-        "Answers side by side", "Held-out pairs", "Held-out answers", "Sampled answers", "Judge", "Reward accuracy",
-        "Margins and training", "By language", "Data", "How it was made", "Recipe",
+        "Answers side by side", "Held-out pairs", "Other test sets", "Held-out answers", "Sampled answers", "Judge",
+        "Reward accuracy", "Margins and training", "By language", "Data", "How it was made", "Recipe",
     ]  # fmt: skip
     at = [
         full[1].index(f"<p class={one}" if one == '"verdict"' else one) for one in ('"verdict"', '"warnings"', "<table")
@@ -370,7 +370,8 @@ def test_everything_has_its_heading_in_the_order_a_reader_needs(full: Any) -> No
 def test_the_top_says_whether_it_is_good_and_which_run_this_is(full: Any) -> None:
     html = full[1]
     top = Page(html[: html.index("<h2>")] + "</main></body></html>").text
-    assert '<span class="badge better">Better</span>' in html
+    kind = full[0]["verdict"]["kind"]
+    assert f'<span class="badge {kind}">{words.say(kind)}</span>' in html and words.say(f"{kind}_means") in top
     for fact in (
         full[0]["name"],
         "Qwen/Qwen3-1.7B",
@@ -395,7 +396,9 @@ def test_a_chinese_page_has_chinese_headings_verdict_and_sentences(full: Any, tm
     assert ("html", "lang", "zh") in page.attributes
     for level, title in page.headings:
         assert level != 2 or re.search("[\u4e00-\u9fff]", title)
-    assert "模型学到了偏好，文本质量没有受损。" in page.text and "变好了" in page.text
+    kind = full[0]["verdict"]["kind"]
+    assert words.say(kind, "zh") in page.text and words.say(f"{kind}_means", "zh") in page.text
+    assert verdict(full[0], "zh")["sentence"] in page.text
     assert "训练 7,123 条，留出 300 条" in page.text
     assert markdown == full[2], "the model card takes its parts of report.md by their names"
 
@@ -416,11 +419,46 @@ def test_the_page_speaks_the_language_of_most_prompts_unless_set(wanted: Any, sp
     assert words.language(Eval(report_language=wanted), [names[one] for one in spoken]) == found
 
 
+def test_a_chinese_page_is_chinese_in_every_table_chart_and_sentence(full: Any, tmp_path: Path) -> None:
+    """But for what is English by itself: answers and prompts, the recipe, the data report, and names."""
+    html, _ = write(full[0] | {"report_language": "zh"}, tmp_path)
+    heads = re.findall(r"<th [^>]*>(.*?)</th>", html)
+    first = re.findall(r"<tr>\s*<td>(.*?)</td>", html)
+    notes = re.findall(r'<p class="(?:note|lead)">(.*?)</p>', html, re.DOTALL)
+    labels = re.findall(r'<svg [^>]*aria-label="([^"]*)"', html)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html)
+    warned = re.findall(r"<li>(?!.*=)(.*?)</li>", html[: html.index("<h2>")])
+    names = {
+        "n",
+        "Distinct-2",
+        "prompts",
+        "tie",
+        "all",
+        "chat-hard",
+        *full[0]["sets"],
+        *full[0]["languages"],
+        *full[0]["sources"],
+    }
+    for one in (*heads, *first, *notes, *labels, *captions, *warned):
+        said = re.sub(r", n = [\d,]+$", "", unescape(one))
+        quartile = re.fullmatch(r"[\d.,]+( 至 [\d.,]+)?", said)
+        named = any(name.startswith(said.removesuffix("…")) for name in names)
+        assert quartile or named or re.search("[\u4e00-\u9fff]", said), one
+        assert not re.search(r"\d%? to [+−\d]", said)
+    assert len(notes) > 10 and len(labels) > 10 and warned
+
+
+def test_every_figure_has_a_name_and_a_meaning_in_both_languages() -> None:
+    rows = [*ROWS, *ANSWER_ROWS, *SAMPLE_ROWS, *JUDGE_ROWS]
+    assert {row.key for row in rows} == words.FIGURES.keys()
+    assert all(text.strip() for both in words.FIGURES.values() for one in both for text in one)
+
+
 @pytest.mark.parametrize("key", words.WORDS)
 def test_both_languages_are_whole(key: str) -> None:
     both = words.WORDS[key]
-    assert set(both) == {"en", "zh"} and all(one.strip() for one in both.values())
-    holes = [sorted(name for _, name, _, _ in Formatter().parse(one) if name) for one in both.values()]
+    assert len(both) == 2 and all(one.strip() for one in both)
+    holes = [sorted(name for _, name, _, _ in Formatter().parse(one) if name) for one in both]
     assert holes[0] == holes[1]
 
 
@@ -428,6 +466,7 @@ def test_no_path_of_this_machine_is_published(full: Any, tmp_path: Path) -> None
     home = "/home/someone/work"
     metrics = full[0] | {
         "warnings": [f"data: {home}/pairs.jsonl is odd"],
+        "data": full[0]["data"] | {"warnings": [f"{home}/pairs.jsonl is odd"]},
         "about": full[0]["about"] | {"model": f"{home}/models/mine"},
         "judge": full[0]["judge"] | {"model": f"{home}/judges/one"},
     }
@@ -441,7 +480,7 @@ def test_one_language_has_one_column(tmp_path: Path) -> None:
 
 
 def test_held_out_curves_stand_beside_those_of_training(full: Any, tmp_path: Path) -> None:
-    held = {"key": "loss", "title": "loss", "points": [[1, 0.7], [9, 0.3]], "held_out": [[5, 0.6], [9, 0.5]]}
+    held = {"key": "loss", "points": [[1, 0.7], [9, 0.3]], "held_out": [[5, 0.6], [9, 0.5]]}
     html, _ = write(full[0] | {"curves": [held]}, tmp_path)
     assert "from 0.7 to 0.3; held out from 0.6 to 0.5" in html and 'class="line held" points=' in html
     assert "key line held" in html and "key line held" not in full[1].split("<main>")[1]
@@ -487,11 +526,18 @@ def test_nothing_is_wider_than_the_screen(full: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("figure", "unit", "shown"),
     [
-        (figure(0.984, 0.942, 0.996, 120), SHARE, "98.4% (94.2–99.6)"),
-        (figure(0.042, 0.01, 0.074, 120), SHARE.change, "+4.2 pp (+1.0 to +7.4)"),
-        (figure(-0.5, -0.75, -0.25, 120), NATS, "−0.50 (−0.75 to −0.25)"),
-        (figure(-0.001, -0.75, 0.25, 120), NATS, "+0.00 (−0.75 to +0.25)"),
-        (figure(1.24, 1.1, 1.39, 120), RATIO, "×1.24 (1.10–1.39)"),
+        (figure(0.984, 0.942, 0.996, 120), SHARE, "98% (94–100)"),
+        (figure(0.523, 0.41, 0.634, 90), SHARE, "52% (41–63)"),
+        (figure(0.9784, 0.9712, 0.9836, 9000), SHARE, "97.8% (97.1–98.4)"),
+        (figure(0.56, 0.503, 0.62, 250), SHARE, "56.0% (50.3–62.0)"),
+        (figure(0.042, 0.01, 0.074, 120), SHARE.change, "+4 pp (+1 to +7)"),
+        (figure(0.042, 0.002, 0.082, 120), SHARE.change, "+4.2 pp (+0.2 to +8.2)"),
+        (figure(-0.5, -0.75, -0.25, 120), NATS, "−0.5 (−0.8 to −0.2)"),
+        (figure(-0.001, -0.75, 0.25, 120), NATS, "+0.0 (−0.8 to +0.2)"),
+        (figure(1.24, 1.1, 1.39, 120), RATIO, "×1.2 (1.1–1.4)"),
+        (figure(1.031, 1.002, 1.06, 120), RATIO, "×1.031 (1.002–1.060)"),
+        (figure(312.4, 290.0, 333.0, 90), Unit(1), "312 (290–333)"),
+        (figure(0.0, 0.0, 0.0, 90), SHARE.change, "+0.0 pp (+0.0 to +0.0)"),
         (figure(1234.5, None, None, 1), Unit(1), "1,234.5"),
         (figure(None, None, None, 0), SHARE, "–"),
     ],
@@ -529,7 +575,8 @@ def test_bars_left_of_zero_are_marked_wrong() -> None:
 
 
 def test_a_chart_of_shares_puts_them_where_they_belong() -> None:
-    rows = [charts.Dot(str(value), figure(value, None, None, 9), "", 0.5) for value in (0.5, 0.2, 0.9)]
+    rival = figure(0.5, None, None, 9)
+    rows = [charts.Dot(str(value), figure(value, None, None, 9), "", rival) for value in (0.5, 0.2, 0.9)]
     low, high = charts.scale(rows)
     assert (low, high) == (0.2, 0.9)
     drawn = charts.dots(rows, low, high, "shares")
@@ -564,7 +611,7 @@ def test_the_terminal_shows_it_in_80_columns(
     (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     print_report(folder)
     printed = capsys.readouterr().out
-    assert max(map(cell_len, printed.splitlines())) <= 80
+    assert max(cell_len(line) for line in printed.splitlines() if not line.startswith("report: ")) <= 80
     assert "…" not in re.sub(r"^… ", "", printed, flags=re.M), "a cell was cut"
     lines = {line.strip().split("  ")[0]: line for line in printed.splitlines()}
     assert show_figure(metrics["pairs"]["reward_accuracy"]) in lines["Reward accuracy"]
@@ -574,7 +621,9 @@ def test_the_terminal_shows_it_in_80_columns(
         assert name in printed, "neither markup nor an emoji"
         assert show_figure(metrics["languages"][name]["pairs"]["reward_accuracy"], interval=False) in printed
     flowing = " ".join(printed.split())
-    assert flowing.index("warning: only 12") < flowing.index(metrics["verdict"]["sentence"]) < flowing.index("report: ")
+    assert (
+        flowing.index("warning: 3 of 200") < flowing.index(metrics["verdict"]["sentence"]) < flowing.index("report: ")
+    )
 
 
 def test_the_terminal_of_a_run_without_samples_and_judge_has_only_pairs(
@@ -583,4 +632,4 @@ def test_the_terminal_of_a_run_without_samples_and_judge_has_only_pairs(
     (tmp_path / "metrics.json").write_text(json.dumps(example_metrics(samples=False)), encoding="utf-8")
     print_report(tmp_path)
     printed = capsys.readouterr().out
-    assert "held-out pairs" in printed and "sampled" not in printed and "judge" not in printed.lower()
+    assert "held-out pairs" in printed and "sampled answers" not in printed and "judge" not in printed.lower()

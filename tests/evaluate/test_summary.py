@@ -49,6 +49,7 @@ def found(**changes: Any) -> dict[str, Any]:
         "baselines": {"longer_wins": EVEN, "majority": EVEN, "shortcut": None},
         "samples": None,
         "judge": None,
+        "sets": {},
     }
     return {**metrics, **changes}
 
@@ -80,7 +81,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [  # what is said, its
         {"pairs": {"chosen_drift": NOUGHT}},
     ),
     (
-        "the chosen answers became less likely (-0.5 nats",
+        "the chosen answers became less likely (−0.5 nats",
         {"pairs": {"chosen_drift": figure(-0.5, -0.94, -0.06)}},
         {"pairs": {"chosen_drift": figure(-0.5, -1, 0)}},
     ),
@@ -96,7 +97,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [  # what is said, its
     ("answers repeat themselves", sampled("repetitive_change", 0.01, 0.1), sampled("repetitive_change", 0, 0.1)),
     ("in another language", sampled("language_match_change", -0.1, -0.01), sampled("language_match_change", -0.1, 0)),
     ("refusals rose to 10%", sampled("refusal_change", 0.01, 0.1), sampled("refusal_change", 0, 0.1)),
-    ("answers got 1.30 times as long", sampled("length_ratio", 1.26, 1.34), sampled("length_ratio", 1.25, 1.35)),
+    ("answers got ×1.30 as long", sampled("length_ratio", 1.26, 1.34), sampled("length_ratio", 1.25, 1.35)),
+    (
+        "2 of 30 prompts of bench were trained on",
+        {"sets": {"bench": {"overlap": 2, "kept": 30}}},
+        {"sets": {"bench": {"overlap": 0, "kept": 30}}},
+    ),
     ("3 of 200 prompts got no verdict", judged(failures=3), judged()),
     ("cut short in 4 of 200 prompts", judged(cut=4), judged()),
     (
@@ -143,8 +149,8 @@ def test_curves_are_what_training_logged_at_its_steps() -> None:
         {"step": 10, "train_runtime": 4.0},
     ]
     assert curves(log) == [
-        {"key": "loss", "title": "loss", "points": [[5, 0.69], [10, 0.4]], "held_out": [[5, 0.7]]},
-        {"key": "rewards/accuracies", "title": "reward accuracy", "points": [[5, 0.5], [10, 0.9]]},
+        {"key": "loss", "points": [[5, 0.69], [10, 0.4]], "held_out": [[5, 0.7]]},
+        {"key": "rewards/accuracies", "points": [[5, 0.5], [10, 0.9]]},
     ]
     assert curves([]) == []
     several = [{"step": 5, "loss": 0.69}, {"step": 5, "eval_en_loss": 0.6}, {"step": 5, "eval_zh_loss": 0.8}]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from dpo_cli.evaluate.verdict import RULES, interval, pairs_needed, percent, verdict
+from dpo_cli.evaluate.verdict import RULES, pairs_needed, verdict
+from dpo_cli.show import show_figure, show_interval
 from dpo_cli.stats import Figure, wilson
 
 
@@ -178,7 +179,7 @@ def test_that_many_prompts_show_the_effect_four_times_in_five(share: float) -> N
     [
         ((0.583, 0.691), 0.639, "64% (58% to 69%)"),
         ((0.9712, 0.9836), 0.978, "97.8% (97.1% to 98.4%)"),
-        ((0.503, 0.62), 0.56, "56% (50.3% to 62.0%)"),
+        ((0.503, 0.62), 0.56, "56.0% (50.3% to 62.0%)"),
         ((0.5, 0.62), 0.56, "56% (50% to 62%)"),
     ],
 )
@@ -186,4 +187,4 @@ def test_digits_fit_the_interval_and_no_end_is_rounded_to_chance(
     ends: tuple[float, float], value: float, said: str
 ) -> None:
     one = figure(value, *ends)
-    assert f"{percent(one)} ({interval(one)})" == said
+    assert f"{show_figure(one, interval=False)} ({show_interval(one)})" == said
