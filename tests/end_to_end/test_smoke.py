@@ -198,13 +198,15 @@ def test_the_exported_adapter_names_a_base_that_loads(smoke: Any) -> None:
 
 
 def test_the_report_stands_alone(smoke: Any) -> None:
+    from dpo_cli.evaluate.words import say
+
     page = (smoke.folder / "eval" / "report.html").read_text(encoding="utf-8")
     metrics = read(smoke.folder / "eval" / "metrics.json")
     assert "<script" not in page
     assert not re.findall(r"""(?:src|href)\s*=|url\(|@import""", page), "nothing may be fetched"
     assert html.escape(metrics["verdict"]["sentence"]).replace("&#x27;", "&#39;") in page
     names = re.findall(r'<svg [^>]*aria-label="([^"]*)"', page)
-    curves = [f"{curve['title']} over training steps" for curve in metrics["curves"]]
+    curves = [f"{say('curve_' + curve['key'])} over training steps" for curve in metrics["curves"]]
     for chart in ("Reward accuracy. By language", "reward margins of 123 held-out pairs", *curves):
         assert any(name.startswith(chart) for name in names), chart
     assert "prefers-color-scheme: dark" in page
