@@ -192,7 +192,7 @@ def evaluate(
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Talk with base and tuned model side by side.")] = False,
     answer: Annotated[
-        Path | None, typer.Option("--answer", metavar="FILE", help="Answer a file's prompts, as AlpacaEval's JSON.")
+        Path | None, typer.Option("--answer", metavar="FILE", help="Answer a file's prompts, for AlpacaEval or MT-Bench.")
     ] = None,
     compare: Annotated[
         list[Path] | None,
@@ -243,7 +243,7 @@ def evaluate(
 
         replace(job, quiet=job.quiet or bool(others)).run_stage("eval", work)
         if others:
-            from dpo_cli.evaluate.compare import print_comparison
+            from dpo_cli.evaluate.comparison_page import print_comparison
 
             print_comparison([(job.recipe, job.run), *others])
         elif not job.quiet:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dpo_cli.errors import USAGE, DpoError
+from dpo_cli.evaluate.differences import HELD_OUT, contents
 from dpo_cli.evaluate.winrate import Comparison, bradley_terry
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.reads import recipe_keys
-from dpo_cli.records import read_jsonl, read_pairs
+from dpo_cli.records import read_jsonl
 from dpo_cli.run import Run
-from dpo_cli.show import NATS, RATIO, SHARE, Unit, print_markdown, show_figure, table, terminal
 from dpo_cli.stats import Figure
 
 BASE = "base"
@@ -52,7 +51,7 @@ def compare(runs: Sequence[tuple[Recipe, Run]]) -> tuple[list[Compared], list[st
         raise DpoError("a run stands twice in the comparison", hint="name each run once", exit_code=USAGE)
     names = _names(runs)
     metrics = [json.loads((run["eval"] / "metrics.json").read_text(encoding="utf-8")) for _, run in runs]
-    held_out = {_held_out(run) for _, run in runs}
+    held_out = {contents(run)[HELD_OUT] for _, run in runs}
     judges = [figures["judge"] for figures in metrics]
     remarks = []
     if len(held_out) > 1:
@@ -84,54 +83,6 @@ def compare(runs: Sequence[tuple[Recipe, Run]]) -> tuple[list[Compared], list[st
         training = json.loads((run["train"] / "metrics.json").read_text(encoding="utf-8"))
         compared.append(Compared(name, figures, training, strengths.get(name), differs))
     return compared, remarks
-
-
-def print_comparison(runs: Sequence[tuple[Recipe, Run]]) -> None:
-    """Print a row a run, what the judge says of each, what sets its recipe apart from the first one's, and remarks."""
-    compared, remarks = compare(runs)
-    print_markdown("\n\n".join(tables(compared)))
-    lines = []
-    for one in compared[1:]:
-        known = {key: ", ".join(map(str, of)) if isinstance(of, list) else of for key, of in one.differs.items()}
-        listed = [f"{key}: {of}" for key, of in known.items()]
-        lines.append(f"{one.name} differs in {', '.join(listed) or 'nothing'}")
-    terminal().print("", *lines, *(f"warning: {remark}" for remark in remarks), sep="\n")
-
-
-def tables(compared: Sequence[Compared]) -> Iterator[str]:
-    """Lay out the runs in Markdown: accuracy, beside it that of up to six languages; other figures; the judge's."""
-    languages = list(dict.fromkeys(name for one in compared for name in one.metrics["languages"]))
-    beside = languages if 1 < len(languages) <= 6 else []
-    rows = []
-    for one in compared:
-        parts = (one.metrics["languages"].get(name, {}).get("pairs") for name in beside)
-        cells = (show_figure(part["reward_accuracy"], SHARE, len(beside) <= 2) if part else "–" for part in parts)
-        accuracy = one.metrics["pairs"] and show_figure(one.metrics["pairs"]["reward_accuracy"])
-        rows.append([one.name, accuracy or "–", *cells])
-    yield table(["run", "reward accuracy", *beside], rows)
-    rows = []
-    for one in compared:
-        pairs, samples = one.metrics["pairs"] or {}, one.metrics["samples"] or {}
-        figures = [(pairs.get("margin"), NATS), (pairs.get("chosen_drift"), NATS)]
-        figures += [(samples.get("valid_rate_tuned"), SHARE), (samples.get("length_ratio"), RATIO)]
-        figures.append((samples.get("kl"), Unit(4)))
-        cells = (show_figure(figure, unit, False) if figure else "–" for figure, unit in figures)
-        cost = f"{one.training['seconds']:,.0f} s", f"{one.training['peak_memory_bytes'] / 1e9:.1f} GB"
-        rows.append([one.name, *cells, *cost])
-    yield table(["run", "margin", "chosen drift", "valid", "length ratio", "KL a token", "train", "memory"], rows)
-    if any(one.metrics["judge"] for one in compared):
-        rows = []
-        for one in compared:
-            judge = one.metrics["judge"] or {}
-            rates = (show_figure(judge[key]) if judge else "–" for key in ("win_rate", "length_adjusted_win_rate"))
-            rows.append([one.name, *rates, show_figure(one.strength, Unit(0, signed=True)) if one.strength else "–"])
-        yield table(["run", "win rate", "length-adjusted", "Elo over the base"], rows)
-
-
-def _held_out(run: Run) -> str:
-    """The same for the same pairs; of ranked lists the best and the worst answers are the pair."""
-    pairs = [(pair.prompt, pair.chosen, pair.rejected) for pair in read_pairs(run.eval_pairs)]
-    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
 def _names(runs: Sequence[tuple[Recipe, Run]]) -> list[str]:

@@ -101,7 +101,7 @@ def sample_pairs(
 
     with bar("answering", len(asked), progress) as advance:
         advance(len(asked) - len(left))
-        for samples in in_batches(left, settings.batch_size, work, lambda _: _too_large(settings)):
+        for samples in in_batches(left, settings.batch_size, work, lambda _: too_large(settings)):
             store.put({sample.id: sample.to_json() for sample in samples})
             done |= {sample.id: sample for sample in samples}
             advance(len(samples))
@@ -128,7 +128,7 @@ def draws(
         return _both(model, tokenizer, [ids] * len(batch), [seed_of(seed, "", draw) for draw in batch], settings)
 
     base, tuned = [], []
-    for answers in in_batches(range(count), settings.batch_size, work, lambda _: _too_large(settings)):
+    for answers in in_batches(range(count), settings.batch_size, work, lambda _: too_large(settings)):
         base += answers[0]
         tuned += answers[1]
     return base, tuned
@@ -171,7 +171,7 @@ def _kl(model: PeftModel, prompt: list[int], answer: list[int]) -> float:
     return total
 
 
-def _too_large(settings: Eval) -> DpoError:
+def too_large(settings: Eval) -> DpoError:
     return DpoError(
         f"the GPU's memory is too small for one answer of {settings.max_new_tokens} tokens",
         where="eval.max_new_tokens",

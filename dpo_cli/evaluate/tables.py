@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 from dpo_cli.evaluate import words
 from dpo_cli.evaluate.charts import Dot
+from dpo_cli.evaluate.figure_names import figure_name
 from dpo_cli.show import LOSS, NATS, RATIO, SHARE, Unit, escaped, shorten, show_figure, table
 
 BESIDE = 2  # languages that have room beside the whole on 80 columns
 
 
 class Row(NamedTuple):
-    """A line of a table: the metric's name, by which words.py calls it, and its unit.
+    """A line of a table: the metric's name, by which figure_names.py calls it, and its unit.
 
     `compared`: three figures, `<key>_base`, `<key>_tuned` and `<key>_change`.
     `brief`: the terminal shows it too.
@@ -198,7 +199,7 @@ class Tables:
         heads = [f"{shorten(name, 12)}, n = {one[counted]['n']:,}" for name, one in groups.items()]
         lines = []
         for row in rows if not self.brief else [row for row in rows if row.brief]:
-            title, meaning = words.figure(row.key, self.language)
+            title, meaning = figure_name(row.key, self.language)
             key, unit = row.key, row.unit
             if row.compared:
                 lines.append([title, *map(row.sides, parts), meaning])
@@ -215,7 +216,7 @@ class Tables:
         what = self.say("of_language", what=what, name=name) if name else what
         lines = []
         for row in SAMPLE_ROWS:
-            title, meaning = words.figure(row.key, self.language)
+            title, meaning = figure_name(row.key, self.language)
             sides = row.sides(figures) if row.compared else ""
             key, unit = (f"{row.key}_change", row.unit.change) if row.compared else (row.key, row.unit)
             lines.append([title, sides, show_figure(figures[key], unit, to=self.say("to")), meaning])

@@ -9,15 +9,19 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy
 
-from dpo_cli.evaluate.samples import Sample
 from dpo_cli.families import MARKERS
-from dpo_cli.inference import Answer
 from dpo_cli.language import language
 from dpo_cli.refusal import refuses
+from dpo_cli.show import ShownAnswer
 from dpo_cli.stats import Figure, bootstrap, bootstrap_mean, share_change, wilson
+
+if TYPE_CHECKING:
+    from dpo_cli.evaluate.samples import Sample
+    from dpo_cli.inference import Answer
 
 HEAD = 200  # tokens of each answer that diversity is measured on: it falls with length, which is measured beside it
 REPETITIVE = 0.5  # 4-grams that stood there before
@@ -43,7 +47,7 @@ def language_match(prompt: str, answer: str) -> bool | None:
     return None if "und" in spoken else spoken[0] == spoken[1]
 
 
-def valid(prompt: str, answer: Answer) -> bool:
+def valid(prompt: str, answer: ShownAnswer) -> bool:
     """Whether an answer ended and says something, in the prompt's language, without repeating itself or markers."""
     return (
         answer.finished

@@ -10,80 +10,6 @@ from dpo_cli.recipe.sections import Eval
 
 Say = Callable[..., str]
 
-# Of each figure its name and what it says, by its key in metrics.json: English, Chinese.
-FIGURES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
-    "reward_accuracy": (
-        ("Reward accuracy", "chosen gained more than rejected; 50% before training"),
-        ("奖励准确率", "偏好的回答提升多于被拒的回答；训练前为 50%"),
-    ),
-    "reward_accuracy_per_token": (("… per token", "the same, gains divided by length"), ("… 每词元", "同上，除以长度")),
-    "longer_wins": (
-        ("Longer answer wins", "what always taking the longer answer would get"),
-        ("较长者胜", "总是选较长的回答所得的准确率"),
-    ),
-    "ranking_accuracy": (
-        ("Ranking", "chosen is likelier per token than rejected"), ("排序", "偏好的回答每词元概率高于被拒的回答")
-    ),
-    "margin": (
-        ("Reward margin", "beta × (gain of chosen − gain of rejected), nats"),
-        ("奖励间隔", "beta ×（偏好回答的提升 − 被拒回答的提升），纳特"),
-    ),
-    "margin_median": (("… median", "half of the pairs have more"), ("… 中位数", "一半的偏好对高于此值")),
-    "margin_p10": (("… 10th percentile", "nine in ten pairs have more"), ("… 第 10 百分位", "九成的偏好对高于此值")),
-    "margin_p90": (("… 90th percentile", "one in ten pairs has more"), ("… 第 90 百分位", "一成的偏好对高于此值")),
-    "chosen_drift": (
-        ("Drift of chosen", "change of its log-probability, nats"), ("偏好回答的漂移", "其对数概率的变化，纳特")
-    ),
-    "chosen_drift_per_token": (("… per token", "the same, divided by length"), ("… 每词元", "同上，除以长度")),
-    "rejected_drift": (
-        ("Drift of rejected", "change of its log-probability, nats"), ("被拒回答的漂移", "其对数概率的变化，纳特")
-    ),
-    "rejected_drift_per_token": (("… per token", "the same, divided by length"), ("… 每词元", "同上，除以长度")),
-    "loss": (("Loss", "nats a token, of the answers to be learned"), ("损失", "每词元纳特，在要学习的回答上")),
-    "perplexity": (("Perplexity", "exp of the loss"), ("困惑度", "损失的指数")),
-    "valid_rate": (
-        ("Valid", "ended, not empty, in the prompt's language, no repetition, no markers"),
-        ("有效", "有结尾、非空、与提示语言一致、无重复、无标记"),
-    ),
-    "kl": (("KL to base", "nats a token, over the tuned model's answers"), ("对基座的 KL", "每词元纳特，微调后的回答")),
-    "kl_total": (("… of an answer", "nats, summed over its tokens"), ("… 每个回答", "纳特，对其词元求和")),
-    "length_ratio": (("Length ratio", "tuned to base, geometric mean"), ("长度比", "微调后比基座，几何平均")),
-    "tokens": (("Tokens", "of an answer"), ("词元数", "每个回答")),
-    "truncated": (("Cut off", "answers that hit eval.max_new_tokens"), ("被截断", "达到 eval.max_new_tokens 的回答")),
-    "repetition": (("Repetition", "4-grams that stood there before, mean"), ("重复率", "此前出现过的四元组，平均")),
-    "repetitive": (("Repetitive", "answers with more than half such 4-grams"), ("重复的回答", "四元组过半重复的回答")),
-    "distinct_2": (
-        ("Distinct-2", "different pairs of tokens among all; 200 tokens an answer"),
-        ("Distinct-2", "不同词元对的占比；每个回答取 200 个词元"),
-    ),
-    "compression": (
-        ("Compression", "zlib ratio, higher is duller; 200 tokens an answer"),
-        ("压缩比", "zlib 压缩比，越高越单调；每个回答取 200 个词元"),
-    ),
-    "language_match": (("Language match", "answers in the prompt's language"), ("语言一致", "与提示语言一致的回答")),
-    "refusal": (("Refusals", "by their first words, a heuristic"), ("拒答", "按开头的词语判断，仅供参考")),
-    "win_rate": (
-        ("Win rate", "of the tuned model over the base, a tie counts half"), ("胜率", "微调后对基座，平局计一半")
-    ),
-    "length_adjusted_win_rate": (
-        ("… length-adjusted", "as it would be at equal lengths"), ("… 去除长度影响", "假设两者长度相同")
-    ),
-    "wins": (("Won", "share of the prompts"), ("胜", "占提示的比例")),
-    "ties": (("Tied", "share of the prompts"), ("平", "占提示的比例")),
-    "losses": (("Lost", "share of the prompts"), ("负", "占提示的比例")),
-    "position_consistency": (
-        ("Consistent", "the same verdict when the two answers swap places"), ("一致性", "交换两个回答的位置后判断不变")
-    ),
-    "score_difference": (
-        ("Score difference", "tuned − base, in the reward model's own unit"),
-        ("分数差", "微调后 − 基座，以奖励模型自己的单位计"),
-    ),
-    "calibration": (
-        ("Agrees with the data", "prefers the chosen answer of held-out pairs"),
-        ("与数据一致", "在留出的偏好对上偏好数据所选的回答"),
-    ),
-}  # fmt: skip
-
 WORDS: dict[str, tuple[str, str]] = {
     # the verdict: its kinds, what each means, and the reasons it gives
     "better": ("Better", "变好了"),
@@ -370,6 +296,52 @@ WORDS: dict[str, tuple[str, str]] = {
         "reward margins of {n} held-out pairs, {right} of them above 0",
         "{n} 个留出偏好对的奖励间隔，其中 {right} 个大于 0",
     ),
+    # several runs side by side
+    "compared": ("{n} runs side by side", "{n} 次运行并排比较"),
+    "told": ("Best: {run}", "最佳：{run}"),
+    "told_means": (
+        "By {measure} {run} is ahead of every other run; of {other}, the nearest, by {change}, on {n} prompts.",
+        "按{measure}，{run} 领先其他每次运行；领先最接近的 {other} {change}，共 {n} 个提示。",
+    ),
+    "untold": ("No difference can be told", "无法区分优劣"),
+    "untold_means": (
+        "By {measure} {run} is ahead of {other} by {change}, on {n} prompts: chance may be all of it.",
+        "按{measure}，{run} 领先 {other} {change}，共 {n} 个提示：可能只是随机。",
+    ),
+    "unshared": ("Nothing to compare by", "没有可比之处"),
+    "unshared_means": (
+        "The runs were measured on no pairs in common; eval.sets gives them some.",
+        "这些运行没有在相同的偏好对上测量；可用 eval.sets 提供相同的测试集。",
+    ),
+    "no_candidate": (
+        "{run} is no candidate: by its own verdict it is worse than what it started from",
+        "{run} 不参评：按其自身的结论，它不如微调前的模型",
+    ),
+    "differences": ("Differences from {run}", "与 {run} 的差异"),
+    "differences_lead": (
+        "Prompt by prompt, on those that both runs were measured on; above 0 the run has more than {run}.",
+        "逐个提示比较两次运行都测量过的部分；大于 0 表示高于 {run}。",
+    ),
+    "compared_answers_lead": (
+        "The same prompts in every run: {changed} where the answers differ most, {random} at random.",
+        "每次运行回答同样的提示：差异最大的 {changed} 个，随机的 {random} 个。",
+    ),
+    "figures": ("Figures", "指标"),
+    "recipes": ("What the recipes differ in", "配方的不同"),
+    "differs": ("{run} differs in {what}", "{run} 的不同：{what}"),
+    "nothing": ("nothing", "无"),
+    "run_head": ("run", "运行"),
+    "figure_head": ("figure", "指标"),
+    "difference_head": ("difference, 95% interval", "差异及 95% 区间"),
+    "prompts_head": ("prompts", "提示数"),
+    "margin_head": ("margin", "奖励间隔"),
+    "drift_head": ("chosen drift", "偏好回答漂移"),
+    "valid_rate": ("valid", "有效"),
+    "length_head": ("length ratio", "长度比"),
+    "kl_head": ("KL a token", "每词元 KL"),
+    "train_head": ("train", "训练"),
+    "memory_head": ("memory", "内存"),
+    "elo_head": ("Elo over the base", "对基座的 Elo"),
     "legend_dot": ("reward accuracy with its 95% interval", "奖励准确率及其 95% 区间"),
     "legend_rival": (
         "always taking the longer answer. The dashed line is 50%: no preference.",
@@ -394,11 +366,6 @@ def speaker(language: str) -> Say:
 def say(key: str, language: str = "en", **values: Any) -> str:
     """The words under `key`, with their placeholders filled in."""
     return WORDS[key][language == "zh"].format(**values)
-
-
-def figure(key: str, language: str = "en") -> tuple[str, str]:
-    """A figure's name and what it says."""
-    return FIGURES[key][language == "zh"]
 
 
 def language(settings: Eval, spoken: Sequence[str]) -> str:

@@ -303,10 +303,15 @@ def test_runs_that_one_judge_saw_get_strengths(run: Path, dpo_eval: Any) -> None
     assert "Elo over the base" in done.stdout
     figure = metrics(run)["judge"]["win_rate"]["value"]
     names = ("smoke  ", "other [i] :x:  ")
-    elo = [line.split()[-4] for line in done.stdout.splitlines() if line.startswith(names)][-2:]
+    judged = done.stdout.partition("Elo over the base")[2].partition("Differences from smoke")[0]
+    elo = [line.split()[-4] for line in judged.splitlines() if line.startswith(names)]
     assert elo[0] == elo[1], "the same judgments, the same strength"
     assert elo[0].startswith("+") == (figure >= 0.5)
     assert "other [i] :x: differs in nothing" in done.stdout
+    assert "No difference can be told. By win rate" in done.stdout
+    page = (run / "compare.html").read_text(encoding="utf-8")
+    assert "<script" not in page and str(run.parent) not in page and "No difference can be told" in page
+    assert page.count('aria-label="other [i] :x:"') >= 5, "an answer of each run to each prompt"
     twice = dpo_eval(*settings, "--compare", run, ok=False)
     assert twice.exit_code == 2 and "stands twice" in twice.stderr
     globbed = dpo_eval(*settings, "--compare", run.parent / "o*")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dpo_cli.chat import chat_tokens
 from dpo_cli.cli import app
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
@@ -84,3 +85,35 @@ def test_a_file_of_prompts_is_answered_by_both_models_as_alpaca_eval_reads_it(ho
         }
         assert all(one["output"] for one in answers) and answers[0] == answers[3]
     assert {path.name for path in (home / "sft/answers").iterdir()} == {"bench-base.json", "bench-tuned.json"}
+
+
+def test_each_model_answers_all_turns_of_a_question_from_its_own_answers(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def spied(tokenizer: Any, messages: Any, **options: Any) -> list[int]:
+        if messages[0]["content"] in ("为什么？", "Hi"):  # loading renders messages of its own
+            seen.append([one["content"] for one in messages])
+        return chat_tokens(tokenizer, messages, **options)
+
+    monkeypatch.setattr("dpo_cli.evaluate.prompt_file.chat.chat_tokens", spied)
+    file = home / "mt.jsonl"
+    rows = [
+        {"question_id": 81, "category": "writing", "turns": ["为什么？", "然后呢？"], "reference": ["x"]},
+        {"question_id": 82, "category": "math", "turns": ["Hi"]},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = [part for setting in FEW for part in ("--set", setting)] + ["--runs-dir", str(home)]
+    recipe = str(home.parent / "recipes/sft_then_dpo/sft.yaml")
+    done = CliRunner().invoke(app, ["eval", recipe, "--answer", str(file), *options])
+    assert done.exit_code == 0, done.output
+    assert len(seen) == 6, "two first turns and one second one, by both models"
+    for model in ("base", "tuned"):
+        text = (home / f"sft/answers/mt-{model}.jsonl").read_text(encoding="utf-8")
+        first, second = map(json.loads, text.splitlines())
+        assert (first["question_id"], second["question_id"]) == (81, 82) and first["model_id"] == f"sft-{model}"
+        said = first["choices"][0]["turns"]
+        assert len(said) == 2 and len(second["choices"][0]["turns"]) == 1
+        assert ["为什么？", said[0], "然后呢？"] in seen
+    assert not [path for path in (home / "sft/answers").iterdir() if path.name.startswith(".")]

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from dpo_cli.evaluate import charts, words
+from dpo_cli.evaluate.figure_names import FIGURES
 from dpo_cli.evaluate.report import print_report, write_report
 from dpo_cli.evaluate.summary import warnings
 from dpo_cli.evaluate.tables import ANSWER_ROWS, JUDGE_ROWS, ROWS, SAMPLE_ROWS, Row
@@ -450,8 +451,8 @@ def test_a_chinese_page_is_chinese_in_every_table_chart_and_sentence(full: Any, 
 
 def test_every_figure_has_a_name_and_a_meaning_in_both_languages() -> None:
     rows = [*ROWS, *ANSWER_ROWS, *SAMPLE_ROWS, *JUDGE_ROWS]
-    assert {row.key for row in rows} == words.FIGURES.keys()
-    assert all(text.strip() for both in words.FIGURES.values() for one in both for text in one)
+    assert {row.key for row in rows} == FIGURES.keys()
+    assert all(text.strip() for both in FIGURES.values() for one in both for text in one)
 
 
 @pytest.mark.parametrize("key", words.WORDS)
