@@ -192,7 +192,8 @@ def evaluate(
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Talk with base and tuned model side by side.")] = False,
     answer: Annotated[
-        Path | None, typer.Option("--answer", metavar="FILE", help="Answer a file's prompts, for AlpacaEval or MT-Bench.")
+        Path | None,
+        typer.Option("--answer", metavar="FILE", help="Answer a file's prompts, for AlpacaEval or MT-Bench."),
     ] = None,
     compare: Annotated[
         list[Path] | None,

@@ -311,7 +311,7 @@ def test_runs_that_one_judge_saw_get_strengths(run: Path, dpo_eval: Any) -> None
     assert "No difference can be told. By win rate" in done.stdout
     page = (run / "compare.html").read_text(encoding="utf-8")
     assert "<script" not in page and str(run.parent) not in page and "No difference can be told" in page
-    assert page.count('aria-label="other [i] :x:"') >= 5, "an answer of each run to each prompt"
+    assert page.count('<section class="answer" aria-label="other [i] :x:">') == 2, "all alike: two prompts at random"
     twice = dpo_eval(*settings, "--compare", run, ok=False)
     assert twice.exit_code == 2 and "stands twice" in twice.stderr
     globbed = dpo_eval(*settings, "--compare", run.parent / "o*")
