@@ -575,8 +575,9 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory(prefix="bench-train-") as name:
         os.environ["HF_DATASETS_CACHE"] = f"{name}/datasets"
-        from dpo_cli import backends
+        from dpo_cli import backends, environment
 
+        environment.prepare_environment("train")
         backends.import_backend(backends.Backend(asked.backend, "the benchmark"))
         import torch
 

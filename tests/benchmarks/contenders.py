@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import sys
 import time
 import zlib
@@ -487,7 +488,7 @@ def recipe_of(work: Work, micro_batch: int, engine: dict[str, str], **train: Any
     budget = {"token_budget": work.token_budget} if engine["token_budget"] == "auto" else {}
     return Recipe.model_validate(
         {
-            "name": work.folder.name,
+            "name": re.sub(r"\W+", "_", work.folder.name),
             "seed": work.seed,
             "model": {
                 "id": str(work.model),
