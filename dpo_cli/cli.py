@@ -212,32 +212,18 @@ def evaluate(
         raise DpoError("--samples says how many answers to --prompt", hint="add --prompt TEXT", exit_code=USAGE)
     with job.lock("eval", view=prompt is not None or chat):
         job.run.require("train", job.recipe, job.command("train"))
-        if chat:
+        if chat or prompt is not None or answer is not None:
             _look_at(job.recipe, ["model", "adapter"])
-            from dpo_cli.evaluate.talk import talk
-
-            talk(job.recipe, job.run, terminal())
+            _answer(job, None if chat else prompt, samples or 3, None if chat else answer)
             return
-        if prompt is not None:
-            _look_at(job.recipe, ["model", "adapter"])
-            from dpo_cli.evaluate.evaluate import answer as draw
-
-            print_answers(prompt, *draw(job.recipe, job.run, prompt, samples or 3))
-            return
-        if answer is not None:
-            _look_at(job.recipe, ["model", "adapter"])
-            from dpo_cli.evaluate.prompt_file import answer_file
-
-            for written in answer_file(job.recipe, job.run, answer, quiet=job.quiet):
-                job.say(f"eval: answers -> {written}")
-            return
-
         others = [evaluated_run(path, job.runs_dir) for path in several(compare or [], job)]
 
         def work() -> None:
-            _look_at(job.recipe, ["model", "adapter", "judge"])
+            _look_at(job.recipe, ["model", "adapter", "judge", "sets"])
             if job.recipe.eval.sets and not job.fresh("sets"):
-                _prepare_sets(job)
+                from dpo_cli.prepare.eval_sets import read_sets
+
+                read_sets(job.recipe, job.run, quiet=job.quiet)
             from dpo_cli.evaluate.evaluate import evaluate as stage
 
             stage(job.recipe, job.run, quiet=job.quiet)
@@ -252,6 +238,19 @@ def evaluate(
 
             print_report(job.run["eval"])
             job.next("export")
+
+
+def _answer(job: Job, prompt: str | None, count: int, file: Path | None) -> None:
+    """Answer a prompt, a file of prompts, or who talks with both models."""
+    from dpo_cli.evaluate import evaluate, prompt_file, talk
+
+    if prompt is not None:
+        print_answers(prompt, *evaluate.answer(job.recipe, job.run, prompt, count))
+    elif file is not None:
+        for written in prompt_file.answer_file(job.recipe, job.run, file, quiet=job.quiet):
+            job.say(f"eval: answers -> {written}")
+    else:
+        talk.talk(job.recipe, job.run, terminal())
 
 
 def _export_stage() -> Callable[..., Any]:
@@ -399,16 +398,6 @@ def _prepare(job: Job, examples: bool = False) -> None:
     job.run_stage("prepare", work)
     if shown_again:
         console.print_funnel(job.run, job.quiet, examples)
-
-
-def _prepare_sets(job: Job) -> None:
-    """Read the test sets of `eval.sets`; a part of `eval` that prepare does."""
-    paths.require(job.recipe, ["sets"])
-    from dpo_cli.prepare.eval_sets import prepare_sets
-
-    with job.run.stage("sets", job.recipe) as draft:
-        revisions = prepare_sets(job.recipe, job.run.train_pairs, draft.folder, quiet=job.quiet)
-        draft.record["revisions"] = revisions
 
 
 def _of_prepare(loaded: Recipe) -> list[paths.Part]:

@@ -26,6 +26,7 @@ from dpo_cli.prepare.text import hash64, prompt_key
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.sections import FILTER_OPTIONS, Filters, NearDuplicate, TooLong
 from dpo_cli.records import read_jsonl, write_jsonl
+from dpo_cli.run import Run
 
 # Thoughts and end tokens around an answer are cut as in training; what would steer the chat template drops the pair.
 FILTERS = Filters(
@@ -35,6 +36,16 @@ FILTERS = Filters(
         "too_long": TooLong(max_prompt=1),
     }
 )
+
+
+def read_sets(recipe: Recipe, run: Run, *, quiet: bool = False) -> None:
+    """Read the test sets into the run's `sets`, a part of `eval` with a state of its own.
+
+    Raises:
+        DpoError: a set is missing, can't be read, or holds no pair.
+    """
+    with run.stage("sets", recipe) as draft:
+        draft.record["revisions"] = prepare_sets(recipe, run.train_pairs, draft.folder, quiet=quiet)
 
 
 def prepare_sets(recipe: Recipe, train_pairs: Path, folder: Path, *, quiet: bool = False) -> dict[str, str]:
