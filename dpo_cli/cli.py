@@ -95,10 +95,10 @@ def prepare(
             job.say(f"! {job.run.adapter} was trained on other pairs than these; keep it with --set name=…")
         if preview:
             from dpo_cli.prepare.tokens import preview as show
-            from dpo_cli.records import AcrossPrompts, read_pairs
+            from dpo_cli.records import read_pairs
 
             pairs = read_pairs(job.run.train_pairs)
-            if any(isinstance(pair, AcrossPrompts) for pair in pairs):
+            if not pairs:
                 raise DpoError(
                     "--preview shows pairs, and here no prompt has both a good and a bad answer",
                     hint=f"look at the rows themselves: head -n {preview} {job.run.train_pairs}",

@@ -28,7 +28,7 @@ from dpo_cli import chat
 from dpo_cli.errors import DpoError
 from dpo_cli.families import THINK
 from dpo_cli.machine import ran_out_of_memory
-from dpo_cli.records import AcrossPrompts, Pair
+from dpo_cli.records import Pair
 
 HEAD_CHUNK = 128  # positions whose logits are float32 at once: 78 MB for a vocabulary of 152,000
 
@@ -97,10 +97,6 @@ def encode(tokenizer: Any, pair: Pair, max_length: int) -> tuple[Tokens, Tokens]
     TRL renders prompt and prompt + answer apart and lets the answer begin where the two part, at the same place for
     both answers; what is over `max_length` is cut from the end.
     """
-    if isinstance(pair, AcrossPrompts):
-        one, other = vars(pair), vars(pair) | {"prompt": pair.rejected_prompt}
-        good, bad = (Pair(**{name: side[name] for name in Pair.__dataclass_fields__}) for side in (one, other))
-        return encode(tokenizer, good, max_length)[0], encode(tokenizer, bad, max_length)[1]
     kwargs = pair.chat_template_kwargs
     prompt = chat.chat_tokens(tokenizer, pair.prompt, add_generation_prompt=True, **kwargs)
     whole = [chat.chat_tokens(tokenizer, pair.prompt + answer, **kwargs) for answer in (pair.chosen, pair.rejected)]

@@ -116,16 +116,6 @@ class SetPair(Pair):
 
 
 @dataclass(frozen=True)
-class AcrossPrompts(Pair):
-    """A good answer to `prompt` beside a bad one to `rejected_prompt`: of labelled rows with one answer a prompt.
-
-    That rewards tell the two apart says less than within a prompt, for it counts too how rewards differ by prompt.
-    """
-
-    rejected_prompt: list[Message] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class Answered:
     """A prompt and an answer to be learned: a chosen one, the best of a list, or one that is called good."""
 
@@ -168,12 +158,12 @@ def best_pairs(prompts: Sequence[Any], chosen: Sequence[Any], rejected: Sequence
     return list(best.values())
 
 
-def read_answers(path: Path, *, chosen_on: bool | None = None) -> list[Answered]:
+def read_answers(path: Path, *, chosen_on: bool | None = None, good: bool = True) -> list[Answered]:
     """The answers of a `data/*.jsonl` file that SFT learns: the best of pairs and lists, good ones of unpaired rows.
 
-    Of all its prompts, or of one half of them: see `chooses`.
+    Of all its prompts, or of one half of them: see `chooses`. Not `good`: the bad ones of unpaired rows.
     """
-    rows = [row for row in read_jsonl(path) if row.get("label", True)]
+    rows = [row for row in read_jsonl(path) if row.get("label", True) == good]
     rows = [row for row in rows if chosen_on is None or chooses(row) == chosen_on]
     if rows and "chosen" in rows[0]:
         columns = ([row[name] for row in rows] for name in ("prompt", "chosen", "rejected"))
@@ -201,25 +191,17 @@ def read_pairs(path: Path, *, chosen_on: bool | None = None) -> list[Pair]:
     """All pairs of a `data/*.jsonl` file, or those of one half of its prompts: see `chooses`.
 
     Of ranked lists, the best and the worst answers; of unpaired rows, the first good and the first bad answer of each
-    prompt that has both. Where none has both, the good answers and the bad ones of a language side by side, in the
-    order of the file, which is by hash and so a random one: see `AcrossPrompts`.
+    prompt that has both.
     """
     rows = [row for row in read_jsonl(path) if chosen_on is None or chooses(row) == chosen_on]
     if not rows or "label" not in rows[0]:
         return [Pair.of_row(row) for row in rows]
     sides: dict[str, dict[bool, dict[str, Any]]] = {}
-    by_language: dict[str, dict[bool, list[dict[str, Any]]]] = {}
     for row in rows:
         sides.setdefault(json.dumps(row["prompt"]), {}).setdefault(row["label"], row)
-        by_language.setdefault(row["language"], {True: [], False: []})[row["label"]].append(row)
-
-    def of(good: dict[str, Any], bad: dict[str, Any]) -> dict[str, Any]:
-        common = {name: good[name] for name in ("id", "prompt", "language", "source", "chat_template_kwargs")}
-        return {**common, "chosen": good["completion"], "rejected": bad["completion"]}
-
-    pairs = [Pair(**of(both[True], both[False])) for both in sides.values() if len(both) == 2]
-    return pairs or [
-        AcrossPrompts(**of(good, bad), rejected_prompt=bad["prompt"])
-        for labelled in by_language.values()
-        for good, bad in zip(labelled[True], labelled[False], strict=False)
+    names = ("id", "prompt", "language", "source", "chat_template_kwargs")
+    return [
+        Pair(chosen=good["completion"], rejected=both[False]["completion"], **{name: good[name] for name in names})
+        for both in sides.values()
+        if (good := both.get(True)) and len(both) == 2
     ]

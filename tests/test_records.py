@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.records import AcrossPrompts, read_pairs, write_jsonl
+from dpo_cli.records import read_answers, read_pairs, write_jsonl
 
 
 def said(text: str) -> list[dict[str, str]]:
@@ -46,19 +46,14 @@ def test_of_labelled_rows_those_of_a_prompt_that_has_both(tmp_path: Path) -> Non
     ]  # fmt: skip
     [pair] = pairs_of(tmp_path, *rows)
     assert texts(pair) == ("one", "good", "bad")
-    assert not isinstance(pair, AcrossPrompts)
 
 
-def test_where_no_prompt_has_both_answers_of_a_language_meet(tmp_path: Path) -> None:
-    rows = [
-        labelled("a", "good a", True), labelled("甲", "好", True, "zh"), labelled("b", "bad b", False),
-        labelled("c", "good c", True), labelled("乙", "坏", False, "zh"), labelled("d", "good d", True),
-        labelled("e", "bad e", False),
-    ]  # fmt: skip
-    pairs = pairs_of(tmp_path, *rows)
-    found = {(*texts(pair), pair.rejected_prompt[0]["content"]) for pair in pairs}
-    assert found == {("a", "good a", "bad b", "b"), ("c", "good c", "bad e", "e"), ("甲", "好", "坏", "乙")}
-    assert pairs_of(tmp_path, labelled("a", "good", True)) == []
+def test_where_no_prompt_has_both_there_are_good_answers_and_bad_ones_and_no_pairs(tmp_path: Path) -> None:
+    rows = [labelled("a", "good a", True), labelled("甲", "坏", False, "zh"), labelled("b", "bad b", False)]
+    assert pairs_of(tmp_path, *rows) == []
+    for good, wanted in ((True, ["good a"]), (False, ["坏", "bad b"])):
+        answers = read_answers(tmp_path / "rows.jsonl", good=good)
+        assert [one.answer[0]["content"] for one in answers] == wanted
 
 
 def test_held_out_prompts_are_in_one_half_each(tmp_path: Path) -> None:

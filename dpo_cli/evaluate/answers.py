@@ -12,7 +12,7 @@ from dpo_cli import models
 from dpo_cli.evaluate.pairs import Scored
 from dpo_cli.inference import answer_logps, encode
 from dpo_cli.records import Answered, Pair
-from dpo_cli.stats import Figure, bootstrap
+from dpo_cli.stats import Figure, bootstrap, wilson
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,24 @@ def answer_metrics(scored: Sequence[ScoredAnswer], seed: int) -> dict[str, Figur
             ),
         }
     return figures
+
+
+def auroc(good: Sequence[ScoredAnswer], bad: Sequence[ScoredAnswer]) -> dict[str, Figure]:
+    """How often a good answer gained more than a bad one to another prompt of its language: the area under the ROC.
+
+    Answers to different prompts: it counts too how gains differ by prompt. Wilson's interval, as if each answer had met
+    but one of the other kind, which is wider than the area's own. Empty where no language has both.
+    """
+    won, count = 0.0, 0
+    for language in {one.language for one in good} & {one.language for one in bad}:
+        more, less = (
+            numpy.array([one.policy - one.reference for one in some if one.language == language])
+            for some in (good, bad)
+        )
+        met = min(len(more), len(less))
+        won += met * float(((more[:, None] > less) + (more[:, None] == less) / 2).mean())
+        count += met
+    return {"auroc": wilson(won, count)} if count else {}
 
 
 def _key(prompt: Any, answer: Any) -> str:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from dpo_cli.evaluate.text_metrics import valid
-from dpo_cli.records import read_jsonl, read_pairs
+from dpo_cli.records import read_answers, read_jsonl, read_pairs
 from dpo_cli.run import Run
 from dpo_cli.stats import Figure, share_change
 
@@ -86,9 +86,9 @@ def contents(run: Run) -> dict[str, str]:
 
     Of ranked lists the best and the worst answers are the pair.
     """
-    pairs: dict[str, list[Any]] = {
-        HELD_OUT: [(pair.prompt, pair.chosen, pair.rejected) for pair in read_pairs(run.eval_pairs)]
-    }
+    held_out = [(pair.prompt, pair.chosen, pair.rejected) for pair in read_pairs(run.eval_pairs)]
+    answers = [(one.prompt, one.answer) for one in ([] if held_out else read_answers(run.eval_pairs))]
+    pairs: dict[str, list[Any]] = {HELD_OUT: held_out or answers}
     if (run["sets"] / "pairs.jsonl").is_file():
         for row in read_jsonl(run["sets"] / "pairs.jsonl"):
             pairs.setdefault(row["source"], []).append((row["prompt"], row["chosen"], row["rejected"]))

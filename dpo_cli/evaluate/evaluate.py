@@ -20,7 +20,7 @@ from dpo_cli import backends, chat, judging, models
 from dpo_cli.disk import sha256, write_json
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate import summary, winrate, words
-from dpo_cli.evaluate.answers import ScoredAnswer, answer_metrics, as_pair, score_answers
+from dpo_cli.evaluate.answers import ScoredAnswer, answer_metrics, as_pair, auroc, score_answers
 from dpo_cli.evaluate.other_sets import read_sets, set_metrics
 from dpo_cli.evaluate.pairs import Scored, baselines, grouped_metrics, score_pairs
 from dpo_cli.evaluate.report import write_report
@@ -33,14 +33,10 @@ from dpo_cli.machine import versions
 from dpo_cli.published import recipe_yaml, report_sections, without_paths
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import trl_arguments
-from dpo_cli.records import AcrossPrompts, Message, Pair, read_answers, read_jsonl, read_pairs, write_jsonl
+from dpo_cli.records import Answered, Message, Pair, read_answers, read_jsonl, read_pairs, write_jsonl
 from dpo_cli.run import Run, fingerprint
 from dpo_cli.store import Store
 
-ACROSS = (
-    "no held-out prompt has both a good and a bad answer: a good one is set beside a bad one to another prompt, "
-    "which says less than a pair does"
-)
 # What of `eval` changes the answers; how many prompts there are, the batch and the judge do not.
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k")
 
@@ -59,7 +55,7 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
     Raises:
         DpoError: nothing was held out, or nothing fits; the judge can't be asked.
     """
-    pairs, answers = _held_out(recipe, run), read_answers(run.eval_pairs, chosen_on=_half(recipe))
+    pairs, answers, bad = _held_out(recipe, run)
     tested = read_sets(recipe, run)
     backends.import_backend(backends.Backend("hf", "evaluation"))
     remark = None
@@ -77,6 +73,7 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
     scored = score_pairs(model, tokenizer, pairs, recipe.model.max_length, batch_size)
     scored_sets = score_pairs(model, tokenizer, tested, recipe.model.max_length, batch_size)
     learned = score_answers(model, tokenizer, answers, pairs, scored, recipe.model.max_length, batch_size)
+    rejected = score_answers(model, tokenizer, bad, [], [], recipe.model.max_length, batch_size)
     if not scored and (pairs or not learned):
         raise DpoError(
             "every held-out prompt fills model.max_length, so there is no answer to score",
@@ -91,7 +88,7 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
     judgments, calibration = _judge(recipe, run, samples, pairs, quiet) if recipe.eval.judge else ([], [])
 
     sets = set_metrics(recipe, run, tested, scored_sets)
-    metrics = _metrics(recipe, run, pairs, scored, learned, sets, samples, judgments, calibration)
+    metrics = _metrics(recipe, run, scored, learned, rejected, sets, samples, judgments, calibration)
     with run.stage("eval", recipe) as draft:
         draft.record["samples"] = made_from
         write_jsonl(draft.folder / "pairs.jsonl", (asdict(one) for one in scored))
@@ -138,22 +135,22 @@ def _half(recipe: Recipe) -> bool | None:
     return False if recipe.keeps_best else None
 
 
-def _held_out(recipe: Recipe, run: Run) -> list[Pair]:
-    """The held-out pairs; none where the method needs none and there are good answers."""
+def _held_out(recipe: Recipe, run: Run) -> tuple[list[Pair], list[Answered], list[Answered]]:
+    """The held-out pairs and answers to be learned; the bad answers where every prompt has but one, good or bad."""
     pairs = read_pairs(run.eval_pairs, chosen_on=_half(recipe))
-    if not pairs and not (read_answers(run.eval_pairs) and not trl_arguments()[recipe.train.method]["compares"]):
-        if recipe.data.format == "unpaired":
-            raise DpoError(
-                "no language has both good and bad answers held out, so there is nothing to evaluate on",
-                where=recipe.where("data", "eval_fraction"),
-                hint="raise data.eval_fraction, or add data",
-            )
+    good, bad = (read_answers(run.eval_pairs, chosen_on=_half(recipe), good=good) for good in (True, False))
+    if pairs:
+        return pairs, good, []
+    both = {one.language for one in good} & {one.language for one in bad}
+    if not both and (not good or trl_arguments()[recipe.train.method]["compares"]):
+        unpaired = recipe.data.format == "unpaired"
+        what = "no language has both good and bad answers held out" if unpaired else "no pair was held out"
         raise DpoError(
-            "no pair was held out, so there is nothing to evaluate on",
+            f"{what}, so there is nothing to evaluate on",
             where=recipe.where("data", "eval_fraction"),
             hint="raise data.eval_fraction, or add data",
         )
-    return pairs
+    return [], good, bad
 
 
 def _made_from(recipe: Recipe, run: Run) -> str:
@@ -195,8 +192,7 @@ def _judge(
     settings = recipe.eval.judge
     assert settings is not None
     matches = [judging.Match(one.id, one.prompt, one.tuned.text, one.base.text) for one in samples]
-    within = [pair for pair in pairs if not isinstance(pair, AcrossPrompts)]
-    for pair in within[: settings.calibration]:
+    for pair in pairs[: settings.calibration]:
         answers = (answer[-1]["content"] for answer in (pair.chosen, pair.rejected))
         matches.append(judging.Match(f"calibration/{pair.id}", pair.prompt, *answers))
     judged = judging.judge(settings, matches, run.folder.parent / ".judgments.sqlite", progress=not quiet)
@@ -206,9 +202,9 @@ def _judge(
 def _metrics(
     recipe: Recipe,
     run: Run,
-    pairs: Sequence[Pair],
     scored: Sequence[Scored],
     learned: Sequence[ScoredAnswer],
+    rejected: Sequence[ScoredAnswer],
     sets: dict[str, Any],
     samples: Sequence[Sample],
     judgments: Sequence[Judgment],
@@ -224,7 +220,7 @@ def _metrics(
     metrics: dict[str, Any] = {
         **groups,
         "pairs": groups["pairs"] if scored else None,
-        "answers": answer_metrics(learned, recipe.seed),
+        "answers": answer_metrics(learned, recipe.seed) | auroc(learned, rejected),
         "samples": sample_metrics(samples, recipe.seed) if samples else None,
         "judge": None,
         "baselines": baselines(scored, prepared),
@@ -233,7 +229,8 @@ def _metrics(
     for language in sorted({one.language for one in learned} - metrics["languages"].keys()):
         metrics["languages"][language] = {"pairs": None}
     for language, figures in metrics["languages"].items():
-        figures["answers"] = answer_metrics([one for one in learned if one.language == language], recipe.seed)
+        good, bad = ([one for one in of if one.language == language] for of in (learned, rejected))
+        figures["answers"] = answer_metrics(good, recipe.seed) | auroc(good, bad)
         some = [one for one in samples if one.language == language]
         figures["samples"] = sample_metrics(some, recipe.seed) if some else None
         figures["judge"] = None
@@ -256,9 +253,7 @@ def _metrics(
         "recipe": recipe_yaml(recipe),
         "sampling": _sampling(recipe, samples),
     }
-    across = [ACROSS] if any(isinstance(pair, AcrossPrompts) for pair in pairs) else []
     metrics["warnings"] = [
-        *across,
         *summary.warnings(metrics),
         *(f"data: {warning}" for warning in prepared["warnings"]),
     ]

@@ -33,6 +33,10 @@ FIGURES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     "rejected_drift_per_token": (("… per token", "the same, divided by length"), ("… 每词元", "同上，除以长度")),
     "loss": (("Loss", "nats a token, of the answers to be learned"), ("损失", "每词元纳特，在要学习的回答上")),
     "perplexity": (("Perplexity", "exp of the loss"), ("困惑度", "损失的指数")),
+    "auroc": (
+        ("AUROC", "a good answer gained more than a bad one to another prompt"),
+        ("AUROC", "好的回答提升多于其他提示的坏回答"),
+    ),
     "valid_rate": (
         ("Valid", "ended, not empty, in the prompt's language, no repetition, no markers"),
         ("有效", "有结尾、非空、与提示语言一致、无重复、无标记"),

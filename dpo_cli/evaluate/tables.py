@@ -51,6 +51,7 @@ ROWS = (
 ANSWER_ROWS = (
     Row("loss", LOSS, compared=True),
     Row("perplexity", Unit(2), compared=True),
+    Row("auroc"),
 )
 
 SAMPLE_ROWS = (

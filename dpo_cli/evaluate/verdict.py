@@ -70,7 +70,9 @@ def verdict(metrics: Mapping[str, Any], language: str = "en") -> Verdict:
     judge, judged = _judge(metrics["judge"], say)
     states = (preference, text, judge)
     kind = next(one.kind for one in RULES if all(w in ("*", is_) for w, is_ in zip(one[1:], states, strict=True)))
-    unclear = metrics["pairs"]["reward_accuracy"] if preference == "unclear" else None
+    unclear = None
+    if preference == "unclear":
+        unclear = metrics["pairs"]["reward_accuracy"] if metrics["pairs"] else metrics["answers"]["auroc"]
     if preference == "learned" and judge == "unclear":
         unclear = metrics["judge"]["win_rate"]
     needed = pairs_needed(unclear) if unclear and kind == "too_little_to_tell" else None
@@ -97,18 +99,18 @@ def pairs_needed(figure: Figure) -> int | None:
 
 
 def _preference(metrics: Mapping[str, Any], say: Say) -> tuple[str, str]:
+    area = None if metrics["pairs"] else metrics["answers"].get("auroc")
+    if area:
+        interval = show_interval(area, to=say("to"))
+        return _state(area), say("told_apart", share=show_figure(area, interval=False), interval=interval)
     if not metrics["pairs"]:
         return _learned(metrics["answers"], say)
     accuracy, longer = metrics["pairs"]["reward_accuracy"], metrics["pairs"]["longer_wins"]
     bets = {"longer": longer, "shorter": opposite(longer), "trained": metrics["baselines"]["majority"]}
     bet = max(bets, key=lambda name: bets[name]["value"])
-    low, high = accuracy["low"], accuracy["high"]
-    if high < 0.5:
-        state = "opposite"
-    elif low <= 0.5:
-        state = "none" if high < 0.5 + SMALL or changes_nothing(metrics) else "unclear"
-    else:
-        state = "learned" if low > bets[bet]["value"] else "length"
+    state = _state(accuracy, changes_nothing(metrics))
+    if state == "learned" and accuracy["low"] <= bets[bet]["value"]:
+        state = "length"
     return state, say(
         "moved",
         share=show_figure(accuracy, interval=False),
@@ -117,6 +119,15 @@ def _preference(metrics: Mapping[str, Any], say: Say) -> tuple[str, str]:
         length=show_figure(bets[bet], interval=False),
         bet=say(f"bet_{bet}"),
     )
+
+
+def _state(share: Mapping[str, Any], still: bool = False) -> str:
+    """What a share says that is ½ before training; `still`: the model is as before."""
+    if share["high"] < 0.5:
+        return "opposite"
+    if share["low"] <= 0.5:
+        return "none" if share["high"] < 0.5 + SMALL or still else "unclear"
+    return "learned"
 
 
 def _learned(figures: Mapping[str, Figure], say: Say) -> tuple[str, str]:

@@ -40,6 +40,11 @@ WORDS: dict[str, tuple[str, str]] = {
         "training, {length} for {bet})",
         "{n} 个留出的提示中有 {share} 向偏好的回答移动（95% 区间 {interval}；训练前为 50%，{bet}为 {length}）",
     ),
+    "told_apart": (
+        "{share} of good answers gained more than bad ones to other prompts (AUROC, 95% interval {interval}; 50% "
+        "before training)",
+        "好的回答提升多于其他提示的坏回答的比例为 {share}（AUROC，95% 区间 {interval}；训练前为 50%）",
+    ),
     "bet_longer": ("always taking the longer answer", "总是选较长的回答"),
     "bet_shorter": ("always taking the shorter answer", "总是选较短的回答"),
     "bet_trained": ("the longer or the shorter answer, as in training", "按训练数据选较长或较短的回答"),

@@ -291,6 +291,23 @@ def test_prompts_that_leave_no_room_for_an_answer_are_an_error(run: Path) -> Non
         evaluate(recipe.load(SMOKE), Run(run), quiet=True)
 
 
+def test_labelled_answers_of_one_a_prompt_are_told_apart_by_their_gains(run: Path) -> None:
+    held_out = []
+    for number, pair in enumerate(rows(run / "data" / "eval.jsonl")):
+        row = {name: pair[name] for name in ("id", "prompt", "language", "source", "chat_template_kwargs")}
+        good = number % 2 == 0
+        held_out.append({**row, "completion": pair["chosen" if good else "rejected"], "label": good})
+    (run / "data" / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out), encoding="utf-8")
+    settings = ["train.method=kto", "eval.prompts=2", "eval.max_new_tokens=8", "eval.judge=null"]
+    found = evaluate(recipe.load(SMOKE, settings), Run(run), quiet=True).metrics
+    assert found["pairs"] is None
+    area = found["answers"]["auroc"]
+    assert area["low"] > 0.5 and area["n"] == len(held_out) // 2
+    assert {name for name, one in found["languages"].items() if one["answers"]["auroc"]["value"] > 0.5} == {"en", "zh"}
+    assert "of good answers gained more than bad ones to other prompts" in found["verdict"]["sentence"]
+    assert "AUROC" in (run / "eval" / "report.md").read_text(encoding="utf-8")
+
+
 def test_runs_that_one_judge_saw_get_strengths(run: Path, dpo_eval: Any) -> None:
     """A run may be named by its folder too; what sets it apart is said."""
     other = run.parent / "other [i] :x:"

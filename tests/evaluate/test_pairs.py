@@ -7,9 +7,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy
 import pytest
 from dpo_cli import backends, models
 from dpo_cli.errors import DpoError
+from dpo_cli.evaluate.answers import ScoredAnswer, auroc
 from dpo_cli.evaluate.pairs import (
     Scored,
     baselines,
@@ -20,7 +22,7 @@ from dpo_cli.evaluate.pairs import (
 )
 from dpo_cli.inference import HEAD_CHUNK, Tokens, answer_logps, encode
 from dpo_cli.recipe import Recipe
-from dpo_cli.records import AcrossPrompts, Pair
+from dpo_cli.records import Pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -182,16 +184,6 @@ def test_a_pair_is_scored_under_both_models_with_what_the_data_say_of_it(loaded:
             assert one.reference_chosen == pytest.approx(sum(plain_logps(model, chosen)), abs=1e-4)
             assert one.reference_rejected == pytest.approx(sum(plain_logps(model, rejected)), abs=1e-4)
         assert abs(one.chosen_drift) > 1e-2
-
-
-def test_answers_to_two_prompts_are_each_scored_after_their_own(loaded: tuple[Any, Any]) -> None:
-    one, other = pair(1, "Name a river.", "The Rhine.", "No."), pair(2, "怎样给多肉浇水？", "少浇。", "天天浇。")
-    fields = {name: getattr(one, name) for name in Pair.__dataclass_fields__} | {"rejected": other.rejected}
-    across = AcrossPrompts(**fields, rejected_prompt=other.prompt)
-    first, second, found = score_pairs(*loaded, [one, other, across], 256, 2)
-    assert found.policy_chosen == pytest.approx(first.policy_chosen, abs=1e-4)
-    assert found.policy_rejected == pytest.approx(second.policy_rejected, abs=1e-4)
-    assert found.rejected_tokens == second.rejected_tokens
 
 
 def test_what_is_too_long_is_cut_and_a_pair_without_an_answer_left_is_left_out(loaded: tuple[Any, Any]) -> None:
@@ -427,3 +419,26 @@ def test_the_best_shortcut_may_be_a_rule_turned_round_and_is_none_of_luck() -> N
     assert baselines(BY_HAND, REPORT)["shortcut"] == best
     known = {name: figure for name, figure in REPORT["shortcuts"].items() if name == "language_match"}
     assert baselines(BY_HAND, REPORT | {"shortcuts": known})["shortcut"] is None
+
+
+def test_the_area_under_the_roc_is_by_language_and_ties_count_half() -> None:
+    def answers(language: str, *gains: float) -> list[ScoredAnswer]:
+        return [ScoredAnswer(language, 3, gain, 0.0) for gain in gains]
+
+    found = auroc(answers("en", 2.0, 1.0), answers("en", 1.0, 0.0, 3.0))
+    assert found["auroc"]["value"] == pytest.approx((2 + 1.5) / 6) and found["auroc"]["n"] == 2
+    # Chinese gains are all higher, good or bad: within each language they say nothing.
+    apart = auroc(answers("en", 1.0) + answers("zh", 9.0), answers("en", 1.0) + answers("zh", 9.0))
+    assert apart["auroc"]["value"] == 0.5
+    assert auroc(answers("en", 1.0), answers("zh", 0.0)) == auroc([], []) == {}
+
+
+def test_its_interval_holds_the_area_that_answers_were_drawn_from() -> None:
+    random = numpy.random.default_rng(0)
+    inside = []
+    for _ in range(300):
+        some = [[ScoredAnswer("en", 3, gain, 0.0) for gain in random.normal(at, 1, 30)] for at in (0.7436, 0.0)]
+        figure = auroc(*some)["auroc"]
+        assert figure["low"] is not None and figure["high"] is not None
+        inside.append(figure["low"] < 0.7005 < figure["high"])  # of two normals 0.7436 apart
+    assert sum(inside) >= 0.95 * len(inside)

@@ -431,6 +431,7 @@ def test_a_chinese_page_is_chinese_in_every_table_chart_and_sentence(full: Any, 
     warned = re.findall(r"<li>(.*?)</li>", html[: html.index("<h2>")])
     names = {
         "n",
+        "AUROC",
         "Distinct-2",
         "prompts",
         "tie",
