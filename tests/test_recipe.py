@@ -18,6 +18,7 @@ from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import Recipe, dump, json_schema, load
 from dpo_cli.recipe.errors import fields_at
 from dpo_cli.recipe.foreign import NAMES, SYNONYMS
+from dpo_cli.recipe.overview import overview
 from dpo_cli.recipe.train import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS, trl_arguments
 from dpo_cli.recipe.yaml import read_recipe
 from hypothesis import given, settings
@@ -751,6 +752,13 @@ def test_settings_win_and_are_yaml(loaded: Load) -> None:
     assert recipe.lora.target_modules == ["q_proj", "k_proj"]
     assert (recipe.data.sources[0].quota, recipe.data.sources[0].language) == (100, "zh")
     assert recipe.train.loss_type == ["hinge"]
+
+
+def test_a_test_set_may_be_an_id_alone_and_is_in_the_overview_and_the_schema(loaded: Load) -> None:
+    recipe = loaded("", "eval.sets=[{id: allenai/reward-bench, split: filtered, name: 基准}, builtin:style-helpsteer2]")
+    assert [one.label for one in recipe.eval.sets] == ["基准", "style-helpsteer2"]
+    assert any(line.endswith("; scored on 基准, style-helpsteer2 too") for line in overview(recipe))
+    jsonschema.validate(yaml.safe_load(MINIMAL) | {"eval": {"sets": "a/b"}}, json_schema())
 
 
 def test_the_last_setting_wins(loaded: Load) -> None:

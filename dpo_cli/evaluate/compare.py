@@ -55,7 +55,9 @@ def compare(runs: Sequence[tuple[Recipe, Run]]) -> tuple[list[Compared], list[st
     judges = [figures["judge"] for figures in metrics]
     remarks = []
     if len(held_out) > 1:
-        remarks.append("the runs were measured on different held-out pairs: their figures are not comparable")
+        remarks.append(
+            "the runs were measured on different held-out pairs: only figures of test sets (eval.sets) can be compared"
+        )
     strengths: dict[str, Figure] = {}
     if all(judges):
         told = {(judge["kind"], judge["model"], judge["template_sha256"]) for judge in judges}
