@@ -104,17 +104,20 @@ def several(paths: list[Path], job: Job) -> list[Path]:
     found: list[Path] = []
     own = {job.path.resolve(), job.run.folder.resolve()}
     for path in paths:
-        if path.is_dir() and not (path / "recipe.yaml").is_file():
-            path = path / "*.yaml"
-        if path.exists():
+        if path.is_file() or _is_run(path):
             found.append(path)
             continue
         root = Path(path.anchor)
-        named = sorted(root.glob(str(path.relative_to(root))))
+        inside = path.glob("*") if path.is_dir() else root.glob(str(path.relative_to(root)))
+        named = [one for one in sorted(inside) if _is_run(one) or (one.is_file() and one.suffix in (".yaml", ".yml"))]
         if not named:
             raise DpoError(f"no recipe or run is called {path}", hint="name recipes or run folders", exit_code=USAGE)
         found += [one for one in named if one.resolve() not in own]
     return found
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "recipe.yaml").is_file()
 
 
 def evaluated_run(path: Path, runs_dir: Path) -> tuple[Recipe, Run]:

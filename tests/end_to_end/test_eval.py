@@ -331,6 +331,7 @@ def test_runs_that_one_judge_saw_get_strengths(run: Path, dpo_eval: Any) -> None
     assert page.count('<section class="answer" aria-label="other [i] :x:">') == 2, "all alike: two prompts at random"
     twice = dpo_eval(*settings, "--compare", run, ok=False)
     assert twice.exit_code == 2 and "stands twice" in twice.stderr
-    globbed = dpo_eval(*settings, "--compare", run.parent / "o*")
-    assert "other [i] :x: differs in nothing" in globbed.stdout
+    (run.parent / "other notes.txt").write_text("no run", encoding="utf-8")
+    for named in (run.parent / "o*", run.parent):
+        assert "other [i] :x: differs in nothing" in dpo_eval(*settings, "--compare", named).stdout
     assert dpo_eval(*settings, "--compare", run.parent / "none*", ok=False).exit_code == 2
