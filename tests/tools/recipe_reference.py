@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
-from dpo_cli.recipe import FILTER_OPTIONS, OFF_BY_DEFAULT, Recipe, Source
-from dpo_cli.recipe.sections import DROPS, DataFiles
+from dpo_cli.recipe import FILTER_OPTIONS, OFF_BY_DEFAULT, Recipe
+from dpo_cli.recipe.sections import DROPS
 from dpo_cli.recipe.train import OUR_TRAIN_DEFAULTS, Section, trl_arguments
 
 PAGE = Path(__file__).parents[2] / "recipes" / "README.md"
@@ -68,11 +68,30 @@ def key_rows(model: type[Section] = Recipe, prefix: str = "") -> list[list[str]]
             default = "required" if field.is_required() else f"`{yaml_value(field.default)}`"
             default = "the file's stem" if key == "name" else default
             rows.append([f"`{key}`", default, str(field.description)])
-        if key == "data.sources":
-            rows += key_rows(Source, "data.sources[].")
-        if key == "eval.sets":
-            rows += key_rows(DataFiles, "eval.sets[].")
+            rows += nested_rows(sections_in(kind), f"{key}[]." if get_origin(kind) is list else f"{key}.")
     return rows
+
+
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """The sections that a value may be: none, one, or one of each kind."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in sections_in(part)]
+
+
+def nested_rows(sections: list[type[Section]], prefix: str) -> list[list[str]]:
+    """Rows of a section that a key may hold; where it may be of several kinds, what one kind alone has names it."""
+    if len(sections) < 2:
+        return [row for section in sections for row in key_rows(section, prefix)]
+    kinds = {get_args(section.model_fields["kind"].annotation)[0]: section for section in sections}
+    found = [[f"`{prefix}kind`", "required", " or ".join(kinds)]]
+    for kind, section in kinds.items():
+        own = {name for name in section.model_fields if any(name not in one.model_fields for one in sections)}
+        for name, (key, default, what) in zip(section.model_fields, key_rows(section, prefix), strict=True):
+            row = [key, default, f"{kind}: {what}" if name in own else what]
+            if name != "kind" and row not in found:
+                found.append(row)
+    return found
 
 
 def filter_rows() -> list[list[str]]:
