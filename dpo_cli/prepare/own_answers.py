@@ -28,7 +28,8 @@ from dpo_cli.prepare.layouts import LAYOUTS
 from dpo_cli.prepare.rating import rate
 from dpo_cli.prepare.row_store import RowStore
 from dpo_cli.prepare.sampling import Drawn, Sampler, ServerSampler
-from dpo_cli.prepare.survey import Read
+from dpo_cli.prepare.sources import is_hub
+from dpo_cli.prepare.survey import Read, look
 from dpo_cli.prepare.text import hash64, prompt_key
 from dpo_cli.published import without_paths
 from dpo_cli.recipe import Recipe, Sample
@@ -74,6 +75,13 @@ def check_quota(recipe: Recipe, rank: int, one: Read) -> int:
             exit_code=USAGE,
         )
     return prompts
+
+
+def check_quotas(recipe: Recipe) -> None:
+    """Check the quotas of sampled sources that lie on this machine; see `check_quota`."""
+    for rank, source in enumerate(recipe.data.sources):
+        if source.sample and source.quota is not None and not is_hub(source):
+            check_quota(recipe, rank, look(recipe, rank))
 
 
 @dataclass

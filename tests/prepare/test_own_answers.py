@@ -94,7 +94,7 @@ class Served:
         source = {"sample": {"server": self.server(url), **(sample or {})}, **data.pop("source", {})}
         path = self.kit.write_rows(self.folder / "rows.jsonl", self.rows)
         out = self.folder / f"out{len(list(self.folder.glob('out*')))}"
-        rater = {"kind": "openai", **self.server(url)}
+        rater = {"kind": "openai", **self.server(url), **data.pop("rater", {})}
         return self.kit.run(self.kit.recipe([{"id": str(path), **source}], rater=rater, **data), out)
 
     @staticmethod
@@ -309,6 +309,39 @@ def test_a_busy_server_is_asked_again(served: Served) -> None:
     assert made.report["rated"]["failures"] == 0
 
 
+def test_a_slow_rating_is_waited_for_and_holds_up_no_other(served: Served) -> None:
+    others = threading.Event()
+
+    def trouble(body: dict[str, Any], number: int) -> None:
+        if is_rating(body) and number == 1:
+            assert others.wait(120)
+        elif is_rating(body) and number == 20:
+            others.set()
+
+    with AnswerServer(trouble) as server:
+        made = served(server.url, rater={"timeout": 120.0})
+        assert len(server.ratings) == made.report["rated"]["answers"] > 20  # each was asked for once
+    assert made.report["rated"]["failures"] == 0
+
+
+def test_a_rater_that_is_too_slow_is_named_with_its_timeout(served: Served) -> None:
+    """And once it answers in time, only the ratings are asked for again."""
+    fast = threading.Event()
+
+    def trouble(body: dict[str, Any], number: int) -> None:
+        if is_rating(body):
+            fast.wait(120)
+
+    with AnswerServer(trouble) as server:
+        with pytest.raises(DpoError, match=r"rater gave no answer 8 times in a row: nothing within 0\.1 s") as caught:
+            served(server.url, rater={"timeout": 0.1, "retries": 0})
+        fast.set()
+        assert "see data.rater.timeout" in str(caught.value)
+        asked = len(server.answers)
+        assert served(server.url).report["rated"]["failures"] == 0
+        assert len(server.answers) == asked
+
+
 def test_a_quota_over_the_prompts_is_refused_before_anything_is_asked(served: Served) -> None:
     with AnswerServer() as server:
         with pytest.raises(DpoError, match="quota 13 is over the 12 prompts of rows") as caught:
@@ -316,6 +349,16 @@ def test_a_quota_over_the_prompts_is_refused_before_anything_is_asked(served: Se
         assert not server.answers
     assert "write quota: 12, or remove it" in str(caught.value)
     assert caught.value.exit_code == USAGE
+
+
+@pytest.mark.parametrize(("settings", "quota"), [([], 12), (["--set", "data.pairs.pick=all"], 72)])
+def test_check_refuses_a_quota_over_the_prompts(tmp_path: Path, settings: list[str], quota: int) -> None:
+    recipe = project_of(tmp_path, "http://127.0.0.1:9/v1")
+    for value, code in ((quota, 0), (quota + 1, USAGE)):
+        done = CliRunner().invoke(app, ["check", str(recipe), "--set", f"data.sources.0.quota={value}", *settings])
+        assert done.exit_code == code, done.output
+    assert f"write quota: {quota}, or remove it" in done.stderr
+    assert "data.sources[0].quota" in done.stderr
 
 
 # ------------------------------------------------------------------------------------------------ killed, crowded, full
@@ -458,3 +501,37 @@ def test_answers_do_not_hang_on_the_batch_nor_on_what_is_asked_beside(own: Any, 
     assert 0 < len(few) < len(many)
     for row in few:
         assert [one["text"] for one in row["answers"]] == [one["text"] for one in many[row["prompt"][0]["content"]]]
+
+
+def test_a_changed_adapter_makes_the_pairs_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says which file; the answers are drawn anew, from the adapter that is there."""
+    monkeypatch.chdir(tmp_path)
+    answers, said = [], []
+    rows = [{"prompt": f"Give me three short tips so that I can {what}."} for what in ("mow a lawn", "fry an egg")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "own.yaml").write_text(
+        "model: {id: builtin:tiny-qwen3, load_in_4bit: false, max_length: 512, adapter: ./adapter}\ndata:\n"
+        "  sources: [{id: ./rows.jsonl, sample: {answers: 3, max_new_tokens: 96}}]\n"
+        "  rater: {kind: reward_model, id: builtin:style-reward}\n  total: null\n  languages: null\n",
+        encoding="utf-8",
+    )
+    for seed in (1, 1, 2):
+        random_adapter(tmp_path / "adapter", seed)
+        done = CliRunner().invoke(app, ["prepare", "own.yaml"])
+        assert done.exit_code == 0, done.output
+        said.append(done.output)
+        answers.append((tmp_path / "runs" / "own" / "data" / "answers.jsonl").read_text(encoding="utf-8"))
+    assert "nothing has changed" in said[1]
+    assert answers[0] == answers[1] != answers[2]
+    assert "nothing has changed" not in said[2]
+
+
+def random_adapter(folder: Path, seed: int) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    base = AutoModelForCausalLM.from_pretrained(smoke.resolve("builtin:tiny-qwen3"))
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(base, lora).save_pretrained(folder)
