@@ -254,7 +254,8 @@ class _GumbelNoise:
         noise = torch.empty_like(scores)
         for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)
-        return scores - noise.clamp_min_(torch.finfo(noise.dtype).tiny).log_()
+        noise.clamp_min_(torch.finfo(noise.dtype).tiny).log_()
+        return torch.sub(scores, noise, out=noise)  # in its own memory: with a real vocabulary it is megabytes a token
 
 
 def _answer(tokenizer: Any, ids: list[int], ends: Sequence[int]) -> Answer:

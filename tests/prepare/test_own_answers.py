@@ -139,6 +139,29 @@ def test_prompts_become_pairs_of_the_best_and_the_worst_answer(served: Served) -
     assert written[0]["answers"][0]["honesty"] == 1 + written[0]["answers"][0]["text"].count(GOOD)
 
 
+def test_the_report_says_who_answered_and_who_rated(served: Served) -> None:
+    """In report.md and report.html: prompts, ends, twins, tokens, failures, each aspect, and the longer answer."""
+
+    def trouble(body: dict[str, Any], number: int) -> str | None:
+        return "The weather is fine." if is_rating(body) and number % 9 == 0 else None
+
+    with AnswerServer(trouble, cut=lambda body: not is_rating(body) and body["seed"] % 4 == 3) as server:
+        made = served(server.url)
+    sampled, rated = made.report["sampled"], made.report["rated"]
+    assert sampled["cut_off"] > 0
+    assert rated["failures"] > 0
+    wanted = [
+        f"48 answers to 12 prompts by m on a server; {sampled['cut_off']} found no end",
+        f"{sampled['identical']} were given before; {48 * 12} tokens",
+        f"{rated['answers']} answers by m, {rated['failures']} without a score; the longer one preferred",
+        *(f"{name.replace('_', ' ')} {one['mean']:.2f}" for name, one in rated["aspects"].items()),
+        f"{rated['tokens']:,} tokens",
+    ]
+    for name in ("report.md", "report.html"):
+        shown = (made.folder / name).read_text(encoding="utf-8")
+        assert [part for part in wanted if part not in shown] == [], name
+
+
 def kit_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -534,4 +557,4 @@ def random_adapter(folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
     base = AutoModelForCausalLM.from_pretrained(smoke.resolve("builtin:tiny-qwen3"))
     lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(base, lora).save_pretrained(folder)
+    get_peft_model(base, lora).save_pretrained(str(folder))
