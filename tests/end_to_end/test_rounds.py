@@ -38,11 +38,15 @@ def metrics(run: Path) -> dict[str, Any]:
 
 def test_rated_by_style_each_round_is_more_direct_than_the_last(command: Any, tmp_path: Path) -> None:
     rounds = run_rounds(command, tmp_path / "runs")
-    own = [direct(sampled(run)) for run in rounds]
-    assert 0.35 < own[0] < 0.65
-    assert own[0] < own[1] < own[2]
-    assert direct(answers(rounds[-1], "tuned")) >= 0.9
-    assert direct(answers(rounds[-1], "base")) < 0.65  # of the first base, by --against base
+    own, last, first = (
+        [direct(sampled(run)) for run in rounds], direct(answers(rounds[-1], "tuned")),
+        direct(answers(rounds[-1], "base")),  # of the first base, by --against base
+    )  # fmt: skip
+    for language in ("en", "zh"):
+        shares = [one[language] for one in own]
+        assert 0.4 < shares[0] < 0.6
+        assert shares[0] < shares[1] < shares[2]
+        assert last[language] >= 0.9 > 0.7 > first[language]
     figures = metrics(rounds[-1])["samples"]
     assert figures["language_match_tuned"]["value"] == 1.0
     assert figures["truncated_tuned"]["value"] <= 0.05
@@ -52,8 +56,10 @@ def test_rated_by_style_each_round_is_more_direct_than_the_last(command: Any, tm
     asked = [{json.dumps(one["prompt"]) for one in read_jsonl(run / "data" / "answers.jsonl")} for run in rounds]
     assert not (asked[0] & asked[1] or asked[0] & asked[2] or asked[1] & asked[2])
     assert all(len(row(run)) == 9 for run in rounds)  # the table of make rounds
-    last = [f"--set=model.adapter={rounds[1] / 'train' / 'adapter'}", "--set=eval.against=base"]
-    command("export", ROUNDS / "round3.yaml", "--runs-dir", tmp_path / "runs", *last)  # fails where it is not the same
+    settings = [f"--set=model.adapter={rounds[1] / 'train' / 'adapter'}", "--set=eval.against=base"]
+    command(
+        "export", ROUNDS / "round3.yaml", "--runs-dir", tmp_path / "runs", *settings
+    )  # fails where it is not the same
     card = (rounds[-1] / "export" / "merged" / "README.md").read_text(encoding="utf-8")
     assert "sampled from builtin:tiny-qwen3 + its adapter" in card
     assert "builtin:style-reward, which rated them" in card
@@ -68,6 +74,9 @@ def test_rated_by_lot_nothing_moves(command: Any, tmp_path: Path, monkeypatch: p
     with AnswerServer(lot) as server:
         rater = f"data.rater={{kind: openai, base_url: {server.url}, model: lot}}"
         rounds = run_rounds(command, tmp_path / "runs", rater)
-    for run in rounds:
-        assert abs(direct(answers(run, "tuned")) - direct(answers(run, "base"))) < 0.2
-    assert abs(direct(sampled(rounds[2])) - direct(sampled(rounds[0]))) < 0.12
+    for language in ("en", "zh"):
+        for run in rounds:
+            tuned, base = (direct(answers(run, side))[language] for side in ("tuned", "base"))
+            assert abs(tuned - base) < 0.2
+        first, last = (direct(sampled(run))[language] for run in (rounds[0], rounds[-1]))
+        assert abs(last - first) < 0.12

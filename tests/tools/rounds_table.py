@@ -17,10 +17,16 @@ from dpo_cli.show import say, show_figure, table
 from tests.tools.smoke_grammar import styles
 
 
-def direct(texts: list[tuple[str, str]]) -> float:
-    """The share of direct ones among the sentences of (language, text)."""
-    found = [style == "direct" for language, text in texts for style in styles(text, language)]
-    return sum(found) / max(len(found), 1)
+def direct(texts: list[tuple[str, str]]) -> dict[str, float]:
+    """By language, the share of direct ones among the sentences of (language, text)."""
+    found: dict[str, list[bool]] = {language: [] for language in sorted({language for language, _ in texts})}
+    for language, text in texts:
+        found[language] += [style == "direct" for style in styles(text, language)]
+    return {language: sum(several) / max(len(several), 1) for language, several in found.items()}
+
+
+def shown(shares: dict[str, float]) -> str:
+    return ", ".join(f"{language} {share:.0%}" for language, share in shares.items())
 
 
 def sampled(run: Path) -> list[tuple[str, str]]:
@@ -41,10 +47,10 @@ def row(run: Path) -> list[str]:
     figures: dict[str, Any] = metrics["samples"]
     return [
         run.name,
-        f"{direct(sampled(run)):.0%}",
+        shown(direct(sampled(run))),
         f"{report['rated']['reward']['p50']:+.1f}",
         f"{report['pairs']['train']:,}",
-        f"{direct(answers(run, 'tuned')):.0%}",
+        shown(direct(answers(run, "tuned"))),
         show_figure(metrics["judge"]["win_rate"]),
         f"{figures['length_ratio']['value']:.2f}",
         f"{figures['kl']['value']:.3f}",
