@@ -24,7 +24,7 @@ from dpo_cli.evaluate.answers import ScoredAnswer, answer_metrics, as_pair, auro
 from dpo_cli.evaluate.other_sets import read_sets, set_metrics
 from dpo_cli.evaluate.pairs import Scored, baselines, grouped_metrics, score_pairs
 from dpo_cli.evaluate.report import write_report
-from dpo_cli.evaluate.samples import Sample, draws, sample_pairs
+from dpo_cli.evaluate.samples import Sample, draws, first_of_each_prompt, sample_pairs
 from dpo_cli.evaluate.text_metrics import sample_metrics
 from dpo_cli.evaluate.verdict import verdict
 from dpo_cli.inference import Answer
@@ -192,7 +192,7 @@ def _judge(
     settings = recipe.eval.judge
     assert settings is not None
     matches = [judging.Match(one.id, one.prompt, one.tuned.text, one.base.text) for one in samples]
-    for pair in pairs[: settings.calibration]:
+    for pair in first_of_each_prompt(pairs)[: settings.calibration]:
         answers = (answer[-1]["content"] for answer in (pair.chosen, pair.rejected))
         matches.append(judging.Match(f"calibration/{pair.id}", pair.prompt, *answers))
     judged = judging.judge(settings, matches, run.folder.parent / ".judgments.sqlite", progress=not quiet)

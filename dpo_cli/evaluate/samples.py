@@ -78,10 +78,7 @@ def sample_pairs(
     Raises:
         DpoError: the memory is too small for one answer.
     """
-    first: dict[str, Pair] = {}
-    for pair in pairs:
-        first.setdefault(json.dumps([pair.prompt, pair.chat_template_kwargs], sort_keys=True), pair)
-    asked = list(first.values())[: settings.prompts]
+    asked = first_of_each_prompt(pairs)[: settings.prompts]
     done = {key: Sample.from_json(row) for key, row in store.get(pair.id for pair in asked).items()}
     prompts = {
         pair.id: chat.chat_tokens(tokenizer, pair.prompt, add_generation_prompt=True, **pair.chat_template_kwargs)
@@ -106,6 +103,14 @@ def sample_pairs(
             done |= {sample.id: sample for sample in samples}
             advance(len(samples))
     return [done[pair.id] for pair in asked]
+
+
+def first_of_each_prompt(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return one pair a prompt, so that a figure over them counts prompts, as its interval assumes."""
+    first: dict[str, Pair] = {}
+    for pair in pairs:
+        first.setdefault(json.dumps([pair.prompt, pair.chat_template_kwargs], sort_keys=True), pair)
+    return list(first.values())
 
 
 def draws(

@@ -62,7 +62,7 @@ class OpenAIJudge(OpenAIRater):
     at: ClassVar[str] = "eval.judge"
     role: ClassVar[str] = "judge"
 
-    calibration: int = Field(100, ge=0, description="held-out pairs that the judge itself is tried on")
+    calibration: int = Field(100, ge=0, description="held-out prompts whose pair the judge itself is tried on")
 
 
 class RewardModelJudge(RewardModelRater):
@@ -71,7 +71,7 @@ class RewardModelJudge(RewardModelRater):
     at: ClassVar[str] = "eval.judge"
     role: ClassVar[str] = "judge"
 
-    calibration: int = Field(100, ge=0, description="held-out pairs that the judge itself is tried on")
+    calibration: int = Field(100, ge=0, description="held-out prompts whose pair the judge itself is tried on")
 
 
 Rater = Annotated[OpenAIRater | RewardModelRater, Field(discriminator="kind")]

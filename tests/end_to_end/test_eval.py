@@ -308,6 +308,19 @@ def test_labelled_answers_of_one_a_prompt_are_told_apart_by_their_gains(run: Pat
     assert "AUROC" in (run / "eval" / "report.md").read_text(encoding="utf-8")
 
 
+def test_the_judge_is_tried_once_a_prompt(run: Path) -> None:
+    """Two pairs of one prompt are not two observations, and the interval counts prompts."""
+    pairs = rows(run / "data" / "eval.jsonl")[:3]
+    again = pairs[0] | {"id": "again", "chosen": pairs[1]["chosen"]}
+    text = "".join(json.dumps(pair) + "\n" for pair in [pairs[0], again, *pairs[1:]])
+    (run / "data" / "eval.jsonl").write_text(text, encoding="utf-8")
+    with JudgeServer("alphabetical") as server:
+        asked = recipe.load(SMOKE, [f"eval.judge={json.dumps(judge(server.url, calibration=10))}", "eval.prompts=0"])
+        evaluate(asked, Run(run), quiet=True)
+    found = metrics(run)["judge"]
+    assert found["calibration"]["n"] + found["calibration_failures"] == 3
+
+
 def test_runs_that_one_judge_saw_get_strengths(run: Path, dpo_eval: Any) -> None:
     """A run may be named by its folder too; what sets it apart is said."""
     other = run.parent / "other [i] :x:"
