@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from dpo_cli import environment
+from dpo_cli import environment, progress
 from dpo_cli.distribution import install_command
 from dpo_cli.driver import cuda_problem
 from dpo_cli.errors import DpoError
@@ -63,9 +63,12 @@ def import_backend(backend: Backend) -> None:
         os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")  # else an export may install system packages
         environment.before_unsloth()
         import unsloth  # noqa: F401
-    import transformers  # draws bars of its own
+    import transformers  # draws bars of its own, and switches off those of downloads with them
+    from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
 
     transformers.utils.logging.disable_progress_bar()
+    if progress.drawn():
+        enable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
 
 

@@ -16,12 +16,12 @@ from typing import Annotated, Any
 
 import typer
 
-from dpo_cli import __version__, console, processes, recipe
+from dpo_cli import __version__, console, processes, progress, recipe, stages
 from dpo_cli.distribution import shipped
 from dpo_cli.environment import never_fail_to_print, prepare_environment
 from dpo_cli.errors import FAILED, UNVERIFIED, USAGE, DpoError
 from dpo_cli.job import RUNS, Job, command_line, evaluated_run, free_name, open_run, reported, several
-from dpo_cli.recipe import Recipe, paths
+from dpo_cli.recipe import paths
 from dpo_cli.recipe.overview import overview
 from dpo_cli.show import print_answers, say, takes_unicode, terminal
 
@@ -59,8 +59,9 @@ def stage_command(name: str, *lines: str) -> Callable[[Callable[..., None]], Cal
             **own: Any,
         ) -> None:
             with reported(debug):
-                loaded, run = open_run(recipe_path, settings, runs_dir)
                 quiet = quiet or not processes.is_main()
+                progress.show(not quiet)
+                loaded, run = open_run(recipe_path, settings, runs_dir)
                 body(Job(loaded, run, recipe_path, settings or [], runs_dir, force, quiet), **own)
 
         *shared, _ = inspect.signature(command, eval_str=True).parameters.values()
@@ -83,12 +84,12 @@ def prepare(
 ) -> None:
     """Turn raw sources into clean pairs, with a report of every drop."""
     # What is missing is an error here, even where what was made of it is still whole.
-    paths.require(job.recipe, ["data", *_of_prepare(job.recipe)])
+    paths.require(job.recipe, ["data", *stages.of_prepare(job.recipe)])
     from dpo_cli.prepare.sources import source_files
 
     source_files(job.recipe)
     with job.lock("prepare"):
-        _prepare(job, show_examples)
+        stages.prepare(job, show_examples)
         trained = job.run.record("train")
         pairs = job.run.record("prepare")["outputs"]["data/train.jsonl"]
         if trained.get("status") == "complete" and trained["inputs"].get("data/train.jsonl") != pairs:
@@ -132,17 +133,19 @@ def train(
             goes_on(prepared=False)  # before prepare replaces the pairs that a finished run was trained on
         prepare_first = replace(job, force=False)
         if plan:
-            _prepare(prepare_first)
-            from dpo_cli.train.plan import print_plan
+            stages.prepare(prepare_first)
+            progress.show_live_only()
+            with stages.importing("torch, transformers and TRL"):
+                from dpo_cli.train.plan import print_plan
 
             if not print_plan(loaded, run):
                 raise typer.Exit(UNVERIFIED)
             return
         if again or not main or not job.fresh("train"):
-            _rehearse(job)
+            stages.rehearse(job)
 
         def prepared() -> tuple[bool, bool]:
-            _prepare(prepare_first)
+            stages.prepare(prepare_first)
             return goes_on(prepared=True), again or not job.fresh("train")
 
         resume, again = processes.from_main(prepared)
@@ -161,19 +164,6 @@ def train(
 
         job.run_stage("train", work, again=again)
     job.next("eval")
-
-
-def _rehearse(job: Job) -> None:
-    """Import the backend, and try what a training needs before the data are prepared for it."""
-    from dpo_cli import backends
-
-    # Now, because prepare needs transformers, and Unsloth has to be imported before that.
-    backend = backends.choose_backend(job.recipe)
-    _look_at(job.recipe, ["model", "adapter"] if job.fresh("prepare") else ["model", "adapter", "data"])
-    backends.import_backend(backend)
-    from dpo_cli.train.rehearsal import rehearse
-
-    rehearse(job.recipe, job.run)
 
 
 class Against(StrEnum):
@@ -213,18 +203,20 @@ def evaluate(
     with job.lock("eval", view=prompt is not None or chat):
         job.run.require("train", job.recipe, job.command("train"))
         if chat or prompt is not None or answer is not None:
-            _look_at(job.recipe, ["model", "adapter"])
+            stages.look_at(job.recipe, ["model", "adapter"])
             _answer(job, None if chat else prompt, samples or 3, None if chat else answer)
             return
         others = [evaluated_run(path, job.runs_dir) for path in several(compare or [], job)]
 
         def work() -> None:
-            _look_at(job.recipe, ["model", "adapter", "judge", "sets"])
+            job.say(f"eval: {job.recipe.model.id} with {job.run.adapter}")
+            stages.look_at(job.recipe, ["model", "adapter", "judge", "sets"])
             if job.recipe.eval.sets and not job.fresh("sets"):
                 from dpo_cli.prepare.eval_sets import read_sets
 
-                read_sets(job.recipe, job.run, quiet=job.quiet)
-            from dpo_cli.evaluate.evaluate import evaluate as stage
+                read_sets(job.recipe, job.run)
+            with stages.importing("torch and transformers"):
+                from dpo_cli.evaluate.evaluate import evaluate as stage
 
             stage(job.recipe, job.run, quiet=job.quiet)
 
@@ -242,7 +234,10 @@ def evaluate(
 
 def _answer(job: Job, prompt: str | None, count: int, file: Path | None) -> None:
     """Answer a prompt, a file of prompts, or who talks with both models."""
-    from dpo_cli.evaluate import evaluate, prompt_file, talk
+    if file is None:
+        progress.show_live_only()
+    with stages.importing("torch and transformers"):
+        from dpo_cli.evaluate import evaluate, prompt_file, talk
 
     if prompt is not None:
         print_answers(prompt, *evaluate.answer(job.recipe, job.run, prompt, count))
@@ -251,16 +246,6 @@ def _answer(job: Job, prompt: str | None, count: int, file: Path | None) -> None
             job.say(f"eval: answers -> {written}")
     else:
         talk.talk(job.recipe, job.run, terminal())
-
-
-def _export_stage() -> Callable[..., Any]:
-    """Import what exports, after what keeps its libraries quiet; seconds that a finished export does not cost."""
-    from dpo_cli import backends
-
-    backends.import_backend(backends.Backend("hf", "export"))
-    from dpo_cli.export.export import export
-
-    return export
 
 
 @stage_command("export", "export recipes/smoke.yaml", "export mine.yaml --set export.formats=[merged,gguf] --dry-run")
@@ -279,13 +264,14 @@ def export(
         from dpo_cli.export.upkeep import push
 
         if dry_run:
-            console.print_files(loaded, _export_stage()(loaded, run, dry_run=True).planned)
+            progress.show_live_only()
+            console.print_files(loaded, stages.export_stage()(loaded, run, dry_run=True).planned)
             return
 
         def work() -> None:
-            _look_at(loaded, ["model", "merge_base"])
             job.say(f"export: {', '.join(loaded.export.formats)}")
-            exported = _export_stage()(loaded, run, quiet=job.quiet)
+            stages.look_at(loaded, ["model", "merge_base"])
+            exported = stages.export_stage()(loaded, run, quiet=job.quiet)
             job.say(f"export: {len(exported.checks)} checks passed -> {run['export']}")
 
         job.run_stage("export", work)
@@ -385,36 +371,6 @@ def main() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces
-
-
-def _prepare(job: Job, examples: bool = False) -> None:
-    def work() -> None:
-        paths.require_hub(job.recipe, _of_prepare(job.recipe))
-        from dpo_cli.prepare.pipeline import prepare as stage
-
-        with job.run.stage("prepare", job.recipe) as draft:
-            prepared = stage(job.recipe, draft.folder, kept=job.runs_dir, quiet=job.quiet)
-            draft.record["revisions"] = prepared.revisions
-        console.print_funnel(job.run, job.quiet, examples)
-
-    # Asked for its examples only: looking means hashing every source.
-    shown_again = examples and not job.force and job.fresh("prepare")
-    job.run_stage("prepare", work)
-    if shown_again:
-        console.print_funnel(job.run, job.quiet, examples)
-
-
-def _of_prepare(loaded: Recipe) -> list[paths.Part]:
-    """What prepare takes beside the data: a model where it counts tokens or samples, and the rater."""
-    filters, samples = loaded.data.filters, loaded.data.samples_here
-    model: list[paths.Part] = ["model"] if samples or filters.too_long or filters.length_ratio else []
-    return [*model, "adapter", "rater"] if samples else [*model, "rater"]
-
-
-def _look_at(loaded: Recipe, parts: list[paths.Part]) -> None:
-    """Refuse to begin where what a recipe names is not there, locally or on the Hub."""
-    paths.require(loaded, parts)
-    paths.require_hub(loaded, parts)
 
 
 def _interrupt(number: int, frame: Any) -> None:

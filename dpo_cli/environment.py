@@ -19,7 +19,6 @@ def prepare_environment(command: str) -> None:
     """Set what libraries read at import, for one of dpo-cli's commands. What the user has set stays."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's and transformers'
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     # The tokenizer uses all cores, except where data loaders may fork after it has: there it could hang.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if command == "train" else "true")
     if _has_expandable_segments() and not any(name in os.environ for name in ALLOCATOR):

@@ -28,6 +28,7 @@ from dpo_cli import chat
 from dpo_cli.errors import DpoError
 from dpo_cli.families import THINK
 from dpo_cli.machine import ran_out_of_memory
+from dpo_cli.progress import Step
 from dpo_cli.records import Pair
 
 HEAD_CHUNK = 128  # positions whose logits are float32 at once: 78 MB for a vocabulary of 152,000
@@ -136,7 +137,11 @@ def answer_logps(model: Any, rows: Sequence[Tokens], batch_size: int) -> list[li
     def work(batch: Sequence[Tokens]) -> list[list[float]]:
         return _batch_logps(model, batch)
 
-    found = [logps for batch in in_batches(order, batch_size, work, too_large) for logps in batch]
+    found: list[list[float]] = []
+    with Step("scoring answers", total=len(order), named=False) as step:
+        for batch in in_batches(order, batch_size, work, too_large):
+            found += batch
+            step.advance(len(batch))
     logps_of = {(row.start, *row.ids): logps for row, logps in zip(order, found, strict=True)}
     return [logps_of[row.start, *row.ids] for row in rows]
 

@@ -1,4 +1,4 @@
-"""What people are shown, on a terminal, in Markdown and in HTML: figures, tables, texts from outside, a bar.
+"""What people are shown, on a terminal, in Markdown and in HTML: figures, tables, texts from outside.
 
 A stage lays out its figures once, in Markdown. Text from outside is shown as it stands: what a terminal would obey is
 escaped, and what Markdown or HTML would take for markup is too.
@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TextIO
 
 if TYPE_CHECKING:
@@ -81,20 +80,6 @@ def print_markdown(text: str) -> None:
         elements: ClassVar = {**Markdown.elements, "table_open": Plain}
 
     terminal().print(Page(text))
-
-
-@contextmanager
-def bar(what: str, total: int, progress: bool) -> Iterator[Callable[[int], None]]:
-    """Show a bar that goes when it is done, none where stderr is no terminal; yields what moves it on."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not (progress and console.is_terminal)
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda steps: bar.advance(task, steps)
 
 
 # ------------------------------------------------------------------------------------------------------------ figures

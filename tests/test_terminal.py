@@ -150,37 +150,13 @@ def test_file_names_that_are_not_utf8(project: Any, invoke: Any) -> None:
     assert "nothing to do" in invoke("prepare", project.recipe).stdout
 
 
-def test_a_bar_shows_a_sources_name_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dpo_cli.prepare import progress
-
-    class Screen(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    screen = Screen()
-    monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr(progress, "PATIENCE", 0.0)
-    monkeypatch.setattr(progress, "EVERY", 0.0)
-    with progress.Progress(quiet=False) as bar:
-        bar.stage("reading a[/x]b\x1b[2J", "prompts")
-        bar.tick(0.5)
-    assert "reading a[/x]b\\x1b[2J" in screen.getvalue()
-
-
 @pytest.mark.parametrize("words", [3, 40])
-def test_a_remark_covers_the_live_line(monkeypatch: pytest.MonkeyPatch, words: int) -> None:
+def test_a_remark_is_lines_that_fit(capsys: pytest.CaptureFixture[str], words: int) -> None:
     from dpo_cli.train.progress import print_remark
 
-    class Screen(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    screen = Screen()
-    monkeypatch.setattr(sys, "stdout", screen)
     print_remark(" ".join(["remark"] * words) + " \x1b[2J")
-    first, *rest = screen.getvalue().removeprefix("\r").splitlines()
-    assert screen.getvalue().startswith("\r") and len(first) >= 79
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("  ! remark") and all(len(line) <= 80 for line in (first, *rest))
     assert all(line.startswith("    ") and line == line.rstrip() for line in rest)
     assert not OBEYED.search(first + "".join(rest))
 

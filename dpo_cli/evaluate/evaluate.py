@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dpo_cli import backends, chat, judging, models
+from dpo_cli import backends, chat, judging, model_files, models
 from dpo_cli.disk import sha256, write_json
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate import summary, winrate, words
@@ -30,6 +30,7 @@ from dpo_cli.evaluate.verdict import verdict
 from dpo_cli.inference import Answer
 from dpo_cli.judging import Judgment
 from dpo_cli.machine import versions
+from dpo_cli.progress import Step
 from dpo_cli.published import recipe_yaml, report_sections, without_paths
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import trl_arguments
@@ -70,10 +71,11 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
             print(f"eval: {len(tested):,} pairs of {', '.join(one.label for one in recipe.eval.sets)}", flush=True)
         print(f"eval: {remark}\n" if remark else "", end="", flush=True)
     batch_size = 2 * recipe.train.per_device_eval_batch_size
-    scored = score_pairs(model, tokenizer, pairs, recipe.model.max_length, batch_size)
-    scored_sets = score_pairs(model, tokenizer, tested, recipe.model.max_length, batch_size)
-    learned = score_answers(model, tokenizer, answers, pairs, scored, recipe.model.max_length, batch_size)
-    rejected = score_answers(model, tokenizer, bad, [], [], recipe.model.max_length, batch_size)
+    with Step("scoring the held-out answers"):
+        scored = score_pairs(model, tokenizer, pairs, recipe.model.max_length, batch_size)
+        scored_sets = score_pairs(model, tokenizer, tested, recipe.model.max_length, batch_size)
+        learned = score_answers(model, tokenizer, answers, pairs, scored, recipe.model.max_length, batch_size)
+        rejected = score_answers(model, tokenizer, bad, [], [], recipe.model.max_length, batch_size)
     if not scored and (pairs or not learned):
         raise DpoError(
             "every held-out prompt fills model.max_length, so there is no answer to score",
@@ -127,7 +129,8 @@ def _load(recipe: Recipe, run: Run) -> tuple[Any, Any]:
     trained = models.as_trained(recipe, run.record("train"))
     if recipe.eval.against == "base":  # the run's adapter holds what it started from, so that the base alone is left
         trained = trained.model_copy(update={"model": trained.model.model_copy(update={"adapter": None})})
-    return models.load_tuned(trained, run.adapter)
+    with model_files.loading(recipe.model.id, trained.model.revision):
+        return models.load_tuned(trained, run.adapter)
 
 
 def _half(recipe: Recipe) -> bool | None:

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from dpo_cli import backends, chat, models
+from dpo_cli import backends, chat, model_files, models
 from dpo_cli.disk import sha256, write_json
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate.samples import too_large
@@ -52,7 +52,9 @@ def answer_file(recipe: Recipe, run: Run, file: Path, *, quiet: bool = False) ->
     )
     folder = run.folder / "answers"
     folder.mkdir(exist_ok=True)
-    model, tokenizer = models.load_tuned(models.as_trained(recipe, run.record("train")), run.adapter)
+    trained = models.as_trained(recipe, run.record("train"))
+    with model_files.loading(recipe.model.id, trained.model.revision):
+        model, tokenizer = models.load_tuned(trained, run.adapter)
     kept = folder / f".{file.stem}-{made_from[:16]}.sqlite"
     written = []
     with Store(kept) as store, bar("answering", 2 * sum(map(len, talks)), not quiet) as advance:

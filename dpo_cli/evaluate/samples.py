@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from dpo_cli import chat, models
 from dpo_cli.errors import DpoError
 from dpo_cli.inference import Answer, Sampling, generate, in_batches, seed_of
+from dpo_cli.progress import Step
 from dpo_cli.recipe import Eval
 from dpo_cli.records import Message, Pair
-from dpo_cli.show import bar
 from dpo_cli.store import Store
 
 # Positions whose distributions are held at once for the KL: 0.2 GB a float32 tensor of Qwen3's 151,936 words.
@@ -70,7 +70,7 @@ def sample_pairs(
         settings: how to sample, and `batch_size` answers at once, halved where the GPU's memory runs out.
         seed: of the sampling.
         store: samples of this very model and these very settings, by a pair's id.
-        progress: draw a bar on stderr, if that is a terminal.
+        progress: show how far it is.
 
     Returns:
         One sample a prompt, in the order of the pairs.
@@ -96,12 +96,12 @@ def sample_pairs(
             for pair, prompt, b, t in zip(batch, ids, base, tuned, strict=True)
         ]
 
-    with bar("answering", len(asked), progress) as advance:
-        advance(len(asked) - len(left))
+    name, there = f"answering {len(asked)} prompts", len(asked) - len(left)
+    with Step(name, quiet=not progress, total=len(asked), done=there) as step:
         for samples in in_batches(left, settings.batch_size, work, lambda _: too_large(settings)):
             store.put({sample.id: sample.to_json() for sample in samples})
             done |= {sample.id: sample for sample in samples}
-            advance(len(samples))
+            step.advance(len(samples))
     return [done[pair.id] for pair in asked]
 
 

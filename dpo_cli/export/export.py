@@ -19,6 +19,7 @@ from dpo_cli.export import card, hub, merge, ollama, outputs
 from dpo_cli.export.formats import FORMATS, Work, check_gap, expected, link, planned, sums_of
 from dpo_cli.export.parity import Check, equal, passed
 from dpo_cli.export.upkeep import FOLDERS, checks_of, evaluated, format_of
+from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Draft, Run
 
@@ -117,7 +118,8 @@ def _make(work: Work, kinds: list[str]) -> list[Check]:
     """Write the formats, each read back before the next; then the cards, which show the checks."""
     work.checks += check_gap(work.recipe, work.run, work.expected)
     for kind in kinds:
-        work.checks += FORMATS[kind].write(work)
+        with Step(f"writing and comparing {kind}", named=False):  # where there is no terminal `written` says as much
+            work.checks += FORMATS[kind].write(work)
     if "merged" not in kinds:
         shutil.rmtree(work.out / "merged", ignore_errors=True)
     folders = {kind: work.out / kind for kind in kinds}

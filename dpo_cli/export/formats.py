@@ -20,6 +20,7 @@ from dpo_cli.export import merge, ollama, outputs, parity
 from dpo_cli.export.outputs import LAST, Outputs, Placement, Probes
 from dpo_cli.export.parity import LIMITS, Check, passed, reported
 from dpo_cli.inference import token_logps
+from dpo_cli.progress import Step
 from dpo_cli.recipe import GgufType, Recipe
 from dpo_cli.run import Run
 
@@ -70,8 +71,9 @@ def expected(recipe: Recipe, run: Run, base: Path, placement: Placement) -> Expe
     tokenizer = AutoTokenizer.from_pretrained(run.adapter)
     asked = outputs.probes(recipe, run, tokenizer)
     # Not the adapter switched off: PEFT leaves trained biases in.
-    plain = token_logps(outputs.load(base, placement), asked.rows, LAST)
-    tuned = outputs.collect(outputs.load(base, placement, adapter=run.adapter), asked, tokenizer)
+    with Step("asking the trained adapter on the 16-bit base"):
+        plain = token_logps(outputs.load(base, placement), asked.rows, LAST)
+        tuned = outputs.collect(outputs.load(base, placement, adapter=run.adapter), asked, tokenizer)
     return Expected(base, placement, tokenizer, asked, plain, tuned)
 
 

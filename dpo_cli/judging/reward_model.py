@@ -20,9 +20,9 @@ from dpo_cli.errors import DpoError
 from dpo_cli.inference import in_batches, padded
 from dpo_cli.judging import Judgment, Match, key_of
 from dpo_cli.machine import best_dtype
+from dpo_cli.progress import Step
 from dpo_cli.recipe import RewardModelJudge, RewardModelRater
 from dpo_cli.records import Message
-from dpo_cli.show import bar
 from dpo_cli.store import Store
 
 
@@ -41,8 +41,9 @@ def ready(settings: RewardModelJudge) -> None:
 def judge(settings: RewardModelJudge, matches: Sequence[Match], store: Path, progress: bool) -> list[Judgment]:
     """Judge every match: the answer with the higher score wins; equal scores are a tie. See `judging.judge`."""
     conversations = [(match.prompt, answer) for match in matches for answer in (match.first, match.second)]
-    with Store(store) as kept, bar("scoring", len(conversations), progress) as advance:
-        found = RewardModel(settings, kept).scores(conversations, advance)
+    step = Step("scoring the answers", quiet=not progress, total=len(conversations))
+    with Store(store) as kept, step:
+        found = RewardModel(settings, kept).scores(conversations, step.advance)
     judgments = []
     for match, one, other in zip(matches, found[::2], found[1::2], strict=True):
         if one is None or other is None:
@@ -115,15 +116,16 @@ def _render(tokenizer: Any, prompt: list[Message], answer: str) -> list[int] | N
 
 def _load(settings: RewardModelRater, where: str, dtype: str, config: Any) -> Any:
     try:
-        model, loaded = AutoModelForSequenceClassification.from_pretrained(
-            where,
-            revision=settings.revision,
-            config=config,
-            dtype=dtype,
-            output_loading_info=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        with model_files.loading(settings.id, settings.revision):
+            model, loaded = AutoModelForSequenceClassification.from_pretrained(
+                where,
+                revision=settings.revision,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
     except (OSError, ValueError) as error:
         raise _cannot_load(settings, error) from error
     if loaded["missing_keys"]:

@@ -13,9 +13,9 @@ from typing import Any
 
 from dpo_cli.judging import Judgment, Match, Said, Verdict, key_of
 from dpo_cli.judging.client import Client, Reply, open_client, there
+from dpo_cli.progress import Step
 from dpo_cli.recipe import OpenAIJudge
 from dpo_cli.records import Message
-from dpo_cli.show import bar
 from dpo_cli.store import Store
 
 # The judge may think in any language; the same words for every prompt keep the figures of languages comparable. All in
@@ -105,8 +105,10 @@ def judge(settings: OpenAIJudge, matches: Sequence[Match], store: Path, progress
         both = [key_of(settings.kind, server, settings.model, TEMPLATE, match.prompt, *order) for order in orders]
         asked |= {key: _request(settings, match.prompt, *order) for key, order in zip(both, orders, strict=True)}
         keys.append((both[0], both[1]))
-    with Store(store) as kept, bar("judging", len(asked), progress) as advance:
-        replies, bad = Client(settings, kept).ask(asked, lambda reply: verdict_in(_said(reply)) is not None, advance)
+    step = Step("judging the answers", quiet=not progress, total=len(asked))
+    with Store(store) as kept, step:
+        client = Client(settings, kept)
+        replies, bad = client.ask(asked, lambda reply: verdict_in(_said(reply)) is not None, step.advance)
     good = {key: _said(reply) for key, reply in replies.items()}
     judgments = []
     for match, pair in zip(matches, keys, strict=True):

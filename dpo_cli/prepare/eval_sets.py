@@ -18,7 +18,6 @@ from dpo_cli.prepare.dedup import Sketches
 from dpo_cli.prepare.formats import pair_rows
 from dpo_cli.prepare.funnel import Entry, Funnel
 from dpo_cli.prepare.pipeline import Rows
-from dpo_cli.prepare.progress import Progress
 from dpo_cli.prepare.row_store import RowStore
 from dpo_cli.prepare.sources import source_files
 from dpo_cli.prepare.survey import look
@@ -38,17 +37,17 @@ FILTERS = Filters(
 )
 
 
-def read_sets(recipe: Recipe, run: Run, *, quiet: bool = False) -> None:
+def read_sets(recipe: Recipe, run: Run) -> None:
     """Read the test sets into the run's `sets`, a part of `eval` with a state of its own.
 
     Raises:
         DpoError: a set is missing, can't be read, or holds no pair.
     """
     with run.stage("sets", recipe) as draft:
-        draft.record["revisions"] = prepare_sets(recipe, run.train_pairs, draft.folder, quiet=quiet)
+        draft.record["revisions"] = prepare_sets(recipe, run.train_pairs, draft.folder)
 
 
-def prepare_sets(recipe: Recipe, train_pairs: Path, folder: Path, *, quiet: bool = False) -> dict[str, str]:
+def prepare_sets(recipe: Recipe, train_pairs: Path, folder: Path) -> dict[str, str]:
     """Write pairs.jsonl, the pairs of every test set with its name as their source, and report.json into `folder`.
 
     report.json has of every set {in, kept, dropped, overlap}: its prompts, and how many of those kept are, or nearly
@@ -66,14 +65,13 @@ def prepare_sets(recipe: Recipe, train_pairs: Path, folder: Path, *, quiet: bool
     found, revisions = dict[str, Any](), dict[str, str]()
     with ExitStack() as stack:
         store = stack.enter_context(closing(Rows(folder)))
-        progress = stack.enter_context(Progress(quiet))
         tokenizer = chat.load_tokenizer(recipe)
         sketches, entries = Sketches(), list[Entry]()
         for one in asked:
             read, funnel = look(one, 0), Funnel()
             context = filters.Context.of(one, None, tokens.special(tokenizer))
-            rows = pipeline.read_rows(one, [(read, context)], None, store, funnel, progress, sketches)
-            pipeline.count_tokens(one, tokenizer, rows, store, progress)
+            rows = pipeline.read_rows(one, [(read, context)], None, store, funnel, sketches)
+            pipeline.count_tokens(one, tokenizer, rows, store)
             pipeline.book(rows, store, funnel)
             if not funnel.kept:
                 raise refusals.nothing_left(one, funnel, set())
@@ -88,8 +86,8 @@ def prepare_sets(recipe: Recipe, train_pairs: Path, folder: Path, *, quiet: bool
             if read.commit:
                 found[label]["revision"] = revisions[read.source.id] = read.commit
             entries += rows
-        progress.stage("comparing with the training prompts", "prompts")
-        trained = _trained_on(entries, train_pairs, store, sketches, folder)
+        with pipeline.step("comparing with the training prompts"):
+            trained = _trained_on(entries, train_pairs, store, sketches, folder)
         kept = [entry for entry in entries if entry.drop is None]
         for label, one in found.items():
             one["overlap"] = sum(entry.hash in trained for entry in kept if entry.source == label)

@@ -15,7 +15,7 @@ from dpo_cli.disk import sha256
 from dpo_cli.errors import DpoError
 from dpo_cli.inference import Answer, Sampling, generate, in_batches, seed_of
 from dpo_cli.judging import key_of
-from dpo_cli.model_files import local_files, location
+from dpo_cli.model_files import loading, local_files, location
 from dpo_cli.prepare.sampling import Advance, Drawn, Prompts
 from dpo_cli.recipe import Recipe, Sample
 from dpo_cli.store import Store
@@ -96,10 +96,11 @@ def _load(recipe: Recipe) -> Any:
     """The base with the adapter that training starts from, where there is one, in eval mode on the best device."""
     backends.import_backend(backends.Backend("hf", "sampling"))
     folder = adapters.adapter_folder(recipe)
-    if folder is not None:
-        alone = recipe.model_copy(update={"model": recipe.model.model_copy(update={"adapter": None})})
-        return models.load_tuned(alone, folder)[0]
-    model: Any = models.load_base(recipe)
+    with loading(recipe.model.id, recipe.model.revision):
+        if folder is not None:
+            alone = recipe.model_copy(update={"model": recipe.model.model_copy(update={"adapter": None})})
+            return models.load_tuned(alone, folder)[0]
+        model: Any = models.load_base(recipe)
     if torch.cuda.is_available() and not recipe.model.load_in_4bit:
         model = model.to("cuda")
     return model.eval()

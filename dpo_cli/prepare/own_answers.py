@@ -31,10 +31,10 @@ from dpo_cli.prepare.sampling import Drawn, Sampler, ServerSampler
 from dpo_cli.prepare.sources import is_hub
 from dpo_cli.prepare.survey import Read, look
 from dpo_cli.prepare.text import hash64, prompt_key
+from dpo_cli.progress import Step
 from dpo_cli.published import without_paths
 from dpo_cli.recipe import Recipe, Sample
 from dpo_cli.records import Candidate, CandidateSet
-from dpo_cli.show import bar
 from dpo_cli.store import Store
 
 if TYPE_CHECKING:
@@ -158,7 +158,8 @@ def own_answers(
         asked += check_quota(recipe, rank, one) * sample.answers
     with ExitStack() as stack:
         store = stack.enter_context(Store(kept / ANSWERS))
-        advance = stack.enter_context(bar("sampling", asked, bool(sampled) and not quiet))
+        step = Step("sampling answers", quiet=quiet or not sampled, total=asked)
+        advance = stack.enter_context(step).advance
         samplers = _Samplers(recipe, tokenizer, store)
         stack.callback(samplers.close)
         for rank, (one, context) in enumerate(looked):

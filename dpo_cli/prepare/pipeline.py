@@ -22,12 +22,12 @@ from dpo_cli.prepare.formats import FORMATS
 from dpo_cli.prepare.funnel import Entry, Funnel, excerpt, kept_example, row_id
 from dpo_cli.prepare.layouts import LAYOUTS
 from dpo_cli.prepare.own_answers import Looked, OwnAnswers, own_answers
-from dpo_cli.prepare.progress import Progress
 from dpo_cli.prepare.row_store import RowStore
-from dpo_cli.prepare.sources import source_files
+from dpo_cli.prepare.sources import is_hub, source_files
 from dpo_cli.prepare.split import Chosen, Mix
 from dpo_cli.prepare.survey import look
 from dpo_cli.prepare.text import hash64, prompt_key
+from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import CandidateSet, write_jsonl
 
@@ -71,20 +71,18 @@ def prepare(recipe: Recipe, folder: Path, *, kept: Path | None = None, quiet: bo
     with ExitStack() as stack:
         stack.callback(funnel.close)
         store = stack.enter_context(closing(Rows(folder)))
-        progress = stack.enter_context(Progress(quiet))
         tokenizer = chat.load_tokenizer(recipe) if wanted.too_long or wanted.length_ratio else None
-        sources = look_at(recipe, tokenizer, progress)
+        sources = look_at(recipe, tokenizer)
         read, own = [one for one, _ in sources], None
         if recipe.data.rater is not None:
-            progress.close()
             made = own_answers(recipe, sources, folder, kept or folder.parent, tokenizer, quiet)
             own = stack.enter_context(closing(made))
         sketches = Sketches()
-        entries = read_rows(recipe, sources, own, store, funnel, progress, sketches)
-        progress.stage("comparing prompts", "prompts")
-        duplicates = drop_duplicates(entries, sketches, lambda entry: store.get(entry.place)[0], wanted)
+        entries = read_rows(recipe, sources, own, store, funnel, sketches)
+        with step("comparing prompts"):
+            duplicates = drop_duplicates(entries, sketches, lambda entry: store.get(entry.place)[0], wanted)
         if tokenizer is not None:
-            count_tokens(recipe, tokenizer, entries, store, progress)
+            count_tokens(recipe, tokenizer, entries, store)
         book(entries, store, funnel)
         if not funnel.kept:
             raise refusals.nothing_left(recipe, funnel, {one.layout for one in read})
@@ -92,12 +90,11 @@ def prepare(recipe: Recipe, folder: Path, *, kept: Path | None = None, quiet: bo
         if not mix.train:
             raise refusals.nothing_to_train_on(recipe, funnel, len(mix.held))
         audit, labels = Audit(), Counter[bool]()
-        progress.stage("writing", "rows")
-        write_jsonl(folder / "train.jsonl", _rows(recipe, store, mix.train, audit, progress, labels))
-        write_jsonl(folder / "eval.jsonl", _rows(recipe, store, mix.held, None, progress, Counter()))
+        write_jsonl(folder / "train.jsonl", _rows(recipe, store, mix.train, audit, labels))
+        write_jsonl(folder / "eval.jsonl", _rows(recipe, store, mix.held, None, Counter()))
         refusals.check_labels(recipe, labels)
-        progress.stage("hashing the inputs", "files")
-        inputs = {name: sha256(path) for name, path in files.items()}
+        with step("hashing the inputs"):
+            inputs = {name: sha256(path) for name, path in files.items()}
     left = sum(len(entry.picks) for entry in entries if entry.drop is None) - len(mix.train) - len(mix.held)
     rows = {"train": len(mix.train), "eval": len(mix.held), "quota": left}
     clusters = [{entry.cluster for entry, _, _ in chosen} for chosen in (mix.train, mix.held)]
@@ -113,51 +110,50 @@ def prepare(recipe: Recipe, folder: Path, *, kept: Path | None = None, quiet: bo
 # -------------------------------------------------------------------------------------------------- row by row
 
 
-def look_at(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, progress: Progress) -> list[Looked]:
+def step(name: str, unit: str = "", live: bool = True) -> Step:
+    """A step of prepare: where there is no terminal the command's first line names them all."""
+    return Step(name, unit=unit, live=live, named=False)
+
+
+def look_at(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> list[Looked]:
     """What each source is read as, and what its filters need to know."""
     base = filters.Context.of(recipe, read_contamination(recipe), tokens.special(tokenizer) if tokenizer else [])
     looked = []
     for rank, source in enumerate(recipe.data.sources):
-        progress.stage(f"looking at {source.label}", "prompts")
-        one = look(recipe, rank)
+        with step(f"looking at {source.label}", live=not is_hub(source)):  # which may be downloaded, with its own bars
+            one = look(recipe, rank)
         context = replace(base, keep_refusals=source.keep_refusals, repeats_prompts=one.repeats_prompts)
         looked.append((one, context))
     return looked
 
 
 def read_rows(
-    recipe: Recipe,
-    looked: list[Looked],
-    own: OwnAnswers | None,
-    store: Rows,
-    funnel: Funnel,
-    progress: Progress,
-    sketches: Sketches,
+    recipe: Recipe, looked: list[Looked], own: OwnAnswers | None, store: Rows, funnel: Funnel, sketches: Sketches
 ) -> list[Entry]:
     """Every prompt that reached the duplicates; its sketch goes into `sketches`."""
     entries = list[Entry]()
     for rank, (one, context) in enumerate(looked):
         label, language = one.source.label, one.source.language or "und"
-        progress.stage(f"reading {label}", "prompts")
         contradictions = refusals.Contradictions()
-        answered = own is not None and rank in own.places
-        sets = candidate_sets(one.source, one.feeds, LAYOUTS[one.layout], one.settings, progress.tick)
-        for item in own.of_source(rank, progress.tick) if own and answered else sets:
-            progress.count += 1
-            funnel.came[label] += 1
-            for note in set(item.notes):
-                funnel.notes[label, note] += 1
-            if isinstance(item, Broken):
-                at = ("", item.place)
-                funnel.drop(label, language, (item.reason, item.detail), hash64(item.detail), lambda at=at: at)  # type: ignore[misc]
-                continue
-            contradictions.add(item)
-            key = prompt_key(item.prompt)
-            entry = _judge(recipe, item, rank, hash64(key), context, funnel)
-            if entry is not None:
-                sketches.add(entry.hash, key)
-                entry.place = store.add((key, item))
-                entries.append(entry)
+        with step(f"reading {label}", "prompts") as shown:
+            answered = own is not None and rank in own.places
+            sets = candidate_sets(one.source, one.feeds, LAYOUTS[one.layout], one.settings, shown.at)
+            for item in own.of_source(rank, shown.at) if own and answered else sets:
+                shown.count += 1
+                funnel.came[label] += 1
+                for note in set(item.notes):
+                    funnel.notes[label, note] += 1
+                if isinstance(item, Broken):
+                    drop, at = (item.reason, item.detail), ("", item.place)
+                    funnel.drop(label, language, drop, hash64(item.detail), lambda at=at: at)  # type: ignore[misc]
+                    continue
+                contradictions.add(item)
+                key = prompt_key(item.prompt)
+                entry = _judge(recipe, item, rank, hash64(key), context, funnel)
+                if entry is not None:
+                    sketches.add(entry.hash, key)
+                    entry.place = store.add((key, item))
+                    entries.append(entry)
         contradictions.check(recipe, rank, funnel.came[label])
     return entries
 
@@ -217,22 +213,21 @@ def _picks(recipe: Recipe, item: CandidateSet, key: int, context: filters.Contex
 TOKEN_BATCH = 64  # prompts counted together
 
 
-def count_tokens(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, entries: list[Entry], store: Rows, progress: Progress
-) -> None:
+def count_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, entries: list[Entry], store: Rows) -> None:
     """Drop what is too long for the model, or too unequal in length. The slowest filter, so only on what is left."""
     alive = [entry for entry in entries if entry.drop is None]
     kwargs = chat.chat_template_kwargs(recipe)
-    progress.stage("counting tokens", "prompts")
-    for start in range(0, len(alive), TOKEN_BATCH):
-        batch = alive[start : start + TOKEN_BATCH]
-        needed = [sorted({index for picked in entry.picks for index in picked}) for entry in batch]
-        items = [(store.get(entry.place)[1], indexes) for entry, indexes in zip(batch, needed, strict=True)]
-        for entry, sizes in zip(batch, tokens.lengths(tokenizer, kwargs, items), strict=True):
-            entry.tokens = sizes
-            entry.picks, entry.drop = filters.fit(entry.picks, *sizes, recipe.model.max_length, recipe.data.filters)
-        progress.count += len(batch)
-        progress.tick(progress.count / len(alive))
+    limit, wanted = recipe.model.max_length, recipe.data.filters
+    with step("counting tokens", "prompts") as shown:
+        for start in range(0, len(alive), TOKEN_BATCH):
+            batch = alive[start : start + TOKEN_BATCH]
+            needed = [sorted({index for picked in entry.picks for index in picked}) for entry in batch]
+            items = [(store.get(entry.place)[1], indexes) for entry, indexes in zip(batch, needed, strict=True)]
+            for entry, sizes in zip(batch, tokens.lengths(tokenizer, kwargs, items), strict=True):
+                entry.tokens = sizes
+                entry.picks, entry.drop = filters.fit(entry.picks, *sizes, limit, wanted)
+            shown.count += len(batch)
+            shown.at(shown.count / len(alive))
 
 
 def book(entries: list[Entry], store: Rows, funnel: Funnel) -> None:
@@ -293,26 +288,22 @@ def _choose(recipe: Recipe, entries: list[Entry]) -> Mix:
 
 
 def _rows(
-    recipe: Recipe,
-    store: Rows,
-    chosen: list[Chosen],
-    audit: Audit | None,
-    progress: Progress,
-    labels: Counter[bool],
+    recipe: Recipe, store: Rows, chosen: list[Chosen], audit: Audit | None, labels: Counter[bool]
 ) -> Iterator[dict[str, Any]]:
     """The rows of a file in `data.format`; counts their labels, where they have one, in `labels`."""
     write = FORMATS[recipe.data.format]
     kwargs = chat.chat_template_kwargs(recipe)
     shared: dict[int, CandidateSet] = {}  # labelled prompts, which give a row an answer; to read each but once
-    for number, (entry, picked, name) in enumerate(chosen):
-        item = shared.get(entry.place) or store.get(entry.place)[1]
-        if item.labelled and len(entry.picks) > 1:
-            shared[entry.place] = item
-        if audit is not None and len(picked) > 1:
-            audit.add(item, picked[0], picked[-1], entry)
-        for row in write(item, picked, name, kwargs):
-            if "label" in row:
-                labels[row["label"]] += 1
-            yield row
-        progress.count += 1
-        progress.tick(number / len(chosen))
+    with step("writing", "rows") as shown:
+        for entry, picked, name in chosen:
+            item = shared.get(entry.place) or store.get(entry.place)[1]
+            if item.labelled and len(entry.picks) > 1:
+                shared[entry.place] = item
+            if audit is not None and len(picked) > 1:
+                audit.add(item, picked[0], picked[-1], entry)
+            for row in write(item, picked, name, kwargs):
+                if "label" in row:
+                    labels[row["label"]] += 1
+                yield row
+            shown.count += 1
+            shown.at(shown.count / len(chosen))

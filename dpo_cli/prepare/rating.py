@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Protocol
 
 from dpo_cli.judging.ratings import ASPECTS, HIGHEST, LOWEST, ServerRater
 from dpo_cli.prepare import scoring
+from dpo_cli.progress import Step
 from dpo_cli.published import without_paths
 from dpo_cli.recipe import OpenAIRater, Recipe
 from dpo_cli.records import CandidateSet, Message, write_jsonl
-from dpo_cli.show import bar
 from dpo_cli.stats import wilson
 from dpo_cli.store import Store
 
@@ -146,7 +146,8 @@ def rate(recipe: Recipe, sets: Iterator[CandidateSet], total: int, store: Store,
 
     def rows() -> Iterator[dict[str, Any]]:
         while chunk := list(islice(sets, CHUNK)):
-            said = iter(rater.rate([(item.prompt, one.text) for item in chunk for one in item.candidates], advance))
+            talks = [(item.prompt, one.text) for item in chunk for one in item.candidates]
+            said = iter(rater.rate(talks, step.advance))
             for item in chunk:
                 answers = [(one, next(said)) for one in item.candidates]
                 own = [rater.value(what) for _, what in answers]
@@ -157,7 +158,7 @@ def rate(recipe: Recipe, sets: Iterator[CandidateSet], total: int, store: Store,
                     "answers": [{"text": one.text, "model": one.model, **what} for one, what in answers],
                 }  # fmt: skip
 
-    with bar("rating", total, not quiet) as advance:
+    with Step("rating the answers", quiet=quiet, total=total) as step:
         write_jsonl(written, rows())
     figures = {
         "by": {"kind": settings.kind, "model": without_paths(name)},

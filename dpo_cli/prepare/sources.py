@@ -12,6 +12,7 @@ from dpo_cli import smoke
 from dpo_cli.errors import DpoError
 from dpo_cli.prepare.feed import Feed, Rows, Ticker
 from dpo_cli.prepare.files import BATCH, SUFFIXES, file_feed
+from dpo_cli.progress import drawn
 from dpo_cli.recipe import Recipe, Source
 
 SPLITS = {"train": {"train", "training"}, "validation": {"validation", "valid", "val", "dev"}, "test": {"test", "eval"}}
@@ -163,10 +164,11 @@ def hub_feed(recipe: Recipe, index: int) -> tuple[Feed, str]:
     Raises:
         DpoError: no network, no such data set, revision, file or split, or no access to it.
     """
-    from datasets import load_dataset
+    from datasets import disable_progress_bars, enable_progress_bars, load_dataset
     from huggingface_hub import HfApi
 
     source = recipe.data.sources[index]
+    (enable_progress_bars if drawn() else disable_progress_bars)()
     try:
         commit = str(HfApi().dataset_info(source.id, revision=source.revision).sha)
         table = load_dataset(source.id, data_files=source.data_files, split=source.split, revision=commit)

@@ -14,8 +14,8 @@ from typing import Any
 from dpo_cli import backends, processes
 from dpo_cli.errors import DpoError, either
 from dpo_cli.machine import limit_memory
+from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
-from dpo_cli.show import bar
 from dpo_cli.train import prefix_check, reference_cache, shared_prefix, token_budget
 from dpo_cli.train.memory import CUDA_CONTEXT, Device, parse_memory_limit
 from dpo_cli.train.methods import METHODS
@@ -83,7 +83,7 @@ def choose(recipe: Recipe, trainer: Any, before: dict[str, Any] | None, say: Cal
             checkpoint_layers(trainer, before["gradient_checkpointing"])
 
     take(shared is not None)  # first, for what is checked and tried has to run with the checkpointing of training
-    if shared is not None and not _shares_exactly(recipe, trainer, shared, chosen.notes, say):
+    if shared is not None and not _shares_exactly(recipe, trainer, shared, chosen.notes):
         take(False)
     if before is None and engine.preflight:
         _fit(recipe, trainer, cut, chosen.unit, say)
@@ -100,7 +100,6 @@ def cache_reference(
     runs: Path,
     before: dict[str, Any] | None,
     say: Callable[[str], None],
-    progress: bool = False,
 ) -> bool:
     """Compute the reference once for all runs of a folder, where that pays, and have the trainer read it.
 
@@ -126,8 +125,9 @@ def cache_reference(
         return False
     kept = cache.folder.parent
     say(f"train: reference of {missing} of {len(data)} pairs to compute, {len(data) - missing} from {kept}")
-    with bar("reference", missing, progress) as advance:
-        reference_cache.use(trainer, cache, batch_tokens=trainer.token_budget or 2 * args.max_length, report=advance)
+    budget = trainer.token_budget or 2 * args.max_length
+    with Step("computing the reference", total=missing, named=False) as step:
+        reference_cache.use(trainer, cache, batch_tokens=budget, report=step.advance)
     return True
 
 
@@ -155,13 +155,11 @@ def _install_sharing(recipe: Recipe, trainer: Any, notes: list[str]) -> shared_p
     return None
 
 
-def _shares_exactly(
-    recipe: Recipe, trainer: Any, shared: shared_prefix.SharedPrefix, notes: list[str], say: Callable[[str], None]
-) -> bool:
+def _shares_exactly(recipe: Recipe, trainer: Any, shared: shared_prefix.SharedPrefix, notes: list[str]) -> bool:
     """Compare sharing with the stock path on real rows, forward and backward; switch it off where they differ."""
-    if backends.patched_by_unsloth(type(trainer)) and trainer.args.device.type == "cuda":
-        say("train: compiling kernels, once (a minute or two)")
-    check = prefix_check.check(trainer, shared, trainer.data_collator(_rows_of_a_pass(trainer)))
+    compiled = backends.patched_by_unsloth(type(trainer)) and trainer.args.device.type == "cuda"
+    with Step("compiling kernels, once (a minute or two)" if compiled else "checking the shared prompt"):
+        check = prefix_check.check(trainer, shared, trainer.data_collator(_rows_of_a_pass(trainer)))
     if not processes.any_of(not check.ok):
         return True
     shared.enabled = False

@@ -17,6 +17,7 @@ from accelerate.utils import convert_outputs_to_fp32
 from dpo_cli import machine
 from dpo_cli.errors import DpoError
 from dpo_cli.machine import ran_out_of_memory
+from dpo_cli.progress import Step
 from dpo_cli.train.memory import CUDA_CONTEXT, gib, state_bytes
 from dpo_cli.train.plan import budgets, cuts
 from dpo_cli.train.shared_prefix import row_tokens
@@ -64,7 +65,8 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
     for size, times, some in tries:
         if budget:
             trainer.token_budget = size
-        peak = _try(trainer, some, times)
+        with Step(f"trying the longest rows, {size} {'tokens' if budget else 'rows'} at once"):
+            peak = _try(trainer, some, times)
         if trainer.accelerator.num_processes > 1:  # all processes have to take the same
             peak = trainer.accelerator.gather(torch.tensor([float(peak)], device=args.device)).max().item()
         if peak <= (limit_bytes or math.inf) and peak < math.inf:

@@ -7,6 +7,7 @@ import signal
 import sys
 import textwrap
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import torch
 from transformers import TrainerCallback
 
 from dpo_cli import machine, processes
+from dpo_cli.progress import Step, clock, drawn
 from dpo_cli.show import one_line
 
 SHOWN = (("loss", "loss", ".4f"), ("accuracy", "rewards/accuracies", ".3f"), ("margin", "rewards/margins", "+.3f"))
+ROWS = 10  # that a training leaves on a terminal, where one line keeps changing meanwhile
 
 
 class StopAfterStep:
@@ -42,17 +45,31 @@ class StopAfterStep:
 class Progress(TrainerCallback):
     """Writes TRL's log rows to `log.jsonl` as they come, and shows how the training stands.
 
-    On a terminal that is one line that keeps changing, elsewhere one line a log row. The callback also logs the last
-    step, and saves and ends the training where `stop` was asked for.
+    On a terminal that is a live line and a row every tenth of the run, elsewhere one line a log row. The callback also
+    logs the last step, and saves and ends the training where `stop` was asked for. It is a context, which the live
+    lines end with.
     """
 
-    def __init__(self, log: Path, stop: StopAfterStep, quiet: bool) -> None:
-        self.log, self.stop, self.quiet = log, stop, quiet
-        self.live = sys.stdout.isatty()
+    def __init__(self, log: Path, stop: StopAfterStep, quiet: bool, patience: int | None = None) -> None:
+        """Take the file of the log, and `patience`: after how many evaluations transformers stops early."""
+        self.log, self.stop, self.quiet, self.patience = log, stop, quiet, patience
+        self.every_row = not (drawn() and sys.stdout.isatty())
         self.row: dict[str, Any] = {}
+        self.tenth = 0  # of the run, which the last row was of
+        self.live, self.evaluation = ExitStack(), ExitStack()
+        self.evaluated: Step | None = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.evaluation.close()
+        self.live.close()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began, self.first_step = time.monotonic(), state.global_step
+        step = Step("training", quiet=self.quiet, total=state.max_steps, done=state.global_step, named=False)
+        self.step = self.live.enter_context(step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.stop.asked = processes.any_of(self.stop.asked)  # else one process saves, and waits for the others for ever
@@ -60,8 +77,18 @@ class Progress(TrainerCallback):
             control.should_log = True  # else the last rows between two logging steps are never seen
         elif self.stop.asked:
             control.should_save = control.should_training_stop = True
-        if self.live and not self.quiet:
-            print(f"\r{self._line(state):<79}", end="", flush=True)
+        self.step.advance()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.evaluated is None:
+            batches = len(kwargs["eval_dataloader"])
+            step = Step("evaluating the held-out rows", quiet=self.quiet, total=batches, named=False)
+            self.evaluated = self.evaluation.enter_context(step)
+        self.evaluated.advance()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.evaluation.close()
+        self.evaluated = None
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         row = state.log_history[-1]
@@ -73,15 +100,23 @@ class Progress(TrainerCallback):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if "loss" in row:
             self.row = row
-            if not self.quiet and not self.live:
+            self.step.note = self._figures(row, SHOWN[:2])
+            tenth = ROWS * state.global_step // state.max_steps
+            if not self.quiet and (self.every_row or tenth > self.tenth):
+                self.tenth = tenth
                 print(self._line(state), flush=True)
         elif "eval_loss" in row and not self.quiet:
-            text = f"  step {state.global_step}, held out:" + self._figures(row, "eval_")
-            print(f"\r{text:<79}" if self.live else text, flush=True)
+            print(f"  step {state.global_step}, held out:" + self._figures(row, SHOWN, "eval_"), flush=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.live and not self.quiet:
-            print(f"\r{self._line(state):<79}")
+        self.live.close()
+        early = self.patience and state.global_step < state.max_steps and not self.stop.asked
+        if early and not self.quiet:
+            times = "one evaluation" if self.patience == 1 else f"{self.patience} evaluations"
+            print_remark(
+                f"stopped at step {state.global_step} of {state.max_steps}: {args.metric_for_best_model} has not "
+                f"improved for {times}; the adapter of step {state.best_global_step} is kept"
+            )
 
     def _line(self, state: Any) -> str:
         seconds = time.monotonic() - self.began
@@ -89,18 +124,16 @@ class Progress(TrainerCallback):
         left = seconds / done * (state.max_steps - state.global_step)
         width = len(str(state.max_steps))
         text = f"  step {state.global_step:>{width}}/{state.max_steps}"
-        return f"{text}{self._figures(self.row)}  {peak_memory() / 1e9:.1f} GB  {_clock(left)} left"
+        return f"{text}{self._figures(self.row, SHOWN)}  {peak_memory() / 1e9:.1f} GB  {clock(left)} left"
 
-    def _figures(self, row: dict[str, Any], prefix: str = "") -> str:
-        named = ((name, row.get(prefix + key), form) for name, key, form in SHOWN)
+    def _figures(self, row: dict[str, Any], shown: tuple[tuple[str, str, str], ...], prefix: str = "") -> str:
+        named = ((name, row.get(prefix + key), form) for name, key, form in shown)
         return "".join(f"  {name} {value:{form}}" for name, value, form in named if value is not None)
 
 
 def print_remark(text: str) -> None:
-    """A remark of the watchdog in its own lines, at most 80 columns wide, over a live line if there is one."""
+    """A remark in its own lines, at most 80 columns wide."""
     lines = textwrap.wrap(one_line(text), 80, initial_indent="  ! ", subsequent_indent="    ")
-    if sys.stdout.isatty():
-        lines[0] = f"\r{lines[0]:<79}"  # all of the live line is written over, however short the first line is
     print("\n".join(lines), flush=True)
 
 
@@ -109,8 +142,3 @@ def peak_memory() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return machine.peak_memory()
-
-
-def _clock(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds) // 60, 60)
-    return f"{hours}:{minutes:02}:{round(seconds) % 60:02}" if hours else f"{minutes}:{round(seconds) % 60:02}"

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import disable_progress_bars
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
-from dpo_cli import adapters, backends, chat, models, processes
+from dpo_cli import adapters, backends, chat, model_files, models, processes
 from dpo_cli.disk import write_json
 from dpo_cli.errors import INTERRUPTED, DpoError
 from dpo_cli.machine import ran_out_of_memory
+from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import DEFAULT_METHOD
 from dpo_cli.run import Run
@@ -63,9 +65,11 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     trainer.still = -1 if begun.checkpoint else 0
     before = processes.from_main(lambda: run.record("train").get("engine")) if begun.checkpoint else None
     chosen = choose(recipe, trainer, before, say)
-    chosen.reference_cache = cache_reference(recipe, trainer, run.folder.parent, before, say, not quiet)
+    chosen.reference_cache = cache_reference(recipe, trainer, run.folder.parent, before, say)
     log, stop = run["train"] / "log.jsonl", StopAfterStep()
-    for callback in (Progress(log, stop, quiet), SetIn(begun, say), *_watchers(recipe, trainer, quiet)):
+    early = recipe.engine.early_stopping
+    shown = Progress(log, stop, quiet, early.patience if early else None)
+    for callback in (shown, SetIn(begun, say), *_watchers(recipe, trainer, quiet)):
         trainer.add_callback(callback)
     facts = _facts(recipe, trainer, backend) | {"engine": chosen.record()}
     record = processes.from_main(lambda: _begin(recipe, run, begun, facts, log))
@@ -74,7 +78,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
         say(textwrap.fill(line, 80, initial_indent="  ", subsequent_indent="    "))
 
     start = time.monotonic()
-    with stop:
+    with stop, shown:
         _go(recipe, trainer, begun, record)
     seconds = time.monotonic() - start
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
@@ -111,20 +115,23 @@ def build(recipe: Recipe, run: Run, backend: backends.Backend) -> Any:
     train_set = train_rows(recipe, run.train_pairs)
     check_fills_a_step(recipe, len(train_set))
     eval_sets = held_out_rows(recipe, run.eval_pairs) if recipe.train.eval_strategy != "no" else None
-    model, tokenizer = models.load_for_training(recipe, backend)
+    with model_files.loading(recipe.model.id, recipe.model.revision):
+        model, tokenizer = models.load_for_training(recipe, backend)
     method = METHODS[recipe.train.method]
     config_class, trainer_class = method.classes()  # after Unsloth, which patches them
     if backend.name == "unsloth" and not backends.patched_by_unsloth(trainer_class):
         raise DpoError("Unsloth did not replace TRL's trainer", hint="set engine.backend: hf, or reinstall unsloth")
     # KTO's long remark on the weights of its labels, which `_notes` makes too.
     logging.getLogger(trainer_class.__module__).setLevel(logging.ERROR)
-    trainer: Any = type("Trainer", (TokenBudget, Fixes, *method.mixins, trainer_class), {})(
-        model=model,
-        args=trl_config(recipe, run, config_class, len(train_set)),
-        train_dataset=train_set,
-        eval_dataset=eval_sets,
-        processing_class=tokenizer,
-    )
+    disable_progress_bars()  # of datasets: a line for each pass over the rows
+    with Step(f"tokenizing {len(train_set)} {method.rows_are}"):
+        trainer: Any = type("Trainer", (TokenBudget, Fixes, *method.mixins, trainer_class), {})(
+            model=model,
+            args=trl_config(recipe, run, config_class, len(train_set)),
+            train_dataset=train_set,
+            eval_dataset=eval_sets,
+            processing_class=tokenizer,
+        )
     trainer.checkpoint_limit = recipe.train.save_total_limit
     _check_nothing_dropped(train_set["id"], trainer.train_dataset["id"], recipe, method.rows_are)
     trainer.remarks = check_answers(recipe, trainer.train_dataset, method.rows_are)

@@ -32,7 +32,7 @@ def weights(folder: Path) -> bytes:
 
 def test_stops_and_keeps_the_best_adapter_also_after_a_kill(tmp_path: Path, command: Any) -> None:
     whole = tmp_path / "whole" / "smoke" / "train"
-    command("train", *arguments(tmp_path / "whole"))
+    said = " ".join(command("train", *arguments(tmp_path / "whole")).stdout.split())
     metrics = json.loads((whole / "metrics.json").read_text())
     held_out = [
         row
@@ -42,6 +42,8 @@ def test_stops_and_keeps_the_best_adapter_also_after_a_kill(tmp_path: Path, comm
     accuracies = {row["step"]: row["eval_rewards/accuracies"] for row in held_out}
     best = metrics["best"]["step"]
     assert metrics["steps"] == best + 2 * 3 < 48
+    why = "eval_rewards/accuracies has not improved for 2 evaluations"
+    assert f"! stopped at step {best + 6} of 48: {why}; the adapter of step {best} is kept" in said
     assert accuracies[best] == max(accuracies.values())
     assert all(value < accuracies[best] for step, value in accuracies.items() if step < best)
     assert weights(whole / "adapter") == weights(whole / "checkpoints" / f"checkpoint-{best}")

@@ -46,7 +46,7 @@ def made(tmp_path: Path, kit: Any) -> Callable[..., Made]:
             sets.append({"id": str(path), **(settings or {}).get(name, {})})
         folder = tmp_path / "sets"
         folder.mkdir()
-        prepare_sets(recipe(sets, **data), train_pairs, folder, quiet=True)
+        prepare_sets(recipe(sets, **data), train_pairs, folder)
         return kit.read_jsonl(folder / "pairs.jsonl"), json.loads((folder / "report.json").read_text("utf-8"))
 
     return go
@@ -117,5 +117,5 @@ def test_a_set_without_pairs_is_an_error_that_names_its_line(
     text += "    - id: set.jsonl\n"
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(DpoError, match=says) as error:
-        prepare_sets(load(tmp_path / "r.yaml"), kit.write_rows(tmp_path / "train.jsonl", []), tmp_path, quiet=True)
+        prepare_sets(load(tmp_path / "r.yaml"), kit.write_rows(tmp_path / "train.jsonl", []), tmp_path)
     assert "r.yaml:5  eval.sets[0]" in str(error.value)

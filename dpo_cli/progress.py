@@ -1,0 +1,146 @@
+"""What a long step shows while it runs: one live line on a terminal, elsewhere its name on a line of its own.
+
+The live line is on stderr and goes when its step ends, so that what stays is what the commands say on stdout.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from dpo_cli.show import one_line, say
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+EVERY = 0.1  # seconds between two looks at a count
+
+_shown = False  # the package says nothing by itself; the commands ask for it
+_open: list[Step] = []  # the steps that are running, the innermost last: only that one is drawn
+
+
+def show(on: bool) -> None:
+    """Have steps shown from now on, or not: neither ours nor what huggingface_hub downloads."""
+    global _shown
+    _shown = on
+    if not on:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def show_live_only() -> None:
+    """Name no steps where there is no terminal, for what is printed is an answer."""
+    global _shown
+    _shown = drawn()
+
+
+def drawn() -> bool:
+    """Whether steps are shown, and on a terminal."""
+    return _shown and on_terminal()
+
+
+class Step:
+    """A step that takes long, by its name; a context, in which `advance` or `at` tell how far it is.
+
+    Attributes:
+        count: units that are done.
+        note: what is shown beside the count.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        quiet: bool = False,
+        total: int | None = None,
+        done: int = 0,
+        unit: str = "",
+        live: bool = True,
+        named: bool = True,
+    ) -> None:
+        """Say what the step is.
+
+        Args:
+            quiet: show nothing.
+            total: units of the whole step, `done` of them before it begins.
+            unit: what is counted where `at` tells the share and nobody knows the total, such as "rows".
+            live: False where a library draws bars of its own; the name is a plain line then, on a terminal too.
+            named: whether the name is a line where there is no terminal.
+        """
+        self.name, self.total, self.unit = one_line(name), total, unit
+        self.count, self.note = done, ""
+        self._done, self._quiet, self._named = done, quiet or not _shown, named
+        self._live = live and not quiet and drawn()
+        self._bar: Progress | None = None
+        self._began = self._drawn = 0.0
+
+    def __enter__(self) -> Step:
+        if _open and _open[-1]._bar:
+            _open[-1]._bar.stop()
+        _open.append(self)
+        self._began = time.monotonic()
+        if self._live:
+            self._bar = _bar(self.name, counted=bool(self.total or self.unit))
+            self._bar.start()
+        elif not self._quiet and (self._named or on_terminal()):
+            say(f"  {self.name}")
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if self._bar:
+            self._bar.stop()
+        _open.remove(self)
+        if _open and _open[-1]._bar:
+            _open[-1]._bar.start()
+
+    def advance(self, units: int = 1) -> None:
+        """So many more of `total` are done."""
+        self.count += units
+        if self.total:
+            self.at(self.count / self.total)
+
+    def at(self, share: float) -> None:
+        """The step is at `share`, 0..1."""
+        now = time.monotonic()
+        if self._bar is None or (now - self._drawn < EVERY and share < 1):
+            return
+        self._drawn, seconds = now, now - self._began
+        before = self._done / self.total if self.total else 0.0
+        shown = f"{self.count:,}/{self.total:,}" if self.total else f"{self.count:,} {self.unit}"
+        rate = "" if self.total else f", {self.count / max(seconds, EVERY):,.0f}/s"
+        left = f"  {clock(seconds * (1 - share) / (share - before))} left" if share > before else ""
+        self._bar.update(self._bar.task_ids[0], completed=share, note=f"{shown}{rate}{self.note}{left}")
+
+
+def on_terminal() -> bool:
+    """Whether stderr is a terminal on which a line can be drawn anew."""
+    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as `m:ss` or `h:mm:ss`."""
+    minutes, rest = divmod(max(round(seconds), 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _bar(name: str, counted: bool) -> Progress:
+    """The live line: with a bar and a note where something is counted, else with the time that has passed."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
+    if counted:
+        columns += [BarColumn(bar_width=16), TextColumn("{task.fields[note]}", markup=False)]
+    else:
+        columns.append(TimeElapsedColumn())
+    # What is printed meanwhile goes above the line; where stdout is a file it must still get there.
+    bar = Progress(
+        *columns,
+        console=Console(stderr=True, markup=False, emoji=False, highlight=False),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    bar.add_task(name, total=1.0, note="")
+    return bar

@@ -1,0 +1,139 @@
+"""What is seen while a step takes long: a live line on a terminal, plain lines elsewhere, nothing with --quiet."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dpo_cli import progress
+from dpo_cli.progress import Step, clock
+from tests import program
+
+SMOKE = Path(__file__).parents[1] / "recipes" / "smoke.yaml"
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    progress.show(True)
+    yield
+    monkeypatch.setattr(progress, "_shown", False)
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    """Stderr, as a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    return screen
+
+
+def test_off_a_terminal_a_step_is_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with Step("loading a model", total=3) as step:
+        step.advance(2)
+    with Step("reading rows", named=False):
+        pass
+    with Step("judging", quiet=True):
+        pass
+    assert capsys.readouterr() == ("  loading a model\n", "")
+
+
+def test_nothing_is_shown_unless_a_command_asks_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    progress.show(False)
+    with Step("loading a model"):
+        pass
+    progress.show(True)
+    progress.show_live_only()
+    with Step("loading a model"):
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
+def test_on_a_terminal_a_line_counts_and_goes(screen: Screen, capsys: pytest.CaptureFixture[str]) -> None:
+    with Step("answering [b]40[/b] prompts :smile: \x1b[2J", total=40, done=20) as step:
+        step.note = ", [x]"
+        step.advance(10)
+    drawn = screen.getvalue()
+    assert "answering [b]40[/b] prompts :smile: \\x1b[2J" in drawn and "30/40, [x]" in drawn and "0:00 left" in drawn
+    assert drawn.endswith("\x1b[2K")  # the line is erased
+    assert capsys.readouterr().out == ""
+
+
+def test_rows_whose_number_nobody_knows(screen: Screen) -> None:
+    with Step("reading", unit="rows") as step:
+        step.count += 1200
+        step.at(0.5)
+    assert "1,200 rows" in screen.getvalue() and "/s" in screen.getvalue()
+
+
+def test_a_step_within_another_has_the_line_to_itself(screen: Screen) -> None:
+    with Step("rating the answers", total=4) as outer:
+        outer.advance()
+        with Step("downloading a model", live=False):  # whose library draws bars of its own
+            before = len(screen.getvalue())
+            outer.advance()
+            print("a bar", file=sys.stderr)
+            assert screen.getvalue()[before:] == "a bar\n"
+        outer.advance(2)
+    assert "4/4" in screen.getvalue()
+
+
+def test_a_terminal_that_can_not_draw_gets_lines(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    with Step("loading a model"):
+        pass
+    assert (capsys.readouterr().out, screen.getvalue()) == ("  loading a model\n", "")
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7325, "2:02:05")])
+def test_durations(seconds: float, shown: str) -> None:
+    assert clock(seconds) == shown
+
+
+def on_a_terminal(folder: Path, *arguments: str) -> str:
+    """What a command draws on a terminal of 80 columns."""
+    ours, its = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
+    process = program.start(*arguments, stdout=its, stderr=its, stdin=its, cwd=folder, env=environment)
+    os.close(its)
+    drawn = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        drawn += part
+    os.close(ours)
+    assert process.wait() == 0, drawn.decode()
+    return drawn.decode()
+
+
+def test_a_training_on_a_terminal_leaves_a_row_every_tenth(tmp_path: Path) -> None:
+    options = ["--set", "train.max_steps=30", "--set", "train.logging_steps=1", "--set", "data.total=24"]
+    drawn = on_a_terminal(tmp_path, "train", str(SMOKE), *options)
+    for name in ("loading builtin:tiny-qwen3", "tokenizing 24 pairs", "computing the reference", "training"):
+        assert name in drawn, name
+    assert drawn.index("train: dpo of builtin:tiny-qwen3") < drawn.index("importing torch, transformers and TRL")
+    lines = [CONTROL.sub("", line).rstrip("\r") for line in drawn.split("\n")]
+    rows = [line.split("\r")[-1] for line in lines if "GB" in line]
+    assert [int(row.split()[1].split("/")[0]) for row in rows] == list(range(3, 31, 3))
+    assert all(re.fullmatch(r"  step [\d /]+  loss .*  accuracy .*  margin .* GB  \d+:\d\d left", row) for row in rows)
+    assert drawn.count("\x1b[?25l") == drawn.count("\x1b[?25h")  # the cursor comes back
