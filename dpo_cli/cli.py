@@ -111,7 +111,9 @@ def prepare(
 @stage_command("train", "train recipes/smoke.yaml", "train mine.yaml --plan", "train mine.yaml --set train.beta=0.3")
 def train(
     job: Job,
-    plan: Annotated[bool, typer.Option("--plan", help="Predict the memory, say whether it fits, and stop.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Predict memory and time, say whether it fits, and stop.")
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over, also in place of a finished run.")] = False,
 ) -> None:
     """Train a LoRA on the pairs, preparing them first where needed."""
@@ -136,7 +138,7 @@ def train(
             stages.prepare(prepare_first)
             progress.show_live_only()
             with stages.importing("torch, transformers and TRL"):
-                from dpo_cli.train.plan import print_plan
+                from dpo_cli.train.planned import print_plan
 
             if not print_plan(loaded, run):
                 raise typer.Exit(UNVERIFIED)

@@ -58,6 +58,7 @@ class Step:
         unit: str = "",
         live: bool = True,
         named: bool = True,
+        forks: bool = False,
     ) -> None:
         """Say what the step is.
 
@@ -67,10 +68,11 @@ class Step:
             unit: what is counted where `at` tells the share and nobody knows the total, such as "rows".
             live: False where a library draws bars of its own; the name is a plain line then, on a terminal too.
             named: whether the name is a line where there is no terminal.
+            forks: whether processes may be forked meanwhile; then no thread draws, which could hold a lock as they are.
         """
         self.name, self.total, self.unit = one_line(name), total, unit
         self.count, self.note = done, ""
-        self._done, self._quiet, self._named = done, quiet or not _shown, named
+        self._done, self._quiet, self._named, self._forks = done, quiet or not _shown, named, forks
         self._live = live and not quiet and drawn()
         self._bar: Progress | None = None
         self._began = self._drawn = 0.0
@@ -81,7 +83,7 @@ class Step:
         _open.append(self)
         self._began = time.monotonic()
         if self._live:
-            self._bar = _bar(self.name, counted=bool(self.total or self.unit))
+            self._bar = _bar(self.name, bool(self.total or self.unit), self._forks)
             self._bar.start()
         elif not self._quiet and (self._named or on_terminal()):
             say(f"  {self.name}")
@@ -110,7 +112,8 @@ class Step:
         shown = f"{self.count:,}/{self.total:,}" if self.total else f"{self.count:,} {self.unit}"
         rate = "" if self.total else f", {self.count / max(seconds, EVERY):,.0f}/s"
         left = f"  {clock(seconds * (1 - share) / (share - before))} left" if share > before else ""
-        self._bar.update(self._bar.task_ids[0], completed=share, note=f"{shown}{rate}{self.note}{left}")
+        note = f"{shown}{rate}{self.note}{left}"
+        self._bar.update(self._bar.task_ids[0], completed=share, note=note, refresh=self._forks)
 
 
 def on_terminal() -> bool:
@@ -125,21 +128,25 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _bar(name: str, counted: bool) -> Progress:
-    """The live line: with a bar and a note where something is counted, else with the time that has passed."""
+def _bar(name: str, counted: bool, still: bool) -> Progress:
+    """The live line: with a bar and a note where something is counted, else with the time that has passed.
+
+    A still one is drawn when it is updated; others by a thread, too.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
     if counted:
         columns += [BarColumn(bar_width=16), TextColumn("{task.fields[note]}", markup=False)]
-    else:
+    elif not still:
         columns.append(TimeElapsedColumn())
     # What is printed meanwhile goes above the line; where stdout is a file it must still get there.
     bar = Progress(
         *columns,
         console=Console(stderr=True, markup=False, emoji=False, highlight=False),
         transient=True,
+        auto_refresh=not still,
         redirect_stdout=sys.stdout.isatty(),
     )
     bar.add_task(name, total=1.0, note="")

@@ -115,13 +115,11 @@ def cache_reference(
         if asked == "on":
             raise _refused(recipe, "reference_cache", f"the reference can't be cached: {why_not}")
         return False
-    cache = reference_cache.ReferenceCache(
-        runs / ".reference_cache", reference_cache.facts(recipe, trainer.model, trainer)
-    )
+    facts = reference_cache.facts(recipe, trainer.model, trainer)
+    cache = reference_cache.ReferenceCache(runs / ".reference_cache", facts)
     data = trainer.train_dataset
-    seen = args.max_steps * _step_pairs(trainer) if args.max_steps > 0 else args.num_train_epochs * len(data)
     missing = processes.from_main(lambda: cache.missing(data))
-    if asked == "auto" and before is None and missing and seen <= len(data):
+    if asked == "auto" and before is None and missing and not sees_pairs_again(trainer):
         return False
     kept = cache.folder.parent
     say(f"train: reference of {missing} of {len(data)} pairs to compute, {len(data) - missing} from {kept}")
@@ -129,6 +127,12 @@ def cache_reference(
     with Step("computing the reference", total=missing, named=False) as step:
         reference_cache.use(trainer, cache, batch_tokens=budget, report=step.advance)
     return True
+
+
+def sees_pairs_again(trainer: Any) -> bool:
+    """Whether a training takes more than one epoch."""
+    args, rows = trainer.args, len(trainer.train_dataset)
+    return bool(args.max_steps * _step_pairs(trainer) > rows if args.max_steps > 0 else args.num_train_epochs > 1)
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces

@@ -1,4 +1,4 @@
-"""How a run's step is cut so that it fits the memory: what `train --plan` shows, and training takes."""
+"""How a run's step is cut so that it fits the memory: what `train --plan` shows (planned.py), and training takes."""
 
 from __future__ import annotations
 
@@ -8,31 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from dpo_cli import machine
-from dpo_cli.backends import choose_backend
-from dpo_cli.chat import load_tokenizer
 from dpo_cli.families import with_targets
-from dpo_cli.inference import encode
-from dpo_cli.model_files import load_config
 from dpo_cli.recipe import Recipe
-from dpo_cli.records import Pair
-from dpo_cli.run import Run
-from dpo_cli.show import say, terminal
 from dpo_cli.train.memory import (
     CUDA_CONTEXT,
-    GIB,
     Device,
     Memory,
     Precision,
-    gib,
     offloaded,
     parse_memory_limit,
     predict,
 )
-from dpo_cli.train.methods import METHODS, cannot_be_cut
-from dpo_cli.train.rows import train_rows
+from dpo_cli.train.methods import METHODS
 from dpo_cli.train.shape import LINEARS, Shape
 
 Lengths = tuple[int, ...]  # tokens of a row's prompt and of its answers: chosen and rejected, KTO's one, LiPO's list
@@ -86,38 +75,12 @@ class Plan:
     def fits(self) -> bool:
         return self.available is None or self.recipe.memory.total <= self.available
 
-    def table(self) -> Table:
-        """Parts, total, card, verdict and proposal, at most 80 columns wide."""
-        table = Table(title="Predicted peak memory", width=80, show_footer=False)
-        table.add_column("part")
-        table.add_column("recipe, GiB", justify="right")
-        columns = [self.recipe]
-        if self.proposal and self.proposal != self.recipe:
-            columns.append(self.proposal)
-            table.add_column("proposed, GiB", justify="right")
-        for name in vars(self.recipe.memory):
-            table.add_row(name, *(f"{getattr(one.memory, name) / GIB:.2f}" for one in columns))
-        table.add_section()
-        table.add_row("total", *(f"{one.memory.total / GIB:.2f}" for one in columns), style="bold")
-        there_is = "not known" if self.available is None else gib(self.available)
-        table.add_row(f"there is ({self.card})", *(there_is for _ in columns))
-        by = "at once" if self.recipe.token_budget else f"{self.rows_are} at once x accumulation"
-        table.add_row(by, *(one.at_once for one in columns))
-        table.add_row("gradient checkpointing", *("on" if one.checkpointing else "off" for one in columns))
-        host = max(one.host for one in columns)
-        notes = [*self.notes]
-        if host:
-            notes.append(f"Unsloth's checkpointing keeps {gib(host)} GiB more in the machine's own memory.")
-        table.caption = "\n".join((f"longest row: {self.longest} tokens. {self.verdict}", *notes))
-        table.caption_justify = "left"
-        return table
-
     @property
     def verdict(self) -> str:
         if self.available is None:
-            return "What there is, is not known."
+            return "How much memory there is, is not known."
         if self.proposal is None:
-            return "It does not fit, one pair at a time neither: lower model.max_length, or take a smaller model."
+            return "It does not fit, not even one pair at a time: lower model.max_length, or take a smaller model."
         if not self.fits:
             return f"It does not fit. This does, with the same effective batch: {self.proposal.says}"
         if self.proposal == self.recipe:
@@ -183,32 +146,6 @@ def plan(
     return Plan(own, available_bytes, card or device, data.longest, proposal, tuple(notes), method.rows_are)
 
 
-def print_plan(recipe: Recipe, run: Run) -> bool:
-    """Print what a run would take on this machine, without loading the model; returns whether that fits."""
-    on_gpu, backend = torch.cuda.is_available(), choose_backend(recipe)
-    method, engine = METHODS[recipe.train.method], recipe.engine
-    tokenizer = load_tokenizer(recipe)
-    rows = [_lengths(tokenizer, row, recipe.model.max_length) for row in train_rows(recipe, run.train_pairs)]
-    found = plan(
-        recipe,
-        rows,
-        load_config(recipe),
-        available_memory(recipe),
-        device="cuda" if on_gpu else "cpu",
-        unsloth=backend.name == "unsloth",
-        card=torch.cuda.get_device_name() if on_gpu else "this machine",
-        shared=engine.shared_prefix != "off" and "shared_prefix" in method.engine,
-        budgeted=engine.token_budget != "off"
-        and "token_budget" in method.engine
-        and cannot_be_cut(recipe.train.losses) is None,
-    )
-    epochs = "one epoch" if recipe.train.num_train_epochs == 1 else f"{recipe.train.num_train_epochs:g} epochs"
-    say(f"train: {len(rows)} {found.rows_are}, {epochs}, {found.card}")
-    say(f"  backend {backend.name}: {backend.why}")
-    terminal(width=80).print(found.table())
-    return found.fits
-
-
 def available_memory(recipe: Recipe) -> int:
     """Return the bytes that a run may take: free on the card, else this machine's, or `engine.memory_limit` if less."""
     if torch.cuda.is_available():
@@ -219,16 +156,6 @@ def available_memory(recipe: Recipe) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces
-
-
-def _lengths(tokenizer: Any, row: dict[str, Any], max_length: int) -> Lengths:
-    """Tokens of a row's prompt and of each of its answers."""
-    answers = [row[side] for side in ("chosen", "rejected", "completion") if side in row] + row.get("answers", [])
-    common = {name: row[name] for name in ("id", "prompt", "chat_template_kwargs")} | {"language": "", "source": ""}
-    sides = zip(answers[::2], [*answers[1::2], answers[-1]], strict=False)  # two at a time, the last one twice
-    pairs = [Pair(chosen=one, rejected=other, **common) for one, other in sides]
-    encoded = [one for pair in pairs for one in encode(tokenizer, pair, max_length)][: len(answers)]
-    return encoded[0].start, *(len(one.ids) - one.start for one in encoded)
 
 
 def _setting(

@@ -6,6 +6,7 @@ import copy
 import gc
 import math
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -166,18 +167,34 @@ def _try(trainer: Any, rows: list[dict[str, Any]], accumulation: int) -> float:
         try:
             # Stands for the optimizer's state, which the first step will make. Ones: zeros may not be resident.
             optimizer = torch.ones(state, dtype=torch.uint8, device=args.device)
-            with (
-                trainer.accelerator.autocast(),
-                _outputs_of_mixed_precision(trainer),  # as train() wraps the forward
-                _without_gathering(trainer.accelerator),
-            ):
-                trainer.training_step(model, trainer.data_collator(rows))
+            _step(trainer, rows)
             peak = _peak(args.device)
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise
         del optimizer
     return peak
+
+
+def seconds_of(trainer: Any, rows: list[dict[str, Any]]) -> float:
+    """Time one forward and backward on these rows, after which the trainer is as it was."""
+    with _put_back(trainer):
+        trainer.current_gradient_accumulation_steps = 1
+        start = time.perf_counter()
+        _step(trainer, rows)
+        if trainer.args.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+def _step(trainer: Any, rows: list[dict[str, Any]]) -> None:
+    """One training step of these rows, as `train()` computes it."""
+    with (
+        trainer.accelerator.autocast(),
+        _outputs_of_mixed_precision(trainer),  # as train() wraps the forward
+        _without_gathering(trainer.accelerator),
+    ):
+        trainer.training_step(trainer.model, trainer.data_collator(rows))
 
 
 @contextmanager

@@ -68,7 +68,8 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began, self.first_step = time.monotonic(), state.global_step
-        step = Step("training", quiet=self.quiet, total=state.max_steps, done=state.global_step, named=False)
+        done, total = state.global_step, state.max_steps
+        step = Step("training", quiet=self.quiet, total=total, done=done, named=False, forks=True)
         self.step = self.live.enter_context(step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -82,7 +83,7 @@ class Progress(TrainerCallback):
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.evaluated is None:
             batches = len(kwargs["eval_dataloader"])
-            step = Step("evaluating the held-out rows", quiet=self.quiet, total=batches, named=False)
+            step = Step("evaluating the held-out rows", quiet=self.quiet, total=batches, named=False, forks=True)
             self.evaluated = self.evaluation.enter_context(step)
         self.evaluated.advance()
 

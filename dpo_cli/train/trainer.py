@@ -110,8 +110,12 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     return Trained(run.adapter, processes.from_main(finish), rows_are)
 
 
-def build(recipe: Recipe, run: Run, backend: backends.Backend) -> Any:
-    """TRL's trainer for a recipe, with the model, its fresh or continued LoRA, and the run's rows; nothing has run."""
+def build(recipe: Recipe, run: Run, backend: backends.Backend, output: Path | None = None) -> Any:
+    """TRL's trainer for a recipe, with the model, its fresh or continued LoRA, and the run's rows; nothing has run.
+
+    Args:
+        output: a folder that TRL makes and may write to; the run's unless one is named.
+    """
     train_set = train_rows(recipe, run.train_pairs)
     check_fills_a_step(recipe, len(train_set))
     eval_sets = held_out_rows(recipe, run.eval_pairs) if recipe.train.eval_strategy != "no" else None
@@ -124,10 +128,12 @@ def build(recipe: Recipe, run: Run, backend: backends.Backend) -> Any:
     # KTO's long remark on the weights of its labels, which `_notes` makes too.
     logging.getLogger(trainer_class.__module__).setLevel(logging.ERROR)
     disable_progress_bars()  # of datasets: a line for each pass over the rows
-    with Step(f"tokenizing {len(train_set)} {method.rows_are}"):
+    args = trl_config(recipe, run, config_class, len(train_set))
+    args.output_dir = str(output or run.checkpoints)
+    with Step(f"tokenizing {len(train_set)} {method.rows_are}", forks=True):
         trainer: Any = type("Trainer", (TokenBudget, Fixes, *method.mixins, trainer_class), {})(
             model=model,
-            args=trl_config(recipe, run, config_class, len(train_set)),
+            args=args,
             train_dataset=train_set,
             eval_dataset=eval_sets,
             processing_class=tokenizer,
@@ -224,7 +230,7 @@ def _notes(recipe: Recipe, trainer: Any) -> list[str]:
     return notes + _warmup_note(trainer)
 
 
-def _steps(trainer: Any) -> int:
+def total_steps(trainer: Any) -> int:
     """Optimizer steps of the whole run."""
     args = trainer.args
     epoch = math.ceil(len(trainer.train_dataset) / trainer.get_total_train_batch_size(args))
@@ -233,7 +239,7 @@ def _steps(trainer: Any) -> int:
 
 def _warmup_note(trainer: Any) -> list[str]:
     """A remark where the warm-up is as long as the run, so that the learning rate is never reached."""
-    steps = _steps(trainer)
+    steps = total_steps(trainer)
     warmup = trainer.args.get_warmup_steps(steps)
     if warmup < steps or not warmup:
         return []
@@ -266,7 +272,7 @@ def _forget_reference_copy(model: Any) -> None:
 
 def _check_longer(recipe: Recipe, trainer: Any, begun: Start) -> None:
     """A fraction of an epoch more may round to the steps that are done."""
-    steps = _steps(trainer)
+    steps = total_steps(trainer)
     if begun.longer and steps <= begun.step:
         raise DpoError(
             f"that is {steps} steps, and the finished run has {begun.step}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -235,10 +236,11 @@ def test_the_plan_says_what_a_run_takes_and_stops(smoke: Any, command: Any) -> N
     before = (smoke.folder / "manifest.json").read_bytes()
     fits = command("train", SMOKE, "--runs-dir", smoke.runs, "--plan")
     assert "It fits." in fits.stdout and "1024 tokens" in fits.stdout
-    table = fits.stdout[fits.stdout.index("train: ") :]  # above it stands the long path of this test's folder
+    assert re.search(r"Time: about [\d.]+ seconds for 48 steps of", fits.stdout), fits.stdout
+    table = fits.stdout[fits.stdout.index("plan: ") :]  # above it stands the long path of this test's folder
     assert all(len(line) <= 80 for line in table.splitlines())
     narrow = ("--set", "engine.memory_limit=0.5")
     tight = command("train", SMOKE, "--runs-dir", smoke.runs, "--plan", *narrow, ok=False)
     assert tight.returncode == 3
-    assert "does not fit" in tight.stdout
+    assert "does not fit" in tight.stdout and "Time: not measured" in tight.stdout
     assert (smoke.folder / "manifest.json").read_bytes() == before

@@ -11,6 +11,7 @@ import pytest
 from dpo_cli.recipe import load
 from dpo_cli.train.memory import GIB, NF4_BYTES, predict
 from dpo_cli.train.plan import budgets, plan
+from dpo_cli.train.planned import sentences
 from dpo_cli.train.shape import LINEARS, Shape
 
 FOLDER, REPOSITORY = Path(__file__).parent, Path(__file__).parents[2]
@@ -200,10 +201,10 @@ def test_unsloths_checkpointing_keeps_layer_inputs_in_the_machines_memory_and_th
     copy = 2 * Shape.of(dynamic_4bit()).lora(32, LINEARS)  # autocast's, which Unsloth does not keep
     if max_length < 512:
         assert saved == copy
-        assert made.recipe.host == 0 and note not in str(made.table().caption)
+        assert made.recipe.host == 0 and note not in sentences(made)
     else:
         assert saved == 26 * 8192 * 2048 * 2 + copy
-        assert made.recipe.host == 27 * 8192 * 2048 * 2 and note in str(made.table().caption)
+        assert made.recipe.host == 27 * 8192 * 2048 * 2 and note in sentences(made)
 
 
 # ------------------------------------------------------------------------------------------------------ token budgets

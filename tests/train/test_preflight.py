@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import Recipe
+from dpo_cli.show import print_markdown
 from dpo_cli.train import memory as sizes
 from dpo_cli.train import preflight
 from dpo_cli.train.memory import GIB, Memory, parse_memory_limit, predict
 from dpo_cli.train.plan import cuts, plan
+from dpo_cli.train.planned import PARTS, memory_table, sentences
 from dpo_cli.train.preflight import fit
 from dpo_cli.train.shape import LINEARS, Shape
 
@@ -321,18 +323,18 @@ def test_rows_are_cut_at_max_length_as_trl_cuts_them() -> None:
 
 
 @pytest.mark.parametrize("available", [None, 3 * GIB, 12 * GIB, 24 * GIB])
-def test_the_table_has_the_figures_and_at_most_80_columns(available: int | None) -> None:
-    from rich.console import Console
-
+def test_the_table_has_the_figures_and_at_most_80_columns(
+    available: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = plan(recipe(train=batch(5, 5)), PAIRS, config_4b(), available, card="NVIDIA GeForce RTX 4080 SUPER")
-    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(made.table())
-    text = console.export_text()
+    monkeypatch.setenv("COLUMNS", "80")
+    print_markdown("\n\n".join([memory_table(made), *sentences(made)]))
+    text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     words = " ".join(text.split())
     assert made.verdict in words
     assert f"{made.recipe.memory.total / GIB:.2f}" in words
-    for name in vars(made.recipe.memory):
+    for name in PARTS.values():
         assert name in words
     assert (f"{available / GIB:.2f}" if available else "not known") in words
 
