@@ -22,14 +22,14 @@ HEAVY = {
 
 # The floors, lowest first; a part imports from its own floor or from below.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("show", "errors", "processes", "disk", "environment", "machine", "families", "distribution"),
+    ("show", "progress", "errors", "processes", "disk", "environment", "machine", "families", "distribution"),
     ("recipe",),
     ("run", "records", "stats", "language", "published", "store", "refusal", "page"),
     ("driver", "preinstall"),
     ("adapters", "backends", "chat", "model_files", "models", "smoke"),
     ("inference", "judging"),
     ROOMS,
-    ("cli", "job", "console", "doctor", "imports", "__main__"),
+    ("cli", "stages", "job", "console", "doctor", "imports", "__main__"),
 )
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 

@@ -629,7 +629,7 @@ def test_an_interrupt_leaves_nothing_of_its_own_behind(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dpo_cli.prepare.progress.Progress.tick", stop)
+    monkeypatch.setattr("dpo_cli.progress.Step.at", stop)
     with pytest.raises(KeyboardInterrupt):
         prepare(kit.recipe([{"id": str(path)}]), tmp_path / "out", quiet=True)
     assert list((tmp_path / "out").iterdir()) == []
