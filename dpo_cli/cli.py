@@ -58,9 +58,8 @@ def stage_command(name: str, *lines: str) -> Callable[[Callable[..., None]], Cal
             debug: Debug = False,
             **own: Any,
         ) -> None:
-            with reported(debug):
-                quiet = quiet or not processes.is_main()
-                progress.show(not quiet)
+            quiet = quiet or not processes.is_main()
+            with reported(debug), progress.shown(not quiet):
                 loaded, run = open_run(recipe_path, settings, runs_dir)
                 body(Job(loaded, run, recipe_path, settings or [], runs_dir, force, quiet), **own)
 
@@ -211,7 +210,7 @@ def evaluate(
         others = [evaluated_run(path, job.runs_dir) for path in several(compare or [], job)]
 
         def work() -> None:
-            job.say(f"eval: {job.recipe.model.id} with {job.run.adapter}")
+            job.say(f"eval: {job.recipe.name}, {job.recipe.train.method} of {job.recipe.model.id}")
             stages.look_at(job.recipe, ["model", "adapter", "judge", "sets"])
             if job.recipe.eval.sets and not job.fresh("sets"):
                 from dpo_cli.prepare.eval_sets import read_sets

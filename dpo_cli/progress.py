@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dpo_cli.show import one_line, say
@@ -21,12 +23,17 @@ _shown = False  # the package says nothing by itself; the commands ask for it
 _open: list[Step] = []  # the steps that are running, the innermost last: only that one is drawn
 
 
-def show(on: bool) -> None:
-    """Have steps shown from now on, or not: neither ours nor what huggingface_hub downloads."""
+@contextmanager
+def shown(on: bool) -> Iterator[None]:
+    """Have steps shown within this, or not: neither ours nor what huggingface_hub downloads."""
     global _shown
     _shown = on
     if not on:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        yield
+    finally:
+        _shown = False
 
 
 def show_live_only() -> None:

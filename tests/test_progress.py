@@ -28,9 +28,8 @@ class Screen(io.StringIO):
 def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setattr(progress, "EVERY", 0.0)
-    progress.show(True)
-    yield
-    monkeypatch.setattr(progress, "_shown", False)
+    with progress.shown(True):
+        yield
 
 
 def on_screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
@@ -51,14 +50,16 @@ def test_off_a_terminal_a_step_is_its_name(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr() == ("  loading a model\n", "")
 
 
-def test_nothing_is_shown_unless_a_command_asks_for_it(capsys: pytest.CaptureFixture[str]) -> None:
-    progress.show(False)
-    with Step("loading a model"):
+def test_nothing_is_shown_unless_a_command_asks_for_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with progress.shown(False), Step("loading a model"):
         pass
-    progress.show(True)
-    progress.show_live_only()
-    with Step("loading a model"):
-        pass
+    with progress.shown(True):
+        progress.show_live_only()
+        with Step("loading a model"):
+            pass
     assert capsys.readouterr() == ("", "")
 
 

@@ -15,10 +15,10 @@ from dpo_cli.disk import sha256, write_json
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate.samples import too_large
 from dpo_cli.inference import Sampling, generate, in_batches, seed_of
+from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Message, read_jsonl, write_jsonl
 from dpo_cli.run import Run, fingerprint
-from dpo_cli.show import bar
 from dpo_cli.store import Store
 
 PROMPTS = ("instruction", "prompt", "question", "turns")  # what the benchmarks call a prompt, the first that is there
@@ -57,10 +57,11 @@ def answer_file(recipe: Recipe, run: Run, file: Path, *, quiet: bool = False) ->
         model, tokenizer = models.load_tuned(trained, run.adapter)
     kept = folder / f".{file.stem}-{made_from[:16]}.sqlite"
     written = []
-    with Store(kept) as store, bar("answering", 2 * sum(map(len, talks)), not quiet) as advance:
+    step = Step("answering the prompts", quiet=quiet, total=2 * sum(map(len, talks)))
+    with Store(kept) as store, step:
         for name in ("base", "tuned"):
             for steps in _answered(recipe, model, tokenizer, talks, store, name):
-                advance(steps)
+                step.advance(steps)
             texts = store.all()
             answers = [[texts[key] for key in _keys(name, place, talks[place])] for place in places]
             called = f"{recipe.name}-{name}"
