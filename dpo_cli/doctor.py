@@ -18,6 +18,10 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+from packaging.requirements import Requirement
+from packaging.version import InvalidVersion
+
+from dpo_cli import machine
 from dpo_cli.driver import (
     CUDA_12,
     QWEN3_GIB,
@@ -28,7 +32,6 @@ from dpo_cli.driver import (
     lacks_kernels,
     oldest_driver,
 )
-from dpo_cli.machine import versions
 from dpo_cli.show import one_line
 
 NEEDED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
@@ -59,7 +62,7 @@ class Finding:
 
 def examine() -> Iterator[Finding]:
     """Look at this machine, and say last what can run here. A probe that fails is a finding and ends nothing."""
-    found = {name: version or "unknown version" for name, version in versions().items()}
+    found = {name: version or "unknown version" for name, version in machine.versions().items()}
     imports: Imports = {}
     probes: dict[str, Callable[[], Iterator[Finding]]] = {
         "system": _system,
@@ -139,8 +142,6 @@ def _system() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    from dpo_cli import machine
-
     total, free = machine.total_memory() / GIB, machine.free_memory() / GIB
     yield Finding("memory", f"{total:.1f} GiB, {free:.1f} free; {machine.cores()} cores", True)
 
@@ -160,9 +161,6 @@ def _packages(found: dict[str, str], imports: Imports) -> Iterator[Finding]:
 
 def _versions(found: dict[str, str]) -> Iterator[Finding]:
     """Packages of another version than pyproject.toml asks for."""
-    from packaging.requirements import Requirement
-    from packaging.version import InvalidVersion
-
     for line in metadata.requires("dpo-cli") or ():
         one = Requirement(line)
         version = found.get(one.name)

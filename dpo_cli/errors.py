@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 
@@ -74,8 +75,6 @@ def did_you_mean(word: str, known: list[str]) -> str | None:
 
 def nearest(word: str, known: list[str], count: int) -> list[str]:
     """Up to `count` known words that may be meant by `word`, the nearest first, upper and lower case alike."""
-    import difflib
-
     lower = {one.lower(): one for one in known}
     return [lower[one] for one in difflib.get_close_matches(word[:100].lower(), list(lower), n=count, cutoff=0.6)]
 

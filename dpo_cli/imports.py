@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dpo_cli.backends import Backend, import_backend
+from dpo_cli.driver import cuda_problem
 from dpo_cli.environment import prepare_environment
 
 
 def torch_facts() -> dict[str, Any]:
     """The build of torch, the GPU that it finds, and why it finds none where there should be one."""
     import torch
-
-    from dpo_cli.driver import cuda_problem
 
     problem = cuda_problem()
     facts: dict[str, Any] = {
@@ -43,16 +44,12 @@ def torch_facts() -> dict[str, Any]:
 
 
 def unsloth_facts() -> dict[str, Any]:
-    from dpo_cli.backends import Backend, import_backend
-
     import_backend(Backend("unsloth", ""))
     return {}
 
 
 def bitsandbytes_facts() -> dict[str, Any]:
     """Whether its compiled library loads; without that 4-bit weights don't."""
-    import logging
-
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     from bitsandbytes.cextension import lib
 
@@ -60,9 +57,7 @@ def bitsandbytes_facts() -> dict[str, Any]:
 
 
 def trl_facts() -> dict[str, Any]:
-    import trl
-
-    getattr(trl, "DPOTrainer")  # noqa: B009  imported only now
+    importlib.import_module("trl").DPOTrainer  # noqa: B018  imported only when it is named
     return {}
 
 

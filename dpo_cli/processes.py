@@ -10,7 +10,7 @@ import signal
 import stat
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -52,11 +52,8 @@ def from_main(work: Callable[[], T]) -> T:
     """
     if count() == 1:
         return work()
-    _join()
-    from accelerate.utils import broadcast_object_list
-
-    box = [work() if is_main() else None]
-    broadcast_object_list(box)
+    utils, box = _joined(), [work() if is_main() else None]
+    utils.broadcast_object_list(box)
     return box[0]  # type: ignore[return-value]
 
 
@@ -71,16 +68,13 @@ def least(number: int) -> int:
 
 
 def _from_all(value: T) -> list[T]:
-    if count() == 1:
-        return [value]
-    _join()
-    from accelerate.utils import gather_object
-
-    return list(gather_object([value]))
+    return [value] if count() == 1 else list(_joined().gather_object([value]))
 
 
-def _join() -> None:
+def _joined() -> Any:
+    """Accelerate's utilities, once the processes know each other."""
+    import accelerate
     import torch
-    from accelerate import PartialState
 
-    PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    accelerate.PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    return accelerate.utils

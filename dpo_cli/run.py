@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from dpo_cli import __version__
 from dpo_cli.disk import LARGE, aside, linked, remove, replace, sha256, stamp, write_text, writing
 from dpo_cli.errors import DpoError
@@ -246,8 +248,6 @@ class Run:
         Args:
             view: nothing will be written, so that a run which may only be read needs no lock.
         """
-        from filelock import FileLock, Timeout
-
         if view and not os.access(self.folder, os.W_OK):
             yield
             return

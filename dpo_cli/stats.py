@@ -7,6 +7,8 @@ from collections.abc import Callable, Hashable, Sequence
 from statistics import NormalDist
 from typing import Any, TypedDict
 
+import numpy
+
 Z95 = 1.959963984540054  # the standard normal's 97.5 % point
 _CELLS = 500_000  # numbers that a bootstrap has in hand at once: 4 MB, and a statistic's own copies
 
@@ -103,8 +105,6 @@ def bootstrap(
         `low` and `high` are None for fewer than two rows. A draw whose statistic is no finite number is left out;
         where that of the data is none, so is the value.
     """
-    import numpy
-
     data = numpy.asarray(columns, dtype=numpy.float64)
     data = data[:, ~numpy.isnan(data).any(axis=0)]
     count = data.shape[1]
@@ -140,8 +140,6 @@ def bootstrap_quantile(values: Sequence[float], share: float, seed: int, draws: 
     Args:
         share: 0..1; 0.5 is the median.
     """
-    import numpy
-
     return bootstrap(
         [values], lambda column: numpy.quantile(column, share, axis=-1, method="median_unbiased"), seed, draws
     )

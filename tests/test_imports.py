@@ -103,7 +103,7 @@ def test_parts_do_not_import_in_a_circle() -> None:
 
 
 # Imported by `cli.py` when a command needs them, and not before.
-WITH_TORCH = (*ROOMS, "inference", "judging", "models", "adapters")
+WITH_TORCH = (*ROOMS, "stats", "inference", "judging", "models", "adapters")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dpo_cli import chat, model_files, models
@@ -199,9 +201,6 @@ def _reproduction(recipe: Recipe, run: Run) -> dict[str, Any]:
 
 def _on_hub(name: str) -> bool:
     """Whether a model or data set is named by a hub id; a recipe's local paths are absolute."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
     try:
         validate_repo_id(name)
     except HFValidationError:

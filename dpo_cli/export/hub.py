@@ -13,6 +13,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import httpx
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    disable_progress_bars,
+    enable_progress_bars,
+    validate_repo_id,
+)
+
 from dpo_cli import __version__
 from dpo_cli.errors import UNVERIFIED, USAGE, DpoError
 from dpo_cli.published import clean
@@ -32,9 +41,6 @@ def repository(recipe: Recipe) -> str:
     Raises:
         DpoError: (exit code 2) it is missing, or no `user/name` that the Hub would take.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
     name = recipe.export.hub or ""
     try:
         validate_repo_id(name)
@@ -57,8 +63,6 @@ def login(recipe: Recipe) -> str:
     Raises:
         DpoError: there is none.
     """
-    from huggingface_hub import get_token
-
     token = get_token()
     if token is None:
         raise DpoError(
@@ -110,10 +114,6 @@ def push(recipe: Recipe, folder: Path, formats: Iterable[str], quiet: bool) -> s
     layout = _layout(folder, formats)
     if not quiet:
         print(listing(recipe, files(folder, formats)), flush=True)
-
-    import httpx
-    from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
 
     (disable_progress_bars if quiet else enable_progress_bars)()
     api = HfApi()

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dpo_cli.judging import key_of
 from dpo_cli.judging.client import Client
+from dpo_cli.judging.judgment import key_of
 from dpo_cli.recipe import OpenAIRater
 from dpo_cli.records import Message
 from dpo_cli.store import Store

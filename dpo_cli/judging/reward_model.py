@@ -18,7 +18,7 @@ from dpo_cli import chat, model_files
 from dpo_cli.disk import sha256
 from dpo_cli.errors import DpoError
 from dpo_cli.inference import in_batches, padded
-from dpo_cli.judging import Judgment, Match, key_of
+from dpo_cli.judging.judgment import Judgment, Match, key_of
 from dpo_cli.machine import best_dtype
 from dpo_cli.progress import Step
 from dpo_cli.recipe import RewardModelJudge, RewardModelRater

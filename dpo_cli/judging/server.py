@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.judging import Judgment, Match, Said, Verdict, key_of
 from dpo_cli.judging.client import Client, Reply, open_client, there
+from dpo_cli.judging.judgment import Judgment, Match, Said, Verdict, key_of
 from dpo_cli.progress import Step
 from dpo_cli.recipe import OpenAIJudge
 from dpo_cli.records import Message

@@ -17,6 +17,8 @@ class Broken:
     notes: tuple[str, ...] = ()  # what else is to be said of it
 
 
+BATCH = 256  # rows of a table in memory at a time
+
 Row = dict[str, Any] | Broken
 Rows = Iterator[tuple[int, Row]]
 Ticker = Callable[[float], None]  # called now and then with the share of the file that is read, 0..1

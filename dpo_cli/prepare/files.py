@@ -17,11 +17,11 @@ from typing import Any, BinaryIO
 
 from dpo_cli.errors import DpoError
 from dpo_cli.prepare.encoding import Encoding, UnknownEncoding, detect
-from dpo_cli.prepare.feed import Broken, Feed, Rows, Ticker, Unreadable
+from dpo_cli.prepare.feed import BATCH, Feed, Rows, Ticker, Unreadable
 from dpo_cli.prepare.text_files import csv_rows, json_rows
 
-BATCH = 256  # rows of a table in memory at a time
 CSV = (".csv", ".tsv", ".tab")
+TABLES = (b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")  # first bytes of Parquet, and of Arrow's two formats
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 KINDS = (".jsonl", ".ndjson", ".json", *CSV, ".parquet", ".arrow", ".feather")
 SUFFIXES = (*KINDS, *(kind + packed for kind in KINDS[:6] for packed in COMPRESSED))
@@ -39,10 +39,14 @@ def file_feed(name: str, path: Path) -> Feed:
         try:
             with _opened(path) as (stream, _):
                 head = stream.read(512)
-            table = next((read for magic, read in TABLES.items() if head.startswith(magic)), None)
-            if not table:
+            if head.startswith(TABLES):
+                from dpo_cli.prepare import tables  # here, for it imports pyarrow
+
+                found = (tables.parquet_rows if head.startswith(b"PAR1") else tables.arrow_rows)(path, names, tick)
+            else:
                 _refuse(path, head)
-            for number, row in table(path, names, tick) if table else _text_rows(path, feed, encoding(), tick):
+                found = _text_rows(path, feed, encoding(), tick)
+            for number, row in found:
                 feed.count += 1
                 yield number, row
         except Unreadable as error:
@@ -164,76 +168,3 @@ def _zipped(path: Path) -> tuple[str, str]:
         return "it is a Word document", "write one JSON object a line, or CSV"
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     return f"it is a ZIP file of {shown}", f"unzip it: unzip {path.name}, and name the folder or the file inside"
-
-
-# ----------------------------------------------------------------------------------------------------------- tables
-
-LIST_PARTS = {"list", "element", "item", "array"}  # what parquet writers put between a list and its elements
-
-
-def _parquet_rows(path: Path, names: frozenset[str] | None, tick: Ticker) -> Rows:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            leaves = [file.schema.column(i).path for i in range(len(file.schema))]
-            columns = [leaf for leaf in leaves if names is None or set(leaf.split(".")) <= names | LIST_PARTS]
-            done, total = 0, max(file.metadata.num_rows, 1)
-            for group in range(file.num_row_groups):  # over all at once, iter_batches keeps every group's buffers
-                for batch in file.iter_batches(BATCH, row_groups=[group], columns=columns, use_threads=False):
-                    yield from _batch_rows(batch, done)
-                    done += batch.num_rows
-                    tick(done / total)
-    except pa.ArrowException as error:
-        raise OSError(str(error).splitlines()[0]) from error
-
-
-def _arrow_rows(path: Path, names: frozenset[str] | None, tick: Ticker) -> Rows:
-    """Arrow's stream or file format: what `datasets` keeps and `save_to_disk` writes, and Feather."""
-    import pyarrow as pa
-
-    try:
-        with pa.memory_map(str(path)) as source:
-            if source.read(6) == b"ARROW1":
-                file = pa.ipc.open_file(source)
-                batches = (file.get_batch(number) for number in range(file.num_record_batches))
-            else:
-                source.seek(0)
-                batches = iter(pa.ipc.open_stream(source))
-            done, size = 0, max(path.stat().st_size, 1)
-            for whole in batches:
-                kept = [name for name in whole.schema.names if names is None or name in names]
-                for start in range(0, whole.num_rows, BATCH):
-                    batch = whole.select(kept).slice(start, BATCH)
-                    yield from _batch_rows(batch, done)
-                    done += batch.num_rows
-                    tick(min(source.tell() / size, 1.0))
-    except pa.ArrowException as error:
-        raise OSError(str(error).splitlines()[0]) from error
-
-
-def _batch_rows(batch: Any, done: int) -> Rows:
-    """A batch's rows, one by one where a text of it is not UTF-8, or a date is none that Python has (read as null)."""
-    try:
-        yield from enumerate(batch.to_pylist(), done + 1)
-        return
-    except (UnicodeDecodeError, OverflowError, ValueError):
-        pass
-    for index in range(batch.num_rows):
-        row: dict[str, Any] = {}
-        for name in batch.schema.names:
-            try:
-                row[name] = batch.column(name)[index].as_py()
-            except UnicodeDecodeError as error:
-                yield done + index + 1, Broken(f"column {name} is not UTF-8: byte 0x{error.object[error.start]:02x}")
-                break
-            except (OverflowError, ValueError):
-                row[name] = None
-        else:
-            yield done + index + 1, row
-
-
-TABLES: dict[bytes, Callable[[Path, frozenset[str] | None, Ticker], Rows]] = {
-    b"PAR1": _parquet_rows, b"ARROW1": _arrow_rows, b"\xff\xff\xff\xff": _arrow_rows,
-}  # fmt: skip

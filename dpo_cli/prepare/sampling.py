@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from dpo_cli.judging import key_of
 from dpo_cli.judging.client import Client
+from dpo_cli.judging.judgment import key_of
 from dpo_cli.prepare.text import hash64
 from dpo_cli.recipe import Recipe, Sample, Server
 from dpo_cli.records import Message

@@ -10,8 +10,8 @@ from typing import Any
 
 from dpo_cli import smoke
 from dpo_cli.errors import DpoError
-from dpo_cli.prepare.feed import Feed, Rows, Ticker
-from dpo_cli.prepare.files import BATCH, SUFFIXES, file_feed
+from dpo_cli.prepare.feed import BATCH, Feed, Rows, Ticker
+from dpo_cli.prepare.files import SUFFIXES, file_feed
 from dpo_cli.progress import drawn
 from dpo_cli.recipe import Recipe, Source
 

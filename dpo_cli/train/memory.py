@@ -89,32 +89,27 @@ def predict(
     """
     on_gpu = device == "cuda"
     width = 4 if precision == "fp32" or (precision == "nf4" and not on_gpu) else 2
-    h, lora = shape.hidden, shape.lora(rank, targets)
+    lora = shape.lora(rank, targets)
     lora_bytes = 4  # float32 on both backends, see `trainer.build`
     unsloth = unsloth and on_gpu
     if unsloth and shape.fuses(targets):
-        kept = shape.kept_fused(width, flex=again > 0)
+        layer = tokens * shape.kept_fused(width, flex=again > 0)
     else:  # Unsloth's attention lays out nothing twice
         row, again = (0, 0.0) if unsloth else (row, again)
-        kept = shape.kept(width, rank, targets, row=row, again=again, casts=precision in ("bf16", "fp16"))
-    layer = tokens * kept
-
-    # With checkpointing, a layer keeps its input, and one layer at a time is computed again. Offloading sends the
-    # inputs through two buffers on the card.
-    inputs = tokens * width * h * (2 if offloading else shape.layers)
-    activations = inputs if checkpointing else shape.layers * layer
+        casts = precision in ("bf16", "fp16")
+        layer = tokens * shape.kept(width, rank, targets, row=row, again=again, casts=casts)
+    activations = _inputs(shape, width, tokens, offloading) if checkpointing else shape.layers * layer
     if width < lora_bytes and not unsloth:
         activations += lora * width  # autocast's copy of the LoRA; Unsloth's kernels cast what they are about to read
     workspace = layer if checkpointing else 0
     if precision == "nf4":
-        workspace += width * h * shape.intermediate
+        workspace += width * shape.hidden * shape.intermediate
     head = _head(shape, width, tokens, scored, fused_head, on_gpu)
     if not on_gpu:
         workspace += tokens * width * shape.intermediate  # gradient of the MLP's product
         head = max(0, head - workspace)  # the head's tiles are given back before the layers' backward
-    in_4bit = shape.linear - shape.whole if precision == "nf4" else 0
     parts = {
-        "weights": round(in_4bit * NF4_BYTES) + (shape.parameters - in_4bit) * width,
+        "weights": _weights(shape, width, precision),
         "adapter": lora * lora_bytes * (2 if reference_copy else 1),
         "gradients": lora * lora_bytes,
         "optimizer": lora * state_bytes(optimizer, lora_bytes),
@@ -124,6 +119,16 @@ def predict(
         "context": CUDA_CONTEXT if on_gpu else CPU_LIBRARIES + CPU_TRAINER,
     }
     return Memory(**parts, margin=round(CUDA_MARGIN * sum(parts.values())) if on_gpu else 0)
+
+
+def _weights(shape: Shape, width: int, precision: Precision) -> int:
+    in_4bit = shape.linear - shape.whole if precision == "nf4" else 0
+    return round(in_4bit * NF4_BYTES) + (shape.parameters - in_4bit) * width
+
+
+def _inputs(shape: Shape, width: int, tokens: int, offloading: bool) -> int:
+    """What checkpointing keeps: each layer's input; of offloaded ones, the two buffers that they go through."""
+    return tokens * width * shape.hidden * (2 if offloading else shape.layers)
 
 
 def _head(shape: Shape, width: int, tokens: int, scored: int, fused: bool, on_gpu: bool) -> int:

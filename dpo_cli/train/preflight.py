@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import math
 import random
@@ -247,8 +248,6 @@ def _put_back(trainer: Any) -> Iterator[None]:
 
 
 def _start_measuring(device: Any) -> None:
-    import ctypes
-
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -97,7 +97,7 @@ def test_no_published_file_names_a_folder_of_this_machine(smoke: Any) -> None:
 
 def test_no_login_is_an_error_before_any_work(run: Run, export_again: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr("dpo_cli.export.hub.get_token", lambda: None)
     monkeypatch.setattr("dpo_cli.export.base.find", lambda *_, **__: pytest.fail("work has begun"))
     with pytest.raises(DpoError, match="not logged in to the Hub") as raised:
         export_again("export.formats=[adapter,hub]", "export.hub=me/model")

@@ -9,7 +9,8 @@ import pytest
 from dpo_cli import smoke as builtin
 from dpo_cli.errors import DpoError
 from dpo_cli.evaluate.winrate import judge_metrics
-from dpo_cli.judging import Match, judge
+from dpo_cli.judging import judge
+from dpo_cli.judging.judgment import Match
 from dpo_cli.recipe import OpenAIJudge
 
 PROMPTS = ("How do I water a cactus?", "怎样给多肉浇水？", "Name three rivers.")

@@ -17,7 +17,7 @@ from dpo_cli.evaluate.winrate import (
     sign_flip_p_value,
     win_rate,
 )
-from dpo_cli.judging import Judgment, Said, Verdict
+from dpo_cli.judging.judgment import Judgment, Said, Verdict
 from dpo_cli.recipe import OpenAIJudge, RewardModelJudge
 from dpo_cli.stats import Figure
 from hypothesis import given

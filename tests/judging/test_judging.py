@@ -18,7 +18,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from dpo_cli import smoke
 from dpo_cli.errors import DpoError
-from dpo_cli.judging import Judgment, Match, judge, ready
+from dpo_cli.judging import judge, ready
+from dpo_cli.judging.judgment import Judgment, Match
 from dpo_cli.judging.server import TEMPLATE, question, verdict_in
 from dpo_cli.recipe import OpenAIJudge, RewardModelJudge
 from dpo_cli.records import Message, read_jsonl, write_jsonl
