@@ -28,12 +28,15 @@ def shown(on: bool) -> Iterator[None]:
     """Have steps shown within this, or not: neither ours nor what huggingface_hub downloads."""
     global _shown
     _shown = on
-    if not on:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    hides = not on and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ
+    if hides:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when huggingface_hub is imported
     try:
         yield
     finally:
         _shown = False
+        if hides:
+            os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)
 
 
 def show_live_only() -> None:

@@ -183,19 +183,14 @@ def serve(descriptor: int) -> dict[str, Any]:
                 continue
             connection, _ = listening.accept()
             message, descriptors, _, _ = socket.recv_fds(connection, 2**20, 3)
-            led, leads = os.pipe()
             pid = os.fork()
             if pid == 0:
-                os.setsid()
-                os.write(leads, b"1")
                 for target, descriptor in enumerate(descriptors):
                     os.dup2(descriptor, target)
                 waiting.close()
-                os.closerange(3, max(*descriptors, connection.fileno(), led, leads) + 1)
+                os.closerange(3, max(descriptors[-1], connection.fileno()) + 1)
                 return dict(json.loads(message))
-            os.close(leads)
-            os.read(led, 1)  # its pid is given away only once it leads a session, which a signal can reach
-            for descriptor in (led, *descriptors):
+            for descriptor in descriptors:
                 os.close(descriptor)
             connection.send(str(pid).encode())
             waiting.register(os.pidfd_open(pid), selectors.EVENT_READ, (connection, pid))
@@ -203,6 +198,7 @@ def serve(descriptor: int) -> dict[str, Any]:
 
 def become(request: dict[str, Any]) -> None:
     """Turn a fork into the process that is asked for."""
+    os.setsid()
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])

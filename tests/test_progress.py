@@ -63,6 +63,19 @@ def test_nothing_is_shown_unless_a_command_asks_for_it(
     assert capsys.readouterr() == ("", "")
 
 
+def test_what_keeps_the_hubs_bars_away_ends_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable would else be that of every command after it, where several run in one process."""
+    name = "HF_HUB_DISABLE_PROGRESS_BARS"
+    monkeypatch.delenv(name, raising=False)
+    with progress.shown(False):
+        assert os.environ[name] == "1"
+    assert name not in os.environ
+    monkeypatch.setenv(name, "0")
+    with progress.shown(False):
+        assert os.environ[name] == "0", "what the user has set stays"
+    assert os.environ[name] == "0"
+
+
 def test_on_a_terminal_a_line_counts_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = on_screen(monkeypatch)
     with Step("answering [b]40[/b] prompts :smile: \x1b[2J", total=40, done=20) as step:
