@@ -134,6 +134,7 @@ def train(
             goes_on(prepared=False)  # before prepare replaces the pairs that a finished run was trained on
         prepare_first = replace(job, force=False)
         if plan:
+            stages.load_backend(job)
             stages.prepare(prepare_first)
             progress.show_live_only()
             with stages.importing("torch, transformers and TRL"):

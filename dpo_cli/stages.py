@@ -50,16 +50,25 @@ def look_at(loaded: Recipe, parts: list[paths.Part]) -> None:
     paths.require_hub(loaded, parts)
 
 
-def rehearse(job: Job) -> None:
-    """Import the backend, and try what a training needs before the data are prepared for it."""
+def load_backend(job: Job, *parts: paths.Part) -> None:
+    """Import the backend, once what the recipe names of `parts` is there.
+
+    Before prepare, because that needs transformers, and Unsloth has to be imported before it.
+    """
     from dpo_cli import backends
 
-    job.say(f"train: {job.recipe.train.method} of {job.recipe.model.id}")
-    # Now, because prepare needs transformers, and Unsloth has to be imported before that.
     with importing("torch, transformers and TRL"):
         backend = backends.choose_backend(job.recipe)
-        look_at(job.recipe, ["model", "adapter"] if job.fresh("prepare") else ["model", "adapter", "data"])
+        look_at(job.recipe, list(parts))
         backends.import_backend(backend)
+
+
+def rehearse(job: Job) -> None:
+    """Import the backend, and try what a training needs before the data are prepared for it."""
+    job.say(f"train: {job.recipe.train.method} of {job.recipe.model.id}")
+    data: list[paths.Part] = [] if job.fresh("prepare") else ["data"]
+    load_backend(job, "model", "adapter", *data)
+    with importing("TRL"):
         from dpo_cli.train import rehearsal
 
     rehearsal.rehearse(job.recipe, job.run)

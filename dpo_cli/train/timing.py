@@ -49,7 +49,6 @@ def timed(recipe: Recipe, run: Run, backend: backends.Backend) -> Timed:
     Raises:
         DpoError: the model can't be loaded, or does not fit after all.
     """
-    backends.import_backend(backend)
     with TemporaryDirectory() as folder:  # for a plan writes nothing into the run
         trainer = build(recipe, run, backend, Path(folder))
     chosen = choose(recipe, trainer, None, lambda line: None)

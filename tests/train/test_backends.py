@@ -18,7 +18,7 @@ SMOKE = HERE.parents[1] / "recipes" / "smoke.yaml"
 
 
 def train(
-    runs: Path, *settings: str, unsloth: bool, dead: bool = False, steps: Path | None = None
+    runs: Path, *settings: str, unsloth: bool, dead: bool = False, steps: Path | None = None, plan: bool = False
 ) -> subprocess.CompletedProcess[str]:
     environment = dict(os.environ)
     if steps:
@@ -34,6 +34,7 @@ def train(
         *settings,
     )
     options = [part for setting in settings for part in ("--set", setting)]
+    options += ["--plan"] if plan else []
     return program.run("train", SMOKE, "--runs-dir", runs, *options, timeout=None, env=environment)
 
 
@@ -118,6 +119,13 @@ def test_unsloth_is_told_of_the_checkpointing_that_was_planned(asked: str, tmp_p
     assert record["engine"]["gradient_checkpointing"] is on
     tried, *trained = (tmp_path / "steps").read_text().split()
     assert tried == str(on) and set(trained) == {str(on)}
+
+
+def test_a_plan_is_timed_on_unsloth_which_comes_first(tmp_path: Path) -> None:
+    """Imported after transformers, which prepare needs, it would leave unpatched what is timed, and warn of it."""
+    done = train(tmp_path, unsloth=True, plan=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "backend unsloth" in done.stdout and "Time: about" in done.stdout
 
 
 def test_weights_that_the_folder_lacks_are_refused(tiny_model: Path, tmp_path: Path) -> None:
