@@ -124,26 +124,27 @@ def answer_logps(model: Any, rows: Sequence[Tokens], batch_size: int) -> list[li
         DpoError: not even one row fits into the GPU's memory.
     """
     # The same answer in several pairs is computed once, and two equal answers are equal to the last bit.
-    distinct = {(row.start, *row.ids): row for row in rows}
-    order = sorted(distinct.values(), key=lambda row: len(row.ids))
+    keys = [(row.start, *row.ids) for row in rows]
+    distinct = dict(zip(keys, rows, strict=True))
+    order = sorted(distinct, key=len)
 
-    def too_large(row: Tokens) -> DpoError:
+    def too_large(key: tuple[int, ...]) -> DpoError:
         return DpoError(
-            f"the GPU's memory does not hold one answer of {len(row.ids)} tokens with its prompt",
+            f"the GPU's memory does not hold one answer of {len(distinct[key].ids)} tokens with its prompt",
             where="model.max_length",
             hint="end what else runs on the GPU, or lower model.max_length",
         )
 
-    def work(batch: Sequence[Tokens]) -> list[list[float]]:
-        return _batch_logps(model, batch)
+    def work(batch: Sequence[tuple[int, ...]]) -> list[list[float]]:
+        return _batch_logps(model, [distinct[key] for key in batch])
 
     found: list[list[float]] = []
     with Step("scoring answers", total=len(order), named=False) as step:
         for batch in in_batches(order, batch_size, work, too_large):
             found += batch
             step.advance(len(batch))
-    logps_of = {(row.start, *row.ids): logps for row, logps in zip(order, found, strict=True)}
-    return [logps_of[row.start, *row.ids] for row in rows]
+    logps = dict(zip(order, found, strict=True))
+    return [logps[key] for key in keys]
 
 
 def _batch_logps(model: Any, rows: Sequence[Tokens]) -> list[list[float]]:

@@ -75,6 +75,11 @@ def opposite(figure: Figure) -> Figure:
     return Figure(value=value, low=low, high=high, n=figure["n"])
 
 
+def win(one: float, other: float) -> float:
+    """1 where one is above the other, ½ where they tie, 0 where it is below."""
+    return 1.0 if one > other else 0.5 if one == other else 0.0
+
+
 def unit_means(values: Sequence[float], units: Sequence[Hashable]) -> list[float]:
     """The mean of each unit's values, in the order in which the units come first; NaN where one of its values is."""
     found: dict[Hashable, list[float]] = {}

@@ -14,7 +14,7 @@ from typing import Any
 from dpo_cli.evaluate.text_metrics import valid
 from dpo_cli.records import read_answers, read_jsonl, read_pairs
 from dpo_cli.run import Run
-from dpo_cli.stats import Figure, share_change
+from dpo_cli.stats import Figure, share_change, win
 
 HELD_OUT, JUDGE, VALID = "pairs", "judge", "valid_rate"  # what is measured; a test set is called by its name
 SHOWN, DRAWN = 3, 2  # prompts whose answers differ most, and at random
@@ -64,8 +64,7 @@ def measured(run: Run) -> Measured:
         for row in read_jsonl(folder / file) if (folder / file).is_file() else ():
             chosen, rejected = (row[f"policy_{side}"] - row[f"reference_{side}"] for side in ("chosen", "rejected"))
             name = HELD_OUT if file == "pairs.jsonl" else row["source"]
-            won = 1.0 if chosen > rejected else 0.5 if chosen == rejected else 0.0
-            wins.setdefault(name, {}).setdefault(row["prompt"] or row["id"], []).append(won)
+            wins.setdefault(name, {}).setdefault(row["prompt"] or row["id"], []).append(win(chosen, rejected))
         found.values |= {name: {one: fmean(some) for one, some in by.items()} for name, by in wins.items()}
     found.content = contents(run)
     if (folder / "samples.jsonl").is_file():

@@ -17,7 +17,7 @@ from dpo_cli import models
 from dpo_cli.errors import DpoError
 from dpo_cli.inference import answer_logps, encode
 from dpo_cli.records import Pair
-from dpo_cli.stats import Figure, bootstrap_mean, bootstrap_quantile, share, share_change, unit_means
+from dpo_cli.stats import Figure, bootstrap_mean, bootstrap_quantile, share, share_change, unit_means, win
 
 BINS = 24
 LEAST_FOR_QUARTILES = 8
@@ -292,7 +292,7 @@ def _longer_wins(scored: Sequence[Scored]) -> Figure:
 
 
 def _wins(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    return [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(one, other, strict=True)]
+    return [win(a, b) for a, b in zip(one, other, strict=True)]
 
 
 def _divide(values: Sequence[float], lengths: Sequence[int]) -> list[float]:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from dpo_cli.disk import sha256, write_json
-from dpo_cli.export import hub
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
 
@@ -98,6 +97,8 @@ def push(recipe: Recipe, run: Run, *, quiet: bool = False) -> str | None:
     record = run.record("export")
     if "hub" not in recipe.export.formats or record.get("status") != "complete" or record.get("hub"):
         return None
+    from dpo_cli.export import hub  # its client, which an export that pushes nothing does not wait for
+
     record["hub"] = hub.push(recipe, run["export"], recipe.export.formats, quiet)
     run.write_record("export", recipe, record)
     return str(record["hub"])
