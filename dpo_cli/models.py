@@ -31,7 +31,7 @@ from dpo_cli.chat import load_tokenizer
 from dpo_cli.errors import DpoError
 from dpo_cli.families import family_of
 from dpo_cli.machine import best_dtype
-from dpo_cli.model_files import cannot_load, load_config, location
+from dpo_cli.model_files import cannot_load, load_config, loading, location
 from dpo_cli.recipe import Lora, Recipe
 from dpo_cli.recipe.model_rules import unquantised
 
@@ -179,7 +179,8 @@ def load_for_training(recipe: Recipe, backend: Backend) -> tuple[PeftModel, PreT
     tokenizer = load_tokenizer(recipe)
     folder = adapter_folder(recipe)
     lora = recipe.lora if folder is None else lora_of(recipe, folder)
-    model = _load_unsloth(recipe, lora) if backend.name == "unsloth" else _load_hf(recipe, lora)
+    with loading(recipe.model.id, recipe.model.revision):
+        model = _load_unsloth(recipe, lora) if backend.name == "unsloth" else _load_hf(recipe, lora)
     _check_vocabulary(recipe, model, tokenizer)
     if folder is not None:
         try:
@@ -279,7 +280,8 @@ def _load_unsloth(recipe: Recipe, lora: Lora) -> PeftModel:
 def load_tuned(recipe: Recipe, adapter: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """The base with a trained adapter, in eval mode on the best device; see `as_reference` for its reference."""
     tokenizer = load_tokenizer(recipe)
-    model = PeftModel.from_pretrained(load_base(recipe), str(adapter))
+    with loading(recipe.model.id, recipe.model.revision):
+        model = PeftModel.from_pretrained(load_base(recipe), str(adapter))
     _check_vocabulary(recipe, model, tokenizer)
     started_from = adapter_folder(recipe)
     if started_from is not None:

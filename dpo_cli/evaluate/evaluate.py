@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dpo_cli import backends, chat, judging, model_files, models
+from dpo_cli import backends, chat, judging, models
 from dpo_cli.disk import sha256, write_json
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate import summary, winrate, words
@@ -129,8 +129,7 @@ def _load(recipe: Recipe, run: Run) -> tuple[Any, Any]:
     trained = models.as_trained(recipe, run.record("train"))
     if recipe.eval.against == "base":  # the run's adapter holds what it started from, so that the base alone is left
         trained = trained.model_copy(update={"model": trained.model.model_copy(update={"adapter": None})})
-    with model_files.loading(recipe.model.id, trained.model.revision):
-        return models.load_tuned(trained, run.adapter)
+    return models.load_tuned(trained, run.adapter)
 
 
 def _half(recipe: Recipe) -> bool | None:

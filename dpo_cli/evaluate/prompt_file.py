@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from dpo_cli import backends, chat, model_files, models
+from dpo_cli import backends, chat, models
 from dpo_cli.disk import sha256, write_json
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate.samples import too_large
@@ -40,11 +40,9 @@ def answer_file(recipe: Recipe, run: Run, file: Path, *, quiet: bool = False) ->
         DpoError: the file can't be read, a row has no prompt, or a conversation outgrows the model's positions.
     """
     rows = [row for _, row in read_prompts(file)]
-    talks: list[Turns] = []
-    for turns in map(asked, rows):
-        if turns not in talks:  # a prompt that stands twice is answered once
-            talks.append(turns)
-    places = [talks.index(asked(row)) for row in rows]
+    asks = {json.dumps(turns): turns for turns in map(asked, rows)}  # a prompt that stands twice is answered once
+    talks, numbers = list(asks.values()), {key: number for number, key in enumerate(asks)}
+    places = [numbers[json.dumps(asked(row))] for row in rows]
     backends.import_backend(backends.Backend("hf", "evaluation"))
     made_from = fingerprint(
         {"seed": recipe.seed, **recipe.eval.model_dump(mode="json")},
@@ -52,9 +50,7 @@ def answer_file(recipe: Recipe, run: Run, file: Path, *, quiet: bool = False) ->
     )
     folder = run.folder / "answers"
     folder.mkdir(exist_ok=True)
-    trained = models.as_trained(recipe, run.record("train"))
-    with model_files.loading(recipe.model.id, trained.model.revision):
-        model, tokenizer = models.load_tuned(trained, run.adapter)
+    model, tokenizer = models.load_tuned(models.as_trained(recipe, run.record("train")), run.adapter)
     kept = folder / f".{file.stem}-{made_from[:16]}.sqlite"
     written = []
     step = Step("answering the prompts", quiet=quiet, total=2 * sum(map(len, talks)))

@@ -7,7 +7,7 @@ from contextlib import nullcontext, suppress
 
 from rich.console import Console
 
-from dpo_cli import backends, chat, model_files, models
+from dpo_cli import backends, chat, models
 from dpo_cli.errors import DpoError
 from dpo_cli.inference import Answer, Sampling, generate, seed_of
 from dpo_cli.recipe import Recipe
@@ -26,9 +26,7 @@ class Conversation:
 
     def __init__(self, recipe: Recipe, run: Run) -> None:
         backends.import_backend(backends.Backend("hf", "evaluation"))
-        trained = models.as_trained(recipe, run.record("train"))
-        with model_files.loading(recipe.model.id, trained.model.revision):
-            self.model, self.tokenizer = models.load_tuned(trained, run.adapter)
+        self.model, self.tokenizer = models.load_tuned(models.as_trained(recipe, run.record("train")), run.adapter)
         self.recipe = recipe
         self.system: list[Message] = []
         self.start_over()

@@ -96,10 +96,10 @@ def _load(recipe: Recipe) -> Any:
     """The base with the adapter that training starts from, where there is one, in eval mode on the best device."""
     backends.import_backend(backends.Backend("hf", "sampling"))
     folder = adapters.adapter_folder(recipe)
+    if folder is not None:
+        alone = recipe.model_copy(update={"model": recipe.model.model_copy(update={"adapter": None})})
+        return models.load_tuned(alone, folder)[0]
     with loading(recipe.model.id, recipe.model.revision):
-        if folder is not None:
-            alone = recipe.model_copy(update={"model": recipe.model.model_copy(update={"adapter": None})})
-            return models.load_tuned(alone, folder)[0]
         model: Any = models.load_base(recipe)
     if torch.cuda.is_available() and not recipe.model.load_in_4bit:
         model = model.to("cuda")

@@ -17,7 +17,7 @@ import torch
 from datasets import disable_progress_bars
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
-from dpo_cli import adapters, backends, chat, model_files, models, processes
+from dpo_cli import adapters, backends, chat, models, processes
 from dpo_cli.disk import write_json
 from dpo_cli.errors import INTERRUPTED, DpoError
 from dpo_cli.machine import ran_out_of_memory
@@ -119,8 +119,7 @@ def build(recipe: Recipe, run: Run, backend: backends.Backend, output: Path | No
     train_set = train_rows(recipe, run.train_pairs)
     check_fills_a_step(recipe, len(train_set))
     eval_sets = held_out_rows(recipe, run.eval_pairs) if recipe.train.eval_strategy != "no" else None
-    with model_files.loading(recipe.model.id, recipe.model.revision):
-        model, tokenizer = models.load_for_training(recipe, backend)
+    model, tokenizer = models.load_for_training(recipe, backend)
     method = METHODS[recipe.train.method]
     config_class, trainer_class = method.classes()  # after Unsloth, which patches them
     if backend.name == "unsloth" and not backends.patched_by_unsloth(trainer_class):
