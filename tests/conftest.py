@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -52,6 +53,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(_scratch.pop(), ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the groups, and as the later plugin it would come before
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Under pytest-xdist, keep a file's tests together, and those that share the smoke run; the longest files first."""
     if not config.pluginmanager.hasplugin("xdist"):  # the venv of tests/unsloth_real has none
@@ -62,6 +64,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         groups[item] = "smoke" if shares else str(item.path)
         item.add_marker(pytest.mark.xdist_group(groups[item]))
     items.sort(key=lambda item: (groups[item] != "smoke", ORDER.get(item.path.parent.name, len(ORDER))))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Spare each `gc.collect()` of a preflight or an eval what is imported by now: half a second of it."""
+    gc.collect()
+    gc.freeze()
 
 
 LONGEST_FIRST = ("end_to_end", "pretend_cuda", "train", "benchmarks", "reference", "evaluate")
@@ -149,13 +157,15 @@ def dpo_cli() -> DpoCli:
 
 @pytest.fixture
 def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """`spawn("-c", code)`: a Python to be talked to through its pipes; what still runs at the end is killed."""
+    """`spawn("-c", code)`: a Python to be talked to through its pipes, `forked` where it imports torch."""
     started: list[subprocess.Popen[str]] = []
 
-    def go(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+    def go(*arguments: str | Path, forked: bool = False, **options: Any) -> subprocess.Popen[str]:
         options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         if arguments[:2] == ("-m", "dpo_cli"):
             process = program.start(*arguments[2:], **options)
+        elif forked:
+            process = program.python(*arguments, **options)
         else:
             process = subprocess.Popen([sys.executable, *map(str, arguments)], text=True, **options)
         started.append(process)

@@ -1,8 +1,8 @@
-"""`dpo-cli` in a process of its own, forked from one that has torch, transformers and TRL imported already.
+"""`dpo-cli`, or other Python, in a process forked from one that has torch, transformers and TRL imported already.
 
 A fresh process spends ten CPU-seconds on these imports before it does anything. The fork has a session, streams,
 a working folder, an environment and an exit code of its own; it can be killed, and a full disk or a signal is real.
-Cold is what asks for it, what sets variables that libraries read when they are imported, and every other program.
+Cold is what asks for it, and what sets variables that libraries read when they are imported.
 
 The server is this file as a program: a request comes over a socket with three descriptors, goes to a fork, and the
 fork's process id and exit status are sent back.
@@ -10,7 +10,9 @@ fork's process id and exit status are sent back.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import io
 import json
 import os
@@ -21,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,23 +37,32 @@ READ_AT_IMPORT = (
 LIGHT = ("check", "schema", "--help", "--version")  # a cold process is quicker than the server's imports
 # Read by the fork; the last two are set by torch and by dpo-cli, so that a test's process has them and the server not.
 NOT_AT_IMPORT = ("PYTHONIOENCODING", "PYTHONUNBUFFERED", "TORCHINDUCTOR_CACHE_DIR", "TRL_EXPERIMENTAL_SILENCE")
-PROGRAM = (sys.executable, "-m", "dpo_cli")
+PROGRAM = ("-m", "dpo_cli")
 Environment = Mapping[str, str]
 
 
+def python(*arguments: object, cold: bool = False, **options: Any) -> subprocess.Popen[str]:
+    """Start Python on a file, `-m` a module or `-c` some code; options are those of `subprocess.Popen`, in text."""
+    kind = Forked if not cold and forks(options) else subprocess.Popen
+    return kind([sys.executable, *map(str, arguments)], **{"text": True, "encoding": "utf-8", **options})
+
+
 def start(*arguments: object, cold: bool = False, **options: Any) -> subprocess.Popen[str]:
-    """Start `python -m dpo_cli`; options are those of `subprocess.Popen`, text both ways by default."""
-    cold = cold or not arguments or arguments[0] in LIGHT or not forks(options)
-    kind = subprocess.Popen if cold else Forked
-    return kind([*PROGRAM, *map(str, arguments)], **{"text": True, "encoding": "utf-8", **options})
+    """Start `python -m dpo_cli`, as `python` does."""
+    return python(*PROGRAM, *arguments, cold=cold or not arguments or arguments[0] in LIGHT, **options)
 
 
-def run(
-    *arguments: object, cold: bool = False, timeout: float | None = 120, **options: Any
+def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `python -m dpo_cli` to its end, as `run_python` does."""
+    return run_python(*PROGRAM, *arguments, **options, starter=lambda *_, **given: start(*arguments, **given))
+
+
+def run_python(
+    *arguments: object, timeout: float | None = 120, starter: Any = python, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m dpo_cli` to its end, as `subprocess.run` with both outputs captured does."""
+    """Run Python to its end, as `subprocess.run` with both outputs captured does."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with start(*arguments, cold=cold, **pipes | options) as process:
+    with starter(*arguments, **pipes | options) as process:
         try:
             output, errors = process.communicate(timeout=timeout)
         except BaseException:
@@ -60,9 +72,14 @@ def run(
 
 
 def forks(options: Mapping[str, Any]) -> bool:
-    if ADDRESS not in os.environ or options.get("preexec_fn"):
-        return False
-    return _fixed(options.get("env") or os.environ) == _fixed(json.loads(os.environ[ADDRESS])["environment"])
+    return not options.get("preexec_fn") and bool(_server_of(options.get("env") or os.environ))
+
+
+def _server_of(environment: Environment) -> str | None:
+    """The address of the server whose libraries were imported in this environment."""
+    wanted = _fixed(environment)
+    servers = json.loads(os.environ.get(ADDRESS, "[]"))
+    return next((server["path"] for server in servers if server["environment"] == wanted), None)
 
 
 def _fixed(environment: Environment) -> dict[str, str]:
@@ -83,13 +100,11 @@ class Forked(subprocess.Popen[str]):
         )
         given = dict(zip(names.split(), rest, strict=False))
         streams = [given["p2cread"], given["c2pwrite"], given["errwrite"]]
-        request = {
-            "arguments": args[len(PROGRAM) :],
-            "folder": str(Path(given["cwd"] or ".").resolve()),
-            "environment": {**(given["env"] or os.environ)},
-        }
+        environment = {**(given["env"] or os.environ)}
+        folder = str(Path(given["cwd"] or ".").resolve())
+        request = {"arguments": args[1:], "folder": folder, "environment": environment}
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._server.connect(json.loads(os.environ[ADDRESS])["path"])
+        self._server.connect(_server_of(environment) or "")
         descriptors = [own if stream == -1 else stream for own, stream in enumerate(streams)]
         socket.send_fds(self._server, [json.dumps(request).encode()], descriptors)
         self.pid = int(self._server.recv(64))
@@ -124,23 +139,30 @@ def _is_readable(one: socket.socket, timeout: float | None) -> bool:
 
 
 @contextlib.contextmanager
-def server(folder: Path) -> Any:
-    """Run the server while this is open, and have `start` know of it; nothing where the system has no pidfd."""
+def server(folder: Path, environment: Environment | None = None) -> Any:
+    """Run a server while this is open, and have `start` know of it; nothing where the system has no pidfd.
+
+    An environment of its own is for libraries that read another one at import.
+    """
     if not hasattr(os, "pidfd_open"):
         yield
         return
     path = folder / "socket"
+    environment = {**(environment or os.environ)}
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # from here on requests wait, whoever starts first
     listening.bind(str(path))
     listening.listen(64)
     command = [sys.executable, __file__, str(listening.fileno())]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, pass_fds=[listening.fileno()])
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, start_new_session=True, pass_fds=[listening.fileno()], env=environment
+    )
     listening.close()
-    os.environ[ADDRESS] = json.dumps({"path": str(path), "environment": _fixed(os.environ)})
+    others = os.environ.get(ADDRESS, "[]")
+    os.environ[ADDRESS] = json.dumps([*json.loads(others), {"path": str(path), "environment": _fixed(environment)}])
     try:
         yield
     finally:
-        os.environ.pop(ADDRESS, None)
+        os.environ[ADDRESS] = others
         process.communicate()  # closes its standard input, at which it ends
 
 
@@ -152,6 +174,10 @@ def _import_all() -> None:
 
     prepare_environment("train")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if os.environ.get("UNSLOTH_ALLOW_CPU"):
+        from dpo_cli.backends import Backend, import_backend
+
+        import_backend(Backend("unsloth", "a test's"))  # before the others, which it patches
     import transformers
     import trl
 
@@ -166,6 +192,7 @@ def serve(descriptor: int) -> dict[str, Any]:
     if sys.stdin in select.select([listening, sys.stdin], [], [])[0]:
         sys.exit()  # whoever started it is gone
     _import_all()  # at the first request, for a run of light tests makes none
+    gc.freeze()  # so that no fork's collection looks through, and copies, what is imported
     waiting = selectors.DefaultSelector()
     waiting.register(listening, selectors.EVENT_READ)
     waiting.register(sys.stdin, selectors.EVENT_READ)
@@ -199,10 +226,11 @@ def serve(descriptor: int) -> dict[str, Any]:
 def become(request: dict[str, Any]) -> None:
     """Turn a fork into the process that is asked for."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    sys.argv = ["dpo_cli", *request["arguments"]]
     sys.path[0] = request["folder"]
     encoding, _, errors = os.environ.get("PYTHONIOENCODING", "utf-8").partition(":")
     at_once = "PYTHONUNBUFFERED" in os.environ
@@ -215,7 +243,38 @@ def become(request: dict[str, Any]) -> None:
         setattr(sys, f"__{name}__", stream)
 
 
+def execute(what: str, *arguments: str) -> None:
+    """Do what Python's command line says."""
+    if what == "-m":
+        sys.argv = list(arguments)
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    elif what == "-c":
+        sys.argv = ["-c", *arguments[1:]]
+        exec(compile(arguments[0], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv, sys.path[0] = [what, *arguments], str(Path(what).parent)
+        runpy.run_path(what, run_name="__main__")
+
+
+def end(code: object) -> None:
+    """End as Python does, but for taking all modules apart, each page of which is the server's until then."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0)
+
+
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])  # this checkout's package, wherever another may be installed
-    become(serve(int(sys.argv[1])))
-    runpy.run_module("dpo_cli", run_name="__main__", alter_sys=True)
+    asked = serve(int(sys.argv[1]))
+    become(asked)
+    try:
+        execute(*asked["arguments"])
+    except SystemExit as ended:
+        if isinstance(ended.code, str):
+            raise
+        end(ended.code)
+    end(0)

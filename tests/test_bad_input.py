@@ -243,7 +243,7 @@ def test_a_disk_that_fills_up_later_leaves_the_manifest_whole(project: Any, invo
     assert "nothing to do" not in invoke("prepare", "demo.yaml").stdout, "what lies there is not what this asks for"
 
 
-@pytest.mark.parametrize("kilobytes", [1, 8, 20])
+@pytest.mark.parametrize("kilobytes", [8, *(pytest.param(one, marks=pytest.mark.slow) for one in (1, 20))])
 def test_a_file_that_may_not_grow(project: Any, dpo_cli: Cli, kilobytes: int) -> None:
     """A limit on file sizes, as a quota or an old file system sets it, hits in the middle of a file."""
     dpo_cli("prepare", "demo.yaml")
@@ -292,10 +292,7 @@ def stuck_prepare(spawn: Spawn) -> Stuck:
     """Start a `prepare` that certainly is in the middle, and stays there."""
 
     def go() -> subprocess.Popen[str]:
-        process = spawn(
-            "-c", HELD, "prepare", "demo.yaml", "--force", "--quiet",
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-        )  # fmt: skip
+        process = spawn("-c", HELD, "prepare", "demo.yaml", "--force", "--quiet", forked=True)
         assert process.stdout is not None
         assert process.stdout.readline() == "in the middle\n"
         return process
@@ -303,8 +300,15 @@ def stuck_prepare(spawn: Spawn) -> Stuck:
     return go
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-@pytest.mark.parametrize("done_before", [True, False], ids=["over old results", "for the first time"])
+@pytest.mark.parametrize(
+    ("number", "done_before"),
+    [
+        pytest.param(signal.SIGINT, True, id="SIGINT over old results"),
+        pytest.param(signal.SIGTERM, False, id="SIGTERM for the first time"),
+        pytest.param(signal.SIGINT, False, id="SIGINT for the first time", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, True, id="SIGTERM over old results", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_prepare(
     project: Any, stuck_prepare: Stuck, dpo_cli: Cli, number: signal.Signals, done_before: bool
 ) -> None:

@@ -110,8 +110,16 @@ def write(run: Run, recipe: Recipe, stage: str, text: str) -> None:
             (draft.folder / name).write_text(text, encoding="utf-8")
 
 
-@pytest.mark.parametrize("again", [False, True])
-@pytest.mark.parametrize("stage", OUTPUTS)
+@pytest.mark.parametrize(
+    ("stage", "again"),
+    [
+        pytest.param(
+            stage, again, marks=[] if (stage, again) in (("prepare", False), ("train", True)) else pytest.mark.slow
+        )
+        for stage in OUTPUTS
+        for again in (False, True)
+    ],
+)
 def test_a_stage_killed_anywhere_leaves_old_results_or_new_ones(tmp_path: Path, stage: str, again: bool) -> None:
     """Each file operation of `Run`: for the first time, and in the place of other results with a person's own file."""
     (tmp_path / "demo.yaml").write_text("model: {id: a/b}\ndata: {sources: [{id: rows.jsonl}]}\n", encoding="utf-8")

@@ -143,13 +143,14 @@ def on_a_terminal(folder: Path, *arguments: str) -> str:
 
 
 def test_a_training_on_a_terminal_leaves_a_row_every_tenth(tmp_path: Path) -> None:
-    options = ["--set", "train.max_steps=30", "--set", "train.logging_steps=1", "--set", "data.total=24"]
-    drawn = on_a_terminal(tmp_path, "train", str(SMOKE), *options)
+    settings = ("max_steps=20", "logging_steps=1", "per_device_train_batch_size=2", "gradient_accumulation_steps=1")
+    options = [part for setting in settings for part in ("--set", f"train.{setting}")]
+    drawn = on_a_terminal(tmp_path, "train", str(SMOKE), *options, "--set", "data.total=24")
     for name in ("loading builtin:tiny-qwen3", "tokenizing 24 pairs", "computing the reference", "training"):
         assert name in drawn, name
     assert drawn.index("train: dpo of builtin:tiny-qwen3") < drawn.index("importing torch, transformers and TRL")
     lines = [CONTROL.sub("", line).rstrip("\r") for line in drawn.split("\n")]
     rows = [line.split("\r")[-1] for line in lines if "GB" in line]
-    assert [int(row.split()[1].split("/")[0]) for row in rows] == list(range(3, 31, 3))
+    assert [int(row.split()[1].split("/")[0]) for row in rows] == list(range(2, 21, 2))
     assert all(re.fullmatch(r"  step [\d /]+  loss .*  accuracy .*  margin .* GB  \d+:\d\d left", row) for row in rows)
     assert drawn.count("\x1b[?25l") == drawn.count("\x1b[?25h")  # the cursor comes back

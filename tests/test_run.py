@@ -8,7 +8,6 @@ import pty
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from dpo_cli.prepare.sources import source_files as prepare_files
 from dpo_cli.recipe import Recipe, load
 from dpo_cli.recipe.reads import recipe_keys
 from dpo_cli.run import Run, fingerprint
+from tests import mounts, program
 
 Spawn = Callable[..., Popen[str]]
 
@@ -429,17 +429,12 @@ def test_an_evaluation_says_which_gpu_it_ran_on(home: Home, monkeypatch: pytest.
 def test_a_run_that_may_only_be_read_can_be_looked_at(project: Any, dpo_cli: Callable[..., Any]) -> None:
     """A read-only mount, which root can't write to either."""
     assert dpo_cli("prepare", project.recipe).returncode == 0
-    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    mount = 'mount --bind -o ro "$1" "$1" || exit 99; shift; exec "$@"'
-    command = [*unshare, mount, "sh", str(project.run), sys.executable, "-m", "dpo_cli", "prepare", str(project.recipe)]
-    if not shutil.which("unshare"):
-        pytest.skip("no unshare here")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if done.returncode == 99:
-        pytest.skip("this machine lets an ordinary user mount nothing")
+    command = (mounts.SCRIPT, "readonly", project.run, "prepare", project.recipe)
+    done = program.run_python(*command)
+    mounts.skip_where_refused(done.returncode)
     assert done.returncode == 0, done.stderr
     assert "nothing has changed" in done.stdout
-    forced = subprocess.run([*command, "--force"], capture_output=True, text=True, timeout=120)
+    forced = program.run_python(*command, "--force")
     assert forced.returncode == 1 and forced.stderr.startswith("error: Read-only file system")
 
 
@@ -481,8 +476,7 @@ def hang_up() -> Iterator[None]:
 @pytest.mark.usefixtures("hang_up")
 def test_a_terminal_that_closes_is_ctrl_c_and_what_is_printed_then_costs_nothing(tmp_path: Path) -> None:
     main, terminal = pty.openpty()
-    command = [sys.executable, "-c", HANG_UP, str(tmp_path / "saved")]
-    process = subprocess.Popen(command, stdout=terminal, stderr=terminal)
+    process = program.python("-c", HANG_UP, tmp_path / "saved", stdout=terminal, stderr=terminal)
     os.close(terminal)
     printed = b""
     while not re.search(rb"^ready", printed, re.MULTILINE):  # libraries may speak before

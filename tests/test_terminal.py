@@ -171,7 +171,10 @@ ENCODINGS: dict[str, dict[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+SIBLINGS = [one if one in ("gbk", "POSIX") else pytest.param(one, marks=pytest.mark.slow) for one in ENCODINGS]
+
+
+@pytest.mark.parametrize("encoding", SIBLINGS)
 def test_no_encoding_ends_a_command(project: Any, dpo_cli: Any, encoding: str) -> None:
     rows = [
         {"prompt": f"第{n}个问题：什么是{n}？—🙂", "chosen": f"答案是{n}" * 9, "rejected": f"不知道{n}" * 8}
@@ -196,7 +199,7 @@ def test_no_encoding_ends_a_command(project: Any, dpo_cli: Any, encoding: str) -
     assert (project.folder / "runs" / "中文—🙂" / "data" / "train.jsonl").is_file()
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", SIBLINGS)
 def test_what_a_program_reads_comes_without_loss(project: Any, dpo_cli: Any, encoding: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"}
     environment |= ENCODINGS[encoding]
@@ -245,6 +248,7 @@ def test_file_names_that_the_environment_can_not_write(project: Any, dpo_cli: An
     assert dpo_cli("prepare", "demo.yaml", env=ascii_only | {"PYTHONUTF8": "1"}).returncode == 0
 
 
+@pytest.mark.slow
 def test_doctor_in_ascii(dpo_cli: Any, tmp_path: Path) -> None:
     done = dpo_cli("doctor", env=dict(os.environ) | ENCODINGS["ascii"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import program
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 
@@ -25,15 +27,13 @@ main()
 """
 
 
-def launch(
-    runs: Path, *settings: str, program: tuple[str, ...] = ("-m", "dpo_cli")
-) -> subprocess.CompletedProcess[str]:
+def launch(runs: Path, *settings: str) -> subprocess.CompletedProcess[str]:
     """`accelerate launch --num_processes 2 -m dpo_cli train` on two CPU processes, which talk through gloo."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     options = [part for one in settings for part in ("--set", one)]
     return subprocess.run(
-        [*launcher, *program, "train", str(SMOKE), "--runs-dir", str(runs), *options],
+        [*launcher, "-m", "dpo_cli", "train", str(SMOKE), "--runs-dir", str(runs), *options],
         env={**os.environ, "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
@@ -52,23 +52,29 @@ def adapter(runs: Path) -> dict[str, Any]:
     return load_file(runs / "smoke" / "train" / "adapter" / "adapter_model.safetensors")
 
 
-def test_two_processes_give_the_losses_and_the_adapter_of_one(tmp_path: Path, command: Any) -> None:
+@pytest.mark.parametrize("by", ["environment", pytest.param("launcher", marks=pytest.mark.slow)])
+def test_two_processes_give_the_losses_and_the_adapter_of_one(by: str, tmp_path: Path, command: Any) -> None:
     together: tuple[str, ...] = (
         "train.max_steps=4",
         "train.logging_steps=1",
         "train.eval_strategy=steps",
         "train.eval_steps=4",
+        "data.eval_size=24",
     )
     together += ("train.per_device_eval_batch_size=1",)  # transformers' means are over batches
     alone = ("train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=4")
-    shared = ("train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2")
+    shared: tuple[str, ...] = ("train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2")
     one, two = tmp_path / "one", tmp_path / "two"
     command(
         "train", SMOKE, "--runs-dir", one, *(part for setting in (*together, *alone) for part in ("--set", setting))
     )
-    done = launch(two, *together, *shared)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("8 a step, on cpu") == 1, "one process talks"
+    if by == "launcher":
+        both = [launch(two, *together, *shared)]
+    else:
+        options = [part for one in (*together, *shared) for part in ("--set", one)]
+        both = ranks("-m", "dpo_cli", "train", SMOKE, "--runs-dir", two, *options)
+    assert all(one.returncode == 0 for one in both), both
+    assert sum(one.stdout.count("8 a step, on cpu") for one in both) == 1, "one process talks"
 
     for row, same in zip(logged(two), logged(one), strict=True):
         assert row["step"] == same["step"]
@@ -82,22 +88,43 @@ def test_two_processes_give_the_losses_and_the_adapter_of_one(tmp_path: Path, co
     record = json.loads((two / "smoke" / "manifest.json").read_text())["stages"]["train"]
     assert (record["status"], record["processes"]) == ("complete", 2)
     # The run is one that every other command knows.
+    shared += ("eval.prompts=2", "eval.max_new_tokens=8")
     command(
         "eval", SMOKE, "--runs-dir", two, *(part for setting in (*together, *shared) for part in ("--set", setting))
     )
 
 
+def ranks(*arguments: object) -> list[subprocess.CompletedProcess[str]]:
+    """Two processes as `accelerate launch` starts them, without the launcher, which ends one with the other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    started = []
+    for rank in ("0", "1"):
+        env = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"}
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(program.python(*arguments, env=env, **pipes))
+    try:
+        said = [one.communicate() for one in started]
+    finally:
+        for one in started:
+            one.kill()
+    return [subprocess.CompletedProcess(one.args, one.returncode, *out) for one, out in zip(started, said, strict=True)]
+
+
 def test_an_error_in_one_process_ends_the_others(tmp_path: Path) -> None:
-    done = launch(tmp_path, "data.filters.short.min_chars=100000", "data.filters.short.min_han=100000")
-    assert done.returncode != 0
-    assert done.stderr.count("error: nothing is left of 600 prompts") == 1
+    settings = ("--set", "data.filters.short.min_chars=100000", "--set", "data.filters.short.min_han=100000")
+    both = ranks("-m", "dpo_cli", "train", SMOKE, "--runs-dir", tmp_path, *settings)
+    assert all(one.returncode != 0 for one in both)
+    assert sum(one.stderr.count("error: nothing is left of 600 prompts") for one in both) == 1
 
 
 def test_where_one_process_has_less_memory_all_take_what_fits_it(tmp_path: Path) -> None:
     """With passes of different sizes each would wait for the other's."""
-    (tmp_path / "one_has_less.py").write_text(ONE_HAS_LESS, encoding="utf-8")
     settings = ("train.max_steps=1", "train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=1")
-    done = launch(tmp_path, *settings, program=(str(tmp_path / "one_has_less.py"),))
-    assert done.returncode == 0, done.stdout + done.stderr
+    options = [part for one in (*settings, "data.total=40", "data.eval_size=8") for part in ("--set", one)]
+    both = ranks("-c", ONE_HAS_LESS, "train", SMOKE, "--runs-dir", tmp_path, *options)
+    assert all(one.returncode == 0 for one in both), both
     taken = json.loads((tmp_path / "smoke" / "manifest.json").read_text())["stages"]["train"]["engine"]
     assert 0 < taken["token_budget"] < 1024

@@ -14,7 +14,13 @@ import pytest
 from tests import program
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
-SETTINGS = ("data.total=40", "train.max_steps=2", "train.logging_steps=1", "train.save_strategy=no")
+SETTINGS = (
+    "data.total=40",
+    "data.eval_size=10",
+    "train.max_steps=2",
+    "train.logging_steps=1",
+    "train.save_strategy=no",
+)
 
 MEASURED = r"in \d+ s, [\d.]+ pairs/s|[\d.]+ GB +\d+:\d+ left"  # memory and time, in what is printed
 

@@ -72,7 +72,7 @@ def test_no_held_out_prompt_was_trained_on_by_the_built_in_models(smoke: Any) ->
 def test_too_hot_a_learning_rate_is_warned_of_and_called_worse(tmp_path: Path, command: Any) -> None:
     said = " ".join(command("train", TOO_HOT, "--runs-dir", tmp_path).stdout.split())
     assert re.search(r"! step \d+: [^!]*lower train\.learning_rate", said), said
-    command("eval", TOO_HOT, "--runs-dir", tmp_path)
+    command("eval", TOO_HOT, "--runs-dir", tmp_path, "--set", "eval.prompts=16")
     metrics = read(tmp_path / "smoke_too_hot" / "eval" / "metrics.json")
     assert metrics["verdict"]["kind"] == "worse", metrics["verdict"]
     assert metrics["samples"]["valid_rate_change"]["high"] < 0
@@ -107,9 +107,10 @@ def test_shuffled_labels_teach_nothing(tmp_path: Path, command: Any) -> None:
         lines.append(f"    - {{id: {name}.jsonl, layout: {layout}, language: {language}}}")
     recipe = tmp_path / "shuffled.yaml"
     # All pairs, once: among few, chance alone prefers one of the styles.
-    text = f"extends: {SMOKE}\ntrain: {{num_train_epochs: 1}}\ndata:\n  total: null\n  languages: null\n  sources:\n"
+    text = f"extends: {SMOKE}\ntrain: {{num_train_epochs: 1}}\neval: {{prompts: 20}}\n"
+    text += "data:\n  total: null\n  languages: null\n  sources:\n"
     recipe.write_text(text + "\n".join(lines) + "\n", encoding="utf-8")
-    for stage in ("train", "eval", "export"):
+    for stage in ("train", "eval"):
         command(stage, recipe, "--runs-dir", tmp_path / "runs")
     metrics = read(tmp_path / "runs" / "shuffled" / "eval" / "metrics.json")
     assert metrics["pairs"]["reward_accuracy"]["n"] >= 100

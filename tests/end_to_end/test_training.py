@@ -44,37 +44,17 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_the_same_adapter(smoke: Any
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
-def test_a_cut_short_run_of_another_recipe_is_not_resumed(tmp_path: Path, command: Any) -> None:
-    arguments = [
-        str(SMOKE),
-        "--runs-dir",
-        str(tmp_path),
-        "--set",
-        "train.save_steps=2",
-        "--set",
-        "train.logging_steps=1",
-    ]
-    process = program.start("train", *arguments, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "step  4/48" in line:
-            process.send_signal(signal.SIGINT)
-            break
-    process.stdout.read()
-    assert process.wait() == 130
-    assert not (tmp_path / "smoke" / "train" / "adapter").exists()
-    refused = command("train", *arguments, "--set", "train.beta=0.3", ok=False)
-    assert refused.returncode == 1
-    assert "train.beta is 0.3, was 0.1" in refused.stderr and "--fresh" in refused.stderr
-    assert command("eval", *arguments, ok=False).returncode == 1
+FEW_ANSWERS = ("eval.prompts=2", "eval.max_new_tokens=8")
 
 
+@pytest.mark.slow  # tests/evaluate/test_agreement.py compares them pair by pair, without the command
 def test_rewards_agree_with_what_trl_logs_on_the_same_pairs(tmp_path: Path, command: Any) -> None:
     settings = [
         "train.max_steps=6",
         "train.eval_strategy=steps",
         "train.eval_steps=6",
         "train.per_device_eval_batch_size=1",
+        *FEW_ANSWERS,
     ]
     arguments = [str(SMOKE), "--runs-dir", str(tmp_path), *(part for one in settings for part in ("--set", one))]
     command("train", *arguments)
@@ -91,7 +71,8 @@ def test_rewards_agree_with_what_trl_logs_on_the_same_pairs(tmp_path: Path, comm
 
 
 def test_4_bit_weights_train_and_learn_on_a_cpu(tmp_path: Path, command: Any) -> None:
-    arguments = [str(SMOKE), "--runs-dir", str(tmp_path), "--set", "model.load_in_4bit=true"]
+    settings = ("model.load_in_4bit=true", "train.max_steps=30", *FEW_ANSWERS)
+    arguments = [str(SMOKE), "--runs-dir", str(tmp_path), *(part for one in settings for part in ("--set", one))]
     for stage in ("train", "eval", "export"):
         command(stage, *arguments)
     metrics = json.loads((tmp_path / "smoke" / "eval" / "metrics.json").read_text())
@@ -107,9 +88,9 @@ def test_real_text_goes_through_prepare_and_some_steps(tmp_path: Path, command: 
     recipe.write_text(
         "model: {id: 'builtin:tiny-qwen3', load_in_4bit: false, max_length: 2048}\n"
         "lora: {r: 8, alpha: 16}\n"
-        "data:\n  languages: null\n  total: null\n  sources:\n"
+        "data:\n  languages: null\n  total: 160\n  sources:\n"
         + "".join(f"    - {{id: {file}, layout: sharegpt, language: {name}}}\n" for name, file in files.items())
-        + "train: {per_device_train_batch_size: 2, gradient_accumulation_steps: 2, max_steps: 3, logging_steps: 1,"
+        + "train: {per_device_train_batch_size: 2, gradient_accumulation_steps: 2, max_steps: 2, logging_steps: 1,"
         " gradient_checkpointing: false}\n",
         encoding="utf-8",
     )
@@ -118,7 +99,7 @@ def test_real_text_goes_through_prepare_and_some_steps(tmp_path: Path, command: 
     assert report["pairs"]["train"] > 100
     command("train", recipe, "--runs-dir", tmp_path / "runs")
     losses = [row["loss"] for row in rows(tmp_path / "runs" / "real")]
-    assert len(losses) == 3
+    assert len(losses) == 2
     assert losses[0] == pytest.approx(0.6931, abs=1e-3), "policy and reference start equal: ln 2"
     source = files["zh"].read_text(encoding="utf-8")
     zh = [json.loads(line) for line in (tmp_path / "runs" / "real" / "data" / "train.jsonl").read_text().splitlines()]
@@ -128,38 +109,43 @@ def test_real_text_goes_through_prepare_and_some_steps(tmp_path: Path, command: 
     )
 
 
-def test_unsloth_is_imported_before_transformers(tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("more", [(), ("--plan",)], ids=["training", "plan"])
+def test_unsloth_is_imported_before_transformers(
+    tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
     """Imported after, it leaves classes unpatched; and `prepare`, which may run first, needs transformers."""
     stand_in = 'import sys\nraise RuntimeError("too late" if "transformers" in sys.modules else "in time")\n'
     (tmp_path / "unsloth.py").write_text(stand_in)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("UNSLOTH_ALLOW_CPU", "1")
-    done = command("train", SMOKE, "--runs-dir", tmp_path / "runs", "--set", "engine.backend=unsloth", ok=False)
+    done = command("train", SMOKE, "--runs-dir", tmp_path / "runs", "--set", "engine.backend=unsloth", *more, ok=False)
     assert "in time" in done.stderr
 
 
-def test_ctrl_c_saves_the_step_at_hand_and_the_next_run_goes_on_from_it(tmp_path: Path, command: Any) -> None:
-    arguments = [
-        str(SMOKE),
-        "--runs-dir",
-        str(tmp_path),
-        "--set",
-        "train.logging_steps=1",
-        "--set",
-        "train.save_steps=30",
-    ]
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_stopped_run_saves_its_step_and_is_resumed_by_its_own_recipe_only(
+    tmp_path: Path, command: Any, number: signal.Signals
+) -> None:
+    settings = ("train.logging_steps=1", "train.save_steps=30", "train.max_steps=12")
+    arguments = [str(SMOKE), "--runs-dir", str(tmp_path), *(part for one in settings for part in ("--set", one))]
     process = program.start("train", *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
     for line in process.stdout:
-        if "step  4/48" in line:
-            process.send_signal(signal.SIGTERM)
+        if "step  4/12" in line:
+            process.send_signal(number)
             break
     process.stdout.read()
     errors = process.stderr.read()
     assert process.wait() == 130
     saved = [path.name for path in (tmp_path / "smoke" / "train" / "checkpoints").glob("checkpoint-*")]
-    assert len(saved) == 1 and int(saved[0].split("-")[1]) < 30
+    assert len(saved) == 1 and int(saved[0].split("-")[1]) < 12
     assert "which is saved" in errors and "Traceback" not in errors
+    assert not (tmp_path / "smoke" / "train" / "adapter").exists()
+
+    refused = command("train", *arguments, "--set", "train.beta=0.3", ok=False)
+    assert refused.returncode == 1
+    assert "train.beta is 0.3, was 0.1" in refused.stderr and "--fresh" in refused.stderr
+    assert command("eval", *arguments, ok=False).returncode == 1
     assert f"resumed from step {saved[0].split('-')[1]}" in command("train", *arguments).stdout
 
 
@@ -184,36 +170,49 @@ def test_a_loss_that_is_no_number_stops_and_names_the_pairs(tmp_path: Path, comm
     assert 0 < len(ids) <= 8 and set(ids) <= known, "those of one pass"
 
 
+@pytest.fixture(scope="module")
+def from_adapter(smoke: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A run that went on from the smoke run's adapter, and the arguments of its commands."""
+    sft, runs = smoke.folder / "train" / "adapter", tmp_path_factory.mktemp("whole")
+    settings = [f"model.adapter={sft}", "train.logging_steps=1", "train.max_steps=8", "train.save_steps=3"]
+    arguments = [str(SMOKE), *(part for one in (*settings, *FEW_ANSWERS) for part in ("--set", one))]
+    done = program.run("train", *arguments, "--runs-dir", runs, timeout=None)
+    assert done.returncode == 0, done.stderr
+    return runs, arguments
+
+
 def test_training_goes_on_from_an_adapter_and_holds_it_as_the_reference(
-    smoke: Any, tmp_path: Path, command: Any
+    smoke: Any, from_adapter: tuple[Path, list[str]], command: Any
 ) -> None:
-    """An SFT adapter is the start and the reference: ln 2 at first, its log-probabilities in eval, and after a kill."""
-    sft = smoke.folder / "train" / "adapter"
-    settings = [f"model.adapter={sft}", "train.logging_steps=1", "train.max_steps=12", "train.save_steps=4"]
-    arguments = [str(SMOKE), *(part for one in settings for part in ("--set", one))]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command("train", *arguments, "--runs-dir", whole)
-    logged = rows(whole / "smoke")
+    """An SFT adapter is the start and the reference: ln 2 at first, and its log-probabilities in eval."""
+    runs, arguments = from_adapter
+    logged = rows(runs / "smoke")
     assert logged[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
     assert logged[0]["rewards/margins"] == pytest.approx(0.0, abs=1e-4)
 
-    command("eval", *arguments, "--runs-dir", whole)
+    command("eval", *arguments, "--runs-dir", runs)
     reference, policy = (
         {row["id"]: row[key] for row in map(json.loads, (run / "eval" / "pairs.jsonl").read_text().splitlines())}
-        for run, key in ((whole / "smoke", "reference_chosen"), (smoke.folder, "policy_chosen"))
+        for run, key in ((runs / "smoke", "reference_chosen"), (smoke.folder, "policy_chosen"))
     )
     assert reference == pytest.approx(policy, abs=1e-3)
-    command("export", *arguments, "--runs-dir", whole)
+    command("export", *arguments, "--runs-dir", runs)
 
-    process = program.start("train", *arguments, "--runs-dir", killed, stdout=subprocess.PIPE)
+
+@pytest.mark.slow
+def test_after_a_kill_the_adapter_it_began_with_is_still_the_reference(
+    from_adapter: tuple[Path, list[str]], tmp_path: Path, command: Any
+) -> None:
+    runs, arguments = from_adapter
+    process = program.start("train", *arguments, "--runs-dir", tmp_path, stdout=subprocess.PIPE)
     assert process.stdout is not None
     for line in process.stdout:
-        if "step  6/12" in line:
+        if "step 5/8" in line:
             process.send_signal(signal.SIGKILL)
             break
     process.wait()
-    assert "resumed from step 4" in command("train", *arguments, "--runs-dir", killed).stdout
-    assert [row["loss"] for row in rows(killed / "smoke")] == [row["loss"] for row in logged]
+    assert "resumed from step 3" in command("train", *arguments, "--runs-dir", tmp_path).stdout
+    assert [row["loss"] for row in rows(tmp_path / "smoke")] == [row["loss"] for row in rows(runs / "smoke")]
 
 
 def test_an_adapter_of_another_model_is_refused(smoke: Any, tmp_path: Path, command: Any) -> None:

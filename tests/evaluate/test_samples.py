@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import signal
 import warnings
@@ -390,7 +389,7 @@ def test_a_killed_run_goes_on_where_it_was(
     sample: Callable[..., list[Sample]], spawn: Callable[..., Popen[str]], tmp_path: Path
 ) -> None:
     path = tmp_path / "samples.sqlite"
-    process = spawn("-c", KILLED.format(folder=str(Path(__file__).parent), path=str(path)), env=dict(os.environ))
+    process = spawn("-c", KILLED.format(folder=str(Path(__file__).parent), path=str(path)), forked=True)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, errors
     with Store(path) as store:

@@ -432,10 +432,13 @@ def test_every_kind_has_limits_and_coarser_ones_have_wider() -> None:
 
 # What llama.cpp's script does with a Llama: the halves of each head's rotary dimensions become neighbours.
 CONVERTER = """
-import json, sys
+import json, sys, types
 from pathlib import Path
 import gguf
-from safetensors.torch import load_file
+import numpy as np
+from safetensors.numpy import load_file
+light = types.SimpleNamespace(read_json=lambda path: json.loads(path.read_text()))
+sys.modules["dpo_cli.export.base"] = light  # which imports transformers and PEFT
 from dpo_cli.export import gguf_tokenizer
 
 merged, target = Path(sys.argv[1]), sys.argv[sys.argv.index("--outfile") + 1]
@@ -456,8 +459,8 @@ for name, weight in load_file(merged / "model.safetensors").items():
     count = heads.get(name.split(".")[-2], 0)
     if count and "WRONG" not in __file__:
         weight = weight.reshape(count, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
-    weight = weight.half() if weight.ndim > 1 else weight.float()
-    writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), weight.contiguous().numpy())
+    weight = np.ascontiguousarray(weight, np.float16 if weight.ndim > 1 else np.float32)
+    writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), weight)
 writer.write_header_to_file()
 writer.write_kv_data_to_file()
 writer.write_tensors_to_file()

@@ -407,7 +407,7 @@ def bodies(requests: list[dict[str, Any]]) -> set[str]:
     return {json.dumps(body, sort_keys=True) for body in requests}
 
 
-@pytest.mark.parametrize("kind", ["answer", "rating"])
+@pytest.mark.parametrize("kind", [pytest.param("answer", marks=pytest.mark.slow), "rating"])
 def test_a_killed_prepare_goes_on(tmp_path: Path, spawn: Any, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.chdir(tmp_path)

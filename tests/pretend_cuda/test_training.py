@@ -105,7 +105,11 @@ def test_the_preflight_leaves_a_training_as_it_was(new_runs: NewRuns) -> None:
     assert tried.weights() == untried.weights()
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:30])
+@pytest.mark.parametrize(
+    "error",
+    [pytest.param(one, marks=pytest.mark.slow if one in OUT_OF_MEMORY[:3] else []) for one in OUT_OF_MEMORY],
+    ids=lambda error: str(error)[:30],
+)
 def test_every_name_of_running_out_of_memory_halves_the_batch(
     error: Exception, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

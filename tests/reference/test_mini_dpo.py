@@ -50,7 +50,7 @@ def test_a_recipe_trained_by_hand_ends_where_the_library_does(tmp_path: Path) ->
     from typer.testing import CliRunner
 
     recipe = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
-    settings = ["data.total=96", "eval.prompts=0", "eval.judge=null"]
+    settings = ["data.total=64", "data.eval_size=48", "eval.prompts=0", "eval.judge=null"]
     folder = mini_dpo.run_recipe(recipe, settings, tmp_path)
     options = [part for one in settings for part in ("--set", one)]
 
@@ -97,7 +97,7 @@ def test_what_is_too_long_is_cut_at_the_end() -> None:
     assert batch.answer.sum(1).tolist() == [2, 1]
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "sigmoid_norm"])
+@pytest.mark.parametrize("loss", ["sigmoid", pytest.param("sigmoid_norm", marks=pytest.mark.slow)])
 def test_dpo_cli_trains_to_the_same_losses_step_by_step(loss: mini_dpo.Loss, tmp_path: Path) -> None:
     from dpo_cli import backends, models
     from dpo_cli.recipe import Recipe

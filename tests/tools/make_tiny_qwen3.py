@@ -11,6 +11,7 @@ same file. About seven minutes of one core.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import itertools
 import json
@@ -161,6 +162,7 @@ def wordings(question: Question) -> set[str]:
     return {plain, plain[:-1] + "!!", thanked(plain, question.language)}
 
 
+@functools.cache
 def held_out_prompts() -> set[str]:
     """The last turns of the prompts that `prepare` holds out of the smoke recipe's data."""
     with tempfile.TemporaryDirectory() as folder:

@@ -15,16 +15,21 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
-def test_a_few_steps_teach_it_something_the_same_each_time(tmp_path: Path) -> None:
+def test_a_few_steps_teach_it_something(tmp_path: Path) -> None:
     losses = list(make_tiny_qwen3.make(tmp_path / "one", steps=10))
     assert len(losses) == 30 and sum(losses[-3:]) < 0.97 * sum(losses[:3])
-    assert losses == list(make_tiny_qwen3.make(tmp_path / "two", steps=10))
-    assert digest(tmp_path / "one") == digest(tmp_path / "two")
 
     from transformers import AutoModelForCausalLM
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "one", output_loading_info=True)
     assert not loaded[1]["missing_keys"] and not loaded[1]["unexpected_keys"]
+
+
+@pytest.mark.slow
+def test_it_is_the_same_each_time(tmp_path: Path) -> None:
+    one, two = (list(make_tiny_qwen3.make(tmp_path / name, steps=10)) for name in ("one", "two"))
+    assert one == two
+    assert digest(tmp_path / "one") == digest(tmp_path / "two")
 
 
 def test_a_few_steps_teach_the_reward_model_something(tmp_path: Path) -> None:

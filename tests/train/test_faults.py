@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from dpo_cli import smoke
 from dpo_cli.cli import app
 from dpo_cli.train.checkpoints import saved
 from safetensors.torch import load_file, save_file
+from tests import mounts, program
 from typer.testing import CliRunner, Result
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
@@ -266,55 +265,27 @@ def test_the_best_adapter_of_a_copied_run_is_its_own(project: Any, model: Path) 
         assert weights(copy) == expected
 
 
-UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
-# $1 an empty folder, $2 the runs to put there, $3 where to leave them, $4 KiB free at each try; then a command.
-ON_A_DISK_THAT_FILLS_UP = """
-mount -t tmpfs -o size=16m none "$1" || exit 99
-cp -a "$2/." "$1"
-disk=$1 after=$3 tries=$4
-shift 4
-for free in $tries; do
-    rm -f "$disk/filler"
-    left=$(df -k --output=avail "$disk" | tail -n 1)
-    head -c $(((left - free) * 1024)) /dev/zero > "$disk/filler"
-    "$@" --quiet
-    echo "code $?" >&2
-    rm -rf "$disk/smoke/train/checkpoints/checkpoint-4"
-done
-rm "$disk/filler"
-"$@" >&2 || exit 98
-cp -a "$disk/." "$after"
-"""
-
-
-def can_mount(folder: Path) -> bool:
-    command = [*UNSHARE, "mount", "-t", "tmpfs", "none", str(folder)]
-    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
-
-
-def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(tmp_path: Path, model: Path) -> None:
-    """Really full, while checkpoint-4 is written: in its adapter, then in its optimizer; later there is space again."""
+@pytest.mark.parametrize("free", [20, pytest.param(300, marks=pytest.mark.slow)], ids=["adapter", "optimizer"])
+def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(tmp_path: Path, model: Path, free: int) -> None:
+    """Really full, while a part of checkpoint-4 is written; later there is space again."""
     whole, disk, after = (tmp_path / name for name in ("whole", "disk", "after"))
-    for folder in (disk, after):
-        folder.mkdir()
-    if not can_mount(disk):
-        pytest.skip("this machine lets an ordinary user mount nothing")
+    disk.mkdir()
     options = ["train.max_steps=4", "train.save_steps=2", "train.logging_steps=1", f"model.id={model}"]
-    command = ["train", str(SMOKE), *(part for option in options for part in ("--set", option)), "--runs-dir"]
-    assert CliRunner().invoke(app, [*command, str(whole), "--quiet"]).exit_code == 0
+    options += ["data.total=40", "data.eval_size=8"]
+    command = ["train", str(SMOKE), *(part for option in options for part in ("--set", option)), "--quiet"]
+    assert CliRunner().invoke(app, [*command, "--runs-dir", str(whole)]).exit_code == 0
     expected = logged(whole / "smoke"), weights(whole / "smoke")
     cut_short(whole / "smoke", step=2)
 
-    script = [*UNSHARE, "sh", "-c", ON_A_DISK_THAT_FILLS_UP, "sh", str(disk), str(whole), str(after), "20 300"]
-    program = [sys.executable, "-m", "dpo_cli", *command, str(disk)]
-    done = subprocess.run([*script, *program], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    *full, goes_on = done.stderr.split("code 1\n")
-    assert len(full) == 2
-    for message in full:
-        assert message.startswith("error: No space left on device") and "Traceback" not in message
-        assert "where:" in message and "fix:   free some disk space" in message
-    assert "resumed from step 2" in goes_on
+    done = program.run_python(mounts.SCRIPT, "full", disk, whole, after, free, *command, "--runs-dir", disk)
+    mounts.skip_where_refused(done.returncode)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: No space left on device") and "Traceback" not in done.stderr
+    assert "where:" in done.stderr and "fix:   free some disk space" in done.stderr
+
+    shutil.rmtree(after / "smoke" / "train" / "checkpoints" / "checkpoint-4", ignore_errors=True)
+    again = CliRunner().invoke(app, [*command[:-1], "--runs-dir", str(after)])
+    assert again.exit_code == 0 and "resumed from step 2" in again.stdout, again.output
     assert (logged(after / "smoke"), weights(after / "smoke")) == expected
 
 
@@ -323,12 +294,9 @@ def test_a_run_folder_that_may_only_be_read(project: Any, model: Path) -> None:
     train = trainer(project, model)
     assert train().exit_code == 0
     cut_short(project.run, step=2)
-    if not can_mount(project.folder):
-        pytest.skip("this machine lets an ordinary user mount nothing")
-    script = 'mount --bind -o ro "$1" "$1" || exit 99; shift; exec "$@"'
-    unshare = [*UNSHARE, "sh", "-c", script, "sh", str(project.run)]
-    program = [sys.executable, "-m", "dpo_cli", "train", "demo.yaml", "--set", f"model.id={model}"]
-    done = subprocess.run([*unshare, *program], capture_output=True, text=True, timeout=120)
+    command = ("train", "demo.yaml", "--set", f"model.id={model}")
+    done = program.run_python(mounts.SCRIPT, "readonly", project.run, *command)
+    mounts.skip_where_refused(done.returncode)
     assert done.returncode == 1
     assert done.stderr.startswith("error: Read-only file system") and "Traceback" not in done.stderr
     assert "runs/demo" in done.stderr

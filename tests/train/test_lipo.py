@@ -286,7 +286,8 @@ def log_of(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run["train"] / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("loss", ["list_mle", pytest.param("softmax", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["list_mle", "softmax"])
 def test_it_learns(loss: str, smoke_run: SmokeRun) -> None:
     """On prompts never seen, nearly all pairs of a list come out in their order; for lambda see tests/end_to_end."""
     run = smoke_run(

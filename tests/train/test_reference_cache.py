@@ -346,8 +346,9 @@ def test_batches_hold_at_most_their_tokens_longest_first(made: Build, store: Pat
 # ----------------------------------------------------------------------------------------------------- kills and damage
 
 CHILD = """
-import sys
+import sys, warnings
 from pathlib import Path
+warnings.simplefilter("ignore")
 sys.path.insert(0, sys.argv[1])
 from test_reference_cache import build, pairs
 from dpo_cli.train.reference_cache import ReferenceCache
@@ -368,7 +369,7 @@ Spawn = Callable[..., "subprocess.Popen[str]"]
 
 
 def child(spawn: Spawn, folder: Path, count: int, how: str, **options: Any) -> subprocess.Popen[str]:
-    return spawn("-W", "ignore", "-c", CHILD, Path(__file__).parent, folder, str(count), how, **options)
+    return spawn("-c", CHILD, Path(__file__).parent, folder, str(count), how, forked=True, **options)
 
 
 def until(process: subprocess.Popen[str], word: str) -> list[int]:

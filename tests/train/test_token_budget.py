@@ -397,7 +397,7 @@ def run(trainer: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return rows, {name: one.detach().clone() for name, one in trainer.model.named_parameters() if ".default." in name}
 
 
-@pytest.mark.parametrize("shared_prefix", [True, False])
+@pytest.mark.parametrize("shared_prefix", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_is_trls_own_run(build: Trainers, shared_prefix: bool) -> None:
     """60 pairs in steps of 24, 24 and 12; clipped, and with a learning rate that falls."""
     options: dict[str, Any] = {"count": 60, "max_grad_norm": 0.5}
