@@ -7,11 +7,18 @@ import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from dpo_cli import environment, progress
+import torch
+
+from dpo_cli import progress
 from dpo_cli.distribution import install_command
-from dpo_cli.driver import cuda_problem
+from dpo_cli.environment import cache_folder
 from dpo_cli.errors import DpoError
+from dpo_cli.gpu import cuda_problem
 from dpo_cli.recipe import Recipe
+
+# GPUs with 99 KB of shared memory a block (CUDA programming guide, compute capabilities). Unsloth's attention kernel
+# takes tiles of 128 rows: 104,448 bytes with the pipelining that inductor gives it. Tiles of 64 rows take 94,208.
+SMALL_TILES = ((8, 6), (8, 9), (12, 0), (12, 1))
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,6 @@ def choose_backend(recipe: Recipe) -> Backend:
         DpoError: `engine.backend: unsloth` where Unsloth is not installed or finds no GPU, or torch can't use the GPU
             that is there.
     """
-    import torch
-
     asked = recipe.engine.backend
     problem, unsloth = cuda_problem(), find_spec("unsloth")
     meant_for_cpus = recipe.engine.allow_cpu or (recipe.model.id.startswith("builtin:") and not unsloth)
@@ -55,13 +60,19 @@ def choose_backend(recipe: Recipe) -> Backend:
     return Backend("unsloth", "it is installed and there is a GPU")
 
 
+def before_unsloth() -> None:
+    """Choose the tile of Unsloth's attention kernel for the card; after torch is imported, before Unsloth is."""
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() in SMALL_TILES:
+        os.environ.setdefault("PG_FLEX_BF16_BLOCK_M", "64")
+
+
 def import_backend(backend: Backend) -> None:
     """Import Unsloth, if it is the backend, before anything imports TRL; and make the libraries keep quiet."""
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     if backend.name == "unsloth":
-        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(environment.cache_folder() / "unsloth_compiled"))
+        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth_compiled"))
         os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")  # else an export may install system packages
-        environment.before_unsloth()
+        before_unsloth()
         import unsloth  # noqa: F401
     import transformers  # draws bars of its own, and switches off those of downloads with them
     from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]

@@ -16,14 +16,16 @@ from typing import Annotated, Any
 
 import typer
 
-from dpo_cli import __version__, console, processes, progress, recipe, stages
+from dpo_cli import __version__, processes, progress, recipe
 from dpo_cli.distribution import shipped
 from dpo_cli.environment import never_fail_to_print, prepare_environment
 from dpo_cli.errors import FAILED, UNVERIFIED, USAGE, DpoError
-from dpo_cli.job import RUNS, Job, command_line, evaluated_run, free_name, open_run, reported, several
+from dpo_cli.job import RUNS, Job, command_line, evaluated_run, free_name, importing, reported, several
+from dpo_cli.prepare.sources import source_files
 from dpo_cli.recipe import paths
 from dpo_cli.recipe.overview import overview
-from dpo_cli.show import print_answers, say, takes_unicode, terminal
+from dpo_cli.records import read_pairs
+from dpo_cli.show import say, takes_unicode
 
 app = typer.Typer(
     help="One YAML recipe from raw preference data to a verified, aligned Qwen3.",
@@ -60,8 +62,7 @@ def stage_command(name: str, *lines: str) -> Callable[[Callable[..., None]], Cal
         ) -> None:
             quiet = quiet or not processes.is_main()
             with reported(debug), progress.shown(not quiet):
-                loaded, run = open_run(recipe_path, settings, runs_dir)
-                body(Job(loaded, run, recipe_path, settings or [], runs_dir, force, quiet), **own)
+                body(Job.open(recipe_path, settings or [], runs_dir, force, quiet), **own)
 
         *shared, _ = inspect.signature(command, eval_str=True).parameters.values()
         _, *own = inspect.signature(body, eval_str=True).parameters.values()
@@ -83,19 +84,17 @@ def prepare(
 ) -> None:
     """Turn raw sources into clean pairs, with a report of every drop."""
     # What is missing is an error here, even where what was made of it is still whole.
-    paths.require(job.recipe, ["data", *stages.of_prepare(job.recipe)])
-    from dpo_cli.prepare.sources import source_files
-
+    paths.require(job.recipe, ["data", *job.parts_of_prepare])
     source_files(job.recipe)
     with job.lock("prepare"):
-        stages.prepare(job, show_examples)
+        job.prepare(show_examples)
         trained = job.run.record("train")
         pairs = job.run.record("prepare")["outputs"]["data/train.jsonl"]
         if trained.get("status") == "complete" and trained["inputs"].get("data/train.jsonl") != pairs:
             job.say(f"! {job.run.adapter} was trained on other pairs than these; keep it with --set name=…")
         if preview:
             from dpo_cli.prepare.tokens import preview as show
-            from dpo_cli.records import read_pairs
+            from dpo_cli.terminal import terminal
 
             pairs = read_pairs(job.run.train_pairs)
             if not pairs:
@@ -134,20 +133,20 @@ def train(
             goes_on(prepared=False)  # before prepare replaces the pairs that a finished run was trained on
         prepare_first = replace(job, force=False)
         if plan:
-            stages.load_backend(job)
-            stages.prepare(prepare_first)
+            job.load_backend()
+            prepare_first.prepare()
             progress.show_live_only()
-            with stages.importing("torch, transformers and TRL"):
+            with importing("torch, transformers and TRL"):
                 from dpo_cli.train.planned import print_plan
 
             if not print_plan(loaded, run):
                 raise typer.Exit(UNVERIFIED)
             return
         if again or not main or not job.fresh("train"):
-            stages.rehearse(job)
+            _rehearse(job)
 
         def prepared() -> tuple[bool, bool]:
-            stages.prepare(prepare_first)
+            prepare_first.prepare()
             return goes_on(prepared=True), again or not job.fresh("train")
 
         resume, again = processes.from_main(prepared)
@@ -166,6 +165,17 @@ def train(
 
         job.run_stage("train", work, again=again)
     job.next("eval")
+
+
+def _rehearse(job: Job) -> None:
+    """Import the backend, and try what a training needs before the data are prepared for it."""
+    job.say(f"train: {job.recipe.train.method} of {job.recipe.model.id}")
+    data: list[paths.Part] = [] if job.fresh("prepare") else ["data"]
+    job.load_backend("model", "adapter", *data)
+    with importing("TRL"):
+        from dpo_cli.train.rehearsal import rehearse
+
+    rehearse(job.recipe, job.run)
 
 
 class Against(StrEnum):
@@ -199,25 +209,25 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure the adapter on the held-out pairs and write report.html."""
-    job = job.with_setting("eval", "against", against.value) if against else job
+    job = job.with_setting(f"eval.against={against.value}") if against else job
     if samples and prompt is None:
         raise DpoError("--samples says how many answers to --prompt", hint="add --prompt TEXT", exit_code=USAGE)
     with job.lock("eval", view=prompt is not None or chat):
         job.run.require("train", job.recipe, job.command("train"))
         if chat or prompt is not None or answer is not None:
-            stages.look_at(job.recipe, ["model", "adapter"])
+            job.look_at("model", "adapter")
             _answer(job, None if chat else prompt, samples or 3, None if chat else answer)
             return
         others = [evaluated_run(path, job.runs_dir) for path in several(compare or [], job)]
 
         def work() -> None:
             job.say(f"eval: {job.recipe.name}, {job.recipe.train.method} of {job.recipe.model.id}")
-            stages.look_at(job.recipe, ["model", "adapter", "judge", "sets"])
+            job.look_at("model", "adapter", "judge", "sets")
             if job.recipe.eval.sets and not job.fresh("sets"):
                 from dpo_cli.prepare.eval_sets import read_sets
 
                 read_sets(job.recipe, job.run)
-            with stages.importing("torch and transformers"):
+            with importing("torch and transformers"):
                 from dpo_cli.evaluate.evaluate import evaluate as stage
 
             stage(job.recipe, job.run, quiet=job.quiet)
@@ -238,16 +248,28 @@ def _answer(job: Job, prompt: str | None, count: int, file: Path | None) -> None
     """Answer a prompt, a file of prompts, or who talks with both models."""
     if file is None:
         progress.show_live_only()
-    with stages.importing("torch and transformers"):
+    with importing("torch and transformers"):
+        from dpo_cli import terminal
         from dpo_cli.evaluate import evaluate, prompt_file, talk
 
     if prompt is not None:
-        print_answers(prompt, *evaluate.answer(job.recipe, job.run, prompt, count))
+        terminal.print_answers(prompt, *evaluate.answer(job.recipe, job.run, prompt, count))
     elif file is not None:
         for written in prompt_file.answer_file(job.recipe, job.run, file, quiet=job.quiet):
             job.say(f"eval: answers -> {written}")
     else:
-        talk.talk(job.recipe, job.run, terminal())
+        talk.talk(job.recipe, job.run, terminal.terminal())
+
+
+def _export_stage() -> Callable[..., Any]:
+    """Import what exports, after what keeps its libraries quiet; seconds that a finished export does not cost."""
+    with importing("torch and transformers"):
+        from dpo_cli import backends
+
+        backends.import_backend(backends.Backend("hf", "export"))
+        from dpo_cli.export.export import export
+
+    return export
 
 
 @stage_command("export", "export recipes/smoke.yaml", "export mine.yaml --set export.formats=[merged,gguf] --dry-run")
@@ -262,25 +284,24 @@ def export(
     loaded, run = job.recipe, job.run
     with job.lock("export", view=dry_run, again=prune):
         run.require("train", loaded, job.command("train"))
-        from dpo_cli.export.upkeep import prune as remove_others
-        from dpo_cli.export.upkeep import push
+        from dpo_cli.export import upkeep
 
         if dry_run:
             progress.show_live_only()
-            console.print_files(loaded, stages.export_stage()(loaded, run, dry_run=True).planned)
+            upkeep.print_planned(loaded, _export_stage()(loaded, run, dry_run=True).planned)
             return
 
         def work() -> None:
             job.say(f"export: {', '.join(loaded.export.formats)}")
-            stages.look_at(loaded, ["model", "merge_base"])
-            exported = stages.export_stage()(loaded, run, quiet=job.quiet)
+            job.look_at("model", "merge_base")
+            exported = _export_stage()(loaded, run, quiet=job.quiet)
             job.say(f"export: {len(exported.checks)} checks passed -> {run['export']}")
 
         job.run_stage("export", work)
-        gone = remove_others(loaded, run) if prune else []
+        gone = upkeep.prune(loaded, run) if prune else []
         if gone:
             job.say(f"export: removed {', '.join(gone)}, which export.formats does not name")
-        address = push(loaded, run, quiet=job.quiet)  # of its own: a push that failed must not cost the export
+        address = upkeep.push(loaded, run, quiet=job.quiet)  # of its own: a push that failed must not cost the export
         if address:
             job.say(f"export: pushed to {address}")
     job.next("eval", "--chat")

@@ -1,4 +1,4 @@
-"""The NVIDIA driver and its cards, as `nvidia-smi` shows them, why torch can't use them, and what builds kernels.
+"""The NVIDIA driver and its cards, as `nvidia-smi` shows them, what builds of torch they run, and what builds kernels.
 
 Imports nothing but the standard library, and runs on an older Python than the rest: `preinstall.py` needs it before
 anything is installed.
@@ -6,18 +6,14 @@ anything is installed.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 import sysconfig
-import warnings
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from dpo_cli.disk import read_if_there
-from dpo_cli.errors import DpoError
 
 # The oldest driver branch that runs programs built for a CUDA release, by its major number:
 # https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
@@ -108,71 +104,6 @@ def torch_index(driver: Driver | None) -> str | None:
         if not too_old(driver, cuda) and not any(lacks_kernels(cuda, card) for card in driver.cards)
     )
     return next(runs, None)
-
-
-def cuda_problem() -> DpoError | None:
-    """Why torch finds no GPU though there is an NVIDIA card, or Unsloth is installed, which needs one; else None.
-
-    A card hidden by CUDA_VISIBLE_DEVICES, or one beside a CPU build of torch, is a problem for Unsloth only: the hf
-    backend trains small models on the CPU.
-    """
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of an old driver in its own words
-        usable = torch.cuda.is_available()
-    if usable or torch.version.hip or os.environ.get("UNSLOTH_ALLOW_CPU") == "1":
-        return None
-    driver, unsloth = find_driver(), find_spec("unsloth") is not None
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    meant = hidden in ("", "-1") or not torch.version.cuda
-    if not unsloth and (driver is None or meant):
-        return None
-    return _problem(torch.__version__, torch.version.cuda, driver, hidden)
-
-
-def _problem(torch_version: str, cuda: str | None, driver: Driver | None, hidden: str | None) -> DpoError:
-    index = torch_index(driver)
-    pins = f"torch=={torch_version.partition('+')[0]} torchvision"
-    command = f"pip uninstall -y torch torchvision && pip install {pins} --index-url {index}"
-    without_card = "without an NVIDIA card, use the CPU packages in another venv: make smoke creates .venv"
-    if cuda is None:
-        way = f"for a card, {command}" if index else "for a card, update its driver first"
-        return DpoError(f"torch {torch_version} is a CPU build, and Unsloth needs a GPU", hint=f"{way}; {without_card}")
-    wanted = f"{oldest_driver(cuda) or 580} or newer"
-    built = f"torch {torch_version} is built for CUDA {cuda}, which needs the NVIDIA driver {wanted}"
-    if driver is None:
-        return DpoError(
-            f"torch finds no GPU: there is no NVIDIA driver here (no nvidia-smi). {built}",
-            hint=f"install the driver; start a container with --gpus all; {without_card}",
-        )
-    if driver.error:
-        return DpoError(
-            f"torch finds no GPU, and nvidia-smi fails: {driver.error}",
-            hint=f"restart the machine, or reinstall the NVIDIA driver ({wanted})",
-        )
-    if too_old(driver, cuda):
-        other = f", or install torch for CUDA 12.6: {command}" if index == CUDA_12 else ""
-        return DpoError(f"{built}; the installed driver is {driver.version}", hint=f"update the driver{other}")
-    if hidden is not None:
-        return DpoError(
-            f"torch finds no GPU: CUDA_VISIBLE_DEVICES={hidden!r} hides it",
-            hint="unset CUDA_VISIBLE_DEVICES, or set it to 0",
-        )
-    return DpoError(
-        f"torch finds no GPU, though the driver {driver.version} should do: {_reason()}",
-        hint="restart the machine; in a container, pass every /dev/nvidia* device (--gpus all)",
-    )
-
-
-def _reason() -> str:
-    import torch
-
-    try:
-        torch.cuda.init()
-    except Exception as error:  # RuntimeError, AssertionError or what a later torch raises: only its words are wanted
-        return str(error).strip().partition("\n")[0] or type(error).__name__
-    return "no reason is given"
 
 
 def _ask(tool: str, fields: str) -> tuple[list[list[str]], str]:

@@ -10,9 +10,6 @@ import warnings
 from pathlib import Path
 
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
-# GPUs with 99 KB of shared memory a block (CUDA programming guide, compute capabilities). Unsloth's attention kernel
-# takes tiles of 128 rows: 104,448 bytes with the pipelining that inductor gives it. Tiles of 64 rows take 94,208.
-SMALL_TILES = ((8, 6), (8, 9), (12, 0), (12, 1))
 
 
 def prepare_environment(command: str) -> None:
@@ -37,14 +34,6 @@ def cache_folder() -> Path:
     if shared := os.environ.get("XDG_CACHE_HOME"):
         return Path(shared).absolute() / "dpo-cli"
     return Path.home() / ".cache" / "dpo-cli"
-
-
-def before_unsloth() -> None:
-    """Choose the tile of Unsloth's attention kernel for the card; after torch is imported, before Unsloth is."""
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() in SMALL_TILES:
-        os.environ.setdefault("PG_FLEX_BF16_BLOCK_M", "64")
 
 
 def never_fail_to_print() -> None:

@@ -10,18 +10,18 @@ import importlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.backends import Backend, import_backend
-from dpo_cli.driver import cuda_problem
 from dpo_cli.environment import prepare_environment
 
 
 def torch_facts() -> dict[str, Any]:
     """The build of torch, the GPU that it finds, and why it finds none where there should be one."""
     import torch
+
+    from dpo_cli.gpu import cuda_problem
 
     problem = cuda_problem()
     facts: dict[str, Any] = {
@@ -44,6 +44,8 @@ def torch_facts() -> dict[str, Any]:
 
 
 def unsloth_facts() -> dict[str, Any]:
+    from dpo_cli.backends import Backend, import_backend
+
     import_backend(Backend("unsloth", ""))
     return {}
 
@@ -51,33 +53,22 @@ def unsloth_facts() -> dict[str, Any]:
 def bitsandbytes_facts() -> dict[str, Any]:
     """Whether its compiled library loads; without that 4-bit weights don't."""
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
-    from bitsandbytes.cextension import lib
-
+    lib = importlib.import_module("bitsandbytes.cextension").lib
     return {"loads": type(lib).__name__ not in ("ErrorHandlerMockBNBNativeLibrary", "NoneType")}
 
 
-def trl_facts() -> dict[str, Any]:
-    importlib.import_module("trl").DPOTrainer  # noqa: B018  imported only when it is named
+# In `train`'s order: Unsloth comes before what it patches.
+PROBES: dict[str, Callable[[], dict[str, Any]]] = {
+    "torch": torch_facts, "unsloth": unsloth_facts, "bitsandbytes": bitsandbytes_facts,
+}  # fmt: skip
+ORDER = (*PROBES, "transformers", "peft", "datasets", "accelerate", "trl")
+
+
+def imported(name: str) -> dict[str, Any]:
+    module = importlib.import_module(name)
+    if name == "trl":
+        module.DPOTrainer  # noqa: B018  imported only when it is named
     return {}
-
-
-def importing(name: str) -> Callable[[], dict[str, Any]]:
-    def facts() -> dict[str, Any]:
-        importlib.import_module(name)
-        return {}
-
-    return facts
-
-
-def probes(unsloth: bool) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """Names and imports, in `train`'s order: Unsloth comes before what it patches."""
-    yield "torch", torch_facts
-    if unsloth:
-        yield "unsloth", unsloth_facts
-    yield "bitsandbytes", bitsandbytes_facts
-    for name in ("transformers", "peft", "datasets", "accelerate"):
-        yield name, importing(name)
-    yield "trl", trl_facts
 
 
 def main() -> None:
@@ -86,12 +77,12 @@ def main() -> None:
     file, *installed = sys.argv[1:]
     with Path(file).open("w", encoding="utf-8") as out:
         has_card = False
-        for name, facts in probes("unsloth" in installed):
+        for name in ORDER:
             if name not in installed or (name == "unsloth" and not has_card):
                 continue
             print(json.dumps({"begins": name}), file=out, flush=True)
             try:
-                found = facts()
+                found = PROBES[name]() if name in PROBES else imported(name)
             except BaseException as error:  # a package may raise anything at import, SystemExit too
                 lines = str(error).strip().splitlines()
                 found = {"error": f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")}

@@ -1,4 +1,4 @@
-"""What commands have in common: the recipe and its run opened, freshness, and errors as one block."""
+"""What commands have in common: recipe and run opened, a stage run where it is not fresh, errors as one block."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
-from dpo_cli import recipe
+from dpo_cli import model_files, recipe
 from dpo_cli.distribution import shipped
 from dpo_cli.errors import FAILED, INTERRUPTED, USAGE, DpoError
 from dpo_cli.machine import ran_out_of_memory
-from dpo_cli.recipe import Recipe
+from dpo_cli.prepare.sources import set_files, source_files
+from dpo_cli.progress import Step
+from dpo_cli.recipe import Recipe, paths
 from dpo_cli.run import Run
 from dpo_cli.show import say
 
@@ -40,15 +42,18 @@ class Job:
     force: bool
     quiet: bool
 
+    @classmethod
+    def open(cls, path: Path, settings: list[str], runs_dir: Path, force: bool, quiet: bool) -> Job:
+        """Load the recipe of a command, and open its run."""
+        return cls(*open_run(path, settings, runs_dir), path, settings, runs_dir, force, quiet)
+
+    def with_setting(self, setting: str) -> Job:
+        """Open the same again with one more `--set`, which is in the commands that are proposed, too."""
+        return Job.open(self.path, [*self.settings, setting], self.runs_dir, self.force, self.quiet)
+
     def say(self, line: str) -> None:
         if not self.quiet:
             say(line)
-
-    def with_setting(self, section: str, name: str, value: str) -> Job:
-        """The same with a setting that an option gives; it is in the commands that are proposed, too."""
-        part = getattr(self.recipe, section).model_copy(update={name: value})
-        settings = [*self.settings, f"{section}.{name}={value}"]
-        return replace(self, recipe=self.recipe.model_copy(update={section: part}), settings=settings)
 
     def fresh(self, stage: str) -> bool:
         return self.run.state(stage, self.recipe).fresh
@@ -57,29 +62,77 @@ class Job:
         """Lock the run, unless it is only looked at, or can't be written to and has nothing to do."""
         return self.run.lock(view=view or (not (self.force or again) and self.fresh(stage)))
 
-    def run_stage(self, stage: str, work: Callable[[], None], again: bool | None = None) -> None:
-        """Do a stage's work where its results are not fresh, or where it is asked for again."""
+    def run_stage(self, stage: str, work: Callable[[], None], again: bool | None = None) -> bool:
+        """Do a stage's work where its results are not fresh, or where it is asked for again; returns whether it did."""
         if again if again is not None else self.force or not self.fresh(stage):
             work()
-        else:
-            self.say(f"{stage}: nothing has changed, nothing to do ({self.run[stage]})")
+            return True
+        self.say(f"{stage}: nothing has changed, nothing to do ({self.run[stage]})")
+        return False
+
+    def look_at(self, *parts: paths.Part) -> None:
+        """Refuse to begin where what the recipe names is not there, locally or on the Hub."""
+        paths.require(self.recipe, parts)
+        from dpo_cli import hub
+
+        hub.require(self.recipe, parts)
+
+    def load_backend(self, *parts: paths.Part) -> None:
+        """Import the backend, once what the recipe names of `parts` is there.
+
+        Before prepare, because that needs transformers, and Unsloth has to be imported before it.
+        """
+        with importing("torch, transformers and TRL"):
+            from dpo_cli import backends
+
+            backend = backends.choose_backend(self.recipe)
+            self.look_at(*parts)
+            backends.import_backend(backend)
+
+    def prepare(self, examples: bool = False) -> None:
+        """Prepare where the pairs are not fresh, and print where every prompt went."""
+
+        def work() -> None:
+            self.say(f"prepare: {', '.join(source.label for source in self.recipe.data.sources)}")
+            self.look_at(*self.parts_of_prepare)
+            with importing("datasets and transformers"):
+                from dpo_cli.prepare.pipeline import prepare
+
+            with self.run.stage("prepare", self.recipe) as draft:
+                prepared = prepare(self.recipe, draft.folder, kept=self.runs_dir, quiet=self.quiet)
+                draft.record["revisions"] = prepared.revisions
+
+        done = self.run_stage("prepare", work)
+        if (done or examples) and not self.quiet:
+            from dpo_cli.prepare.report import print_funnel
+
+            print_funnel(self.run, examples)
+
+    @property
+    def parts_of_prepare(self) -> list[paths.Part]:
+        """What prepare takes beside the data: a model where it counts tokens or samples, and the rater."""
+        filters, samples = self.recipe.data.filters, self.recipe.data.samples_here
+        model: list[paths.Part] = ["model"] if samples or filters.too_long or filters.length_ratio else []
+        return [*model, "adapter", "rater"] if samples else [*model, "rater"]
 
     def next(self, stage: str, *options: str) -> None:
         """Name the command that comes next; on the main process only, which is the one that is not quiet."""
         self.say(" ".join([f"next: {self.command(stage)}", *options]))
 
     def command(self, stage: str, *more: str) -> str:
-        """The command line of another stage of this very run, with more settings."""
+        """Write the command line of another stage of this very run, with more settings."""
         return command_line(stage, self.path, [*self.settings, *more], self.runs_dir)
 
 
+def importing(what: str) -> Step:
+    """The step of importing libraries: seconds, in which a command has said its first line already."""
+    return Step(f"importing {what}", named=False)
+
+
 def open_run(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> tuple[Recipe, Run]:
-    """The recipe and its run, which knows the files from outside that each stage reads."""
+    """Load a recipe and open its run, which knows the files from outside that each stage reads."""
     loaded = recipe.load(shipped(recipe_path), settings)
     os.fsencode(loaded.name)  # raises where no folder can be called so
-    from dpo_cli import model_files
-    from dpo_cli.prepare.sources import set_files, source_files
-
     inputs: dict[str, Callable[[Recipe], dict[str, Path]]] = {
         "prepare": lambda one: {**source_files(one, missing_ok=True), **model_files.files_for_prepare(one)},
         "train": model_files.local_files,

@@ -9,14 +9,11 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import psutil
 
 from dpo_cli import __version__
 from dpo_cli.disk import read_if_there
-from dpo_cli.environment import in_wsl
-
-if TYPE_CHECKING:
-    import torch
 
 PROCESS = Path("/proc/self")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -28,15 +25,11 @@ OUT_OF_MEMORY = re.compile(r"out of memory|STATUS_ALLOC_FAILED|not enough memory
 
 def total_memory() -> int:
     """Bytes of memory that this process may use: the machine's, or its container's limit where that is less."""
-    import psutil
-
     return min([psutil.virtual_memory().total, *(limit for limit, _ in _limits())])
 
 
 def free_memory() -> int:
     """Bytes of memory that are not in use, of the machine and within every limit of its container."""
-    import psutil
-
     within = (limit - used for limit, used in _limits())
     return max(min([psutil.virtual_memory().available, *within]), 0)
 
@@ -49,8 +42,6 @@ def cores() -> int:
 
 def peak_memory() -> int:
     """Bytes of resident memory at the highest; what is resident now on macOS, which tells no more than that."""
-    import psutil
-
     highest = re.search(r"VmHWM:\s*(\d+) kB", read_if_there(PROCESS / "status"))
     now = psutil.Process().memory_info()
     return int(highest[1]) * 1024 if highest else int(getattr(now, "peak_wset", now.rss))
@@ -85,44 +76,11 @@ def _limits() -> list[tuple[int, int]]:
     return found
 
 
-def best_dtype() -> torch.dtype:
-    """bfloat16 on a GPU that computes in it (Ampere and newer), float16 on an older one, float32 on a CPU."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return torch.float32
-    # Cards without bfloat16 (T4, V100, RTX 20xx) emulate it: slowly, and Unsloth's trainer refuses it there.
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of a GPU, or of this machine, was too small."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None  # torch's are all of these
-
-
-def free_gpu_memory() -> int:
-    """Bytes of the current GPU that this process may take: what is free, and what PyTorch holds already."""
-    import torch
-
-    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
-
-
-def limit_memory(most: int | None) -> None:
-    """Have PyTorch raise before it takes more bytes of the current GPU than these; None: all that is there.
-
-    In WSL never more than is free: there Windows gives a full card the machine's memory, without an error and many
-    times slower (microsoft/WSL#11050).
-    """
-    import torch
-
-    if in_wsl():
-        free = free_gpu_memory()
-        most = free if most is None else min(most, free)
-    if most is not None:
-        share = most / torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(max(share, 0.0), 1.0))
 
 
 def versions() -> dict[str, str]:

@@ -2,52 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from dpo_cli import smoke
 from dpo_cli.errors import DpoError
 from dpo_cli.machine import ran_out_of_memory
-from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe, RewardModelRater
 
 
 def location(model_id: str) -> str:
     """What transformers should load: the folder of a `builtin:` id, else the id itself."""
     return str(smoke.resolve(model_id)) if model_id.startswith("builtin:") else model_id
-
-
-def load_config(recipe: Recipe) -> Any:
-    """Read the config of `model.id`, as transformers keeps it."""
-    from transformers import AutoConfig
-
-    where = location(recipe.model.id)
-    return AutoConfig.from_pretrained(where, revision=recipe.model.revision, trust_remote_code=False)
-
-
-def weights_are_here(model_id: str, revision: str | None) -> bool:
-    """Whether the weights are in a folder, or whole in huggingface_hub's cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if Path(location(model_id)).is_dir():
-        return True
-
-    def cached(name: str) -> Path | None:
-        found = try_to_load_from_cache(model_id, name, revision=revision)
-        return Path(found) if isinstance(found, str) else None
-
-    index = cached("model.safetensors.index.json")
-    if index is None:
-        return cached("model.safetensors") is not None
-    return all(map(cached, set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
-
-
-def loading(model_id: str, revision: str | None) -> Step:
-    """The step of loading a model; where it has to be downloaded first the Hub's own bars show how far that is."""
-    if weights_are_here(model_id, revision):
-        return Step(f"loading {model_id}")
-    return Step(f"downloading and loading {model_id}", live=False)
 
 
 def local_files(recipe: Recipe) -> dict[str, Path]:

@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -30,10 +31,17 @@ from dpo_cli.backends import Backend
 from dpo_cli.chat import load_tokenizer
 from dpo_cli.errors import DpoError
 from dpo_cli.families import family_of
-from dpo_cli.machine import best_dtype
-from dpo_cli.model_files import cannot_load, load_config, loading, location
+from dpo_cli.gpu import best_dtype
+from dpo_cli.hub import loading
+from dpo_cli.model_files import cannot_load, location
 from dpo_cli.recipe import Lora, Recipe
 from dpo_cli.recipe.model_rules import unquantised
+
+
+def load_config(recipe: Recipe) -> Any:
+    """Read the config of `model.id`, as transformers keeps it."""
+    where = location(recipe.model.id)
+    return AutoConfig.from_pretrained(where, revision=recipe.model.revision, trust_remote_code=False)
 
 
 def resolve_dtype(recipe: Recipe) -> torch.dtype:

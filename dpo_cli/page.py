@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
+from markdown_it import MarkdownIt
 
-from dpo_cli.show import to_html
+
+def to_html(markdown: str) -> str:
+    """Render Markdown; HTML in it stays text. Wide tables scroll by themselves."""
+    page = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    region = '<div class="scroll" role="region" tabindex="0" aria-label="table"><table>'
+    framed = page.replace("<table>", region).replace("</table>", "</table></div>")  # no text holds a bare < in HTML
+    return re.sub("<th(?=[ >])", '<th scope="col"', framed)
 
 
 def render(template: str, **values: Any) -> str:

@@ -93,7 +93,9 @@ class Step:
         _open.append(self)
         self._began = time.monotonic()
         if self._live:
-            self._bar = _bar(self.name, bool(self.total or self.unit), self._forks)
+            from dpo_cli.terminal import live_line
+
+            self._bar = live_line(self.name, bool(self.total or self.unit), self._forks)
             self._bar.start()
         elif not self._quiet and (self._named or on_terminal()):
             say(f"  {self.name}")
@@ -136,28 +138,3 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(max(round(seconds), 0), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _bar(name: str, counted: bool, still: bool) -> Progress:
-    """The live line: with a bar and a note where something is counted, else with the time that has passed.
-
-    A still one is drawn when it is updated; others by a thread, too.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
-    if counted:
-        columns += [BarColumn(bar_width=16), TextColumn("{task.fields[note]}", markup=False)]
-    elif not still:
-        columns.append(TimeElapsedColumn())
-    # What is printed meanwhile goes above the line; where stdout is a file it must still get there.
-    bar = Progress(
-        *columns,
-        console=Console(stderr=True, markup=False, emoji=False, highlight=False),
-        transient=True,
-        auto_refresh=not still,
-        redirect_stdout=sys.stdout.isatty(),
-    )
-    bar.add_task(name, total=1.0, note="")
-    return bar

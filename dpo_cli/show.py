@@ -1,4 +1,4 @@
-"""What people are shown, on a terminal, in Markdown and in HTML: figures, tables, texts from outside.
+"""How figures, tables and texts from outside are written, for a terminal and in Markdown.
 
 A stage lays out its figures once, in Markdown. Text from outside is shown as it stands: what a terminal would obey is
 escaped, and what Markdown or HTML would take for markup is too.
@@ -9,11 +9,8 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TextIO
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TextIO
 
 # Controls (C0 but tab and line feed, DEL, C1), line and paragraph separators, directional embeddings, overrides and
 # isolates, and halves of surrogate pairs, which stand for bytes of a file name that is not UTF-8.
@@ -38,48 +35,6 @@ def takes_unicode() -> bool:
 def say(text: str, file: TextIO | None = None) -> None:
     """Print a text as `visible`, on stdout where no other stream is named."""
     print(visible(text), file=file, flush=True)
-
-
-def terminal(**options: Any) -> Console:
-    """A rich console for texts as they are: `visible`, no [markup] and no :emoji: in them, no colours of its own."""
-    from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResult
-    from rich.segment import Segment
-
-    class Visible:
-        def __init__(self, content: Any) -> None:
-            self.content = content
-
-        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-            for text, style, control in console.render(self.content, options):
-                yield Segment(text if control else visible(text), style, control)
-
-    class Hook:
-        def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-            return [Visible(one) for one in renderables]
-
-    console = Console(markup=False, emoji=False, highlight=False, **options)
-    console.push_render_hook(Hook())  # type: ignore[arg-type]
-    return console
-
-
-def print_markdown(text: str) -> None:
-    """Print Markdown on the terminal, laid out for its width."""
-    from rich.markdown import Markdown, TableElement
-    from rich.table import Table
-
-    class Plain(TableElement):
-        """A table without the empty lines that stand for its edges."""
-
-        def __rich_console__(self, *where: Any) -> Iterator[Table]:
-            for one in super().__rich_console__(*where):
-                assert isinstance(one, Table)
-                one.show_edge = False
-                yield one
-
-    class Page(Markdown):
-        elements: ClassVar = {**Markdown.elements, "table_open": Plain}
-
-    terminal().print(Page(text))
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
@@ -182,16 +137,6 @@ def fenced(text: str, most: int | None = None) -> str:
     return f"{fence}text\n{text}\n{fence}"
 
 
-def to_html(markdown: str) -> str:
-    """Render Markdown; HTML in it stays text. Wide tables scroll by themselves."""
-    from markdown_it import MarkdownIt
-
-    page = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
-    region = '<div class="scroll" role="region" tabindex="0" aria-label="table"><table>'
-    framed = page.replace("<table>", region).replace("</table>", "</table></div>")  # no text holds a bare < in HTML
-    return re.sub("<th(?=[ >])", '<th scope="col"', framed)
-
-
 def shorten(text: str, columns: int) -> str:
     """Cut a text with an ellipsis where it takes more columns than that; a Chinese character takes two."""
     widths = [2 if ord(letter) > 0x2E7F else 1 for letter in text]
@@ -200,39 +145,3 @@ def shorten(text: str, columns: int) -> str:
     while text and sum(widths[: len(text)]) >= columns:
         text = text[:-1]
     return text.rstrip() + "…"
-
-
-class ShownAnswer(Protocol):
-    """What is shown of an answer: its text, its tokens without a thought, and whether it found its end."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def said(self) -> Sequence[int]: ...
-    @property
-    def finished(self) -> bool: ...
-
-
-def print_answers(prompt: str, base: Sequence[ShownAnswer], tuned: Sequence[ShownAnswer]) -> None:
-    """Draws of one prompt, each pair side by side."""
-    from rich.rule import Rule
-    from rich.text import Text
-
-    console = terminal()
-    console.print(Text(prompt, style="bold"))
-    for number, (one, other) in enumerate(zip(base, tuned, strict=True), 1):
-        console.print(Rule(f"answer {number} of {len(base)}", style="dim"))
-        print_side_by_side({"base": one, "tuned": other})
-
-
-def print_side_by_side(answers: Mapping[str, ShownAnswer]) -> None:
-    """Answers to one prompt in columns, under who gave them."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 1), expand=True, pad_edge=False)
-    for name, answer in answers.items():
-        ended = "" if answer.finished else ", cut off"
-        table.add_column(f"{name} ({len(answer.said)} tokens{ended})", ratio=1, overflow="fold")
-    table.add_row(*(Text(answer.text) for answer in answers.values()))
-    terminal().print(table)

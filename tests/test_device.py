@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from dpo_cli import models
-from dpo_cli.machine import best_dtype, free_gpu_memory, limit_memory, ran_out_of_memory
+from dpo_cli.gpu import best_dtype, free_gpu_memory, limit_memory
+from dpo_cli.machine import ran_out_of_memory
 from dpo_cli.recipe import Recipe
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpo_cli import driver
-from dpo_cli.driver import CUDA_12, CUDA_13, QWEN3_GIB, Card, Driver, cuda_problem, find_driver, torch_index
+from dpo_cli import driver, gpu
+from dpo_cli.driver import CUDA_12, CUDA_13, QWEN3_GIB, Card, Driver, find_driver, torch_index
+from dpo_cli.gpu import cuda_problem
 from tests.fake_machine import GTX_1080, RTX_4080, RTX_5090, broken_nvidia_smi, nvidia_smi
 
 MISMATCH = "Failed to initialize NVML: Driver/library version mismatch"
@@ -41,7 +42,7 @@ def torch_built(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(torch, "__version__", "2.14.1+cu130" if cuda else "2.14.1+cpu")
         monkeypatch.setattr(torch.cuda, "is_available", is_available)
         found = ModuleSpec("unsloth", None) if unsloth else None
-        monkeypatch.setattr(driver, "find_spec", lambda name: found)
+        monkeypatch.setattr(gpu, "find_spec", lambda name: found)
 
     return set_up
 

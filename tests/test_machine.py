@@ -14,7 +14,8 @@ from typing import Any
 import psutil
 import pytest
 from dpo_cli import machine
-from dpo_cli.environment import ALLOCATOR, before_unsloth, prepare_environment
+from dpo_cli.backends import before_unsloth
+from dpo_cli.environment import ALLOCATOR, prepare_environment
 from tests import program
 
 GIB = 1 << 30

@@ -12,7 +12,7 @@ import pytest
 import torch
 from dpo_cli import adapters, backends, chat, models, smoke
 from dpo_cli.errors import DpoError
-from dpo_cli.model_files import load_config
+from dpo_cli.models import load_config
 from dpo_cli.recipe import Recipe
 from dpo_cli.train.rehearsal import refuse_cpu
 from safetensors.torch import load_file, save_file

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dpo_cli import hub
 from dpo_cli.cli import app
 from dpo_cli.errors import USAGE, DpoError
-from dpo_cli.recipe import check, load, paths
+from dpo_cli.recipe import check, load
 from typer.testing import CliRunner, Result
 
 Invoke = Callable[..., Result]
@@ -144,8 +145,8 @@ def test_a_hub_that_does_not_answer_is_said_within_seconds(
         online(f"http://127.0.0.1:{server.getsockname()[1]}")
         start = time.monotonic()
         with pytest.raises(DpoError, match=r"can't get nobody/nothing from http.*: no answer") as caught:
-            paths.require_hub(recipe, ["model"])
-        assert time.monotonic() - start < 4 * paths.SECONDS
+            hub.require(recipe, ["model"])
+        assert time.monotonic() - start < 4 * hub.SECONDS
     assert "HF_ENDPOINT" in str(caught.value)
     assert "model.id" in str(caught.value)
 
@@ -154,8 +155,8 @@ def test_a_hub_that_can_not_be_reached(folder: Path, online: Callable[[str], Non
     online("http://127.0.0.1:9")  # discard: nobody listens
     recipe = load(folder / "r.yaml", ["model.id=nobody/nothing"])
     with pytest.raises(DpoError, match="can't get nobody/nothing"):
-        paths.require_hub(recipe, ["model"])
-    paths.require_hub(load(folder / "r.yaml"), ["model"])  # a local one asks nobody
+        hub.require(recipe, ["model"])
+    hub.require(load(folder / "r.yaml"), ["model"])  # a local one asks nobody
 
 
 @pytest.mark.parametrize(("status", "says"), [(404, "has no a/b with a config.json"), (401, "gated"), (302, None)])
@@ -181,10 +182,10 @@ def test_what_the_hub_answers(
         threading.Thread(target=server.serve_forever, daemon=True).start()
         online(f"http://127.0.0.1:{server.server_port}")
         if says is None:
-            paths.require_hub(recipe, ["model"])
+            hub.require(recipe, ["model"])
         else:
             with pytest.raises(DpoError) as caught:
-                paths.require_hub(recipe, ["model"])
+                hub.require(recipe, ["model"])
             assert says in str(caught.value)
         server.shutdown()
     assert asked == ["/a/b/resolve/v1/config.json"]

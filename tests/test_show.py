@@ -6,7 +6,9 @@ import html
 import re
 
 import pytest
-from dpo_cli.show import escaped, fenced, print_markdown, table, to_html
+from dpo_cli.page import to_html
+from dpo_cli.show import escaped, fenced, table
+from dpo_cli.terminal import print_markdown
 
 TEXTS = (
     "请用三句话解释“偏好对齐”。",

@@ -17,7 +17,8 @@ import yaml
 from dpo_cli.cli import app
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import json_schema
-from dpo_cli.show import one_line, terminal, visible
+from dpo_cli.show import one_line, visible
+from dpo_cli.terminal import terminal
 from typer.testing import CliRunner, Result
 
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -214,7 +215,7 @@ def test_what_a_program_reads_comes_without_loss(project: Any, dpo_cli: Any, enc
 
 TABLE = """
 from dpo_cli.environment import never_fail_to_print
-from dpo_cli.show import terminal
+from dpo_cli.terminal import terminal
 never_fail_to_print()
 from rich.table import Table
 table = Table("来源", "█—π")

@@ -14,8 +14,9 @@ from dpo_cli.page import render
 from dpo_cli.published import clean
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
-from dpo_cli.show import NATS, RATIO, SHARE, Unit, escaped, print_markdown, show_figure, table, terminal
+from dpo_cli.show import NATS, RATIO, SHARE, Unit, escaped, show_figure, table
 from dpo_cli.show import say as print_line
+from dpo_cli.terminal import print_markdown, terminal
 
 ELO = Unit(0, signed=True, mark=0.0)
 BESIDE = 3  # columns of figures with intervals that have room on 80 columns

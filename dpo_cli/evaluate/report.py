@@ -19,9 +19,10 @@ from dpo_cli.evaluate.tables import BESIDE, Tables
 from dpo_cli.evaluate.verdict import verdict
 from dpo_cli.page import render
 from dpo_cli.published import clean
-from dpo_cli.show import LOSS, RATIO, escaped, fenced, print_markdown, shorten, show_figure, table, terminal
+from dpo_cli.show import LOSS, RATIO, escaped, fenced, shorten, show_figure, table
 from dpo_cli.show import say as print_line
 from dpo_cli.stats import opposite
+from dpo_cli.terminal import print_markdown, terminal
 
 SHOWN = 600  # characters of a prompt or an answer in the Markdown
 

@@ -13,7 +13,7 @@ from dpo_cli.inference import Answer, Sampling, generate, seed_of
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Message
 from dpo_cli.run import Run
-from dpo_cli.show import print_side_by_side
+from dpo_cli.terminal import print_side_by_side
 
 HELP = "/system TEXT sets a system prompt, /new starts over, Ctrl-D ends"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy
@@ -16,7 +17,6 @@ import numpy
 from dpo_cli.families import MARKERS
 from dpo_cli.language import language
 from dpo_cli.refusal import refuses
-from dpo_cli.show import ShownAnswer
 from dpo_cli.stats import Figure, bootstrap, bootstrap_mean, share_change, wilson
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def language_match(prompt: str, answer: str) -> bool | None:
     return None if "und" in spoken else spoken[0] == spoken[1]
 
 
-def valid(prompt: str, answer: ShownAnswer) -> bool:
+def valid(prompt: str, answer: Answer | SimpleNamespace) -> bool:
     """Whether an answer ended and says something, in the prompt's language, without repeating itself or markers."""
     return (
         answer.finished

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo_cli import model_files, models
 from dpo_cli.errors import DpoError
+from dpo_cli.hub import weights_are_here
 from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
 
@@ -121,7 +122,7 @@ def compare(recipe: Recipe, base: Path) -> None:
 def _fetch(base: str, commit: str | None, weights: bool) -> Path:
     wanted = [*TOKENIZER_FILES, "config.json", "README.md"]  # README.md: the model card repeats its licence
     wanted += ["*.safetensors", INDEX] if weights else []
-    there = not weights or model_files.weights_are_here(base, commit)
+    there = not weights or weights_are_here(base, commit)
     with Step(f"{'looking up' if there else 'downloading'} {base}", live=there, named=not there):
         return Path(snapshot_download(base, revision=commit, allow_patterns=wanted, ignore_patterns=["*/*"]))
 

@@ -17,9 +17,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from dpo_cli import chat, model_files
 from dpo_cli.disk import sha256
 from dpo_cli.errors import DpoError
+from dpo_cli.gpu import best_dtype
+from dpo_cli.hub import loading
 from dpo_cli.inference import in_batches, padded
 from dpo_cli.judging.judgment import Judgment, Match, key_of
-from dpo_cli.machine import best_dtype
 from dpo_cli.progress import Step
 from dpo_cli.recipe import RewardModelJudge, RewardModelRater
 from dpo_cli.records import Message
@@ -116,7 +117,7 @@ def _render(tokenizer: Any, prompt: list[Message], answer: str) -> list[int] | N
 
 def _load(settings: RewardModelRater, where: str, dtype: str, config: Any) -> Any:
     try:
-        with model_files.loading(settings.id, settings.revision):
+        with loading(settings.id, settings.revision):
             model, loaded = AutoModelForSequenceClassification.from_pretrained(
                 where,
                 revision=settings.revision,

@@ -20,7 +20,9 @@ from dpo_cli.prepare.survey import Read
 from dpo_cli.published import clean
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import ROWS_ARE
-from dpo_cli.show import escaped, show_figure, table, visible
+from dpo_cli.run import Run
+from dpo_cli.show import escaped, say, show_figure, table, visible
+from dpo_cli.terminal import print_markdown, terminal
 
 
 def build(
@@ -221,6 +223,14 @@ def _own_answers(report: dict[str, Any]) -> dict[str, str]:
             + (f"; mean of 1 to 5: {means}; {rated['tokens']:,} tokens" if means else "")
         )
     return facts
+
+
+def print_funnel(run: Run, with_examples: bool) -> None:
+    """Print where every prompt went, from `data/report.json`."""
+    report = json.loads((run["prepare"] / "report.json").read_text(encoding="utf-8"))
+    print_markdown("\n\n".join(summary(report, terminal().width) + (examples(report) if with_examples else [])))
+    pairs = report["pairs"]
+    say(f"prepare: {pairs['train']} training {rows_are(report)}, {pairs['eval']} held out -> {run['prepare']}")
 
 
 def examples(report: dict[str, Any]) -> list[str]:

@@ -17,7 +17,6 @@ Part = Literal["model", "adapter", "merge_base", "judge", "rater", "data", "sets
 PARTS: tuple[Part, ...] = ("model", "adapter", "merge_base", "judge", "rater", "data", "sets")
 DATA = ("data", "sets")  # parts that are files of rows, and no models
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-SECONDS = 5  # to wait for the Hub's first answer
 
 
 def hub_id_problem(name: str) -> str | None:
@@ -37,7 +36,7 @@ def missing(recipe: Recipe, parts: Iterable[Part] = PARTS) -> list[tuple[Key, st
         parts: what to look at.
     """
     wanted, found = set(parts), list[tuple[Key, str]]()
-    for part, key, name in _named(recipe):
+    for part, key, name in named(recipe):
         if part not in wanted or name.startswith("builtin:"):
             continue
         path = Path(name)
@@ -54,7 +53,7 @@ def missing(recipe: Recipe, parts: Iterable[Part] = PARTS) -> list[tuple[Key, st
     return found
 
 
-def _named(recipe: Recipe) -> Iterator[tuple[Part, Key, str]]:
+def named(recipe: Recipe) -> Iterator[tuple[Part, Key, str]]:
     """Everything that a recipe names outside of itself, and where."""
     model, judge, rater = recipe.model, recipe.eval.judge, recipe.data.rater
     yield "model", ("model", "id"), model.id
@@ -165,49 +164,3 @@ def require(recipe: Recipe, parts: Iterable[Part]) -> None:
         lines = [line for key, problem in found for line in (recipe.where(*key), f"  {problem}")]
         hint = "check the path; it is relative to the recipe that names it"
         raise DpoError("the recipe names what is not there", details=lines, hint=hint, exit_code=FAILED)
-
-
-def require_hub(recipe: Recipe, parts: Iterable[Part]) -> None:
-    """Ask the Hub for what is neither local nor in its cache, within seconds, where a download would try for a minute.
-
-    Raises:
-        DpoError: the Hub can't be reached, or does not have it.
-    """
-    from huggingface_hub import try_to_load_from_cache
-
-    for part, key, name in _named(recipe):
-        if part not in parts or part in DATA or name.startswith("builtin:") or Path(name).is_absolute():
-            continue
-        if Path(name).exists():
-            continue
-        revision = recipe.model.revision if part == "model" else None
-        file = "adapter_config.json" if part == "adapter" else "config.json"
-        cached = (try_to_load_from_cache(name, one, revision=revision) for one in (file, "tokenizer_config.json"))
-        if not any(isinstance(one, str) for one in cached):
-            _ask_hub(name, file, revision, recipe.where(*key))
-
-
-def _ask_hub(name: str, file: str, revision: str | None, where: str) -> None:
-    """One request for one small file of a repository."""
-    import httpx
-    from huggingface_hub import constants, get_token
-
-    hub = constants.ENDPOINT
-    if constants.HF_HUB_OFFLINE:
-        hint = "unset HF_HUB_OFFLINE, or download it where there is a network"
-        raise DpoError(f"{name} is not in the cache, and HF_HUB_OFFLINE is set", where=where, hint=hint)
-    token = get_token()
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    address = f"{hub}/{name}/resolve/{revision or 'main'}/{file}"
-    try:
-        status = httpx.head(address, headers=headers, timeout=SECONDS).status_code
-    except httpx.HTTPError as error:
-        said = "no answer" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
-        hint = "check the network; where the Hub is out of reach set HF_ENDPOINT to a mirror"
-        raise DpoError(f"can't get {name} from {hub}: {said}", where=where, hint=hint) from None
-    if status in (401, 403):
-        hint = f"check the name; where it is gated, ask for access at {hub}/{name}, and run `hf auth login`"
-        raise DpoError(f"{hub} has no {name}, or does not show it to you", where=where, hint=hint)
-    if status == 404:
-        at = f" at revision {revision}" if revision else ""
-        raise DpoError(f"{hub} has no {name} with a {file}{at}", where=where, hint="check the name")

@@ -10,7 +10,7 @@ import torch
 
 from dpo_cli import models
 from dpo_cli.errors import DpoError
-from dpo_cli.machine import best_dtype
+from dpo_cli.gpu import best_dtype
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from dpo_cli import backends, processes
 from dpo_cli.errors import DpoError, either
-from dpo_cli.machine import limit_memory
+from dpo_cli.gpu import limit_memory
 from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
 from dpo_cli.train import prefix_check, reference_cache, shared_prefix, token_budget

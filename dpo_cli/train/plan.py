@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dpo_cli import machine
+from dpo_cli import gpu, machine
 from dpo_cli.families import with_targets
 from dpo_cli.recipe import Recipe
 from dpo_cli.train.memory import (
@@ -149,7 +149,7 @@ def plan(
 def available_memory(recipe: Recipe) -> int:
     """Return the bytes that a run may take: free on the card, else this machine's, or `engine.memory_limit` if less."""
     if torch.cuda.is_available():
-        there = machine.free_gpu_memory() + CUDA_CONTEXT  # the plan counts our context, which the card calls taken
+        there = gpu.free_gpu_memory() + CUDA_CONTEXT  # the plan counts our context, which the card calls taken
     else:
         there = machine.total_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes beside this one
     return min(there, parse_memory_limit(recipe.engine.memory_limit) or there)

@@ -9,12 +9,14 @@ import torch
 from dpo_cli.backends import Backend, choose_backend
 from dpo_cli.chat import load_tokenizer
 from dpo_cli.errors import DpoError
+from dpo_cli.hub import weights_are_here
 from dpo_cli.inference import encode
-from dpo_cli.model_files import load_config, weights_are_here
+from dpo_cli.models import load_config
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Pair
 from dpo_cli.run import Run
-from dpo_cli.show import print_markdown, say, table
+from dpo_cli.show import say, table
+from dpo_cli.terminal import print_markdown
 from dpo_cli.train.memory import GIB, gib
 from dpo_cli.train.methods import METHODS, cannot_be_cut
 from dpo_cli.train.plan import Lengths, Plan, available_memory, plan

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, Trainer
 from transformers.optimization import get_scheduler
 
 from dpo_cli.errors import USAGE, DpoError
-from dpo_cli.model_files import load_config
+from dpo_cli.models import load_config
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.model_rules import against_model
 from dpo_cli.recipe.optimizer_rules import LOW_RANK

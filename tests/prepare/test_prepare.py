@@ -20,7 +20,7 @@ from dpo_cli.prepare.report import examples, summary
 from dpo_cli.prepare.text import hash64, normalise
 from dpo_cli.prepare.tokens import preview
 from dpo_cli.records import Pair
-from dpo_cli.show import print_markdown
+from dpo_cli.terminal import print_markdown
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

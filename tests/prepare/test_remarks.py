@@ -11,7 +11,8 @@ import pytest
 from dpo_cli.errors import DpoError
 from dpo_cli.language import latin_language
 from dpo_cli.prepare.report import examples, summary
-from dpo_cli.show import escaped, print_markdown
+from dpo_cli.show import escaped
+from dpo_cli.terminal import print_markdown
 
 TINY = {"id": "builtin:tiny-qwen3", "max_length": 64}
 

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from dpo_cli.records import read_jsonl
-from dpo_cli.show import print_answers, say
+from dpo_cli.show import say
+from dpo_cli.terminal import print_answers
 
 
 def show(run: Path) -> None:

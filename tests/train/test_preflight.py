@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import Recipe
-from dpo_cli.show import print_markdown
+from dpo_cli.terminal import print_markdown
 from dpo_cli.train import memory as sizes
 from dpo_cli.train import preflight
 from dpo_cli.train.memory import GIB, Memory, parse_memory_limit, predict

@@ -1,0 +1,101 @@
+"""The GPU as torch uses it: why it finds none, what it computes in, and how much of its memory is ours."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from importlib.util import find_spec
+
+import torch
+
+from dpo_cli.driver import CUDA_12, Driver, find_driver, oldest_driver, too_old, torch_index
+from dpo_cli.environment import in_wsl
+from dpo_cli.errors import DpoError
+
+
+def cuda_problem() -> DpoError | None:
+    """Why torch finds no GPU though there is an NVIDIA card, or Unsloth is installed, which needs one; else None.
+
+    A card hidden by CUDA_VISIBLE_DEVICES, or one beside a CPU build of torch, is a problem for Unsloth only: the hf
+    backend trains small models on the CPU.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of an old driver in its own words
+        usable = torch.cuda.is_available()
+    if usable or torch.version.hip or os.environ.get("UNSLOTH_ALLOW_CPU") == "1":
+        return None
+    driver, unsloth = find_driver(), find_spec("unsloth") is not None
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    meant = hidden in ("", "-1") or not torch.version.cuda
+    if not unsloth and (driver is None or meant):
+        return None
+    return _problem(torch.__version__, torch.version.cuda, driver, hidden)
+
+
+def _problem(torch_version: str, cuda: str | None, driver: Driver | None, hidden: str | None) -> DpoError:
+    index = torch_index(driver)
+    pins = f"torch=={torch_version.partition('+')[0]} torchvision"
+    command = f"pip uninstall -y torch torchvision && pip install {pins} --index-url {index}"
+    without_card = "without an NVIDIA card, use the CPU packages in another venv: make smoke creates .venv"
+    if cuda is None:
+        way = f"for a card, {command}" if index else "for a card, update its driver first"
+        return DpoError(f"torch {torch_version} is a CPU build, and Unsloth needs a GPU", hint=f"{way}; {without_card}")
+    wanted = f"{oldest_driver(cuda) or 580} or newer"
+    built = f"torch {torch_version} is built for CUDA {cuda}, which needs the NVIDIA driver {wanted}"
+    if driver is None:
+        return DpoError(
+            f"torch finds no GPU: there is no NVIDIA driver here (no nvidia-smi). {built}",
+            hint=f"install the driver; start a container with --gpus all; {without_card}",
+        )
+    if driver.error:
+        return DpoError(
+            f"torch finds no GPU, and nvidia-smi fails: {driver.error}",
+            hint=f"restart the machine, or reinstall the NVIDIA driver ({wanted})",
+        )
+    if too_old(driver, cuda):
+        other = f", or install torch for CUDA 12.6: {command}" if index == CUDA_12 else ""
+        return DpoError(f"{built}; the installed driver is {driver.version}", hint=f"update the driver{other}")
+    if hidden is not None:
+        return DpoError(
+            f"torch finds no GPU: CUDA_VISIBLE_DEVICES={hidden!r} hides it",
+            hint="unset CUDA_VISIBLE_DEVICES, or set it to 0",
+        )
+    return DpoError(
+        f"torch finds no GPU, though the driver {driver.version} should do: {_reason()}",
+        hint="restart the machine; in a container, pass every /dev/nvidia* device (--gpus all)",
+    )
+
+
+def _reason() -> str:
+    try:
+        torch.cuda.init()
+    except Exception as error:  # RuntimeError, AssertionError or what a later torch raises: only its words are wanted
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+    return "no reason is given"
+
+
+def best_dtype() -> torch.dtype:
+    """bfloat16 on a GPU that computes in it (Ampere and newer), float16 on an older one, float32 on a CPU."""
+    if not torch.cuda.is_available():
+        return torch.float32
+    # Cards without bfloat16 (T4, V100, RTX 20xx) emulate it: slowly, and Unsloth's trainer refuses it there.
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def free_gpu_memory() -> int:
+    """Bytes of the current GPU that this process may take: what is free, and what PyTorch holds already."""
+    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+
+
+def limit_memory(most: int | None) -> None:
+    """Have PyTorch raise before it takes more bytes of the current GPU than these; None: all that is there.
+
+    In WSL never more than is free: there Windows gives a full card the machine's memory, without an error and many
+    times slower (microsoft/WSL#11050).
+    """
+    if in_wsl():
+        free = free_gpu_memory()
+        most = free if most is None else min(most, free)
+    if most is not None:
+        share = most / torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(max(share, 0.0), 1.0))
