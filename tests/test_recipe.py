@@ -17,9 +17,9 @@ import yaml
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import Recipe, dump, json_schema, load
 from dpo_cli.recipe.errors import fields_at
-from dpo_cli.recipe.foreign import NAMES, SYNONYMS
+from dpo_cli.recipe.foreign import NAMES, OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS, SYNONYMS
 from dpo_cli.recipe.overview import overview
-from dpo_cli.recipe.train import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS, trl_arguments
+from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.recipe.yaml import read_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st

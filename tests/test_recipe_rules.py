@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import Recipe, check, dump, load
+from dpo_cli.recipe.foreign import OWNED_TRAIN_ARGUMENTS
 from dpo_cli.recipe.model_rules import against_model
 from dpo_cli.recipe.optimizer_rules import OPTIMIZER_PACKAGES, REPORTERS
-from dpo_cli.recipe.rules import RULES
-from dpo_cli.recipe.train import OWNED_TRAIN_ARGUMENTS, trl_arguments
+from dpo_cli.recipe.rules import notes, rules
+from dpo_cli.recipe.train import trl_arguments
 
 MINIMAL = "model: {id: a/b}\ndata: {sources: [{id: c/d}]}\n"
 Load = Callable[..., Recipe]
@@ -297,16 +298,17 @@ def test_a_tracker_loads_where_its_package_is_installed(loaded: Load, name: str)
         loaded(f"train.report_to=[{name}]")
 
 
-def test_every_rule_is_of_a_key_that_exists() -> None:
+def test_every_rule_is_of_a_key_that_exists(loaded: Load) -> None:
     """A rule on a name that TRL has dropped would never speak."""
     train = {name for one in trl_arguments().values() for name in one["arguments"]} - set(OWNED_TRAIN_ARGUMENTS)
     sections: list[Any] = [Recipe.model_fields[name].annotation for name in ("lora", "model", "eval", "export")]
     fields = {section.__name__.lower(): set(section.model_fields) for section in sections}
     fields["lora"].add("rslora")  # of a LoRA's own config
-    for rule in RULES:
-        for key in rule.keys.split():
-            section, name = key.split(".")
-            assert name in (train if section == "train" else fields[section]), key
+    recipes = [loaded(f"train.method={method}") for method in trl_arguments()]
+    recipes.append(loaded("model.adapter=me/sft"))
+    for key in {key for recipe in recipes for keys, _ in (*rules(recipe), *notes(recipe)) for key in keys.split()}:
+        section, name = key.split(".")
+        assert name in (train if section == "train" else fields[section]), key
 
 
 # ------------------------------------------------------------------------------------------- what only a model shows

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import dpo_cli
 import pytest
-from dpo_cli.recipe.train import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS, trl_arguments
+from dpo_cli.recipe.foreign import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS
+from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.train.arguments import describe_arguments
 from dpo_cli.train.methods import LOSSES, METHODS
 

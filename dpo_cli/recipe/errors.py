@@ -12,11 +12,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from dpo_cli.errors import USAGE, DpoError, did_you_mean, either
-from dpo_cli.recipe.foreign import ours, program
+from dpo_cli.recipe.foreign import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS, ours, program
 from dpo_cli.recipe.train import (
     OF_THE_REFERENCE,
-    OLD_TRAIN_ARGUMENTS,
-    OWNED_TRAIN_ARGUMENTS,
     methods_with,
     methods_with_loss,
     trl_arguments,

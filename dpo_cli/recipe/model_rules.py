@@ -70,9 +70,10 @@ def against_model(recipe: Recipe, config: Mapping[str, Any]) -> list[tuple[Key, 
     return found
 
 
-def lora_targets(recipe: Recipe, value: Any) -> str | None:
+def lora_targets(recipe: Recipe) -> str | None:
     """Layers that a LoRA can't have here, as far as their names say it."""
-    for name in value:
+    value = recipe.lora.target_modules
+    for name in value if value != "auto" else ():
         if "-" in name or name == "all":
             return f"{name} is not a layer: name the layers, or leave the key out for all linear ones"
         if not re.fullmatch(r"\w+(\.\w+)*", name):

@@ -9,49 +9,51 @@ from typing import Any
 from dpo_cli.errors import did_you_mean
 from dpo_cli.recipe.train import trl_arguments
 
-Recipe = Any  # dpo_cli.recipe's, which imports this module
-
 BY_METRIC = ("reduce_lr_on_plateau", "greedy")  # schedules that follow a held-out figure
 
 
-def schedule(recipe: Recipe, value: Any) -> str | None:
-    """A schedule without what it needs."""
-    kwargs = recipe.train.lr_scheduler_kwargs
-    given = kwargs if isinstance(kwargs, dict) else {}
-    if value in BY_METRIC and recipe.train.eval_strategy == "no":
-        return f"{value} follows the held-out loss: set train.eval_strategy: steps, or epoch"
-    known = _kwargs(recipe, value)
-    missing = [name for name in known["needs"] if name not in given]
-    if missing:
-        return f"{value} needs train.lr_scheduler_kwargs: {{{', '.join(f'{name}: …' for name in missing)}}}"
-    if (
-        "min_lr" in known["takes"]
-        and value != "greedy"
-        and value not in BY_METRIC
-        and ("min_lr" in given) == ("min_lr_rate" in given)
-    ):
-        return f"{value} needs train.lr_scheduler_kwargs with one of min_lr and min_lr_rate, as {{min_lr_rate: 0.1}}"
+def schedule(train: Any) -> str | None:
+    """Say what a schedule needs and has not."""
+    name, given = train.lr_scheduler_type, train.lr_scheduler_kwargs
+    given = given if isinstance(given, dict) else {}
+    if name in BY_METRIC and train.eval_strategy == "no":
+        return f"{name} follows the held-out loss: set train.eval_strategy: steps, or epoch"
+    known = _kwargs(train)
+    lacking = [one for one in known["needs"] if one not in given]
+    if lacking:
+        return f"{name} needs train.lr_scheduler_kwargs: {{{', '.join(f'{one}: …' for one in lacking)}}}"
+    one_of_two = "min_lr" in known["takes"] and name not in BY_METRIC
+    if one_of_two and ("min_lr" in given) == ("min_lr_rate" in given):
+        return f"{name} needs train.lr_scheduler_kwargs with one of min_lr and min_lr_rate, as {{min_lr_rate: 0.1}}"
     return None
 
 
-def _kwargs(recipe: Recipe, schedule: str) -> dict[str, list[str]]:
-    """Which `lr_scheduler_kwargs` a schedule takes and needs."""
-    schedules = trl_arguments()[recipe.train.method]["arguments"]["lr_scheduler_type"]["kwargs"]
-    return dict(schedules[schedule])
+def _kwargs(train: Any) -> dict[str, list[str]]:
+    """Which `lr_scheduler_kwargs` the schedule takes and needs."""
+    schedules = trl_arguments()[train.method]["arguments"]["lr_scheduler_type"]["kwargs"]
+    return dict(schedules[train.lr_scheduler_type])
 
 
-def schedule_kwargs(recipe: Recipe, value: Any) -> str | None:
-    """Arguments that the schedule does not take."""
-    name = recipe.train.lr_scheduler_type
-    takes = _kwargs(recipe, name)["takes"]
-    if not isinstance(value, dict):
+def schedule_kwargs(train: Any) -> str | None:
+    """Say which arguments the schedule does not take."""
+    given, takes = train.lr_scheduler_kwargs, _kwargs(train)["takes"]
+    if not isinstance(given, dict):
         return "must be a map"
-    strange = [str(one) for one in value if one not in takes]
+    strange = [str(one) for one in given if one not in takes]
     if not strange:
         return None
     near = did_you_mean(strange[0], takes)
-    said = f"did you mean {near}?" if near else f"it takes {', '.join(takes)}" if takes else "remove it"
-    return f"{name} takes no {strange[0]}: {said}"
+    instead = f"did you mean {near}?" if near else f"it takes {', '.join(takes)}" if takes else "remove it"
+    return f"{train.lr_scheduler_type} takes no {strange[0]}: {instead}"
+
+
+def warmup(train: Any) -> str | None:
+    """Say whether the schedule has no warm-up."""
+    name = train.lr_scheduler_type
+    if name not in ("constant", *BY_METRIC):
+        return None
+    instead = "constant_with_warmup has a warm-up" if name == "constant" else "remove it"
+    return f"is not read by lr_scheduler_type {name}: {instead}"
 
 
 # By what an optimizer's name holds: the module it needs, and what to install.
@@ -67,13 +69,15 @@ OPTIMIZER_PACKAGES = {
 }  # fmt: skip
 
 
-def optimizer(recipe: Recipe, value: Any) -> str | None:
+def optimizer(train: Any) -> str | None:
+    """Say what an optimizer needs and has not."""
+    value = train.optim
     module, package = next((found for part, found in OPTIMIZER_PACKAGES.items() if part in value), (None, None))
     if module and find_spec(module) is None:
         return f"{value} needs the package {package}, which is not installed: pip install {package}"
-    if value.startswith(LOW_RANK) and not recipe.train.optim_target_modules:
+    if value.startswith(LOW_RANK) and not train.optim_target_modules:
         return f"{value} needs train.optim_target_modules, such as [q_proj, v_proj]"
-    if value.endswith("_layerwise") and recipe.train.gradient_accumulation_steps > 1:
+    if value.endswith("_layerwise") and train.gradient_accumulation_steps > 1:
         return f"{value} can't accumulate gradients: set train.gradient_accumulation_steps: 1"
     return None
 
@@ -93,11 +97,14 @@ WITHOUT_ARGS = re.compile(
 )
 
 
-def optim_args(recipe: Recipe, value: Any) -> str | None:
-    optim = recipe.train.optim
+def optim_args(train: Any) -> str | None:
+    """Say which arguments the optimizer does not take."""
+    optim = train.optim
+    if not train.optim_args:
+        return None
     if WITHOUT_ARGS.fullmatch(optim):
         return f"is not read by {optim}: remove it"
-    pairs = [part.split("=") for part in value.replace(" ", "").split(",")]
+    pairs = [part.split("=") for part in train.optim_args.replace(" ", "").split(",")]
     if any(len(pair) != 2 or not all(pair) for pair in pairs):
         return "must be name=value pairs with commas between them, such as momentum=0.9,nesterov=true"
     strange = [name for name, _ in pairs if name not in OPTIM_ARGS.get(optim, (name,))]
@@ -116,20 +123,19 @@ REPORTERS = {
 }  # fmt: skip
 
 
-def reporters(recipe: Recipe) -> list[str]:
-    said = recipe.train.report_to
+def reporters(train: Any) -> list[str]:
+    """`train.report_to` as a list."""
+    said = train.report_to
     return [said] if isinstance(said, str) else said or []
 
 
-def report_to(recipe: Recipe, value: Any) -> str | None:
-    for name in reporters(recipe):
-        if name in ("none", "all"):
-            continue
+def report_to(train: Any) -> str | None:
+    """Say which of the names is no tracker, or of one that is not installed."""
+    for name in (one for one in reporters(train) if one not in ("none", "all")):
         if name not in REPORTERS:
             near = did_you_mean(name, list(REPORTERS))
-            return f"must be none, all, or of {', '.join(REPORTERS)}, not {name}" + (
-                f"; did you mean {near}?" if near else ""
-            )
+            known = f"must be none, all, or of {', '.join(REPORTERS)}, not {name}"
+            return f"{known}; did you mean {near}?" if near else known
         modules, package = REPORTERS[name]
         if not any(find_spec(module) for module in modules):
             return f"{name} needs a package that is not installed: pip install {package}"

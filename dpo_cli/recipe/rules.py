@@ -1,13 +1,12 @@
-"""Settings that do nothing, or fail late: one table, a row a rule, so that `check` says so and what to write instead.
+"""Settings that do nothing, or fail late, each with what to write instead, so that `check` says so.
 
-A rule is about keys that are set away from their defaults. It has a sentence for them, and may say where they are fine.
-Nothing here imports torch or TRL; what only the machine or the data show is checked by `train` before it works.
+A rule is about keys that are set away from their defaults. Nothing here imports torch or TRL; what only the machine or
+the data show is checked by `train` before it works.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -23,142 +22,212 @@ from dpo_cli.recipe.optimizer_rules import (
     reporters,
     schedule,
     schedule_kwargs,
+    warmup,
 )
 from dpo_cli.recipe.paths import json_in
 from dpo_cli.recipe.train import held_out_metric_problem, not_logged, trl_arguments
 from dpo_cli.recipe.yaml import Key
 
 Recipe = Any  # dpo_cli.recipe's, which imports this module
+# Dotted keys with spaces between them, and the sentence behind each; false or None where nothing is wrong.
+Rules = Iterator[tuple[str, str | bool | None]]
 
-
-@dataclass(frozen=True)
-class Rule:
-    """What is wrong with keys that are set.
-
-    Attributes:
-        keys: dotted, separated by spaces.
-        problem: the sentence behind the key, or what makes it of the recipe and the value (None: nothing wrong).
-        unless: where the keys are fine.
-        remark: `check` prints it as a note, and it is no error: the run does what it should.
-    """
-
-    keys: str
-    problem: str | Callable[[Recipe, Any], str | None]
-    unless: Callable[[Recipe], bool] = lambda recipe: False
-    remark: bool = False
+NO_METRICS = "is of metrics over predictions, which preference training does not make: remove it"
+ONE_ANSWER = "can't be: a row stays one prompt with its answer, as eval scores it; remove it"
+# What no preference trainer of TRL reads, what dpo-cli sets, and what would break a resume.
+NEVER = {
+    "train.padding_free": "is switched off in TRL: remove it; engine.shared_prefix pads nothing",
+    "train.label_smoothing_factor": "is not read by preference losses; TRL's own is label_smoothing",
+    "train.ref_model_mixup_alpha train.ref_model_sync_steps": "is of sync_ref_model, which a LoRA can't have",
+    "train.trust_remote_code": "is never given: code that comes with a model is not run; remove it",
+    "train.bf16_full_eval train.fp16_full_eval": "does nothing during training; eval takes model.dtype",
+    "train.use_cache": "does nothing: training never uses the cache; remove it",
+    "train.prediction_loss_only train.eval_do_concat_batches train.eval_use_gather_object": NO_METRICS,
+    "train.label_names train.eval_accumulation_steps train.include_for_metrics train.batch_eval_metrics": NO_METRICS,
+    "train.disable_tqdm": "does nothing: dpo-cli draws its own progress; use --quiet",
+    "train.use_liger_kernel train.liger_kernel_config": (
+        "can't be: TRL's trainer and engine.shared_prefix patch the same layers; Unsloth brings kernels of its own"
+    ),
+    "train.packing train.eval_packing train.packing_strategy": ONE_ANSWER,
+    "train.assistant_only_loss": "can't be: the tokens of the last answer count, and no others; remove it",
+    "train.dataset_text_field train.dataset_kwargs train.shuffle_dataset": (
+        "does nothing: prepare writes the rows, and the trainer shuffles them; remove it"
+    ),
+    "train.chat_template_path train.eos_token": "can't be: the model's own chat template is taken; remove it",
+    "train.save_only_model": "can't be: a resume needs the optimizer's state; save_total_limit saves disk space",
+    "train.ignore_data_skip": "can't be: a resumed run would see other rows than an unbroken one; remove it",
+    "train.enable_jit_checkpoint": "can't be: train itself saves at Ctrl-C and SIGTERM; remove it",
+    "train.length_column_name": "is of group_by_length, which can't be; remove it",
+}
 
 
 def problems(recipe: Recipe) -> list[tuple[Key, str]]:
-    """The settings that are refused, each with its sentence."""
-    return [(key, sentence) for key, sentence, remark in _broken(recipe) if not remark]
+    """Return the settings that are refused, each with its sentence."""
+    return _of_set_keys(recipe, rules(recipe))
 
 
 def remarks(recipe: Recipe) -> list[tuple[Key, str]]:
-    """The settings that have no effect here and harm nothing."""
-    return [(key, sentence) for key, sentence, remark in _broken(recipe) if remark]
+    """Return the settings that have no effect here and harm nothing, of which `check` prints a note."""
+    return _of_set_keys(recipe, notes(recipe))
 
 
-def _broken(recipe: Recipe) -> Iterator[tuple[Key, str, bool]]:
-    seen = set()
-    for rule in RULES:
-        for dotted in rule.keys.split():
+def _of_set_keys(recipe: Recipe, found: Rules) -> list[tuple[Key, str]]:
+    """The first sentence of each key that the method has and that is set away from its default."""
+    sentences: dict[Key, str] = {}
+    for keys, sentence in found:
+        for dotted in keys.split() if sentence else ():
             section, name = dotted.split(".")
             part = getattr(recipe, section)
             field = type(part).model_fields.get(name)
-            if field is None or dotted in seen:  # another method's; or something is wrong with it already
-                continue
-            value = getattr(part, name)
-            if value == field.get_default(call_default_factory=True) or rule.unless(recipe):
-                continue
-            sentence = rule.problem if isinstance(rule.problem, str) else rule.problem(recipe, value)
-            if sentence:
-                seen.add(dotted)
-                yield (section, name), sentence, rule.remark
+            if field and getattr(part, name) != field.get_default(call_default_factory=True):
+                sentences.setdefault((section, name), str(sentence))
+    return list(sentences.items())
 
 
-# ------------------------------------------------------------------------------------------------- what rules ask
+def rules(recipe: Recipe) -> Rules:
+    """Yield what is refused."""
+    yield from NEVER.items()
+    yield from _of_losses(recipe.train)
+    yield from _of_evaluation(recipe.train)
+    yield from _of_saving_and_logging(recipe.train)
+    yield from _of_steps(recipe.train)
+    yield from _of_memory_and_machines(recipe.train)
+    yield from _of_other_sections(recipe)
+    drops = (
+        "does nothing: prepare drops pairs over model.max_length; set data.filters.too_long: false too, or remove it"
+    )
+    yield "train.truncation_mode", recipe.data.filters.too_long is not False and drops
 
 
-def _evaluates(recipe: Recipe) -> bool:
-    return bool(recipe.train.eval_strategy != "no")
-
-
-def _needs_evaluation(recipe: Recipe, value: Any) -> str | None:
-    return None if _evaluates(recipe) else "needs evaluations: set train.eval_strategy: steps, or epoch"
-
-
-def _picks_best(recipe: Recipe) -> bool:
-    """Whether anything asks which evaluation was the best."""
+def notes(recipe: Recipe) -> Rules:
+    """Yield what has no effect here, where the run does what it should all the same."""
     train = recipe.train
-    by_metric = train.lr_scheduler_type in BY_METRIC or train.save_strategy == "best"
-    return bool(train.load_best_model_at_end or train.metric_for_best_model or by_metric)
+    evaluates = train.eval_strategy != "no"
+    yield "train.per_device_eval_batch_size", not evaluates and "has no effect: nothing is evaluated during training"
+    # Not refused: `--set train.save_strategy=no` says what is meant, whatever else the recipe says.
+    saves = train.save_strategy == "steps" or recipe.engine.early_stopping
+    yield "train.save_steps", not saves and "has no effect without train.save_strategy: steps"
+    logs = train.logging_strategy == "steps"
+    yield "train.logging_steps", not logs and "has no effect without train.logging_strategy: steps"
+    silent = not set(reporters(train)) - {"none"}
+    yield "train.run_name", silent and "has no effect: train.report_to names no one to tell it to"
+    yield "train.num_train_epochs", train.max_steps >= 1 and "has no effect beside train.max_steps"
+    never = f"{train.warmup_steps:g} are no fewer than max_steps {train.max_steps}: the learning rate is never reached"
+    yield "train.warmup_steps", 0 < train.max_steps <= train.warmup_steps and never
+    disabled = recipe.lora.dropout and getattr(train, "disable_dropout", False)
+    yield "lora.dropout", disabled and "has no effect while train.disable_dropout is true, as it is by default"
+    no_adapter = recipe.model.adapter is None
+    yield "eval.against", no_adapter and "has no effect: model.adapter is not set, so that the base is the reference"
 
 
-def _unread_by_losses(name: str) -> Rule:
-    """An argument that only some of the method's losses read."""
-
-    def problem(recipe: Recipe, value: Any) -> str | None:
-        losses = trl_arguments()[recipe.train.method]["read_by"].get(name)
-        if losses is None or set(losses) & set(recipe.train.losses):
-            return None
-        return f"is read by loss_type {either(losses)}, not by {' + '.join(recipe.train.losses)}: remove it"
-
-    return Rule(f"train.{name}", problem)
-
-
-def _divergence(recipe: Recipe, value: Any) -> str | None:
-    fits = trl_arguments()[recipe.train.method]["read_by"].get("f_divergence_type", [])
-    others = [loss for loss in recipe.train.losses if loss not in fits]
-    return f"can't be with loss_type {' + '.join(others)}: set reverse_kl, or {either(fits)}" if others else None
-
-
-def _whole(strategy: str) -> Callable[[Recipe, Any], str | None]:
-    """Steps above 1 are whole; below 1 they are a share of the run."""
-
-    def problem(recipe: Recipe, value: Any) -> str | None:
-        if getattr(recipe.train, strategy) == "steps" and value is not None and value > 1 and value != int(value):
-            return f"must be a whole number of steps, or below 1 a share of the run, not {value:g}"
-        return None
-
-    return problem
+def _of_losses(train: Any) -> Rules:
+    """Arguments that only some losses of the method read."""
+    described, losses = trl_arguments()[train.method], train.losses
+    for name in ("label_smoothing", "discopop_tau", "simpo_gamma"):
+        if name in described["read_by"] and not set(described["read_by"][name]) & set(losses):
+            read_by = either(described["read_by"][name])
+            yield f"train.{name}", f"is read by loss_type {read_by}, not by {' + '.join(losses)}: remove it"
+    divergence, fits = getattr(train, "f_divergence_type", None), described["read_by"].get("f_divergence_type", [])
+    others = " + ".join(loss for loss in losses if loss not in fits)
+    refused = f"can't be with loss_type {others}: set reverse_kl, or {either(fits)}"
+    yield "train.f_divergence_type", bool(others) and refused
+    alpha = "is read with f_divergence_type: alpha_divergence only: set that, or remove it"
+    yield "train.f_alpha_divergence_coef", divergence != "alpha_divergence" and alpha
+    sorts = bool({"aot", "aot_unpaired"} & set(losses))
+    yield "train.use_weighting", sorts and "can't be with loss_type aot or aot_unpaired, which sort the rows: remove it"
+    means = "does nothing: these losses are means over rows, not tokens"
+    yield "train.average_tokens_across_devices", described["compares"] and means
+    of_answers = getattr(train, "completion_only_loss", None)
+    yield "train.completion_only_loss", not of_answers and NEVER["train.assistant_only_loss"]
 
 
-def _best_model(recipe: Recipe, value: Any) -> str | None:
-    train = recipe.train
-    if not _evaluates(recipe):
-        return _needs_evaluation(recipe, value)
+def _of_evaluation(train: Any) -> Rules:
+    """Arguments of evaluations during training."""
+    needed = train.eval_strategy == "no" and "needs evaluations: set train.eval_strategy: steps, or epoch"
+    yield "train.eval_steps", train.eval_strategy != "steps" and "needs train.eval_strategy: steps"
+    yield "train.eval_steps", _whole(train.eval_steps)
+    yield "train.eval_delay train.eval_on_start train.load_best_model_at_end train.metric_for_best_model", needed
     if train.save_strategy not in ("best", train.eval_strategy):
-        instead = f"set train.save_strategy: {train.eval_strategy}"
-        return (
-            f"needs each evaluation saved, but saves by {train.save_strategy}: {instead}, or use engine.early_stopping"
-        )
+        fix = f"set train.save_strategy: {train.eval_strategy}, or use engine.early_stopping"
+        sentence = f"needs each evaluation saved, but saves by {train.save_strategy}: {fix}"
+        yield "train.load_best_model_at_end", sentence
     every, saved = train.eval_steps or train.logging_steps, train.save_steps
-    if train.save_strategy == "steps" and ((every < 1) != (saved < 1) or round(saved * 1e6) % round(every * 1e6)):
-        return f"needs train.save_steps ({saved:g}) to be a multiple of train.eval_steps ({every:g}): make them equal"
-    return None
+    if train.save_strategy == "steps" and (
+        (every < 1) != (saved < 1) or round(saved * 1e6) % max(round(every * 1e6), 1)
+    ):
+        multiple = f"to be a multiple of train.eval_steps ({every:g}): make them equal"
+        yield "train.load_best_model_at_end", f"needs train.save_steps ({saved:g}) {multiple}"
+    if metric := train.metric_for_best_model:
+        name = metric if str(metric).startswith("eval_") else f"eval_{metric}"
+        yield "train.metric_for_best_model", not_logged(train.method, name) or held_out_metric_problem(name)
+    by_metric = train.lr_scheduler_type in BY_METRIC or train.save_strategy == "best"
+    alone = not (train.load_best_model_at_end or metric or by_metric)
+    yield "train.greater_is_better", alone and "does nothing: set train.metric_for_best_model too, or remove it"
+    unknown = train.eval_strategy == "no" or not (metric or train.load_best_model_at_end)
+    best = "best needs train.metric_for_best_model: eval_loss, and evaluations"
+    yield "train.save_strategy", train.save_strategy == "best" and unknown and best
 
 
-def _metric(recipe: Recipe, value: Any) -> str | None:
-    if not _evaluates(recipe):
-        return _needs_evaluation(recipe, value)
-    name = value if str(value).startswith("eval_") else f"eval_{value}"
-    unlogged = not_logged(recipe.train.method, name)
-    if unlogged:
-        return unlogged
-    return held_out_metric_problem(name)
+def _whole(steps: float | None) -> str | bool:
+    """Steps above 1 are whole; below 1 they are a share of the run."""
+    broken = steps is not None and steps > 1 and steps != int(steps)
+    return broken and f"must be a whole number of steps, or below 1 a share of the run, not {steps:g}"
 
 
-def _adapters_own(name: str, theirs: str) -> Rule:
-    """Beside `model.adapter` its own settings count; a local one's may be repeated."""
+def _of_saving_and_logging(train: Any) -> Rules:
+    yield "train.save_steps", train.save_strategy == "steps" and _whole(train.save_steps)
+    yield "train.logging_steps", train.logging_strategy == "steps" and _whole(train.logging_steps)
+    yield "train.report_to", report_to(train)
+    others = not {"trackio", "all"} & set(reporters(train))
+    trackio = others and "is read by trackio only: set train.report_to: trackio, or remove it"
+    yield "train.project train.trackio_space_id train.trackio_bucket_id train.trackio_static_space_id", trackio
+    counted = train.include_num_input_tokens_seen
+    if counted not in (True, False, "no", "all", "non_padding"):
+        yield "train.include_num_input_tokens_seen", f"must be no, all or non_padding, not {counted}"
+    elif counted not in (False, "no") and trl_arguments()[train.method]["whole_logits"]:
+        instead = "remove it; metrics.json has tokens_per_second"
+        yield "train.include_num_input_tokens_seen", f"does nothing in TRL's trainer of this method: {instead}"
+    known = train.debug in ("", [], "underflow_overflow", ["underflow_overflow"])
+    yield "train.debug", not known and "must be underflow_overflow, or nothing"
 
-    def problem(recipe: Recipe, value: Any) -> str | None:
-        own = json_in(recipe.model.adapter or "", "adapter_config.json").get(theirs)
-        if value == own or (isinstance(own, list) and isinstance(value, list) and sorted(value) == sorted(own)):
-            return None
-        shown = f", which has {theirs} {own}" if own is not None else ""
-        return f"does nothing beside model.adapter{shown}: its own settings count; remove it"
 
-    return Rule(f"lora.{name}", problem, unless=lambda recipe: recipe.model.adapter is None)
+def _of_steps(train: Any) -> Rules:
+    """How many steps, of what optimizer, at what learning rate, on rows in what order."""
+    steps = train.max_steps
+    counted = f"must be 1 or more, or -1 for all of num_train_epochs, not {steps}"
+    yield "train.max_steps", steps != -1 and steps < 1 and counted
+    yield "train.warmup_steps", warmup(train) or _whole(train.warmup_steps)
+    yield "train.lr_scheduler_type", schedule(train)
+    yield "train.lr_scheduler_kwargs", schedule_kwargs(train)
+    yield "train.optim", optimizer(train)
+    yield "train.optim_args", optim_args(train)
+    low_rank = train.optim.startswith(LOW_RANK)
+    elsewhere = "is of galore and apollo optimizers; lora.target_modules says which layers train"
+    yield "train.optim_target_modules", not low_rank and elsewhere
+    without = train.optim.startswith(WITHOUT_BETAS) and f"is not read by {train.optim}: remove it"
+    yield "train.adam_beta1 train.adam_beta2 train.adam_epsilon", without
+    order = train.train_sampling_strategy
+    by_length = f"can't be {order}, for which TRL keeps no lengths: leave it random; engine.shared_prefix pads nothing"
+    yield "train.train_sampling_strategy", order in ("group_by_length", "batch_rebalance") and by_length
+
+
+COMPILE_MODES = ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+
+
+def _of_memory_and_machines(train: Any) -> Rules:
+    if not isinstance(train.gradient_checkpointing_kwargs, dict):
+        yield "train.gradient_checkpointing_kwargs", "must be a map"
+    off = train.gradient_checkpointing is False
+    unused = "does nothing while train.gradient_checkpointing is false: remove it"
+    yield "train.gradient_checkpointing_kwargs", off and unused
+    mode = train.torch_compile_mode
+    yield "train.torch_compile_mode", mode not in COMPILE_MODES and f"must be {either(COMPILE_MODES)}, not {mode}"
+    installed = find_spec("deepspeed") is not None
+    yield "train.deepspeed", not installed and "needs a package that is not installed: pip install deepspeed"
+    yield "train.fsdp_config", not train.fsdp and "needs train.fsdp"
+    alone = train.dataloader_num_workers <= 0 and "needs train.dataloader_num_workers above 0"
+    yield "train.dataloader_persistent_workers train.dataloader_prefetch_factor", alone
+    yield "train.dataloader_in_order train.dataloader_multiprocessing_context", alone
 
 
 # Keys of `lora`, and what they are called in an adapter's config.
@@ -168,249 +237,19 @@ OF_ADAPTERS = {
 }  # fmt: skip
 
 
-def _dropout(recipe: Recipe, value: Any) -> str | None:
-    if value and getattr(recipe.train, "disable_dropout", False):
-        return "has no effect while train.disable_dropout is true, as it is by default"
-    return None
-
-
-def _steps(recipe: Recipe, value: Any) -> str | None:
-    return None if value == -1 or value >= 1 else f"must be 1 or more, or -1 for all of num_train_epochs, not {value}"
-
-
-def _warmup(recipe: Recipe, value: Any) -> str | None:
-    train = recipe.train
-    if train.lr_scheduler_type in ("constant", *BY_METRIC):
-        other = " constant_with_warmup has a warm-up" if train.lr_scheduler_type == "constant" else " remove it"
-        return f"is not read by lr_scheduler_type {train.lr_scheduler_type}:{other}"
-    if value > 1 and value != int(value):
-        return f"must be a whole number of steps, or below 1 a share of the run, not {value:g}"
-    return None
-
-
-def _long_warmup(recipe: Recipe, value: Any) -> str | None:
-    if 0 < recipe.train.max_steps <= value:
-        return f"{value:g} are no fewer than max_steps {recipe.train.max_steps}: the learning rate is never reached"
-    return None
-
-
-# ------------------------------------------------------------------------------------------------------- the rules
-
-COMPILE_MODES = ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-NO_METRICS = "is of metrics over predictions, which preference training does not make: remove it"
-ONLY_ANSWERS = "can't be: the tokens of the last answer count, and no others; remove it"
-NO_WORKERS = "needs train.dataloader_num_workers above 0"
-
-RULES = (
-    # Read by nothing in TRL's preference trainers, or set by dpo-cli.
-    Rule("train.padding_free", "is switched off in TRL: remove it; engine.shared_prefix pads nothing"),
-    Rule("train.label_smoothing_factor", "is not read by preference losses; TRL's own is label_smoothing"),
-    Rule("train.ref_model_mixup_alpha train.ref_model_sync_steps", "is of sync_ref_model, which a LoRA can't have"),
-    Rule("train.trust_remote_code", "is never given: code that comes with a model is not run; remove it"),
-    Rule(
-        "train.average_tokens_across_devices",
-        "does nothing: these losses are means over rows, not tokens",
-        unless=lambda recipe: not trl_arguments()[recipe.train.method]["compares"],
-    ),
-    Rule("train.bf16_full_eval train.fp16_full_eval", "does nothing during training; eval takes model.dtype"),
-    Rule("train.use_cache", "does nothing: training never uses the cache; remove it"),
-    Rule(
-        "train.prediction_loss_only train.eval_do_concat_batches train.eval_use_gather_object train.label_names "
-        "train.eval_accumulation_steps train.include_for_metrics train.batch_eval_metrics",
-        NO_METRICS,
-    ),
-    Rule("train.disable_tqdm", "does nothing: dpo-cli draws its own progress; use --quiet"),
-    Rule(
-        "train.use_liger_kernel train.liger_kernel_config",
-        "can't be: TRL's trainer and engine.shared_prefix patch the same layers; Unsloth brings kernels of its own",
-    ),
-    # Of SFT, whose rows are prompts with one answer.
-    Rule(
-        "train.packing train.eval_packing train.packing_strategy",
-        "can't be: a row stays one prompt with its answer, as eval scores it; remove it",
-    ),
-    Rule("train.completion_only_loss", lambda recipe, value: None if value else ONLY_ANSWERS),
-    Rule("train.assistant_only_loss", ONLY_ANSWERS),
-    Rule(
-        "train.dataset_text_field train.dataset_kwargs train.shuffle_dataset",
-        "does nothing: prepare writes the rows, and the trainer shuffles them; remove it",
-    ),
-    Rule("train.chat_template_path train.eos_token", "can't be: the model's own chat template is taken; remove it"),
-    # What would break a resume.
-    Rule("train.save_only_model", "can't be: a resume needs the optimizer's state; save_total_limit saves disk space"),
-    Rule("train.ignore_data_skip", "can't be: a resumed run would see other rows than an unbroken one; remove it"),
-    Rule("train.enable_jit_checkpoint", "can't be: train itself saves at Ctrl-C and SIGTERM; remove it"),
-    # The order of the rows.
-    Rule(
-        "train.train_sampling_strategy",
-        lambda recipe, value: (
-            f"can't be {value}, for which TRL keeps no lengths: leave it random; engine.shared_prefix pads nothing"
-            if value in ("group_by_length", "batch_rebalance")
-            else None
-        ),
-    ),
-    Rule("train.length_column_name", "is of group_by_length, which can't be; remove it"),
-    # Losses.
-    *(_unread_by_losses(name) for name in ("label_smoothing", "discopop_tau", "simpo_gamma")),
-    Rule("train.f_divergence_type", _divergence),
-    Rule(
-        "train.f_alpha_divergence_coef",
-        "is read with f_divergence_type: alpha_divergence only: set that, or remove it",
-        unless=lambda recipe: recipe.train.f_divergence_type == "alpha_divergence",
-    ),
-    Rule(
-        "train.use_weighting",
-        "can't be with loss_type aot or aot_unpaired, which sort the rows: remove it",
-        unless=lambda recipe: not {"aot", "aot_unpaired"} & set(recipe.train.losses),
-    ),
-    Rule(
-        "train.truncation_mode",
-        "does nothing: prepare drops pairs over model.max_length; set data.filters.too_long: false too, or remove it",
-        unless=lambda recipe: recipe.data.filters.too_long is False,
-    ),
-    # Evaluation during training.
-    Rule(
-        "train.eval_steps",
-        "needs train.eval_strategy: steps",
-        unless=lambda recipe: recipe.train.eval_strategy == "steps",
-    ),
-    Rule("train.eval_delay train.eval_on_start", _needs_evaluation),
-    Rule(
-        "train.per_device_eval_batch_size",
-        "has no effect: nothing is evaluated during training",
-        _evaluates,
-        remark=True,
-    ),
-    Rule("train.eval_steps", _whole("eval_strategy")),
-    Rule("train.load_best_model_at_end", _best_model),
-    Rule("train.metric_for_best_model", _metric),
-    Rule("train.greater_is_better", "does nothing: set train.metric_for_best_model too, or remove it", _picks_best),
-    # Saving and logging.
-    Rule("train.save_steps", _whole("save_strategy")),
-    Rule("train.logging_steps", _whole("logging_strategy")),
-    # A remark, not refused: `--set train.save_strategy=no` says what is meant, whatever else the recipe says.
-    Rule(
-        "train.save_steps",
-        "has no effect without train.save_strategy: steps",
-        unless=lambda recipe: recipe.train.save_strategy == "steps" or bool(recipe.engine.early_stopping),
-        remark=True,
-    ),
-    Rule(
-        "train.logging_steps",
-        "has no effect without train.logging_strategy: steps",
-        unless=lambda recipe: recipe.train.logging_strategy == "steps",
-        remark=True,
-    ),
-    Rule(
-        "train.save_strategy",
-        "best needs train.metric_for_best_model: eval_loss, and evaluations",
-        unless=lambda recipe: recipe.train.save_strategy != "best" or (_evaluates(recipe) and _has_metric(recipe)),
-    ),
-    Rule("train.report_to", report_to),
-    Rule(
-        "train.project train.trackio_space_id train.trackio_bucket_id train.trackio_static_space_id",
-        "is read by trackio only: set train.report_to: trackio, or remove it",
-        unless=lambda recipe: bool({"trackio", "all"} & set(reporters(recipe))),
-    ),
-    Rule(
-        "train.run_name",
-        "has no effect: train.report_to names no one to tell it to",
-        unless=lambda recipe: bool(set(reporters(recipe)) - {"none"}),
-        remark=True,
-    ),
-    Rule(
-        "train.include_num_input_tokens_seen",
-        lambda recipe, value: (
-            f"must be no, all or non_padding, not {value}"
-            if value not in (True, False, "no", "all", "non_padding")
-            else "does nothing in TRL's trainer of this method: remove it; metrics.json has tokens_per_second"
-            if value not in (False, "no") and trl_arguments()[recipe.train.method]["whole_logits"]
-            else None
-        ),
-    ),
-    Rule(
-        "train.debug",
-        lambda recipe, value: (
-            None
-            if value in ("", [], "underflow_overflow", ["underflow_overflow"])
-            else "must be underflow_overflow, or nothing"
-        ),
-    ),
-    # Optimizer, schedule, steps.
-    Rule("train.max_steps", _steps),
-    Rule(
-        "train.num_train_epochs",
-        "has no effect beside train.max_steps",
-        unless=lambda recipe: recipe.train.max_steps < 1,
-        remark=True,
-    ),
-    Rule("train.warmup_steps", _warmup),
-    Rule("train.warmup_steps", _long_warmup, remark=True),
-    Rule("train.lr_scheduler_type", schedule),
-    Rule("train.lr_scheduler_kwargs", schedule_kwargs),
-    Rule("train.optim", optimizer),
-    Rule("train.optim_args", optim_args),
-    Rule(
-        "train.optim_target_modules",
-        "is of galore and apollo optimizers; lora.target_modules says which layers train",
-        unless=lambda recipe: recipe.train.optim.startswith(LOW_RANK),
-    ),
-    Rule(
-        "train.adam_beta1 train.adam_beta2 train.adam_epsilon",
-        lambda recipe, value: f"is not read by {recipe.train.optim}: remove it",
-        unless=lambda recipe: not recipe.train.optim.startswith(WITHOUT_BETAS),
-    ),
-    # Memory and machines.
-    Rule(
-        "train.gradient_checkpointing_kwargs",
-        lambda recipe, value: (
-            "must be a map"
-            if not isinstance(value, dict)
-            else "does nothing while train.gradient_checkpointing is false: remove it"
-            if recipe.train.gradient_checkpointing is False
-            else None
-        ),
-    ),
-    Rule(
-        "train.torch_compile_mode",
-        lambda recipe, value: None if value in COMPILE_MODES else f"must be {either(COMPILE_MODES)}, not {value}",
-    ),
-    Rule(
-        "train.deepspeed",
-        lambda recipe, value: (
-            None if find_spec("deepspeed") else "needs a package that is not installed: pip install deepspeed"
-        ),
-    ),
-    Rule("train.fsdp_config", "needs train.fsdp", unless=lambda recipe: bool(recipe.train.fsdp)),
-    Rule(
-        "train.dataloader_persistent_workers train.dataloader_prefetch_factor train.dataloader_in_order "
-        "train.dataloader_multiprocessing_context",
-        NO_WORKERS,
-        unless=lambda recipe: recipe.train.dataloader_num_workers > 0,
-    ),
-    # Other sections.
-    Rule("lora.target_modules", lora_targets, unless=lambda recipe: recipe.model.adapter is not None),
-    *(_adapters_own(name, theirs) for name, theirs in OF_ADAPTERS.items()),
-    Rule("lora.dropout", _dropout, remark=True),
-    Rule(
-        "eval.against",
-        "has no effect: model.adapter is not set, so that the base is the reference",
-        unless=lambda recipe: recipe.model.adapter is not None,
-        remark=True,
-    ),
-    Rule("model.revision", "does nothing: model.id is no Hub id", unless=lambda recipe: on_hub(recipe.model.id)),
-    Rule(
-        "export.gguf export.llama_cpp",
-        "does nothing unless export.formats names gguf or ollama",
-        unless=lambda recipe: bool({"gguf", "ollama"} & set(recipe.export.formats)),
-    ),
-    Rule(
-        "export.hub_private",
-        "does nothing unless export.formats names hub",
-        unless=lambda recipe: "hub" in recipe.export.formats,
-    ),
-)
-
-
-def _has_metric(recipe: Recipe) -> bool:
-    return bool(recipe.train.metric_for_best_model or recipe.train.load_best_model_at_end)
+def _of_other_sections(recipe: Recipe) -> Rules:
+    if recipe.model.adapter is None:
+        yield "lora.target_modules", lora_targets(recipe)
+    else:  # its own settings count; those of a local one may be repeated
+        config = json_in(recipe.model.adapter, "adapter_config.json")
+        for name, theirs in OF_ADAPTERS.items():
+            value, own = getattr(recipe.lora, name), config.get(theirs)
+            if isinstance(value, list) and isinstance(own, list):
+                value, own = sorted(value), sorted(own)
+            shown = f", which has {theirs} {own}" if own is not None else ""
+            yield f"lora.{name}", value != own and f"does nothing beside model.adapter{shown}: remove it"
+    yield "model.revision", not on_hub(recipe.model.id) and "does nothing: model.id is no Hub id"
+    formats = set(recipe.export.formats)
+    gguf = not {"gguf", "ollama"} & formats and "does nothing unless export.formats names gguf or ollama"
+    yield "export.gguf export.llama_cpp", gguf
+    yield "export.hub_private", "hub" not in formats and "does nothing unless export.formats names hub"

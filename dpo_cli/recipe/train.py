@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from pydantic_core import PydanticCustomError
 
 from dpo_cli.errors import did_you_mean, either
+from dpo_cli.recipe.foreign import OWNED_TRAIN_ARGUMENTS
 
 
 class Section(BaseModel):
@@ -37,31 +38,6 @@ OUR_TRAIN_DEFAULTS: dict[str, Any] = {
     "gradient_checkpointing": None,  # where the memory asks for it
 }
 
-# Arguments that belong to another part of the recipe or to dpo-cli itself, and where to say it instead.
-OWNED_TRAIN_ARGUMENTS: dict[str, str] = {
-    "seed": "set the recipe's own seed:",
-    "data_seed": "set the recipe's own seed:",
-    "output_dir": "choose the folder with --runs-dir",
-    "max_length": "set model.max_length",
-    "model_init_kwargs": "use model.id, model.revision, model.dtype and model.load_in_4bit",
-    "resume_from_checkpoint": "train resumes automatically; start over with --fresh",
-    "push_to_hub": "use export.formats: [hub]",
-    "hub_model_id": "use export.hub",
-    "hub_token": "run `hf auth login`, and use export.hub",
-    "hub_private_repo": "use export.hub",
-    "hub_strategy": "use export.hub",
-    "hub_always_push": "use export.hub",
-    "hub_revision": "use export.hub",
-    "remove_unused_columns": "dpo-cli writes the columns itself",
-    "do_train": "each command says what it does",
-    "do_eval": "each command says what it does",
-    "do_predict": "each command says what it does",
-    "use_cpu": "the device is found automatically",
-    "local_rank": "start several processes with accelerate launch",
-    "precompute_ref_log_probs": "use engine.reference_cache",
-    "precompute_ref_batch_size": "use engine.reference_cache",
-}
-
 # Figures of the held-out pairs during training that tell a better adapter from a worse one.
 HELD_OUT = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "logps/chosen")
 
@@ -73,63 +49,24 @@ OF_THE_REFERENCE = (
     "ref_model_sync_steps",
 )  # fmt: skip
 
-# Names that older TRL or transformers had, and what to write today.
-OLD_TRAIN_ARGUMENTS: dict[str, str] = {
-    "warmup_ratio": "warmup_steps below 1 is a ratio: warmup_steps: 0.1",
-    "max_prompt_length": "TRL dropped it; prepare drops long pairs by model.max_length and data.filters.too_long",
-    "max_completion_length": "TRL dropped it; prepare drops long pairs by model.max_length",
-    "max_target_length": "TRL dropped it; prepare drops long pairs by model.max_length",
-    "evaluation_strategy": "it is called eval_strategy now",
-    "no_cuda": "the device is found automatically",
-    "group_by_length": "pairs can't be grouped by length; engine.shared_prefix pads nothing instead",
-    "reference_free": "train.method: simpo, cpo or orpo need no reference",
-    "generate_during_eval": "eval samples from both models",
-    "label_pad_token_id": "TRL masks with completion_mask now",
-    "is_encoder_decoder": "only causal language models are supported",
-    "force_use_ref_model": "the reference is found automatically: base, or base + model.adapter",
-    "ref_adapter_name": "the reference is found automatically: base, or base + model.adapter",
-    "model_adapter_name": "use model.adapter",
-    "overwrite_output_dir": "start over with --fresh",
-    "save_safetensors": "safetensors is the only format now",
-    "logging_dir": "logs live in the run's train folder",
-}
-
-_POSITIVE: dict[str, Any] = {"gt": 0}
-_NOT_NEGATIVE: dict[str, Any] = {"ge": 0}
-_AT_LEAST_ONE: dict[str, Any] = {"ge": 1}
-TRAIN_RANGES: dict[str, dict[str, Any]] = {
-    "learning_rate": _POSITIVE,
-    "beta": _POSITIVE,
-    "num_train_epochs": _POSITIVE,
-    "per_device_train_batch_size": _AT_LEAST_ONE,
-    "per_device_eval_batch_size": _AT_LEAST_ONE,
-    "gradient_accumulation_steps": _AT_LEAST_ONE,
-    "warmup_steps": _NOT_NEGATIVE,
-    "weight_decay": _NOT_NEGATIVE,
-    "max_grad_norm": _NOT_NEGATIVE,
-    "adam_beta1": {"ge": 0, "lt": 1},
-    "adam_beta2": {"ge": 0, "lt": 1},
-    "adam_epsilon": _POSITIVE,
-    "label_smoothing": {"ge": 0, "lt": 0.5},
-    "ld_alpha": {"ge": 0, "le": 1},
-    "simpo_gamma": _NOT_NEGATIVE,
-    "cpo_alpha": _NOT_NEGATIVE,
-    "desirable_weight": _POSITIVE,
-    "undesirable_weight": _POSITIVE,
-    "logging_steps": _POSITIVE,
-    "save_steps": _POSITIVE,
-    "eval_steps": _POSITIVE,
-    "save_total_limit": _AT_LEAST_ONE,
-    "dataset_num_proc": _AT_LEAST_ONE,
-    "dataloader_num_workers": _NOT_NEGATIVE,
-    "dataloader_prefetch_factor": _AT_LEAST_ONE,
-    "torch_empty_cache_steps": _AT_LEAST_ONE,
-    "eval_delay": _NOT_NEGATIVE,
-    "neftune_noise_alpha": _POSITIVE,
-    "discopop_tau": _POSITIVE,
-    "ddp_timeout": _AT_LEAST_ONE,
-    "ddp_bucket_cap_mb": _AT_LEAST_ONE,
-}
+# What values are possible, by pydantic's names, and of which arguments.
+_RANGES: tuple[tuple[str, dict[str, Any]], ...] = (
+    (
+        "learning_rate beta num_train_epochs adam_epsilon desirable_weight undesirable_weight logging_steps "
+        "save_steps eval_steps neftune_noise_alpha discopop_tau",
+        {"gt": 0},
+    ),
+    (
+        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps save_total_limit "
+        "dataset_num_proc dataloader_prefetch_factor torch_empty_cache_steps ddp_timeout ddp_bucket_cap_mb",
+        {"ge": 1},
+    ),
+    ("warmup_steps weight_decay max_grad_norm simpo_gamma cpo_alpha dataloader_num_workers eval_delay", {"ge": 0}),
+    ("adam_beta1 adam_beta2", {"ge": 0, "lt": 1}),
+    ("label_smoothing", {"ge": 0, "lt": 0.5}),
+    ("ld_alpha", {"ge": 0, "le": 1}),
+)
+TRAIN_RANGES = {name: limits for names, limits in _RANGES for name in names.split()}
 
 
 @cache
