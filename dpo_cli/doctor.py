@@ -10,9 +10,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -41,8 +43,6 @@ PATIENCE = 300  # seconds for all imports
 OPTIONAL = ("gguf", "openai")
 TOOLS = ("llama-quantize", "ollama")
 
-Imports = dict[str, dict[str, Any]]  # what `imports.py` found, by package
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -60,62 +60,64 @@ class Finding:
         return f"{mark} {self.what:<13} {one_line(self.state)}{fix}"
 
 
+class Installed:
+    """The libraries of this machine, each looked at once."""
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        return {name: version or "unknown version" for name, version in machine.versions().items()}
+
+    @cached_property
+    def imports(self) -> dict[str, dict[str, Any]]:
+        """What `imports.py` finds by package: its facts, or an `error`; again without one that crashes it."""
+        found: dict[str, dict[str, Any]] = {}
+        left = list(self.versions)
+        while crashed := _import_in_a_process(left, found):
+            left.remove(crashed)
+        return found
+
+    @property
+    def torch(self) -> dict[str, Any]:
+        return self.imports.get("torch", {})
+
+
 def examine() -> Iterator[Finding]:
     """Look at this machine, and say last what can run here. A probe that fails is a finding and ends nothing."""
-    found = {name: version or "unknown version" for name, version in machine.versions().items()}
-    imports: Imports = {}
-    probes: dict[str, Callable[[], Iterator[Finding]]] = {
-        "system": _system,
-        "memory": _memory,
-        "disk": _disk,
-        "hub": _hub,
-        "optional": _optional,
-        "imports": lambda: _import_all(found, imports),
-        "packages": lambda: _packages(found, imports),
-        "versions": lambda: _versions(found),
-        "driver": lambda: _driver(imports.get("torch", {})),
-        "gpu": lambda: _gpu(found, imports.get("torch", {})),
-        "4-bit": lambda: _bitsandbytes(found, imports),
-        "unsloth": lambda: _unsloth(found, imports),
-    }
-    missing: dict[str, None] = {}
-    for name, probe in probes.items():
+    probes = (
+        _system, _memory, _disk, _hub, _optional, _packages, _versions, _driver, _gpu, _bitsandbytes, _unsloth,
+    )  # fmt: skip
+    installed, missing = Installed(), list[str]()
+    for probe in probes:
         try:
-            for finding in probe():
+            for finding in probe(installed):
                 yield finding
-                if finding.needed and not finding.ok:
-                    missing[finding.what] = None
+                if finding.needed and not finding.ok and finding.what not in missing:
+                    missing.append(finding.what)
         except Exception as error:  # whatever is odd about this machine, the rest is still worth knowing
+            name = probe.__name__.strip("_")
             yield Finding(name, f"can't be examined: {type(error).__name__}: {error}", False)
-    yield _verdict(list(missing), imports)
+    yield _verdict(missing, installed)
 
 
-def _verdict(missing: list[str], imports: Imports) -> Finding:
-    if missing or "card" not in imports.get("torch", {}):
+def _verdict(missing: list[str], installed: Installed) -> Finding:
+    card = installed.torch.get("card")
+    if missing or "card" not in installed.torch:
         return Finding("can run", f"train can't: see {', '.join(missing) or 'torch'} above", False, True)
-    card = imports["torch"]["card"]
     if not card:
-        gpu = "once the GPU works, see above" if imports["torch"]["problem"] else "on a GPU"
+        gpu = "once the GPU works, see above" if installed.torch["problem"] else "on a GPU"
         small = "the smoke run, and training of small models on the CPU"
         return Finding("can run", f"{small}; from Qwen3-0.6B {gpu}", True)
     fit = [size for size, least in QWEN3_GIB.items() if least * GIB <= card["total"]]
-    four_bit = imports.get("bitsandbytes", {}).get("loads")
-    sizes = f"Qwen3 {', '.join(fit)} in 4-bit on the {card['name']}" if fit and four_bit else "small models on the GPU"
-    crowded = [size for size in fit if QWEN3_GIB[size] * GIB > card["free"]]
-    until = f"; {', '.join(crowded)} once more of its memory is free" if crowded and four_bit else ""
-    return Finding("can run", f"the smoke run, and training of {sizes}{until}", True)
+    if not fit or not installed.imports.get("bitsandbytes", {}).get("loads"):
+        return Finding("can run", "the smoke run, and training of small models on the GPU", True)
+    crowded = ", ".join(size for size in fit if QWEN3_GIB[size] * GIB > card["free"])
+    until = f"; {crowded} once more of its memory is free" if crowded else ""
+    sizes = f"training of Qwen3 {', '.join(fit)} in 4-bit on the {card['name']}"
+    return Finding("can run", f"the smoke run, and {sizes}{until}", True)
 
 
-def _import_all(found: dict[str, str], imports: Imports) -> Iterator[Finding]:
-    """Fill in what `imports.py` says of each package: its facts, or an `error`; again without one that crashes it."""
-    left = list(found)
-    while crashed := _import_in_a_process(left, imports):
-        left.remove(crashed)
-    yield from ()
-
-
-def _import_in_a_process(packages: list[str], imports: Imports) -> str:
-    """The package at whose import that process ended; "" where it came to its own end."""
+def _import_in_a_process(packages: list[str], found: dict[str, dict[str, Any]]) -> str:
+    """Fill in `found`; the package at whose import that process ended, or "" where it came to its own end."""
     begun = ""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "imports.jsonl"
@@ -129,41 +131,41 @@ def _import_in_a_process(packages: list[str], imports: Imports) -> str:
             answer = json.loads(line)
             begun = answer.get("begins", "")
             if not begun:
-                imports[answer.pop("name")] = answer
+                found[answer.pop("name")] = answer
     if begun:
-        imports[begun] = {"error": f"the import crashes Python ({end})", "crash": True}
+        found[begun] = {"error": f"the import crashes Python ({end})", "crash": True}
     return begun
 
 
-def _system() -> Iterator[Finding]:
+def _system(_: Installed) -> Iterator[Finding]:
     yield Finding("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}", True)
     if sys.platform != "linux":
         yield Finding("system", "training is tested on Linux; WSL2 should do the same", False)
 
 
-def _memory() -> Iterator[Finding]:
+def _memory(_: Installed) -> Iterator[Finding]:
     total, free = machine.total_memory() / GIB, machine.free_memory() / GIB
     yield Finding("memory", f"{total:.1f} GiB, {free:.1f} free; {machine.cores()} cores", True)
 
 
-def _packages(found: dict[str, str], imports: Imports) -> Iterator[Finding]:
-    extra = "unsloth" if imports.get("torch", {}).get("card") else "cpu"
+def _packages(installed: Installed) -> Iterator[Finding]:
+    extra = "unsloth" if installed.torch.get("card") else "cpu"
     install = f"in a clone of dpo-cli: pip install -e '.[{extra}]'"
     for name in NEEDED:
-        if name not in found:
+        version, error = installed.versions.get(name), installed.imports.get(name, {}).get("error")
+        if version is None:
             yield Finding(name, "not installed", False, True, install)
-        elif error := imports.get(name, {}).get("error"):
-            fix = f"pip install --force-reinstall {name}=={found[name]}, or in a new venv, {install}"
-            yield Finding(name, f"{found[name]} does not import: {error}", False, True, fix)
+        elif error:
+            fix = f"pip install --force-reinstall {name}=={version}, or in a new venv, {install}"
+            yield Finding(name, f"{version} does not import: {error}", False, True, fix)
         else:
-            yield Finding(name, found[name], True, True)
+            yield Finding(name, version, True, True)
 
 
-def _versions(found: dict[str, str]) -> Iterator[Finding]:
+def _versions(installed: Installed) -> Iterator[Finding]:
     """Packages of another version than pyproject.toml asks for."""
-    for line in metadata.requires("dpo-cli") or ():
-        one = Requirement(line)
-        version = found.get(one.name)
+    for one in map(Requirement, metadata.requires("dpo-cli") or ()):
+        version = installed.versions.get(one.name)
         if one.marker is not None or version is None:
             continue
         try:
@@ -175,64 +177,56 @@ def _versions(found: dict[str, str]) -> Iterator[Finding]:
             yield Finding(one.name, state, False, fix=f"pip install '{one.name}{one.specifier}'")
 
 
-def _driver(torch: dict[str, Any]) -> Iterator[Finding]:
+def _driver(installed: Installed) -> Iterator[Finding]:
     driver = find_driver()
     if driver is None:
         yield Finding("driver", "no NVIDIA driver (no nvidia-smi)", False)
         return
-    cuda = torch.get("cuda") or ""
-    needs = f"; torch for CUDA {cuda} needs {oldest_driver(cuda)} or newer" if cuda and oldest_driver(cuda) else ""
+    cuda = installed.torch.get("cuda") or "0"
+    needs = f"; torch for CUDA {cuda} needs {oldest_driver(cuda)} or newer" if oldest_driver(cuda) else ""
     state = f"nvidia-smi fails: {driver.error}" if driver.error else f"NVIDIA {driver.version}{needs}"
     yield Finding("driver", state, not driver.error, fix="restart the machine, or reinstall the NVIDIA driver")
-    if driver.cards and not torch.get("card"):
+    if driver.cards and not installed.torch.get("card"):
         names = ", ".join(card.name for card in driver.cards)
         yield Finding("card", f"{names}, not used by torch", False, fix="see gpu below")
 
 
-def _gpu(found: dict[str, str], torch: dict[str, Any]) -> Iterator[Finding]:
+def _gpu(installed: Installed) -> Iterator[Finding]:
+    torch = installed.torch
     if "cuda" not in torch:
         yield Finding("gpu", "unknown without torch", False)
-        return
-    card = torch["card"]
-    if card is None:
+    elif not torch["card"]:
         built = f"torch is built for CUDA {torch['cuda']}" if torch["cuda"] else "torch is a CPU build"
         small = "small models train on the CPU; README.md has the way to a GPU"
         what, fix = torch["problem"] or (f"none; {built}", small)
-        yield Finding("gpu", what, False, torch["problem"] is not None and "unsloth" in found, fix)
-        return
-    kind = "bfloat16" if card["bf16"] else "float16 only"
-    memory = f"{card['total'] / GIB:.1f} GiB, {card['free'] / GIB:.1f} free"
-    state = f"{card['name']}, {memory}, CUDA {torch['cuda'] or 'none'}, {kind}"
-    capability = (card["capability"][0], card["capability"][1])
-    if lacks_kernels(torch["cuda"] or "", Card(card["name"], 0, 0, capability)):
-        version = ".".join(map(str, capability))
-        state += f"; torch has no kernels for its compute capability {version}"
-        yield Finding("gpu", state, False, True, f"rm -r .venv-gpu; make train TORCH_INDEX={CUDA_12}")
+        yield Finding("gpu", what, False, torch["problem"] is not None and "unsloth" in installed.versions, fix)
     else:
-        yield Finding("gpu", state, True)
+        card = torch["card"]
+        kind = "bfloat16" if card["bf16"] else "float16 only"
+        memory = f"{card['total'] / GIB:.1f} GiB, {card['free'] / GIB:.1f} free"
+        state = f"{card['name']}, {memory}, CUDA {torch['cuda'] or 'none'}, {kind}"
+        capability = (card["capability"][0], card["capability"][1])
+        lacking = lacks_kernels(torch["cuda"] or "", Card(card["name"], 0, 0, capability))
+        without = f"; torch has no kernels for its compute capability {capability[0]}.{capability[1]}"
+        fix = f"rm -r .venv-gpu; make train TORCH_INDEX={CUDA_12}"
+        yield Finding("gpu", state + (without if lacking else ""), not lacking, True, fix)
 
 
-def _bitsandbytes(found: dict[str, str], imports: Imports) -> Iterator[Finding]:
-    version, facts = found.get("bitsandbytes"), imports.get("bitsandbytes", {})
-    fix = "python -m bitsandbytes says why; or set model.load_in_4bit: false"
+def _bitsandbytes(installed: Installed) -> Iterator[Finding]:
+    version, facts = installed.versions.get("bitsandbytes"), installed.imports.get("bitsandbytes", {})
+    fix, needed = "python -m bitsandbytes says why; or set model.load_in_4bit: false", False
     if version is None:
-        yield Finding(
-            "4-bit", "no bitsandbytes", False, fix="pip install bitsandbytes, or set model.load_in_4bit: false"
-        )
-    elif "error" in facts:
-        # PEFT imports it too, so that where it crashes Python nothing trains.
-        state = f"bitsandbytes {version} does not import: {facts['error']}"
-        yield Finding("4-bit", state, False, "crash" in facts, fix)
+        state, fix = "no bitsandbytes", "pip install bitsandbytes, or set model.load_in_4bit: false"
+    elif "error" in facts:  # PEFT imports it too, so that where it crashes Python nothing trains
+        state, needed = f"bitsandbytes {version} does not import: {facts['error']}", "crash" in facts
     else:
-        works = facts["loads"]
-        yield Finding(
-            "4-bit", f"bitsandbytes {version}, its library {'loads' if works else 'does not load'}", works, fix=fix
-        )
+        state = f"bitsandbytes {version}, its library {'loads' if facts['loads'] else 'does not load'}"
+    yield Finding("4-bit", state, bool(facts.get("loads")), needed, fix)
 
 
-def _unsloth(found: dict[str, str], imports: Imports) -> Iterator[Finding]:
-    has_card = bool(imports.get("torch", {}).get("card"))
-    trl, version = found.get("trl", ""), found.get("unsloth")
+def _unsloth(installed: Installed) -> Iterator[Finding]:
+    has_card, trl = bool(installed.torch.get("card")), installed.versions.get("trl", "")
+    version, error = installed.versions.get("unsloth"), installed.imports.get("unsloth", {}).get("error")
     if re.match(r"1\.15\b", trl) and not has_card:
         state = "TRL 1.15 computes its log-probabilities on GPUs only"
         yield Finding("trl on a CPU", state, False, True, "pip install trl==1.16.0")
@@ -240,48 +234,38 @@ def _unsloth(found: dict[str, str], imports: Imports) -> Iterator[Finding]:
         fix = "in a venv of its own: make .venv-gpu/installed" if has_card else ""
         yield Finding("unsloth", "not installed; the hf backend trains", False, fix=fix)
         return
-    if error := imports.get("unsloth", {}).get("error"):
+    if error:
         fix = "install it again: rm -r .venv-gpu; make .venv-gpu/installed; or set engine.backend: hf"
         yield Finding("unsloth", f"{version} does not import: {error}", False, True, fix)
     else:
         yield Finding("unsloth", version, has_card, fix="it needs an NVIDIA GPU")
     newer = re.match(r"(\d+)\.(\d+)", trl)
     if newer and (int(newer[1]), int(newer[2])) > (1, 15):
-        yield Finding(
-            "its trl",
-            f"Unsloth needs trl 1.15.0 or older, and {trl} is installed",
-            False,
-            fix="pip install trl==1.15.0",
-        )
+        state = f"Unsloth needs trl 1.15.0 or older, and {trl} is installed"
+        yield Finding("its trl", state, False, fix="pip install trl==1.15.0")
     if has_card:
         tool, headers = compiler(), has_python_headers()
         state = f"compiler {tool or 'missing'}, Python.h {'there' if headers else 'missing'}"
-        yield Finding(
-            "triton", state, bool(tool and headers), True, "apt install gcc python3-dev, or your system's way"
-        )
+        fix = "apt install gcc python3-dev, or your system's way"
+        yield Finding("triton", state, bool(tool and headers), True, fix)
 
 
-def _optional() -> Iterator[Finding]:
+def _optional(_: Installed) -> Iterator[Finding]:
     """What some settings need: GGUF files, a judge on a server, another runtime."""
-    there, missing = [], []
-    for name in OPTIONAL:
-        try:
-            there.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            missing.append(name)
-    for name in TOOLS:
-        (there if shutil.which(name) else missing).append(name)
+    there = {name: f"{name} {metadata.version(name)}" for name in OPTIONAL if find_spec(name)}
+    there |= {name: name for name in TOOLS if shutil.which(name)}
+    missing = [name for name in (*OPTIONAL, *TOOLS) if name not in there]
     without = f"; not there: {', '.join(missing)}" if missing else ""
-    yield Finding("optional", f"{', '.join(there) or 'none'}{without}", True)
+    yield Finding("optional", f"{', '.join(there.values()) or 'none'}{without}", True)
 
 
-def _disk() -> Iterator[Finding]:
+def _disk(_: Installed) -> Iterator[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
     fix = f"a 1.7B run and its 16-bit export take {ROOM / 1e9:.0f} GB; choose a place with --runs-dir"
     yield Finding("disk", f"{free / 1e9:.0f} GB free here", free > ROOM, fix=fix)
 
 
-def _hub() -> Iterator[Finding]:
+def _hub(_: Installed) -> Iterator[Finding]:
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         yield Finding("hub", "switched off by HF_HUB_OFFLINE", False)
