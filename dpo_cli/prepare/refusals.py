@@ -9,7 +9,7 @@ from dpo_cli.errors import DpoError, either
 from dpo_cli.prepare import remarks
 from dpo_cli.prepare.funnel import Funnel
 from dpo_cli.recipe import Recipe
-from dpo_cli.recipe.train import methods_of_answers, methods_with_data, trl_arguments
+from dpo_cli.recipe.train import methods_of_answers, methods_with, trl_arguments
 from dpo_cli.records import ROWS_ARE, CandidateSet
 
 AT_LEAST, SHARE = 2, 0.1  # contradicting rows, and their share of a source, from which on they are more than slips
@@ -96,7 +96,7 @@ def nothing_left(recipe: Recipe, funnel: Funnel, layouts: set[str]) -> DpoError:
     if {"kto", "chat"} & layouts and recipe.data.format != "unpaired" and first in ("single_response", "tie"):
         labelled = "kto" in layouts
         what = "answers that are called good or bad" if labelled else "good answers, with no other to compare them with"
-        fitting = methods_with_data("unpaired") if labelled else methods_of_answers()
+        fitting = methods_with("data", "unpaired") if labelled else methods_of_answers()
         way = "set" if recipe.train.method in fitting else f"take train.method: {fitting[0]} with"
         hint = f"these are {what}: {way} data.format: unpaired"
     return DpoError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.errors import either
-from dpo_cli.recipe.train import methods_with_data, not_logged, trl_arguments
+from dpo_cli.recipe.train import methods_with, not_logged, trl_arguments
 from dpo_cli.recipe.yaml import Key
 
 Recipe = Any  # dpo_cli.recipe's, which imports this module
@@ -29,7 +29,7 @@ def _of_the_data(recipe: Recipe) -> Conflicts:
     method, given = recipe.train.method, recipe.data.format
     wanted = trl_arguments()[method]["data"]
     if given not in wanted:
-        others = methods_with_data(given)
+        others = methods_with("data", given)
         instead = f", or train.method: {either(others)}" if others else ""
         sentence = f"{method} learns from {either(wanted)}, not from {given}: set data.format: {wanted[0]}{instead}"
         yield ("data", "format") if ("data", "format") in recipe._places else ("train", "method"), sentence

@@ -16,7 +16,6 @@ from dpo_cli.recipe.foreign import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS, o
 from dpo_cli.recipe.train import (
     OF_THE_REFERENCE,
     methods_with,
-    methods_with_loss,
     trl_arguments,
 )
 from dpo_cli.recipe.yaml import Key, show_key
@@ -33,8 +32,6 @@ _KINDS = {
     "model_attributes_type": "a map",  # of a union whose branches a key tells apart
     "none_required": "null",
 }
-
-
 MOST_SHOWN = 20  # of a file that is something else, thousands of keys are unknown
 Problem = tuple[Key, str | Callable[[], str]]  # a sentence, or what makes it where it is shown
 
@@ -42,24 +39,22 @@ Problem = tuple[Key, str | Callable[[], str]]  # a sentence, or what makes it wh
 def recipe_error(path: Path, places: dict[Key, str], problems: Sequence[Problem], code: int = USAGE) -> DpoError:
     """All problems of a recipe as one error, in the order of the file."""
     order = {key: index for index, key in enumerate(places)}
-
-    def position(key: Key) -> int:  # of what is missing, that of the section it is missing in
-        return next((order[key[:end]] for end in range(len(key), -1, -1) if key[:end] in order), -1)
-
-    blocks: list[str] = []
     whose = program([str(key[0]) for key in places if len(key) == 1])
+    blocks = [f"it looks like a recipe of {whose}; below is what its keys are called here"] if whose else []
     most = len(problems) if whose else MOST_SHOWN
-    if whose:
-        blocks.append(f"it looks like a recipe of {whose}; below is what its keys are called here")
-    for key, problem in sorted(problems, key=lambda found: position(found[0]))[:most]:
-        known = next((places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in places), str(path))
-        shown = show_key(key)
+    for key, problem in sorted(problems, key=lambda found: order.get(_written(found[0], places), -1))[:most]:
+        place, shown = places.get(_written(key, places), str(path)), show_key(key)
         shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
-        blocks += [f"{known}  {shown}", f"  {problem if isinstance(problem, str) else problem()}"]
+        blocks += [f"{place}  {shown}", f"  {problem if isinstance(problem, str) else problem()}"]
     if len(problems) > most:
         blocks.append(f"and {len(problems) - most:,} more")
     count = "an error" if len(problems) == 1 else f"{len(problems):,} errors"
     return DpoError(f"the recipe has {count}", details=blocks, exit_code=code)
+
+
+def _written(key: Key, places: dict[Key, str]) -> Key:
+    """The key, or where it is not set the nearest section above it that is."""
+    return next((key[:end] for end in range(len(key), 0, -1) if key[:end] in places), key)
 
 
 def problems_of(
@@ -68,23 +63,24 @@ def problems_of(
     """Pydantic's errors by key; the branches of one union become one sentence."""
     by_key: dict[Key, list[Any]] = {}
     for item in error.errors(include_url=False):
-        key = _real_key(item["loc"], item["type"], values)
+        key, context = _real_key(item["loc"], item["type"], values), item.get("ctx", {})
         if item["type"] == "key":
-            key = (*key, item["ctx"]["key"])
-        if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            key = (*key, item["ctx"]["discriminator"].strip("'"))
+            key = (*key, context["key"])
+        if "discriminator" in context:
+            key = (*key, context["discriminator"].strip("'"))
         by_key.setdefault(key, []).append(item)
     above = {key[:end] for key in by_key for end in range(len(key))}
     # What is there under another program's name is not missing.
     names = [(key, ours(key) or "") for key in by_key]
     named = [tuple(name.split(".")) if "." in name else (*key[:-1], name) for key, name in names if name]
     found: list[Problem] = []
-    for key in by_key:
-        elsewhere = by_key[key][0]["type"] == "missing" and any(one[: len(key)] == key for one in named)
+    for key, items in by_key.items():
+        elsewhere = items[0]["type"] == "missing" and any(one[: len(key)] == key for one in named)
         if key not in above and not elsewhere:
-            place = next((places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in places), "")
-            hidden = _is_secret(key) or place.endswith("=…")  # as `--set` hides a value
-            found.append((key, partial(_sentence, key, by_key[key], model, hidden)))
+            # As `--set` hides a value; and people write the key of a service there, asked to or not.
+            place = places.get(_written(key, places), "")
+            hidden = place.endswith("=…") or str(key[-1]).startswith("api_key")
+            found.append((key, partial(_sentence, key, items, model, hidden)))
     return found
 
 
@@ -103,8 +99,8 @@ def _real_key(loc: tuple[str | int, ...], kind: str, values: Any) -> Key:
 
 def _sentence(key: Key, items: list[Any], model: type[BaseModel], hidden: bool) -> str:
     first = items[0]
-    loc, kind, shown = first["loc"], first["type"], "…" if hidden else _shown(first["input"])
-    other = _of_another_method(key, first, _method(model)) if key[:1] == ("train",) else None
+    loc, kind, shown = first["loc"], first["type"], _shown(first["input"], hidden)
+    other = _of_another_method(key, first, model) if key[:1] == ("train",) else None
     if other:
         return other
     if kind == "extra_forbidden":
@@ -133,9 +129,13 @@ def _wrong_kind(key: Key, items: list[Any], shown: str) -> str:
     if key == ("train", "method"):
         words = [either(list(trl_arguments()))]
     words = [text.replace("'", "").replace("False", "false") for text in words]
-    given, known = items[0]["input"], [word for text in words for word in text.replace(" or ", ", ").split(", ")]
+    known = [word for text in words for word in text.replace(" or ", ", ").split(", ")]
+    return _must_be(" or ".join([*kinds, *words]), items[0]["input"], shown, known)
+
+
+def _must_be(wanted: str, given: Any, shown: str, known: list[str]) -> str:
     near = did_you_mean(given, known) if isinstance(given, str) else None
-    return f"must be {' or '.join([*kinds, *words])}, not {shown}" + (f"; did you mean {near}?" if near else "")
+    return f"must be {wanted}, not {shown}" + (f"; did you mean {near}?" if near else "")
 
 
 def _wrong_branch(item: Any, model: type[BaseModel], hidden: bool) -> str:
@@ -143,38 +143,30 @@ def _wrong_branch(item: Any, model: type[BaseModel], hidden: bool) -> str:
     kinds = [get_args(one.model_fields["kind"].annotation)[0] for one in _at(model, item["loc"])[0]]
     if item["type"] == "union_tag_not_found":
         return f"is missing: {either(kinds)}"
-    said = item["input"][item["ctx"]["discriminator"].strip("'")]
-    near = did_you_mean(str(said), kinds)
-    shown = "…" if hidden else _shown(said)
-    return f"must be {either(kinds)}, not {shown}" + (f"; did you mean {near}?" if near else "")
+    given = item["input"][item["ctx"]["discriminator"].strip("'")]
+    return _must_be(either(kinds), str(given), _shown(given, hidden), kinds)
 
 
-def _is_secret(key: Key) -> bool:
-    """Whether people write the key of a service there, asked to or not; what stands there is never shown."""
-    return str(key[-1]).startswith("api_key")
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+def _shown(value: Any, hidden: bool) -> str:
+    text = "…" if hidden else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _of_another_method(key: Key, first: Any, method: str) -> str | None:
+def _of_another_method(key: Key, first: Any, model: type[BaseModel]) -> str | None:
     """What to say of an argument or a loss that TRL has, but for another method; None where it is none."""
-    name, given = str(key[1]) if len(key) > 1 else "", first["input"]
-    if first["type"] == "extra_forbidden" and name in OF_THE_REFERENCE and not trl_arguments()[method]["reference"]:
-        return f"is not for {method}, which has no reference: remove it"
-    if first["type"] == "extra_forbidden" and name not in OWNED_TRAIN_ARGUMENTS and methods_with(name):
-        null = ", or set it to null" if name == "loss_type" else ""
-        return f"belongs to train.method {either(methods_with(name))}, not to {method}: remove it{null}"
-    if first["type"] == "literal_error" and name == "loss_type" and isinstance(given, str):
-        others = methods_with_loss(given)
-        own = trl_arguments()[method]["losses"]
-        if others and given not in own:
-            return (
-                f"{given} is a loss of train.method {either(others)}, not of {method}: "
-                f"set train.loss_type: null for {method}'s own, or train.method: {others[0]}"
-            )
+    method = str(_at(model, ("train",))[0][0].model_fields["method"].default)
+    name, given, described = str(key[1]) if len(key) > 1 else "", first["input"], trl_arguments()[method]
+    if first["type"] == "extra_forbidden":
+        if name in OF_THE_REFERENCE and not described["reference"]:
+            return f"is not for {method}, which has no reference: remove it"
+        if name not in OWNED_TRAIN_ARGUMENTS and (others := methods_with("arguments", name)):
+            null = ", or set it to null" if name == "loss_type" else ""
+            return f"belongs to train.method {either(others)}, not to {method}: remove it{null}"
+    elif first["type"] == "literal_error" and name == "loss_type":
+        others = methods_with("losses", given)
+        if others and method not in others:
+            fix = f"set train.loss_type: null for {method}'s own, or train.method: {others[0]}"
+            return f"{given} is a loss of train.method {either(others)}, not of {method}: {fix}"
     return None
 
 
@@ -193,16 +185,12 @@ def _unknown_key(key: Key, loc: Key, model: type[BaseModel]) -> str:
     if near:
         return f"unknown key; did you mean {near}?"
     elsewhere = [f"{part}.{name}" for part in model.model_fields if name in fields_at(model, (part,))]
-    elsewhere += [f"train.{name}"] if methods_with(name) else []
+    elsewhere += [f"train.{name}"] if methods_with("arguments", name) else []
     if elsewhere:
         return f"unknown key here; did you mean {elsewhere[0]}?"
     if len(siblings) <= 20:
         return f"unknown key; known here: {', '.join(siblings)}"
     return "unknown key; `dpo-cli schema` lists them all"
-
-
-def _method(model: type[BaseModel]) -> str:
-    return str(_at(model, ("train",))[0][0].model_fields["method"].default)
 
 
 def fields_at(model: type[BaseModel], key: Key) -> list[str]:

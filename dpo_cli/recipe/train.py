@@ -83,14 +83,9 @@ def method_of(train: Any) -> str:
     return said if isinstance(said, str) and said in trl_arguments() else DEFAULT_METHOD
 
 
-def methods_with(argument: str) -> list[str]:
-    """The methods whose config has that argument."""
-    return [method for method, one in trl_arguments().items() if argument in one["arguments"]]
-
-
-def methods_with_data(given: str) -> list[str]:
-    """The methods that learn from that `data.format`."""
-    return [method for method, one in trl_arguments().items() if given in one["data"]]
+def methods_with(what: Literal["arguments", "data", "losses"], name: Any) -> list[str]:
+    """List the methods that have an argument, learn from a `data.format`, or have a `train.loss_type`."""
+    return [method for method, one in trl_arguments().items() if name in one[what]]
 
 
 def methods_of_answers() -> list[str]:
@@ -121,11 +116,6 @@ def language_of(metric: str) -> str | None:
     """The one language whose held-out rows a figure such as `eval_zh_loss` is of; None: all."""
     words = metric.split("/")[0].split("_")
     return words[1] if len(words) == 3 else None
-
-
-def methods_with_loss(loss: Any) -> list[str]:
-    """The methods that have that `train.loss_type`."""
-    return [method for method, one in trl_arguments().items() if loss in one["losses"]]
 
 
 class _TrainBase(Section):
