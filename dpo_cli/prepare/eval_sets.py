@@ -23,14 +23,14 @@ from dpo_cli.prepare.sources import source_files
 from dpo_cli.prepare.survey import look
 from dpo_cli.prepare.text import hash64, prompt_key
 from dpo_cli.recipe import Recipe
-from dpo_cli.recipe.sections import FILTER_OPTIONS, Filters, NearDuplicate, TooLong
+from dpo_cli.recipe.sections import FILTERS, Filters, NearDuplicate, TooLong
 from dpo_cli.records import read_jsonl, write_jsonl
 from dpo_cli.run import Run
 
 # Thoughts and end tokens around an answer are cut as in training; what would steer the chat template drops the pair.
 FILTERS = Filters(
     **{
-        **dict.fromkeys(FILTER_OPTIONS, False),
+        **dict.fromkeys(FILTERS, False),
         **dict.fromkeys(("think", "markers", "contradicts_scores", "tie"), True),
         "too_long": TooLong(max_prompt=1),
     }

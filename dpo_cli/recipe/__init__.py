@@ -18,10 +18,8 @@ from dpo_cli.recipe.paths import PARTS, config_of, missing
 from dpo_cli.recipe.raters import OpenAIJudge, OpenAIRater, RewardModelJudge, RewardModelRater, Sample, Server
 from dpo_cli.recipe.rules import problems, remarks
 from dpo_cli.recipe.sections import (
-    FILTER_OPTIONS,
     MEMORY_SIZE,
     METRICS,
-    OFF_BY_DEFAULT,
     Contaminated,
     Data,
     Engine,
@@ -47,7 +45,7 @@ from dpo_cli.recipe.train import (
 from dpo_cli.recipe.yaml import Key, dump_yaml, read_recipe, show_key
 
 __all__ = [
-    "FILTER_OPTIONS", "HELD_OUT", "MEMORY_SIZE", "METRICS", "OFF_BY_DEFAULT", "Contaminated", "Eval", "GgufType",
+    "HELD_OUT", "MEMORY_SIZE", "METRICS", "Contaminated", "Eval", "GgufType",
     "Lora", "NearDuplicate", "OpenAIJudge", "OpenAIRater", "PairPolicy", "Recipe", "RewardModelJudge",
     "RewardModelRater", "Sample", "ScoreWeights", "Server", "Source", "check", "dump", "json_schema", "load",
 ]  # fmt: skip

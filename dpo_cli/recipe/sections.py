@@ -186,7 +186,7 @@ def _options(value: Any, info: Any) -> Any:
     if value is True:
         return {}
     if isinstance(value, int | float) and not isinstance(value, bool):
-        first = next(iter(FILTER_OPTIONS[info.field_name].model_fields), None)
+        first = next(iter(FILTERS[info.field_name][0].model_fields), None)
         return {first: value} if first else value
     return value
 
@@ -197,41 +197,42 @@ def _written(options: type[FilterOptions]) -> Any:
     return bool | options | float if first and first.annotation in (int, float) else bool | options
 
 
-FILTER_OPTIONS: dict[str, type[FilterOptions]] = {
-    "garbled": Garbled, "contaminated": Contaminated, "language": Switch, "duplicate": Switch,
-    "near_duplicate": NearDuplicate, "disagreement": Disagreement, "think": Switch, "markers": Switch, "echo": Echo,
-    "template": Switch, "short": Short, "contradicts_scores": Switch, "identical": Identical, "tie": Switch,
-    "margin": Switch, "low_chosen": Switch, "too_long": TooLong, "length_ratio": LengthRatio,
-}  # fmt: skip
-OFF_BY_DEFAULT = ("disagreement", "length_ratio")
-DROPS = {
-    "garbled": "control or replacement characters, mojibake; an answer that repeats itself",
-    "contaminated": "the prompt is in data.contamination, or is a benchmark's inside a source",
-    "language": "not one of data.languages, or an answer in another language than the prompt",
-    "duplicate": "the same prompt again, but for case, space and punctuation; over all sources",
-    "near_duplicate": "nearly the same prompt",
-    "disagreement": "its raters are too far apart, where a source has several, as HelpSteer2's disagreements",
+# By drop reason: what tunes the filter, and what it drops.
+FILTERS: dict[str, tuple[type[FilterOptions], str]] = {
+    "garbled": (Garbled, "control or replacement characters, mojibake; an answer that repeats itself"),
+    "contaminated": (Contaminated, "the prompt is in data.contamination, or is a benchmark's inside a source"),
+    "language": (Switch, "not one of data.languages, or an answer in another language than the prompt"),
+    "duplicate": (Switch, "the same prompt again, but for case, space and punctuation; over all sources"),
+    "near_duplicate": (NearDuplicate, "nearly the same prompt"),
+    "disagreement": (
+        Disagreement,
+        "its raters are too far apart, where a source has several, as HelpSteer2's disagreements",
+    ),
     "think": (
+        Switch,
         "a tag of thinking, however spelled, but for closed blocks at the start: they are cut off and counted "
-        "as an edit, or kept with model.thinking"
+        "as an edit, or kept with model.thinking",
     ),
     "markers": (
-        "special tokens or another chat's role markers inside an answer; end tokens at its end are cut off and counted"
+        Switch,
+        "special tokens or another chat's role markers inside an answer; end tokens at its end are cut off and counted",
     ),
     "echo": (
+        Echo,
         "the answer is the prompt; a leading echo is cut off and counted, of shorter prompts only where 9 of "
-        "10 answers of a source begin so"
+        "10 answers of a source begin so",
     ),
-    "template": "a templated refusal or self-introduction; Confidence: 80% is cut off and counted",
-    "short": "an answer too short to prefer",
-    "contradicts_scores": "chosen scores below rejected; an error where most rows of a source do",
-    "identical": "the two answers are, or nearly are, the same",
-    "tie": "the two answers score the same",
-    "margin": "scores nearer than data.pairs.min_margin",
-    "low_chosen": "chosen scores below data.pairs.min_chosen_score",
-    "too_long": "over model.max_length tokens, or too much of it taken by the prompt",
-    "length_ratio": "one answer so many times longer than the other",
+    "template": (Switch, "a templated refusal or self-introduction; Confidence: 80% is cut off and counted"),
+    "short": (Short, "an answer too short to prefer"),
+    "contradicts_scores": (Switch, "chosen scores below rejected; an error where most rows of a source do"),
+    "identical": (Identical, "the two answers are, or nearly are, the same"),
+    "tie": (Switch, "the two answers score the same"),
+    "margin": (Switch, "scores nearer than data.pairs.min_margin"),
+    "low_chosen": (Switch, "chosen scores below data.pairs.min_chosen_score"),
+    "too_long": (TooLong, "over model.max_length tokens, or too much of it taken by the prompt"),
+    "length_ratio": (LengthRatio, "one answer so many times longer than the other"),
 }
+OFF_BY_DEFAULT = ("disagreement", "length_ratio")
 
 if TYPE_CHECKING:
     Filters = Any
@@ -246,11 +247,11 @@ else:
                 Annotated[
                     Literal[False] | options,
                     BeforeValidator(_options, json_schema_input_type=_written(options)),
-                    Field(description=DROPS[reason]),
+                    Field(description=drops),
                 ],
                 False if reason in OFF_BY_DEFAULT else options(),
             )
-            for reason, options in FILTER_OPTIONS.items()
+            for reason, (options, drops) in FILTERS.items()
         },
     )
 
@@ -320,8 +321,7 @@ class EarlyStopping(Section):
     @field_validator("metric")
     @classmethod
     def _metric_is_logged(cls, metric: str) -> str:
-        problem = held_out_metric_problem(metric)
-        if problem:
+        if problem := held_out_metric_problem(metric):
             raise ValueError(problem)
         return metric
 
@@ -395,7 +395,6 @@ class Export(Section):
     @field_validator("hub")
     @classmethod
     def _hub_is_a_repository(cls, hub: str | None) -> str | None:
-        problem = hub_id_problem(hub) if hub is not None else None
-        if problem:
+        if hub is not None and (problem := hub_id_problem(hub)):
             raise ValueError(f"{problem}; write user/name")
         return hub

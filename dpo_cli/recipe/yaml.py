@@ -239,19 +239,14 @@ def _parse(text: str, problem: str, place: Callable[[int], str], places: dict[Ke
 def _not_yaml(text: str, error: yaml.MarkedYAMLError, problem: str, place: Callable[[int], str]) -> DpoError:
     """What the YAML reader stumbled over, with the line and what is usually wrong there."""
     mark = error.problem_mark or error.context_mark
-    said, hint = (
-        error.problem or error.context or "",
-        "check the indentation, colons and quotes there and one line above",
-    )
+    said = error.problem or error.context or ""
+    hint = "check the indentation, colons and quotes there and one line above"
     lines = re.split(r"\r\n|\r|\n", text)
     line = lines[mark.line] if mark and mark.line < len(lines) else ""
     if "\t" in line[: len(line) - len(line.lstrip())]:
         said, hint = "the line is indented by a tab", "indent by spaces: YAML takes no tabs there"
     elif said.startswith("expected <block end>"):
-        said, hint = (
-            "the line is indented otherwise than those above it",
-            "check the indentation of both",
-        )
+        said, hint = "the line is indented otherwise than those above it", "check the indentation of both"
     elif said == "mapping values are not allowed here":
         hint = "indent the keys of a section alike, and put texts with a colon in quotes"
     secret = _TELLING.search(_HARMLESS.sub("", line))
@@ -295,8 +290,8 @@ def _apply_override(document: Document, override: str) -> None:
     place = f"--set {_shown_setting(override)}"
     dotted, equals, text = override.partition("=")
     if not equals or not dotted.strip():
-        shown = place.removeprefix("--set ")
-        raise DpoError(f"--set takes KEY=VALUE, not '{shown}'", hint="--set train.beta=0.2", exit_code=USAGE)
+        what = f"--set takes KEY=VALUE, not '{_shown_setting(override)}'"
+        raise DpoError(what, hint="--set train.beta=0.2", exit_code=USAGE)
     value = _parse(text, "not a YAML value", lambda line: place, {})
     parts = dotted.strip().replace("[", ".").replace("]", "").split(".")
     if len(parts) > DEEPEST:
@@ -360,24 +355,16 @@ def _absolute_paths(value: Any, key: Key, folder: Path, place: Callable[[Key], s
         raise DpoError(f"not a path: {error}", where=f"{place(key)}  {show_key(key)}", exit_code=USAGE) from None
 
 
+# A source may be written as its id alone.
+_PATHS = re.compile(
+    r"model\.(id|adapter|merge_base)|(data\.sources|eval\.sets)(\[\d+\])?(\.id)?|data\.contamination\[\d+\]"
+    r"|(eval\.judge|data\.rater)\.id|export\.llama_cpp|train\.(deepspeed|fsdp_config|accelerator_config)"
+)
+
+
 def names_a_path(key: Key) -> bool:
     """Whether that recipe key may hold a local path."""
-    match key:
-        case ("model", "id" | "adapter" | "merge_base"):
-            return True
-        case ("data", "sources", int(), "id") | ("eval", "sets", int(), "id"):
-            return True
-        case ("data", "sources") | ("eval", "sets"):
-            return True
-        case ("data", "sources", int() | "id") | ("eval", "sets", int() | "id"):  # a source by its id alone
-            return True
-        case ("data", "contamination", int()) | ("eval", "judge", "id") | ("data", "rater", "id"):
-            return True
-        case ("export", "llama_cpp"):
-            return True
-        case ("train", "deepspeed" | "fsdp_config" | "accelerator_config"):
-            return True
-    return False
+    return _PATHS.fullmatch(show_key(key)) is not None
 
 
 def _short(path: Path) -> str:
@@ -393,6 +380,5 @@ def _recipes_nearby(path: Path) -> str:
     folders = [path] if path.is_dir() else [path.parent, Path("recipes")]
     found = {_short(one): one for folder in folders if folder.is_dir() for one in sorted(folder.rglob("*.yaml"))[:500]}
     near = nearest(path.name, [one.name for one in found.values()], 3) or [one.name for one in found.values()][:3]
-    shown = [name for name, one in found.items() if one.name in near]
-    shown.sort(key=lambda name: near.index(found[name].name))
+    shown = sorted((one for one in found if found[one].name in near), key=lambda one: near.index(found[one].name))
     return f"did you mean {', '.join(shown[:3])}?" if shown else "give the path of a recipe, a .yaml file"
