@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from dpo_cli.recipe import Recipe
-from dpo_cli.recipe.sections import FILTERS, OFF_BY_DEFAULT
+from dpo_cli.recipe import Recipe, sections
 from dpo_cli.recipe.train import OUR_TRAIN_DEFAULTS, Section, trl_arguments
 
 PAGE = Path(__file__).parents[2] / "recipes" / "README.md"
@@ -96,9 +95,9 @@ def nested_rows(sections: list[type[Section]], prefix: str) -> list[list[str]]:
 
 def filter_rows() -> list[list[str]]:
     rows = []
-    for reason, (options, drops) in FILTERS.items():
+    for reason, (options, drops) in sections.FILTERS.items():
         tuned = {name: field.default for name, field in options.model_fields.items()}
-        default = "false" if reason in OFF_BY_DEFAULT else yaml_value(tuned or True)
+        default = "false" if reason in sections.OFF_BY_DEFAULT else yaml_value(tuned or True)
         rows.append([f"`{reason}`", f"`{default}`", drops])
     return rows
 
