@@ -247,7 +247,8 @@ def _of_other_sections(recipe: Recipe) -> Rules:
             if isinstance(value, list) and isinstance(own, list):
                 value, own = sorted(value), sorted(own)
             shown = f", which has {theirs} {own}" if own is not None else ""
-            yield f"lora.{name}", value != own and f"does nothing beside model.adapter{shown}: remove it"
+            unread = f"does nothing beside model.adapter{shown}: its own settings count; remove it"
+            yield f"lora.{name}", value != own and unread
     yield "model.revision", not on_hub(recipe.model.id) and "does nothing: model.id is no Hub id"
     formats = set(recipe.export.formats)
     gguf = not {"gguf", "ollama"} & formats and "does nothing unless export.formats names gguf or ollama"
