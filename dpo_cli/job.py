@@ -56,7 +56,7 @@ class Job:
             say(line)
 
     def fresh(self, stage: str) -> bool:
-        return self.run.state(stage, self.recipe).fresh
+        return self.run.fresh(stage, self.recipe)
 
     def lock(self, stage: str, view: bool = False, again: bool = False) -> AbstractContextManager[None]:
         """Lock the run, unless it is only looked at, or can't be written to and has nothing to do."""

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +55,6 @@ class Reason:
     kind: str
     stage: str
     name: str = ""
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a stage stands: `fresh` (complete, nothing changed), `absent`, `cut_short` or `stale`, and why."""
-
-    kind: str
-    details: list[Reason] = field(default_factory=list)
-
-    @property
-    def fresh(self) -> bool:
-        return self.kind == "fresh"
-
-    @property
-    def reasons(self) -> list[str]:
-        return list(dict.fromkeys(reason.text for reason in self.details))
 
 
 @dataclass
@@ -150,23 +134,27 @@ class Run:
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
         write_text(self.folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
-    def state(self, stage: str, recipe: Recipe) -> State:
-        """Whether a stage's results are there, whole, and made from this recipe and these inputs."""
+    def stale(self, stage: str, recipe: Recipe) -> list[Reason]:
+        """Say why a stage's results are not whole and made from this recipe and these inputs; empty where they are."""
         record = self.record(stage)
         if not record:
-            return State("absent", [Reason(f"{stage} has not been run", "missing", stage)])
+            return [Reason(f"{stage} has not been run", "missing", stage)]
         if record["status"] != "complete":
             how = "did not pass its checks" if record["status"] == "unverified" else "was cut short"
-            return State("cut_short", [Reason(f"{stage} {how}", "missing", stage)])
-        details = [one for before in stages_before(stage, recipe) for one in self.state(before, recipe).details]
-        details += self._changed(stage, recipe)
+            return [Reason(f"{stage} {how}", "missing", stage)]
+        found = [reason for before in stages_before(stage, recipe) for reason in self.stale(before, recipe)]
+        found += self._changed(stage, recipe)
         for name, digest in record["outputs"].items():
             path = self.folder / name
             if not path.is_file():
-                details.append(Reason(f"{name} is missing", "missing", stage, name))
+                found.append(Reason(f"{name} is missing", "missing", stage, name))
             elif self.digest(name, path) != digest:
-                details.append(Reason(f"{name} has been changed since {stage} wrote it", "edited", stage, name))
-        return State("stale", details) if details else State("fresh")
+                found.append(Reason(f"{name} has been changed since {stage} wrote it", "edited", stage, name))
+        return found
+
+    def fresh(self, stage: str, recipe: Recipe) -> bool:
+        """Whether a stage's results are complete and nothing that they were made from has changed."""
+        return not self.stale(stage, recipe)
 
     def changes(self, stage: str, recipe: Recipe) -> list[Reason]:
         """What this recipe and these inputs have otherwise than the record of a stage, and of the stages before it."""
@@ -223,18 +211,20 @@ class Run:
         Raises:
             DpoError: with what is missing or has changed, and `command` as the fix.
         """
-        state = self.state(stage, recipe)
-        if state.fresh:
+        found = self.stale(stage, recipe)
+        if not found:
             return
-        missing = state.kind in ("absent", "cut_short")
-        what = state.reasons[0] if missing else f"what {stage} made is stale: {'; '.join(state.reasons[:5])}"
-        more = "" if len(state.reasons) <= 5 else f" (and {len(state.reasons) - 5} more)"
+        texts = list(dict.fromkeys(reason.text for reason in found))
+        more = f" (and {len(texts) - 5} more)" if len(texts) > 5 else ""
+        what = f"what {stage} made is stale: {'; '.join(texts[:5])}{more}"
+        if (found[0].kind, found[0].stage, found[0].name) == ("missing", stage, ""):
+            what = texts[0]
         hint = f"run `{command}` first"
-        if stage == "train" and any(one.kind != "missing" and one.name not in GO_ON for one in state.details):
+        if stage == "train" and any(one.kind != "missing" and one.name not in GO_ON for one in found):
             hint = f"run `{command} --fresh` first"  # without it a finished adapter is not replaced
-        if any(reason.kind == "setting" for reason in state.details):
+        if any(one.kind == "setting" for one in found):
             hint += ", or set again what it was run with (--set)"
-        raise DpoError(what + more, where=str(self.folder), hint=hint)
+        raise DpoError(what, where=str(self.folder), hint=hint)
 
     def unwritable(self, error: OSError) -> DpoError:
         """Say that this run's folder can't be there."""

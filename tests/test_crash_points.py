@@ -139,7 +139,7 @@ def test_a_stage_killed_anywhere_leaves_old_results_or_new_ones(tmp_path: Path, 
     reached = 0
     for point in every_point(before, run.folder, work, itertools.count(1)):
         assert contents(run.folder) == expected, f"killed at operation {point}"
-        assert run.state(stage, recipe).fresh
+        assert run.fresh(stage, recipe)
         reached = point
     assert reached > 8
 

@@ -44,6 +44,11 @@ def weight_files(recipe: Recipe) -> dict[str, Path]:
     return {f"model/{path.name}": path for path in sorted(Path(recipe.model.id).iterdir())}
 
 
+def why(run: Run, stage: str, recipe: Recipe) -> list[str]:
+    """Why a stage is not fresh, each reason once."""
+    return list(dict.fromkeys(reason.text for reason in run.stale(stage, recipe)))
+
+
 class Home:
     """A recipe with its files and run in one folder, and stand-ins for the stages that write a file each."""
 
@@ -79,10 +84,10 @@ class Home:
             self.go(stage)
 
     def reasons(self, stage: str, *overrides: str) -> list[str]:
-        return self.run.state(stage, self.recipe(*overrides)).reasons
+        return why(self.run, stage, self.recipe(*overrides))
 
     def fresh(self) -> list[str]:
-        return [stage for stage in OUTPUTS if self.run.state(stage, self.recipe()).fresh]
+        return [stage for stage in OUTPUTS if self.run.fresh(stage, self.recipe())]
 
 
 OUTPUTS = {
@@ -179,7 +184,7 @@ def test_the_manifest_is_written_last(home: Home) -> None:
     with pytest.raises(OSError):
         home.go("prepare")
     assert run.record("prepare") == {}
-    assert not run.state("prepare", home.recipe()).fresh
+    assert not run.fresh("prepare", home.recipe())
 
 
 def test_the_manifest_keeps_the_other_stages(home: Home) -> None:
@@ -218,7 +223,7 @@ def test_a_kill_leaves_the_old_results_whole_and_the_next_run_works(home: Home, 
     process.kill()
     process.wait()
     assert files(home.run[stage]) == before
-    assert home.run.state(stage, home.recipe()).fresh
+    assert home.run.fresh(stage, home.recipe())
     home.go(stage, text="anew")
     assert all(content.startswith(b"anew") for content in files(home.run[stage]).values())
     assert not [path.name for path in home.run.folder.iterdir() if path.name.endswith((".new", ".old"))]
@@ -230,10 +235,10 @@ def test_a_kill_in_the_first_run_leaves_no_results(home: Home, spawn: Spawn) -> 
     assert process.stdout.readline() == "half-way\n"
     process.kill()
     process.wait()
-    assert home.run.state("prepare", home.recipe()).kind == "absent"
+    assert home.reasons("prepare") == ["prepare has not been run"]
     assert not home.run["prepare"].exists()
     home.go("prepare")
-    assert home.run.state("prepare", home.recipe()).fresh
+    assert home.run.fresh("prepare", home.recipe())
 
 
 @pytest.mark.parametrize("stage", ["prepare", "eval", "export"])
@@ -245,7 +250,7 @@ def test_a_kill_between_the_two_renames_is_mended(home: Home, stage: str) -> Non
     shutil.copytree(folder.with_name(f".{folder.name}.old"), folder.with_name(f".{folder.name}.new"))
     with home.run.lock():
         assert files(folder) == before
-        assert home.run.state(stage, home.recipe()).fresh
+        assert home.run.fresh(stage, home.recipe())
 
 
 def test_a_kill_between_the_two_renames_of_the_adapter_is_mended(home: Home) -> None:
@@ -255,7 +260,7 @@ def test_a_kill_between_the_two_renames_of_the_adapter_is_mended(home: Home) -> 
     with home.run.lock():
         assert home.run.adapter.is_dir(), "the adapter of hours of training lies in .adapter.old"
         assert files(home.run.adapter) == before
-        assert home.run.state("train", home.recipe()).fresh
+        assert home.run.fresh("train", home.recipe())
 
 
 def test_a_kill_before_the_manifest_does_not_pass_new_results_for_the_old(home: Home) -> None:
@@ -266,17 +271,16 @@ def test_a_kill_before_the_manifest_does_not_pass_new_results_for_the_old(home: 
     shutil.copytree(home.run["prepare"], old)
     with home.run.lock():
         assert home.run.train_pairs.read_text(encoding="utf-8") == "new\n"
-        assert not home.run.state("prepare", home.recipe()).fresh
+        assert not home.run.fresh("prepare", home.recipe())
     home.go("prepare")
-    assert home.run.state("prepare", home.recipe()).fresh
+    assert home.run.fresh("prepare", home.recipe())
     assert not old.exists()
 
 
 def test_a_stage_that_was_cut_short_says_so(home: Home) -> None:
     home.go("prepare")
     home.run.write_record("train", home.recipe(), home.run.started("train", home.recipe()))
-    state = home.run.state("train", home.recipe())
-    assert (state.kind, state.reasons) == ("cut_short", ["train was cut short"])
+    assert home.reasons("train") == ["train was cut short"]
 
 
 HOLD = """
@@ -381,7 +385,7 @@ def test_a_linked_adapter_is_replaced_where_it_lies(home: Home, tmp_path: Path) 
     home.go("train", text="anew")
     assert home.run.adapter.is_symlink()
     assert (tmp_path / "adapter" / "weights.bin").read_bytes().startswith(b"anew")
-    assert home.run.state("train", home.recipe()).fresh
+    assert home.run.fresh("train", home.recipe())
 
 
 @pytest.mark.parametrize("stage", OUTPUTS)
@@ -396,7 +400,7 @@ def test_a_persons_own_files_stay_among_new_results(home: Home, stage: str) -> N
         assert (folder / "notes" / "读我.md").read_text(encoding="utf-8") == "mine"
         assert (folder / "link").is_symlink()
     assert not [name for name in home.run.record(stage)["outputs"] if "notes" in name or "link" in name]
-    assert home.run.state(stage, home.recipe()).kind == "fresh"
+    assert home.reasons(stage) == []
 
 
 def test_a_log_is_part_of_the_results(home: Home) -> None:
@@ -412,7 +416,7 @@ def test_a_record_is_forgotten_alone(home: Home) -> None:
     home.go_all()
     home.run.forget("train")
     assert set(home.run.manifest()["stages"]) == {"prepare", "eval", "export"}
-    assert home.run.state("train", home.recipe()).kind == "absent"
+    assert home.reasons("train") == ["train has not been run"]
 
 
 def test_an_evaluation_says_which_gpu_it_ran_on(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,7 +509,7 @@ def test_a_broken_manifest_is_a_clear_error(home: Home, text: str) -> None:
     path = home.run.folder / "manifest.json"
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(DpoError) as caught:
-        home.run.state("prepare", home.recipe())
+        home.reasons("prepare")
     assert str(path) in str(caught.value)
     assert caught.value.hint
 
@@ -513,7 +517,7 @@ def test_a_broken_manifest_is_a_clear_error(home: Home, text: str) -> None:
 def test_the_mend_of_a_broken_manifest_works(home: Home) -> None:
     home.go("prepare")
     (home.run.folder / "manifest.json").unlink()
-    assert home.run.state("prepare", home.recipe()).kind == "absent"
+    assert home.reasons("prepare") == ["prepare has not been run"]
     home.go("prepare")
     assert home.fresh() == ["prepare"]
 
@@ -525,11 +529,6 @@ def test_nothing_changed_is_fresh(home: Home) -> None:
     home.go_all()
     assert home.fresh() == list(OUTPUTS)
     assert home.reasons("eval") == []
-
-
-def test_what_never_ran_is_absent(home: Home) -> None:
-    state = home.run.state("prepare", home.recipe())
-    assert (state.kind, state.reasons) == ("absent", ["prepare has not been run"])
 
 
 @pytest.mark.parametrize(
@@ -562,7 +561,7 @@ def test_a_new_name_or_an_explicit_default_changes_nothing(home: Home) -> None:
     home.go_all()
     same = ("train.beta=0.1", "lora.alpha=64", "lora.alpha=64.0", "train.num_train_epochs=1", "data.total=null")
     for setting in same:
-        assert home.run.state("eval", home.recipe(setting)).fresh, setting
+        assert home.run.fresh("eval", home.recipe(setting)), setting
 
 
 def test_auto_targets_are_those_that_were_trained(home: Home) -> None:
@@ -570,8 +569,8 @@ def test_auto_targets_are_those_that_were_trained(home: Home) -> None:
     trained = "lora.target_modules=[q_proj]"
     for stage in OUTPUTS:
         home.go(stage, trained)
-    assert home.run.state("export", home.recipe("lora.target_modules=auto")).fresh
-    assert not home.run.state("export", home.recipe("lora.target_modules=[k_proj]")).fresh
+    assert home.run.fresh("export", home.recipe("lora.target_modules=auto"))
+    assert not home.run.fresh("export", home.recipe("lora.target_modules=[k_proj]"))
 
 
 def change_source(home: Home) -> None:
@@ -659,12 +658,12 @@ def test_a_deleted_file_of_a_source_folder_is_noticed(home: Home) -> None:
     run = Run(home.folder / "runs" / "demo", {"prepare": inputs})
     with run.stage("prepare", home.recipe()) as draft:
         (draft.folder / "train.jsonl").write_text("x", encoding="utf-8")
-    assert run.state("prepare", home.recipe()).fresh
+    assert run.fresh("prepare", home.recipe())
     (folder / "c.jsonl").write_text("c", encoding="utf-8")
-    assert any("many/c.jsonl" in reason for reason in run.state("prepare", home.recipe()).reasons)
+    assert any("many/c.jsonl" in reason for reason in why(run, "prepare", home.recipe()))
     (folder / "c.jsonl").unlink()
     (folder / "b.jsonl").unlink()
-    assert any("many/b.jsonl" in reason for reason in run.state("prepare", home.recipe()).reasons)
+    assert any("many/b.jsonl" in reason for reason in why(run, "prepare", home.recipe()))
 
 
 def test_a_slash_in_a_sources_name_keeps_sources_apart(home: Home) -> None:
@@ -678,9 +677,9 @@ def test_a_slash_in_a_sources_name_keeps_sources_apart(home: Home) -> None:
     with run.stage("prepare", recipe) as draft:
         (draft.folder / "train.jsonl").write_text("x", encoding="utf-8")
     (home.folder / "two.jsonl").unlink()
-    assert run.state("prepare", recipe).fresh
+    assert run.fresh("prepare", recipe)
     (home.folder / "one.jsonl").write_text("{}\n{}\n", encoding="utf-8")
-    assert run.state("prepare", recipe).reasons == ["org:one/one.jsonl has changed"]
+    assert why(run, "prepare", recipe) == ["org:one/one.jsonl has changed"]
 
 
 def test_sources_that_are_not_on_this_machine_leave_the_results_usable(home: Home) -> None:
@@ -690,7 +689,7 @@ def test_sources_that_are_not_on_this_machine_leave_the_results_usable(home: Hom
         raise DpoError("no file rows.jsonl")
 
     run = Run(home.run.folder, {"prepare": gone})
-    assert run.state("eval", home.recipe()).fresh
+    assert run.fresh("eval", home.recipe())
 
 
 def test_gigabytes_are_hashed_once_and_a_tampered_file_is_still_noticed(
@@ -706,7 +705,7 @@ def test_gigabytes_are_hashed_once_and_a_tampered_file_is_still_noticed(
 
     with monkeypatch.context() as patch:
         patch.setattr("dpo_cli.run.sha256", unread)
-        assert home.run.state("prepare", home.recipe()).fresh
+        assert home.run.fresh("prepare", home.recipe())
     before = home.run.train_pairs.stat()
     with open(home.run.train_pairs, "r+b") as file:
         file.write(b"b")
@@ -722,7 +721,7 @@ def test_a_copied_run_stays_fresh(home: Home, tmp_path: Path) -> None:
     home.go_all()
     shutil.copytree(home.run.folder, tmp_path / "elsewhere" / "copy")
     run = Run(tmp_path / "elsewhere" / "copy", home.run.inputs)
-    assert all(run.state(stage, home.recipe()).fresh for stage in OUTPUTS)
+    assert all(run.fresh(stage, home.recipe()) for stage in OUTPUTS)
 
 
 def test_a_recipe_moved_with_its_sources_and_run_stays_fresh(home: Home, tmp_path: Path) -> None:
@@ -806,7 +805,5 @@ def test_a_source_that_is_gone_hides_no_other_change_and_prepare_says_so(tmp_pat
         file.write('{"prompt": "And what is new?", "chosen": "A new row.", "rejected": "Nothing."}\n')
     refused = run("eval")
     assert refused.exit_code == 1
-    state = Run(tmp_path / "runs" / "r", {"prepare": lambda one: prepare_files(one, missing_ok=True)}).state(
-        "prepare", load(recipe)
-    )
-    assert state.reasons == ["one/one.jsonl has changed"]
+    opened = Run(tmp_path / "runs" / "r", {"prepare": lambda one: prepare_files(one, missing_ok=True)})
+    assert why(opened, "prepare", load(recipe)) == ["one/one.jsonl has changed"]

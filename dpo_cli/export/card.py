@@ -158,7 +158,7 @@ def _training(recipe: Recipe, run: Run, kind: str) -> dict[str, Any]:
 
 def _evaluation(recipe: Recipe, run: Run) -> dict[str, Any]:
     """Verdict and tables of eval/report.md; none where eval has not seen this very adapter."""
-    if not run.state("eval", recipe).fresh:
+    if not run.fresh("eval", recipe):
         return {"evaluation": ""}
     wanted = ("", "Held-out pairs", "Other test sets", "Sampled answers", "Judge")
     return {"evaluation": report_sections(run["eval"] / "report.md", wanted)}

@@ -28,7 +28,7 @@ def format_of(check: Any) -> str:
 
 def evaluated(recipe: Recipe, run: Run) -> str | None:
     """What tells one evaluation of this very adapter from another, for the cards show its figures; None without."""
-    if not run.state("eval", recipe).fresh:
+    if not run.fresh("eval", recipe):
         return None
     digest: str = run.record("eval")["outputs"]["eval/metrics.json"]
     return digest

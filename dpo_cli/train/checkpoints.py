@@ -58,7 +58,7 @@ def start_of(recipe: Recipe, run: Run, another: str | None = None, prepared: boo
     record = run.record("train")
     if not record:
         return Start()
-    results = [one for one in run.state("train", recipe).details if one.stage == "train"]
+    results = [one for one in run.stale("train", recipe) if one.stage == "train"]
     changes = run.changes("train", recipe) + [one for one in results if one.kind == "edited"]
     if not prepared:
         changes = [one for one in changes if not one.name.startswith("data/")]

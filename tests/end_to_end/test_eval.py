@@ -274,8 +274,8 @@ def test_test_sets_have_figures_of_their_own_and_are_stale_by_themselves(run: Pa
     samples = (run / "eval" / "samples.jsonl").read_bytes()
     path.write_text(json.dumps(bench[1]) + "\n", encoding="utf-8")
     loaded, changed = open_run(SMOKE, [str(one) for one in settings[4::2]], run.parent)
-    assert changed.state("train", loaded).fresh
-    assert changed.state("eval", loaded).reasons[0] == "bench/bench.jsonl has changed"
+    assert changed.fresh("train", loaded)
+    assert changed.stale("eval", loaded)[0].text == "bench/bench.jsonl has changed"
     assert "nothing to do" not in dpo_eval(*settings).stdout
     assert metrics(run)["sets"]["bench"]["kept"] == 1
     assert (run / "eval" / "samples.jsonl").read_bytes() == samples

@@ -118,7 +118,7 @@ def test_gguf_and_ollama_need_no_merged_model_in_the_list(run: Run, export_again
     assert one.samefile(other), "gigabytes are not written twice"
     names = {check["name"] for check in read(run["export"] / "verify.json")}
     assert {"gguf.mean_kl", "ollama.prompts_differ"} <= names
-    assert run.state("export", recipe.load(SMOKE, ["export.formats=[gguf,ollama]"])).fresh
+    assert run.fresh("export", recipe.load(SMOKE, ["export.formats=[gguf,ollama]"]))
 
 
 def test_a_format_that_is_added_keeps_the_others_until_they_are_pruned(
@@ -135,12 +135,12 @@ def test_a_format_that_is_added_keeps_the_others_until_they_are_pruned(
     assert any(name.startswith("gguf/") for name in now)
     together = [check["name"] for check in read(run["export"] / "verify.json")]
     assert {check["name"] for check in checks} < set(together) and len(set(together)) == len(together)
-    assert run.state("export", gguf).fresh
+    assert run.fresh("export", gguf)
 
     assert prune(gguf, run) == ["adapter", "merged"] and prune(gguf, run) == []
     assert {name.partition("/")[0] for name in contents(run["export"])} == {"gguf", "verify.json"}
     assert {check["name"].partition(".")[0] for check in read(run["export"] / "verify.json")} == {"gguf"}
-    assert run.state("export", gguf).fresh
+    assert run.fresh("export", gguf)
 
 
 @pytest.mark.parametrize("what", ["changed on disk", "of another adapter"])
@@ -190,7 +190,7 @@ def test_a_push_that_fails_does_not_cost_the_export(
     monkeypatch.delenv("HF_TOKEN")
     made = contents(run["export"])
     for _ in range(2):  # and is tried again, without exporting again
-        assert run.state("export", loaded).fresh
+        assert run.fresh("export", loaded)
         with pytest.raises(DpoError, match="not logged in"):
             push(loaded, run, quiet=True)
     assert contents(run["export"]) == made
@@ -213,7 +213,7 @@ def test_an_evaluation_that_comes_later_is_in_the_cards_without_exporting_again(
     push(loaded, run)
     assert "in the cards now" in capsys.readouterr().out
     assert read(run.folder / "eval" / "metrics.json")["verdict"]["sentence"] in cards.read_text(encoding="utf-8")
-    assert run.state("export", loaded).fresh and not renew_cards(loaded, run)
+    assert run.fresh("export", loaded) and not renew_cards(loaded, run)
 
 
 # ------------------------------------------------------------------------------------------- what the base may be
@@ -382,8 +382,8 @@ def test_an_export_that_fails_lies_beside_the_one_that_passed(run: Run, base: Pa
     assert (run.folder / FAILED / "merged" / "model.safetensors").is_file(), "for a look"
     after = contents(run.folder)
     assert {name: after[name] for name in before} == before
-    assert not run.state("export", recipe.load(SMOKE, [setting])).fresh, "it is not skipped as done"
-    assert run.state("export", recipe.load(SMOKE)).fresh
+    assert not run.fresh("export", recipe.load(SMOKE, [setting])), "it is not skipped as done"
+    assert run.fresh("export", recipe.load(SMOKE))
 
 
 def test_a_first_export_that_fails_stays_for_a_look_but_is_not_done(run: Run, base: Path, export_again: Export) -> None:
@@ -397,10 +397,10 @@ def test_a_first_export_that_fails_stays_for_a_look_but_is_not_done(run: Run, ba
     assert raised.value.exit_code == 3 and "export/verify.json" in str(raised.value.where)
     assert "adapter.template_tokens_differ" in failed(run["export"])
     assert run.record("export")["status"] == "unverified"
-    assert not run.state("export", recipe.load(SMOKE, [only, setting])).fresh
+    assert not run.fresh("export", recipe.load(SMOKE, [only, setting]))
 
     export_again(only)  # from the right base
-    assert failed(run["export"]) == [] and run.state("export", recipe.load(SMOKE, [only])).fresh
+    assert failed(run["export"]) == [] and run.fresh("export", recipe.load(SMOKE, [only]))
 
 
 # --------------------------------------------------------------------------------------- interrupted, or out of space

@@ -72,9 +72,9 @@ def test_a_prune_that_is_killed_leaves_a_whole_export_and_goes_on(
         at(patch, moment)
         with pytest.raises(Killed):
             upkeep.prune(loaded, run)
-    assert run.state("export", loaded).fresh
+    assert run.fresh("export", loaded)
     upkeep.prune(loaded, run)
-    assert run.state("export", loaded).fresh and "export/verify.json" in run.record("export")["outputs"]
+    assert run.fresh("export", loaded) and "export/verify.json" in run.record("export")["outputs"]
     assert sorted(path.name for path in run["export"].iterdir()) == ["adapter", "verify.json"]
     assert json.loads((run["export"] / "verify.json").read_text()) == CHECKS[:1]
     assert upkeep.prune(loaded, run) == []
@@ -98,8 +98,8 @@ def test_cards_that_were_being_renewed_are_renewed_again(
             at(patch, moment)
         with pytest.raises(Killed):
             upkeep.renew_cards(loaded, run)
-    assert run.state("export", loaded).fresh
+    assert run.fresh("export", loaded)
     done.append(1)
     assert upkeep.renew_cards(loaded, run) and not upkeep.renew_cards(loaded, run)
-    assert run.state("export", loaded).fresh
+    assert run.fresh("export", loaded)
     assert {f"export/{kind}/README.md" for kind in ("adapter", "merged")} <= run.record("export")["outputs"].keys()

@@ -282,14 +282,14 @@ def test_pairs_that_are_gone_are_made_again_first(demo: Project) -> None:
     shutil.rmtree(demo.run["prepare"])
     assert demo.start(prepared=False) == Start()
     demo.go("prepare", "train.jsonl", "eval.jsonl")
-    assert demo.run.state("train", demo.recipe()).fresh
+    assert demo.run.fresh("train", demo.recipe())
 
 
 @pytest.mark.parametrize("lost", ["adapter/weights.bin", "log.jsonl", "metrics.json"])
 def test_results_that_were_deleted_come_again_from_the_last_checkpoint(demo: Project, lost: str) -> None:
     demo.finish()
     (demo.run["train"] / lost).unlink()
-    assert not demo.run.state("train", demo.recipe()).fresh
+    assert not demo.run.fresh("train", demo.recipe())
     start = demo.start()
     assert start.step == 20 and not start.longer
     assert start.checkpoint is not None and is_last(start.checkpoint)
