@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
 from dpo_cli.errors import DpoError
+from dpo_cli.model_files import cannot_load
 from dpo_cli.recipe import Lora, Recipe
 
 # What of an adapter_config.json a plain LoRA, (alpha / r) B A on linear layers, or with sqrt(r), may set.
@@ -37,11 +38,7 @@ def adapter_folder(recipe: Recipe) -> Path | None:
         try:
             folder = Path(snapshot_download(recipe.model.adapter, revision=revision, allow_patterns=["adapter_*"]))
         except (OSError, ValueError) as error:
-            raise DpoError(
-                f"can't load the adapter {recipe.model.adapter}: {str(error).strip().splitlines()[0]}",
-                where=recipe.where("model", "adapter"),
-                hint="check the id or folder; where the Hub is out of reach set HF_ENDPOINT to a mirror",
-            ) from error
+            raise cannot_load(recipe, "adapter", "the LoRA", error) from error
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise DpoError(

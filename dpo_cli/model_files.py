@@ -49,14 +49,11 @@ def files_for_prepare(recipe: Recipe) -> dict[str, Path]:
 
 
 def cannot_load(recipe: Recipe, key: str, what: str, error: Exception) -> DpoError:
+    """Make an error of what a library raised, for a person: `what` of the model that is named at `model.<key>`."""
+    name = f"{what} of {getattr(recipe.model, key)}"
+    message = f"can't load {name}: {str(error).strip().splitlines()[0]}"
+    hint = "check the id or folder; where the Hub is out of reach set HF_ENDPOINT to a mirror"
     if ran_out_of_memory(error):
-        return DpoError(
-            f"{what} of {getattr(recipe.model, key)} does not fit the memory that is free",
-            where=recipe.where("model", key),
-            hint="end what else uses the card (nvidia-smi names it), or take a smaller model",
-        )
-    return DpoError(
-        f"can't load {what} of {getattr(recipe.model, key)}: {str(error).strip().splitlines()[0]}",
-        where=recipe.where("model", key),
-        hint="check the id or folder; where the Hub is out of reach set HF_ENDPOINT to a mirror",
-    )
+        message = f"{name} does not fit the memory that is free"
+        hint = "end what else uses the card (nvidia-smi names it), or take a smaller model"
+    return DpoError(message, where=recipe.where("model", key), hint=hint)

@@ -6,7 +6,7 @@ Every stage gets its model here, so that a recipe means the same weights, dtype 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,21 @@ from dpo_cli.gpu import best_dtype
 from dpo_cli.hub import loading
 from dpo_cli.model_files import cannot_load, location
 from dpo_cli.recipe import Lora, Recipe
-from dpo_cli.recipe.model_rules import unquantised
+from dpo_cli.recipe.model_rules import against_model, unquantised
+from dpo_cli.recipe.yaml import show_key
 
 
 def load_config(recipe: Recipe) -> Any:
     """Read the config of `model.id`, as transformers keeps it."""
     where = location(recipe.model.id)
     return AutoConfig.from_pretrained(where, revision=recipe.model.revision, trust_remote_code=False)
+
+
+def check_config(recipe: Recipe, config: Mapping[str, Any]) -> None:
+    """Raise the first thing that the recipe asks of its model and that the model can't do, by its `config.json`."""
+    for key, sentence in against_model(recipe, config):
+        problem, _, fix = sentence.partition(": ")
+        raise DpoError(f"{show_key(key)} {problem}", where=recipe.where(*key), hint=fix)
 
 
 def resolve_dtype(recipe: Recipe) -> torch.dtype:
@@ -72,14 +80,8 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
         options["device_map"] = {"": torch.cuda.current_device()}
     try:
         config = load_config(recipe)
-        quantised = getattr(config, "quantization_config", None) is not None
-        if quantised and not recipe.model.load_in_4bit:
-            raise DpoError(
-                f"{recipe.model.id} holds quantised weights, but model.load_in_4bit is false",
-                where=recipe.where("model", "load_in_4bit"),
-                hint="set model.load_in_4bit: true, or name the 16-bit repository",
-            )
-        if recipe.model.load_in_4bit and not quantised:
+        check_config(recipe, config.to_dict())
+        if recipe.model.load_in_4bit and getattr(config, "quantization_config", None) is None:
             options["quantization_config"] = BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
@@ -91,23 +93,15 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
         raise cannot_load(recipe, "id", "the model", error) from error
     model, found = loaded
     _refuse_random_weights(recipe, found["missing_keys"], found["unexpected_keys"])
-    longest = config.get_text_config().max_position_embeddings
-    if recipe.model.max_length > longest:
-        raise DpoError(
-            f"model.max_length {recipe.model.max_length} is more than the model's {longest}",
-            where=recipe.where("model", "max_length"),
-            hint=f"set model.max_length: {longest} or less",
-        )
     if recipe.model.load_in_4bit:
         _check_4bit(recipe, model)
     return model
 
 
-def _refuse_random_weights(recipe: Recipe, missing: Iterable[str], others: Iterable[str]) -> None:
+def _refuse_random_weights(recipe: Recipe, missing: Iterable[str], others: Collection[str]) -> None:
     """Raise where the stored weights lack some of the model's, which transformers draws at random, with a log line."""
-    lacking, strange = sorted(missing), sorted(others)
-    if lacking:
-        instead = f"; they hold others that it has not, such as {strange[0]}" if strange else ""
+    if lacking := sorted(missing):
+        instead = f"; they hold others that it has not, such as {min(others)}" if others else ""
         raise DpoError(
             f"the weights of {recipe.model.id} lack {len(lacking)} tensors of the model, such as {lacking[0]}{instead}",
             where=recipe.where("model", "id"),
@@ -222,7 +216,6 @@ def _targets(lora: Lora, model: Any) -> list[str] | str:
 
 
 def _load_hf(recipe: Recipe, lora: Lora) -> PeftModel:
-
     base = load_base(recipe)
     set_seed(recipe.seed)  # PEFT draws LoRA's A from the global generator
     config = LoraConfig(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpo_cli.errors import FAILED, DpoError, nearest
-from dpo_cli.recipe.yaml import Key
+from dpo_cli.recipe.yaml import Key, short
 
 Recipe = Any  # dpo_cli.recipe's, which imports this module
 Part = Literal["model", "adapter", "merge_base", "judge", "rater", "data", "sets"]
@@ -133,10 +133,8 @@ def cached_config(name: str, revision: str | None) -> Path | None:
 
 def _as_typed(path: Path) -> str:
     """The path from here, `./…`; absolute where it is elsewhere."""
-    try:
-        return f"./{path.relative_to(Path.cwd())}"
-    except ValueError:
-        return str(path)
+    typed = short(path)
+    return typed if Path(typed).is_absolute() else f"./{typed}"
 
 
 def _near(path: Path) -> str:

@@ -180,7 +180,7 @@ def _both_maps(one: Any, other: Any, key: Key) -> bool:
 
 
 def _read_file(path: Path) -> Document:
-    where = _short(path)
+    where = short(path)
     text = _text_of(path, where)
     places: dict[Key, str] = {}
     values = _parse(text, "not valid YAML", lambda line: f"{where}:{line}" if line else where, places)
@@ -367,7 +367,7 @@ def names_a_path(key: Key) -> bool:
     return _PATHS.fullmatch(show_key(key)) is not None
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
     """The path as a person would type it from here."""
     try:
         return str(path.relative_to(Path.cwd()))
@@ -378,7 +378,7 @@ def _short(path: Path) -> str:
 def _recipes_nearby(path: Path) -> str:
     """The three recipes whose names are nearest to a path that is none."""
     folders = [path] if path.is_dir() else [path.parent, Path("recipes")]
-    found = {_short(one): one for folder in folders if folder.is_dir() for one in sorted(folder.rglob("*.yaml"))[:500]}
+    found = {short(one): one for folder in folders if folder.is_dir() for one in sorted(folder.rglob("*.yaml"))[:500]}
     near = nearest(path.name, [one.name for one in found.values()], 3) or [one.name for one in found.values()][:3]
     shown = sorted((one for one in found if found[one].name in near), key=lambda one: near.index(found[one].name))
     return f"did you mean {', '.join(shown[:3])}?" if shown else "give the path of a recipe, a .yaml file"

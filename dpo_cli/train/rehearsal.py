@@ -16,9 +16,8 @@ from transformers import AutoModelForCausalLM, Trainer
 from transformers.optimization import get_scheduler
 
 from dpo_cli.errors import USAGE, DpoError
-from dpo_cli.models import load_config
+from dpo_cli.models import check_config, load_config
 from dpo_cli.recipe import Recipe
-from dpo_cli.recipe.model_rules import against_model
 from dpo_cli.recipe.optimizer_rules import LOW_RANK
 from dpo_cli.run import Run
 from dpo_cli.train.config import trl_config
@@ -41,10 +40,7 @@ def rehearse(recipe: Recipe, run: Run) -> None:
         config = None
     if config is not None:
         refuse_cpu(recipe, config)
-    model = {} if config is None else config.to_dict()
-    for at, sentence in against_model(recipe, model):
-        problem, _, fix = sentence.partition(": ")
-        raise DpoError(f"{'.'.join(map(str, at))} {problem}", where=recipe.where(*at), hint=fix)
+    check_config(recipe, {} if config is None else config.to_dict())
     config_class, _ = METHODS[recipe.train.method].classes()
     try:
         args = trl_config(recipe, run, config_class, 0)
