@@ -10,9 +10,8 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -178,13 +177,6 @@ def _rehearse(job: Job) -> None:
     rehearse(job.recipe, job.run)
 
 
-class Against(StrEnum):
-    """What `eval` compares the tuned model with."""
-
-    reference = "reference"
-    base = "base"
-
-
 @stage_command("eval", "eval recipes/smoke.yaml", 'eval mine.yaml --prompt "Why is the sky blue?"')
 def evaluate(
     job: Job,
@@ -204,12 +196,12 @@ def evaluate(
         ),
     ] = None,
     against: Annotated[
-        Against | None,
+        Literal["reference", "base"] | None,
         typer.Option(help="Compare with the adapter that training started from (reference), or with the base alone."),
     ] = None,
 ) -> None:
     """Measure the adapter on the held-out pairs and write report.html."""
-    job = job.with_setting(f"eval.against={against.value}") if against else job
+    job = job.with_setting(f"eval.against={against}") if against else job
     if samples and prompt is None:
         raise DpoError("--samples says how many answers to --prompt", hint="add --prompt TEXT", exit_code=USAGE)
     with job.lock("eval", view=prompt is not None or chat):
