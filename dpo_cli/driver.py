@@ -113,10 +113,10 @@ def _ask(tool: str, fields: str) -> tuple[list[list[str]], str]:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         return [], str(error)
-    said = done.stdout.decode("utf-8", "replace").strip()
-    rows = [[cell.strip() for cell in line.split(",")] for line in said.splitlines()]
+    output = done.stdout.decode("utf-8", "replace").strip()
+    rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines()]
     if done.returncode or not rows or any(len(row) != len(fields.split(",")) for row in rows):
-        return [], said.partition("\n")[0] or f"exit code {done.returncode}"
+        return [], output.partition("\n")[0] or f"exit code {done.returncode}"
     return rows, ""
 
 

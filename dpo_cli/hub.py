@@ -48,9 +48,9 @@ def _ask_hub(name: str, file: str, revision: str | None, where: str) -> None:
     try:
         status = httpx.head(address, headers=headers, timeout=SECONDS).status_code
     except httpx.HTTPError as error:
-        said = "no answer" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
+        why = "no answer" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
         hint = "check the network; where the Hub is out of reach set HF_ENDPOINT to a mirror"
-        raise DpoError(f"can't get {name} from {hub}: {said}", where=where, hint=hint) from None
+        raise DpoError(f"can't get {name} from {hub}: {why}", where=where, hint=hint) from None
     if status in (401, 403):
         hint = f"check the name; where it is gated, ask for access at {hub}/{name}, and run `hf auth login`"
         raise DpoError(f"{hub} has no {name}, or does not show it to you", where=where, hint=hint)

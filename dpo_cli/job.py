@@ -125,7 +125,7 @@ class Job:
 
 
 def importing(what: str) -> Step:
-    """The step of importing libraries: seconds, in which a command has said its first line already."""
+    """The step of importing libraries: seconds, after the first line of a command."""
     return Step(f"importing {what}", named=False)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EVERY = 0.1  # seconds between two looks at a count
 
-_shown = False  # the package says nothing by itself; the commands ask for it
+_shown = False  # the commands ask for it
 _open: list[Step] = []  # the steps that are running, the innermost last: only that one is drawn
 
 

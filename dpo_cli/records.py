@@ -41,7 +41,7 @@ class CandidateSet:
 
     `subset` is the source's own name for where the prompt came from (UltraFeedback's `source` column), if any.
     `ranked`: the source gives an order, and the candidates stand in it, best first, with or without scores.
-    `labelled`: the source calls each answer good or bad by itself (score 1 or 0), without comparing them.
+    `labelled`: the source calls each answer good or bad (score 1 or 0), without comparing them.
     `place`: the file and line (or row, where a file has no lines) that it was read from, the first of several.
     `stated`: what the source scores chosen and rejected, by its columns' names and on its own scale.
     `notes`: what its layout left out of the row.

@@ -52,7 +52,7 @@ class Store:
                 file.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?)", rows)
                 file.execute("COMMIT")
             except BaseException:
-                if file.in_transaction:  # SQLite has rolled back by itself where the disk was full
+                if file.in_transaction:  # SQLite has rolled back already where the disk was full
                     file.execute("ROLLBACK")
                 raise
 

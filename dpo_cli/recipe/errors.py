@@ -110,8 +110,8 @@ def _sentence(key: Key, items: list[Any], model: type[BaseModel], hidden: bool) 
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _wrong_branch(first, model, hidden)
     if kind == "string_pattern_mismatch":
-        said = "" if hidden or set("@?") & set(first["input"]) else f", not {shown}"
-        return f"must be {_description(model, loc)}{said}"
+        given = "" if hidden or set("@?") & set(first["input"]) else f", not {shown}"
+        return f"must be {_description(model, loc)}{given}"
     if first["input"] is None and kind.startswith("model_") and len(key) == 1:
         return "must be a map, not null: indent the lines that belong to it, or remove the key"
     others = [item for item in items if item["type"] not in _KINDS and item["type"] != "literal_error"]

@@ -125,8 +125,8 @@ REPORTERS = {
 
 def reporters(train: Any) -> list[str]:
     """`train.report_to` as a list."""
-    said = train.report_to
-    return [said] if isinstance(said, str) else said or []
+    names = train.report_to
+    return [names] if isinstance(names, str) else names or []
 
 
 def report_to(train: Any) -> str | None:

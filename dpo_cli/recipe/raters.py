@@ -22,7 +22,7 @@ class Server(Section):
     model: str = Field(min_length=1, description="the model's name on that server")
     api_key_env: str | None = Field(
         None,
-        # So a key written here is told from a name, and no recipe can send another variable to a server of its own.
+        # So a key written here is no valid name, and no recipe can send another variable to a server of its own.
         pattern=r"^[A-Z_][A-Z0-9_]*_(KEY|TOKEN)$",
         description="the name of an environment variable, in capitals, with _KEY or _TOKEN at its end; never the key",
     )
@@ -32,7 +32,7 @@ class Server(Section):
 
 
 class OpenAIRater(Server):
-    """A rater behind a server: it rates each answer by itself, on UltraFeedback's four aspects."""
+    """A rater behind a server: it rates one answer at a time, on UltraFeedback's four aspects."""
 
     at: ClassVar[str] = "data.rater"
     role: ClassVar[str] = "rater"

@@ -10,7 +10,7 @@ from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.raters import PACE
 from dpo_cli.recipe.yaml import Key, names_a_path, show_key
 
-# The sections of the recipe that each stage reads. What a stage before it reads is not said again.
+# The sections of the recipe that each stage reads. What a stage before it reads is not repeated.
 READS: dict[str, tuple[str, ...]] = {
     "prepare": ("seed", "model", "data"),
     "train": ("seed", "model", "lora", "train", "engine"),

@@ -24,7 +24,7 @@ def _one_source_as_list(value: Any) -> Any:
 
 
 def _id_alone(value: Any) -> Any:
-    """So that a source of which nothing else is said may be written as its id."""
+    """So that a source without other settings may be written as its id."""
     return {"id": value} if isinstance(value, str) else value
 
 
@@ -297,8 +297,8 @@ class Data(Section):
         if isinstance(shares, list) and shares and all(isinstance(one, str) for one in shares):
             each = round(1 / len(shares), 2)
             even = dict.fromkeys(shares, each) | {shares[0]: round(1 - each * (len(shares) - 1), 2)}
-            said = ", ".join(f"{name}: {share:g}" for name, share in even.items())
-            raise ValueError(f"must give each language its share: {{{said[:100]}}}")
+            shown = ", ".join(f"{name}: {share:g}" for name, share in even.items())
+            raise ValueError(f"must give each language its share: {{{shown[:100]}}}")
         if numbers and all(type(one) in (int, float) and one > 0 for one in numbers) and 99 <= sum(numbers) <= 101:
             whole = ", ".join(f"{name}: {number / 100:g}" for name, number in list(shares.items())[:4])
             raise ValueError(f"must be shares of 1, not percent: {{{whole}}}")

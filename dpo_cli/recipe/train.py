@@ -79,8 +79,8 @@ def trl_arguments() -> dict[str, Any]:
 
 def method_of(train: Any) -> str:
     """The method that a `train` section as it was written asks for; dpo where it says nothing that is known."""
-    said = train.get("method") if isinstance(train, dict) else None
-    return said if isinstance(said, str) and said in trl_arguments() else DEFAULT_METHOD
+    given = train.get("method") if isinstance(train, dict) else None
+    return given if isinstance(given, str) and given in trl_arguments() else DEFAULT_METHOD
 
 
 def methods_with(what: Literal["arguments", "data", "losses"], name: Any) -> list[str]:
@@ -126,8 +126,8 @@ class _TrainBase(Section):
     @property
     def losses(self) -> list[str]:
         """`loss_type` as a list, whatever the method; ORPO has one loss and no name for it."""
-        said = getattr(self, "loss_type", [])
-        return [said] if isinstance(said, str) else said
+        given = getattr(self, "loss_type", [])
+        return [given] if isinstance(given, str) else given
 
     @property
     def reward_scale(self) -> float:

@@ -205,8 +205,8 @@ def _text_of(path: Path, where: str) -> str:
     except (FileNotFoundError, NotADirectoryError):
         raise DpoError(f"no recipe at {where}", hint=_recipes_nearby(path), exit_code=USAGE) from None
     except (OSError, ValueError) as error:  # may not be read; a null byte in its name
-        said = error.strerror if isinstance(error, OSError) else error
-        raise DpoError(f"can't read the recipe: {said}", where=where, exit_code=USAGE) from None
+        what = error.strerror if isinstance(error, OSError) else error
+        raise DpoError(f"can't read the recipe: {what}", where=where, exit_code=USAGE) from None
     hint = "give the path of a recipe, a .yaml file"
     if len(raw) > MOST_BYTES:
         raise DpoError(f"too large for a recipe: over {MOST_BYTES:,} bytes", where=where, hint=hint, exit_code=USAGE)
@@ -239,20 +239,20 @@ def _parse(text: str, problem: str, place: Callable[[int], str], places: dict[Ke
 def _not_yaml(text: str, error: yaml.MarkedYAMLError, problem: str, place: Callable[[int], str]) -> DpoError:
     """What the YAML reader stumbled over, with the line and what is usually wrong there."""
     mark = error.problem_mark or error.context_mark
-    said = error.problem or error.context or ""
+    what = error.problem or error.context or ""
     hint = "check the indentation, colons and quotes there and one line above"
     lines = re.split(r"\r\n|\r|\n", text)
     line = lines[mark.line] if mark and mark.line < len(lines) else ""
     if "\t" in line[: len(line) - len(line.lstrip())]:
-        said, hint = "the line is indented by a tab", "indent by spaces: YAML takes no tabs there"
-    elif said.startswith("expected <block end>"):
-        said, hint = "the line is indented otherwise than those above it", "check the indentation of both"
-    elif said == "mapping values are not allowed here":
+        what, hint = "the line is indented by a tab", "indent by spaces: YAML takes no tabs there"
+    elif what.startswith("expected <block end>"):
+        what, hint = "the line is indented otherwise than those above it", "check the indentation of both"
+    elif what == "mapping values are not allowed here":
         hint = "indent the keys of a section alike, and put texts with a colon in quotes"
     secret = _TELLING.search(_HARMLESS.sub("", line))
     shown = [line.replace("\t", "→   ")[:100]] if line.strip() and len(lines) > 1 and not secret else []
     where = place(mark.line + 1 if mark else 0)
-    return DpoError(f"{problem}: {said}", where=where, hint=hint, details=shown, exit_code=USAGE)
+    return DpoError(f"{problem}: {what}", where=where, hint=hint, details=shown, exit_code=USAGE)
 
 
 def _walk(node: yaml.Node | None, key: Key, place: Callable[[int], str], places: dict[Key, str]) -> None:
@@ -270,8 +270,8 @@ def _walk(node: yaml.Node | None, key: Key, place: Callable[[int], str], places:
             if name_node.tag == "tag:yaml.org,2002:merge":
                 continue
             if name_node.tag != "tag:yaml.org,2002:str":
-                said = "a key must be a word; put quotes around it if it is meant"
-                raise yaml.MarkedYAMLError(problem=said, problem_mark=name_node.start_mark)
+                what = "a key must be a word; put quotes around it if it is meant"
+                raise yaml.MarkedYAMLError(problem=what, problem_mark=name_node.start_mark)
             name = name_node.value
             if name in seen:
                 raise DpoError(
