@@ -141,46 +141,33 @@ def test_a_recipe_does_not_change_after_loading(loaded: Load) -> None:
         ("modle: {}", "r.yaml:3  modle", "did you mean model?"),
         ("lora:\n  r: 8\n  aplha: 3", "r.yaml:5  lora.aplha", "did you mean alpha?"),
         ("train:\n\n  lerning_rate: 1", "r.yaml:5  train.lerning_rate", "did you mean learning_rate?"),
-        ("engine: {preflite: true}", "r.yaml:3  engine.preflite", "did you mean preflight?"),
         ("eval: {zzz: 1}", "r.yaml:3  eval.zzz", "known here: prompts, max_new_tokens, temperature, top_p"),
         # the right name in the wrong section
         ("beta: 0.1", "r.yaml:3  beta", "did you mean train.beta?"),
         ("lora: {rank: 3}", "r.yaml:3  lora.rank", "it is called lora.r here"),
         ("train: {max_seq_len: 3}", "r.yaml:3  train.max_seq_len", "it is called model.max_length here"),
-        ("lora: {max_length: 3}", "r.yaml:3  lora.max_length", "did you mean model.max_length?"),
-        ("eval: {sources: 3}", "r.yaml:3  eval.sources", "did you mean data.sources?"),
         # wrong types
         ("seed: '1'", "r.yaml:3  seed", 'must be a whole number, not "1"'),
-        ("seed: 1.5", "r.yaml:3  seed", "must be a whole number, not 1.5"),
         ("seed: true", "r.yaml:3  seed", "must be a whole number, not true"),
         ("name: 5e-6", "r.yaml:3  name", "must be text"),
-        ("lora: 3", "r.yaml:3  lora", "must be a map, not 3"),
         ("lora: null", "r.yaml:3  lora", "must be a map, not null: indent the lines that belong to it"),
         ("lora: {target_modules: 3}", "r.yaml:3  lora.target_modules", "must be a list or auto, not 3"),
         ("train: {beta: no}", "r.yaml:3  train.beta", 'must be a number, not "no"'),
-        ("train: {max_steps: many}", "r.yaml:3  train.max_steps", 'must be a whole number, not "many"'),
         # impossible values
         ("seed: -1", "r.yaml:3  seed", "not -1"),
+        ("seed: 很多", "r.yaml:3  seed", '"很多"'),
         ("train: {learning_rate: 0}", "r.yaml:3  train.learning_rate", "greater than 0"),
         ("train: {learning_rate: .nan}", "r.yaml:3  train.learning_rate", "not NaN"),
-        ("train: {beta: -0.1}", "r.yaml:3  train.beta", "greater than 0"),
-        ("train: {num_train_epochs: 0}", "r.yaml:3  train.num_train_epochs", "greater than 0"),
+        ("lora: {alpha: .inf}", "r.yaml:3  lora.alpha", "not Infinity"),
         ("train: {gradient_accumulation_steps: 0}", "r.yaml:3  train.gradient_accumulation_steps", "not 0"),
         ("train: {adam_beta1: 1.0}", "r.yaml:3  train.adam_beta1", "less than 1"),
-        ("lora: {dropout: 1}", "r.yaml:3  lora.dropout", "less than 1"),
-        ("lora: {r: 0}", "r.yaml:3  lora.r", "not 0"),
         ("train: {bf16: true, fp16: true}", "r.yaml:3  train.fp16", "can't both be true"),
         ("name: a/b", "r.yaml:3  name", "name of a folder"),
-        ("name: ..", "r.yaml:3  name", "name of a folder"),
         # bad choices
         ("engine: {backend: unsloht}", "r.yaml:3  engine.backend", "did you mean unsloth?"),
-        ("lora: {bias: some}", "r.yaml:3  lora.bias", "must be none, all or lora_only"),
         ("train: {optim: adamw}", "r.yaml:3  train.optim", "adamw_torch"),
-        ("train: {lr_scheduler_type: cosin}", "r.yaml:3  train.lr_scheduler_type", "did you mean cosine?"),
-        ("train: {method: dop}", "r.yaml:3  train.method", "dpo"),
         ("export: {formats: [adaptor]}", "r.yaml:3  export.formats[0]", "did you mean adapter?"),
         # losses
-        ("train: {loss_type: sigmod}", "r.yaml:3  train.loss_type", "did you mean sigmoid?"),
         ("train:\n  loss_type:\n    - sigmoid\n    - stf\n", "r.yaml:6  train.loss_type[1]", "did you mean sft?"),
         ("train: {loss_type: []}", "r.yaml:3  train.loss_type", "at least 1"),
         ("train:\n  loss_weights: [1.0]\n  loss_type: [sigmoid, sft]", "r.yaml:4  train.loss_weights", "for 2 losses"),
@@ -199,29 +186,21 @@ def test_one_mistake(refused: Refused, more: str, place: str, says: str) -> None
     ("data", "key", "says"),
     [
         ("sources: []", "data.sources", "at least 1"),
-        ("sources: 3", "data.sources", "must be a list"),
         ("sources: [3]", "data.sources[0]", "must be a map"),
         ("sources: [{layout: pairs}]", "data.sources[0].id", "is missing"),
         ("sources: [{id: a/b, layout: ultrafedback}]", "data.sources[0].layout", "did you mean ultrafeedback?"),
         ("sources: [{id: a/c}, {id: b/c}]", "data.sources", "two sources are called 'c'"),
-        ("sources: [{id: a/b, quota: 0}]", "data.sources[0].quota", "not 0"),
         ("sources: [{id: a/b, columns: {prompt: 1}}]", "data.sources[0].columns.prompt", "must be text"),
-        ("{sources: [{id: a/b}], total: 0}", "data.total", "not 0"),
-        ("{sources: [{id: a/b}], eval_fraction: 1}", "data.eval_fraction", "less than 1"),
         ("{sources: [{id: a/b}], languages: {en: 0.5, zh: 0.4}}", "data.languages", "sum to 0.9, not 1"),
         ("{sources: a/b, languages: [en, zh, de]}", "data.languages", "its share: {en: 0.34, zh: 0.33, de: 0.33}"),
         ("{sources: a/b, languages: {en: 70, zh: 30}}", "data.languages", "not percent: {en: 0.7, zh: 0.3}"),
-        ("{sources: a/b, languages: {en: 7}}", "data.languages.en", "less than or equal to 1, not 7"),
         ("sources: [{path: a/b}]", "data.sources[0].path", "it is called id here"),
         ("{sources: [{id: a/b}], pairs: {pick: best}}", "data.pairs.pick", "best_worst"),
-        ("{sources: [{id: a/b}], pairs: {min_margin: 2}}", "data.pairs.min_margin", "less than or equal to 1"),
         ("{sources: [{id: a/b}], filters: {dedup: true}}", "data.filters.dedup", "unknown key"),
         ("{sources: [{id: a/b}], filters: {near_duplicates: 1}}", "data.filters.near_duplicates", "near_duplicate?"),
         ("{sources: [{id: a/b}], filters: {tie: 3}}", "data.filters.tie", "not 3"),
         ("{sources: [{id: a/b}], filters: {echo: {min_char: 3}}}", "data.filters.echo.min_char", "mean min_chars?"),
-        ("{sources: [{id: a/b}], filters: {near_duplicate: 7}}", "data.filters.near_duplicate", "or equal to 1"),
         ("{sources: [{id: a/b}], score_weights: {correctness: 0, helpfulness: 0}}", "data.score_weights", "weigh 0"),
-        ("{sources: [{id: a/b}], score_weights: {correctness: -1}}", "data.score_weights.correctness", "not -1"),
     ],
 )  # fmt: skip
 def test_one_mistake_in_data(refused: Refused, data: str, key: str, says: str) -> None:
@@ -259,30 +238,16 @@ def test_an_empty_recipe_is_told_what_it_needs(refused: Refused) -> None:
         assert "data\n    is missing" in message
 
 
-@pytest.mark.parametrize("name", OWNED_TRAIN_ARGUMENTS)
-def test_what_the_recipe_owns_is_not_set_in_train(refused: Refused, name: str) -> None:
-    message = refused(f"train:\n  {name}: null\n")
-    assert f"r.yaml:4  train.{name}\n" in message
-    assert OWNED_TRAIN_ARGUMENTS[name] in message
-
-
 @pytest.mark.parametrize(
     ("name", "instead"),
     [
-        ("seed", "seed:"), ("output_dir", "--runs-dir"), ("max_length", "model.max_length"),
-        ("precompute_ref_log_probs", "engine.reference_cache"), ("resume_from_checkpoint", "--fresh"),
-        ("warmup_ratio", "warmup_steps: 0.1"), ("max_prompt_length", "model.max_length"),
-        ("evaluation_strategy", "eval_strategy"), ("rpo_alpha", "loss_weights"), ("lr", "learning_rate"),
-        ("torch_dtype", "model.dtype"),
+        *OWNED_TRAIN_ARGUMENTS.items(), *OLD_TRAIN_ARGUMENTS.items(),
+        ("rpo_alpha", "loss_weights"), ("lr", "learning_rate"), ("torch_dtype", "model.dtype"),
     ],
 )  # fmt: skip
 def test_the_hint_names_what_to_write_instead(refused: Refused, name: str, instead: str) -> None:
-    assert instead in refused(f"train: {{{name}: 1}}")
-
-
-@pytest.mark.parametrize("name", OLD_TRAIN_ARGUMENTS)
-def test_old_names_are_told_apart_from_typos(refused: Refused, name: str) -> None:
-    assert OLD_TRAIN_ARGUMENTS[name] in refused(f"train: {{{name}: 1}}")
+    message = refused(f"train: {{{name}: null}}")
+    assert f"r.yaml:3  train.{name}\n" in message and instead in message
 
 
 @pytest.mark.parametrize(
@@ -296,14 +261,6 @@ def test_a_loss_is_a_word_or_a_list(loaded: Load, text: str, losses: list[str]) 
 def test_losses_that_need_smoothing_get_it(loaded: Load) -> None:
     assert loaded("train: {loss_type: exo_pair, label_smoothing: 0.1}").train.label_smoothing == 0.1
     assert loaded("train: {loss_type: [sigmoid, sft], loss_weights: [1, 0.2]}").train.loss_weights == [1, 0.2]
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["train: {learning_rate: .inf}", "lora: {alpha: .inf}", "train: {weight_decay: .inf}", "train: {beta: .inf}"],
-)
-def test_infinity_is_no_setting(refused: Refused, text: str) -> None:
-    assert "r.yaml:3  " in refused(text)
 
 
 @pytest.mark.parametrize(
@@ -327,15 +284,12 @@ SERVER = "kind: openai, base_url: http://x/v1, model: m"
     ("judge", "key", "says"),
     [
         ("{kind: opnai, model: m}", "kind", 'must be openai or reward_model, not "opnai"; did you mean openai?'),
-        ("{kind: null}", "kind", "must be openai or reward_model, not null"),
         ("{kind: [openai]}", "kind", 'not ["openai"]'),
         ("{model: m}", "kind", "is missing: openai or reward_model"),
         ("gpt-4", "", 'must be a map, not "gpt-4"'),
-        ("[openai]", "", 'must be a map, not ["openai"]'),
         ("{kind: openai, model: m}", "base_url", "is missing: the server's address"),
         ("{kind: reward_model}", "id", "is missing: hub id or local folder"),
         (f"{{{SERVER}, concurency: 3}}", "concurency", "did you mean concurrency?"),
-        (f"{{{SERVER}, concurrency: 0}}", "concurrency", "not 0"),
         (f"{{{SERVER}, timeout: soon}}", "timeout", 'must be a number, not "soon"'),
         ("{kind: reward_model, id: a, modl: b}", "modl", "known here: kind, id, revision, batch_size"),
         (
@@ -509,10 +463,6 @@ def test_chinese_names_and_values(write: Write) -> None:
     assert (recipe.name, recipe.model.id, recipe.data.sources[0].label) == ("偏好_中文", "模型/千问", "数据")
     assert "偏好_中文" in dump(recipe)
     assert load(write(MINIMAL, "配方.yaml")).name == "配方"
-
-
-def test_a_mistake_in_chinese_is_shown_as_written(refused: Refused) -> None:
-    assert '"很多"' in refused("seed: 很多")
 
 
 @pytest.mark.parametrize(
@@ -759,14 +709,6 @@ def test_a_test_set_may_be_an_id_alone_and_is_in_the_overview_and_the_schema(loa
     assert [one.label for one in recipe.eval.sets] == ["基准", "style-helpsteer2"]
     assert any(line.endswith("; scored on 基准, style-helpsteer2 too") for line in overview(recipe))
     jsonschema.validate(yaml.safe_load(MINIMAL) | {"eval": {"sets": "a/b"}}, json_schema())
-
-
-def test_the_last_setting_wins(loaded: Load) -> None:
-    assert loaded("", "seed=2", "seed=3").seed == 3
-
-
-def test_a_value_may_hold_an_equals_sign(loaded: Load) -> None:
-    assert loaded("", "train.optim=sgd", "train.optim_args=momentum=0.9").train.optim_args == "momentum=0.9"
 
 
 def test_a_relative_path_is_relative_to_the_working_directory(loaded: Load, tmp_path: Path) -> None:
@@ -1107,7 +1049,6 @@ def test_every_argument_of_a_method_can_be_written_by_its_default(loaded: Load, 
 @pytest.mark.parametrize(
     ("settings", "key", "sentence"),
     [
-        ("method: simpo, loss_type: sigmoid_norm", "loss_type", "is a loss of train.method dpo, not of simpo"),
         ("method: simpo, loss_type: sigmoid_norm", "loss_type", "set train.loss_type: null for simpo's own"),
         ("loss_type: simpo", "loss_type", "train.method simpo or cpo, not of dpo"),
         ("method: orpo, loss_type: sigmoid", "loss_type", "not to orpo: remove it, or set it to null"),
@@ -1115,9 +1056,7 @@ def test_every_argument_of_a_method_can_be_written_by_its_default(loaded: Load, 
         ("simpo_gamma: 0.5", "simpo_gamma", "belongs to train.method simpo or cpo, not to dpo"),
         ("method: simpo, desirable_weight: 2", "desirable_weight", "belongs to train.method kto, not to simpo"),
         ("method: kto, loss_weights: [1.0]", "loss_weights", "belongs to train.method dpo"),
-        ("method: simpo, simpo_gama: 1", "simpo_gama", "did you mean simpo_gamma?"),
         ("method: kto, desirable_wieght: 1", "desirable_wieght", "did you mean desirable_weight?"),
-        ("method: smipo", "method", "must be dpo, simpo, cpo, orpo, kto, lipo or sft"),
         ("method: smipo", "method", "did you mean simpo?"),
         ("method: [dpo]", "method", "must be dpo"),
         ("method: orpo, sync_ref_model: true", "sync_ref_model", "is not for orpo, which has no reference"),
@@ -1125,7 +1064,6 @@ def test_every_argument_of_a_method_can_be_written_by_its_default(loaded: Load, 
         ("sync_ref_model: true", "sync_ref_model", "TRL keeps no reference that could be moved"),
         ("method: kto, per_device_train_batch_size: 1", "per_device_train_batch_size", "must be 2 or more"),
         ("method: kto, train_sampling_strategy: random", "train_sampling_strategy", "must be sequential"),
-        ("method: kto, undesirable_weight: 0", "undesirable_weight", "must be greater than 0"),
         ("method: simpo, simpo_gamma: -1", "simpo_gamma", "must be greater than or equal to 0"),
         ("method: simpo, loss_type: alphapo", "alpha", "must not be 0 for alphapo"),
     ],
@@ -1140,7 +1078,6 @@ def test_what_a_method_has_not_is_told_from_a_typo(refused: Refused, settings: s
     ("overrides", "key", "sentence"),
     [
         (["train.method=kto", "data.format=ranked"], "data.format", "set data.format: unpaired"),
-        (["data.format=unpaired"], "data.format", "dpo learns from pairs, not from unpaired"),
         (["data.format=unpaired"], "data.format", "or train.method: kto"),
         (["train.method=orpo", "data.format=ranked"], "data.format", "set data.format: pairs"),
         (["train.method=simpo", "engine.reference_cache=on"], "engine.reference_cache", "simpo has no reference"),

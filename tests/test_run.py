@@ -197,49 +197,6 @@ def test_the_manifest_keeps_the_other_stages(home: Home) -> None:
 
 # --------------------------------------------------------------------------------------------------------- a kill
 
-HALF = """
-import sys
-from pathlib import Path
-from dpo_cli.recipe import load
-from dpo_cli.run import Run
-folder, stage = Path(sys.argv[1]), sys.argv[2]
-run = Run(folder / "runs" / "demo")
-with run.lock(), run.stage(stage, load(folder / "demo.yaml")) as draft:
-    with open(draft.folder / "train.jsonl", "w") as file:
-        file.write('{"half": ')
-        file.flush()
-        print("half-way", flush=True)
-        sys.stdin.read()
-"""
-
-
-@pytest.mark.parametrize("stage", ["prepare", "eval"])
-def test_a_kill_leaves_the_old_results_whole_and_the_next_run_works(home: Home, spawn: Spawn, stage: str) -> None:
-    home.go_all()
-    before = files(home.run[stage])
-    process = spawn("-c", HALF, home.folder, stage)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "half-way\n"
-    process.kill()
-    process.wait()
-    assert files(home.run[stage]) == before
-    assert home.run.fresh(stage, home.recipe())
-    home.go(stage, text="anew")
-    assert all(content.startswith(b"anew") for content in files(home.run[stage]).values())
-    assert not [path.name for path in home.run.folder.iterdir() if path.name.endswith((".new", ".old"))]
-
-
-def test_a_kill_in_the_first_run_leaves_no_results(home: Home, spawn: Spawn) -> None:
-    process = spawn("-c", HALF, home.folder, "prepare")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "half-way\n"
-    process.kill()
-    process.wait()
-    assert home.reasons("prepare") == ["prepare has not been run"]
-    assert not home.run["prepare"].exists()
-    home.go("prepare")
-    assert home.run.fresh("prepare", home.recipe())
-
 
 @pytest.mark.parametrize("stage", ["prepare", "eval", "export"])
 def test_a_kill_between_the_two_renames_is_mended(home: Home, stage: str) -> None:
@@ -311,33 +268,6 @@ def test_a_second_process_on_the_same_run_is_refused(home: Home, spawn: Spawn) -
 
 
 # ---------------------------------------------------------------------------------------- leftovers, links, own files
-
-
-def leave_behind(path: Path) -> None:
-    """A folder with something in it, or a file where the name says so."""
-    if "." in path.name[1:].removesuffix(".new").removesuffix(".old"):
-        path.write_text("half", encoding="utf-8")
-    else:
-        (path / "deep").mkdir(parents=True)
-        (path / "deep" / "half").write_text("x", encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(f".{folder}.{kind}" for folder in ("data", "train", "eval", "export") for kind in ("new", "old")),
-        ".recipe.yaml.new", ".manifest.json.new", "train/.adapter.new", "train/.adapter.old", "train/.log.jsonl.new",
-        "train/.metrics.json.new",
-    ],
-)  # fmt: skip
-def test_what_a_killed_stage_left_beside_whole_results_goes(home: Home, name: str) -> None:
-    home.go_all()
-    before = files(home.run.folder)
-    leave_behind(home.run.folder / name)
-    with home.run.lock():
-        assert files(home.run.folder) == before
-    assert not (home.run.folder / name).exists()
-    assert home.fresh() == list(OUTPUTS)
 
 
 def test_answers_that_stand_in_the_results_go_and_others_stay(home: Home) -> None:
@@ -514,21 +444,7 @@ def test_a_broken_manifest_is_a_clear_error(home: Home, text: str) -> None:
     assert caught.value.hint
 
 
-def test_the_mend_of_a_broken_manifest_works(home: Home) -> None:
-    home.go("prepare")
-    (home.run.folder / "manifest.json").unlink()
-    assert home.reasons("prepare") == ["prepare has not been run"]
-    home.go("prepare")
-    assert home.fresh() == ["prepare"]
-
-
 # ----------------------------------------------------------------------------------------------------- stale and why
-
-
-def test_nothing_changed_is_fresh(home: Home) -> None:
-    home.go_all()
-    assert home.fresh() == list(OUTPUTS)
-    assert home.reasons("eval") == []
 
 
 @pytest.mark.parametrize(
