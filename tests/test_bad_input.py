@@ -58,24 +58,9 @@ def test_a_missing_recipe(project: Any, invoke: Invoke, command: str) -> None:
     assert not (project.folder / "runs").exists()
 
 
-def test_a_folder_for_a_recipe(project: Any, invoke: Invoke) -> None:
-    assert_one_block(invoke("check", "rows"), 2, "rows")
-
-
 def test_a_broken_yaml(project: Any, invoke: Invoke) -> None:
     project.recipe.write_text("model:\n  id: a/b\n data: 3\n", encoding="utf-8")
     assert_one_block(invoke("prepare", "demo.yaml"), 2, "not valid YAML", "demo.yaml:3", "indentation")
-
-
-def test_a_misspelled_key(project: Any, invoke: Invoke) -> None:
-    text = project.recipe.read_text(encoding="utf-8")
-    project.recipe.write_text(text.replace("total:", "totl:"), encoding="utf-8")
-    assert_one_block(invoke("prepare", "demo.yaml"), 2, "demo.yaml:6  data.totl", "did you mean total?")
-
-
-def test_an_unknown_layout(project: Any, invoke: Invoke) -> None:
-    done = invoke("prepare", "demo.yaml", "--set", "data.sources.0.layout=ultrafedback")
-    assert_one_block(done, 2, "data.sources[0].layout", "did you mean ultrafeedback?")
 
 
 def test_a_layout_that_cannot_be_told(project: Any, invoke: Invoke) -> None:
@@ -152,17 +137,6 @@ def test_a_model_that_is_not_there(project: Any, invoke: Invoke) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- the disk
-
-
-def test_runs_dir_that_is_a_file(project: Any, invoke: Invoke) -> None:
-    (project.folder / "taken").write_text("x", encoding="utf-8")
-    assert_one_block(invoke("prepare", "demo.yaml", "--runs-dir", "taken"), 1, "taken")
-
-
-def test_a_broken_manifest(project: Any, invoke: Invoke) -> None:
-    invoke("prepare", "demo.yaml")
-    (project.run / "manifest.json").write_text('{"stages": ', encoding="utf-8")
-    assert_one_block(invoke("prepare", "demo.yaml"), 1, "runs/demo/manifest.json", "fix:")
 
 
 UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
@@ -328,33 +302,12 @@ def test_an_interrupted_prepare(
     assert ("nothing to do" in again.stdout) == done_before
 
 
-def test_a_killed_prepare(project: Any, stuck_prepare: Stuck, dpo_cli: Cli) -> None:
-    dpo_cli("prepare", "demo.yaml")
-    before = project.contents()
-    process = stuck_prepare()
-    process.kill()
-    process.wait()
-    assert_old_results_whole(project, before, True)
-    assert "nothing to do" in dpo_cli("prepare", "demo.yaml").stdout
-    assert dpo_cli("prepare", "demo.yaml", "--force").returncode == 0
-    assert project.leftovers() == []
-
-
 def assert_old_results_whole(project: Any, before: dict[str, bytes], done_before: bool) -> None:
     after = project.contents()
     if done_before:
         assert after == before
     else:
         assert set(after) <= {"recipe.yaml"}
-
-
-def test_a_second_prepare_is_refused_while_the_first_works(project: Any, stuck_prepare: Stuck, dpo_cli: Cli) -> None:
-    process = stuck_prepare()
-    second = dpo_cli("prepare", "demo.yaml")
-    assert (second.returncode, second.stdout) == (1, "")
-    assert "another dpo-cli is working on this run" in second.stderr
-    assert "runs/demo" in second.stderr
-    assert process.poll() is None
 
 
 def test_rows_that_end_in_the_middle_of_a_line_are_told(project: Any, invoke: Invoke) -> None:
