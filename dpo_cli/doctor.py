@@ -182,7 +182,7 @@ def _driver(installed: Installed) -> Iterator[Finding]:
     if driver is None:
         yield Finding("driver", "no NVIDIA driver (no nvidia-smi)", False)
         return
-    cuda = installed.torch.get("cuda") or "0"
+    cuda = installed.torch.get("cuda") or ""
     needs = f"; torch for CUDA {cuda} needs {oldest_driver(cuda)} or newer" if oldest_driver(cuda) else ""
     state = f"nvidia-smi fails: {driver.error}" if driver.error else f"NVIDIA {driver.version}{needs}"
     yield Finding("driver", state, not driver.error, fix="restart the machine, or reinstall the NVIDIA driver")

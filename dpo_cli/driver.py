@@ -79,7 +79,7 @@ def has_python_headers() -> bool:
 
 def oldest_driver(cuda: str) -> int:
     """The oldest driver branch for programs built for this CUDA release, such as 580 for "13.0"; 0 if unknown."""
-    return OLDEST_DRIVER.get(int(cuda.partition(".")[0]), 0)
+    return OLDEST_DRIVER.get(int(cuda.partition(".")[0] or 0), 0)
 
 
 def too_old(driver: Driver, cuda: str) -> bool:
@@ -122,10 +122,9 @@ def _ask(tool: str, fields: str) -> tuple[list[list[str]], str]:
 
 def _card(row: list[str]) -> Card:
     name, total, free, *rest = row
-    capability = re.fullmatch(r"(\d+)\.(\d+)", rest[0]) if rest else None
-    return Card(
-        name, _mebibytes(total), _mebibytes(free), (int(capability[1]), int(capability[2])) if capability else None
-    )
+    found = re.fullmatch(r"(\d+)\.(\d+)", rest[0]) if rest else None
+    capability = (int(found[1]), int(found[2])) if found else None
+    return Card(name, _mebibytes(total), _mebibytes(free), capability)
 
 
 def _mebibytes(cell: str) -> int:

@@ -37,33 +37,27 @@ def _problem(torch_version: str, cuda: str | None, driver: Driver | None, hidden
     pins = f"torch=={torch_version.partition('+')[0]} torchvision"
     command = f"pip uninstall -y torch torchvision && pip install {pins} --index-url {index}"
     without_card = "without an NVIDIA card, use the CPU packages in another venv: make smoke creates .venv"
-    if cuda is None:
-        way = f"for a card, {command}" if index else "for a card, update its driver first"
-        return DpoError(f"torch {torch_version} is a CPU build, and Unsloth needs a GPU", hint=f"{way}; {without_card}")
-    wanted = f"{oldest_driver(cuda) or 580} or newer"
+    wanted = f"{oldest_driver(cuda or '') or 580} or newer"
     built = f"torch {torch_version} is built for CUDA {cuda}, which needs the NVIDIA driver {wanted}"
-    if driver is None:
-        return DpoError(
-            f"torch finds no GPU: there is no NVIDIA driver here (no nvidia-smi). {built}",
-            hint=f"install the driver; start a container with --gpus all; {without_card}",
-        )
-    if driver.error:
-        return DpoError(
-            f"torch finds no GPU, and nvidia-smi fails: {driver.error}",
-            hint=f"restart the machine, or reinstall the NVIDIA driver ({wanted})",
-        )
-    if too_old(driver, cuda):
-        other = f", or install torch for CUDA 12.6: {command}" if index == CUDA_12 else ""
-        return DpoError(f"{built}; the installed driver is {driver.version}", hint=f"update the driver{other}")
-    if hidden is not None:
-        return DpoError(
-            f"torch finds no GPU: CUDA_VISIBLE_DEVICES={hidden!r} hides it",
-            hint="unset CUDA_VISIBLE_DEVICES, or set it to 0",
-        )
-    return DpoError(
-        f"torch finds no GPU, though the driver {driver.version} should do: {_reason()}",
-        hint="restart the machine; in a container, pass every /dev/nvidia* device (--gpus all)",
-    )
+    if cuda is None:
+        what = f"torch {torch_version} is a CPU build, and Unsloth needs a GPU"
+        fix = f"for a card, {command if index else 'update its driver first'}; {without_card}"
+    elif driver is None:
+        what = f"torch finds no GPU: there is no NVIDIA driver here (no nvidia-smi). {built}"
+        fix = f"install the driver; start a container with --gpus all; {without_card}"
+    elif driver.error:
+        what = f"torch finds no GPU, and nvidia-smi fails: {driver.error}"
+        fix = f"restart the machine, or reinstall the NVIDIA driver ({wanted})"
+    elif too_old(driver, cuda):
+        what = f"{built}; the installed driver is {driver.version}"
+        fix = "update the driver" + (f", or install torch for CUDA 12.6: {command}" if index == CUDA_12 else "")
+    elif hidden is not None:
+        what = f"torch finds no GPU: CUDA_VISIBLE_DEVICES={hidden!r} hides it"
+        fix = "unset CUDA_VISIBLE_DEVICES, or set it to 0"
+    else:
+        what = f"torch finds no GPU, though the driver {driver.version} should do: {_reason()}"
+        fix = "restart the machine; in a container, pass every /dev/nvidia* device (--gpus all)"
+    return DpoError(what, hint=fix)
 
 
 def _reason() -> str:

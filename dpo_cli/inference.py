@@ -125,25 +125,22 @@ def answer_logps(model: Any, rows: Sequence[Tokens], batch_size: int) -> list[li
     """
     # The same answer in several pairs is computed once, and two equal answers are equal to the last bit.
     keys = [(row.start, *row.ids) for row in rows]
-    distinct = dict(zip(keys, rows, strict=True))
-    order = sorted(distinct, key=len)
+    distinct = dict(sorted(zip(keys, rows, strict=True), key=lambda one: len(one[0])))
 
-    def too_large(key: tuple[int, ...]) -> DpoError:
+    def too_large(row: Tokens) -> DpoError:
         return DpoError(
-            f"the GPU's memory does not hold one answer of {len(distinct[key].ids)} tokens with its prompt",
+            f"the GPU's memory does not hold one answer of {len(row.ids)} tokens with its prompt",
             where="model.max_length",
             hint="end what else runs on the GPU, or lower model.max_length",
         )
 
-    def work(batch: Sequence[tuple[int, ...]]) -> list[list[float]]:
-        return _batch_logps(model, [distinct[key] for key in batch])
-
     found: list[list[float]] = []
-    with Step("scoring answers", total=len(order), named=False) as step:
-        for batch in in_batches(order, batch_size, work, too_large):
+    batches = in_batches([*distinct.values()], batch_size, lambda batch: _batch_logps(model, batch), too_large)
+    with Step("scoring answers", total=len(distinct), named=False) as step:
+        for batch in batches:
             found += batch
             step.advance(len(batch))
-    logps = dict(zip(order, found, strict=True))
+    logps = dict(zip(distinct, found, strict=True))
     return [logps[key] for key in keys]
 
 

@@ -26,9 +26,10 @@ from dpo_cli.driver import (
 Problem = tuple[str, str]  # what is wrong, and how to fix it
 
 NEWEST_PYTHON = (3, 14)  # that torch 2.13 and 2.14 are built for
-# GB that pip downloads on Linux, and that the venv then takes (measured); torch for CPUs is smaller by CPU_SAVES.
+# GB that pip downloads on Linux, and that the venv then takes (measured); with torch for CUDA, and for CPUs alone.
 DOWNLOAD, VENV = 3.2, 6.4
-CPU_INDEX, CPU_SAVES = "https://download.pytorch.org/whl/cpu", (2.8, 4.5)
+CPU_DOWNLOAD, CPU_VENV = 0.4, 1.9
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # GB that the recipe for a 16 GB card adds: in `runs`, and in the caches of the Hub and of pip in the home folder.
 RUN, CACHES = 5.0, 9.0
 OTHER_CARD = "take a smaller model (Qwen3-0.6B), or make smoke, which needs no card"
@@ -47,9 +48,8 @@ def problems(kind: str, index: str) -> Iterator[Problem]:
         yield f"torch is not built for Python {release}", f"take Python 3.11 to {newest}: make … PYTHON=python{newest}"
     if find_spec("venv") is None or find_spec("ensurepip") is None:
         yield f"Python {release} can't make a venv", f"apt install python{release}-venv, or your system's way"
-    download, venv = DOWNLOAD, VENV
-    if index.rstrip("/") == CPU_INDEX:
-        download, venv = download - CPU_SAVES[0], venv - CPU_SAVES[1]
+    small = index.rstrip("/") == CPU_INDEX
+    download, venv = (CPU_DOWNLOAD, CPU_VENV) if small else (DOWNLOAD, VENV)
     if kind == "gpu":
         if not compiler():
             yield "there is no C compiler, which Unsloth's kernels need", "apt install gcc, or your system's way"
@@ -77,11 +77,9 @@ def _card_problems(driver: Driver | None, index: str) -> Iterator[Problem]:
     best = torch_index(driver)
     other = f"make train TORCH_INDEX={best}"
     if cuda and too_old(driver, cuda):
+        needs = f"torch for CUDA {cuda} needs {oldest_driver(cuda)} or newer"
         fix = f"update the driver, or {other}" if best else "update the driver"
-        yield (
-            f"the NVIDIA driver is {driver.version}, and torch for CUDA {cuda} needs {oldest_driver(cuda)} or newer",
-            fix,
-        )
+        yield f"the NVIDIA driver is {driver.version}, and {needs}", fix
     for name in {card.name for card in driver.cards if lacks_kernels(cuda, card)}:
         yield f"torch for CUDA {cuda} has no kernels for the {name}", other if best else OTHER_CARD
     total, free = (max((getattr(card, key) / 2**30 for card in driver.cards), default=0.0) for key in ("total", "free"))
@@ -89,10 +87,8 @@ def _card_problems(driver: Driver | None, index: str) -> Iterator[Problem]:
     if total and total < least:
         yield f"the card has {total:.1f} GiB, and Qwen3-1.7B takes {least} or more", OTHER_CARD
     elif total and free < least:
-        yield (
-            f"only {free:.1f} of the card's {total:.1f} GiB are free",
-            "end what else uses the card: nvidia-smi names it",
-        )
+        fix = "end what else uses the card: nvidia-smi names it"
+        yield f"only {free:.1f} of the card's {total:.1f} GiB are free", fix
 
 
 def _disk_problems(here: float, home: float) -> Iterator[Problem]:
@@ -122,10 +118,9 @@ def main() -> None:
         print("nothing was installed; with ANYWAY=1 make goes on all the same", file=sys.stderr)
         sys.exit(1)
     small = index.rstrip("/") == CPU_INDEX
-    size = DOWNLOAD - CPU_SAVES[0] if small else DOWNLOAD
-    print(f"installing torch and what it needs; pip downloads about {size:.1f} GB")
+    print(f"installing torch and what it needs; pip downloads about {CPU_DOWNLOAD if small else DOWNLOAD} GB")
     if kind == "cpu" and not small:
-        print(f"without CUDA it is {DOWNLOAD - CPU_SAVES[0]:.1f} GB: make smoke TORCH_INDEX={CPU_INDEX}")
+        print(f"without CUDA it is {CPU_DOWNLOAD} GB: make smoke TORCH_INDEX={CPU_INDEX}")
 
 
 if __name__ == "__main__":
