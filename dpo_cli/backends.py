@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
+from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
 
 from dpo_cli import progress
 from dpo_cli.distribution import install_command
@@ -75,7 +76,6 @@ def import_backend(backend: Backend) -> None:
         before_unsloth()
         import unsloth  # noqa: F401
     import transformers  # draws bars of its own, and switches off those of downloads with them
-    from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
 
     transformers.utils.logging.disable_progress_bar()
     if progress.drawn():

@@ -93,7 +93,6 @@ def prepare(
             job.say(f"! {job.run.adapter} was trained on other pairs than these; keep it with --set name=…")
         if preview:
             from dpo_cli.prepare.tokens import preview as show
-            from dpo_cli.terminal import terminal
 
             pairs = read_pairs(job.run.train_pairs)
             if not pairs:
@@ -101,7 +100,7 @@ def prepare(
                     "--preview shows pairs, and here no prompt has both a good and a bad answer",
                     hint=f"look at the rows themselves: head -n {preview} {job.run.train_pairs}",
                 )
-            show(job.recipe, pairs[:preview], terminal())
+            show(job.recipe, pairs[:preview])
     job.next("train")
 
 
@@ -241,24 +240,20 @@ def _answer(job: Job, prompt: str | None, count: int, file: Path | None) -> None
     if file is None:
         progress.show_live_only()
     with importing("torch and transformers"):
-        from dpo_cli import terminal
         from dpo_cli.evaluate import evaluate, prompt_file, talk
 
     if prompt is not None:
-        terminal.print_answers(prompt, *evaluate.answer(job.recipe, job.run, prompt, count))
+        talk.print_answers(prompt, *evaluate.answer(job.recipe, job.run, prompt, count))
     elif file is not None:
         for written in prompt_file.answer_file(job.recipe, job.run, file, quiet=job.quiet):
             job.say(f"eval: answers -> {written}")
     else:
-        talk.talk(job.recipe, job.run, terminal.terminal())
+        talk.talk(job.recipe, job.run)
 
 
 def _export_stage() -> Callable[..., Any]:
-    """Import what exports, after what keeps its libraries quiet; seconds that a finished export does not cost."""
+    """Import what exports: seconds that a finished export does not cost."""
     with importing("torch and transformers"):
-        from dpo_cli import backends
-
-        backends.import_backend(backends.Backend("hf", "export"))
         from dpo_cli.export.export import export
 
     return export

@@ -73,8 +73,7 @@ def _from_all(value: T) -> list[T]:
 
 def _joined() -> Any:
     """Accelerate's utilities, once the processes know each other."""
-    import accelerate
-    import torch
+    from accelerate import PartialState, utils
 
-    accelerate.PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
-    return accelerate.utils
+    PartialState(cpu=not utils.is_cuda_available(), timeout=PATIENCE)
+    return utils

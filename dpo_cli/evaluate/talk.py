@@ -13,7 +13,9 @@ from dpo_cli.inference import Answer, Sampling, generate, seed_of
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Message
 from dpo_cli.run import Run
-from dpo_cli.terminal import print_side_by_side
+from dpo_cli.terminal import print_answers, print_side_by_side, terminal
+
+__all__ = ["print_answers", "talk"]
 
 HELP = "/system TEXT sets a system prompt, /new starts over, Ctrl-D ends"
 
@@ -62,8 +64,9 @@ class Conversation:
         return answers
 
 
-def talk(recipe: Recipe, run: Run, console: Console) -> None:
+def talk(recipe: Recipe, run: Run) -> None:
     """Read questions from standard input until it ends, and print both answers to each."""
+    console = terminal()
     conversation = Conversation(recipe, run)
     console.print(HELP, style="dim")
     for line in _lines(console):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from dpo_cli import models
+from dpo_cli import backends, models
 from dpo_cli.disk import replace, write_json
 from dpo_cli.distribution import install_command
 from dpo_cli.errors import UNVERIFIED, DpoError
@@ -46,6 +46,7 @@ def export(recipe: Recipe, run: Run, *, dry_run: bool = False, quiet: bool = Fal
             written then. (exit code 3) a check failed: the files stay for a look, in `export` with status unverified,
             or in `export.failed` where `export` holds what has passed.
     """
+    backends.import_backend(backends.Backend("hf", "export"))
     written = recipe
     recipe = models.as_trained(recipe, run.record("train"))  # for what is loaded; what is recorded is the user's
     kinds: list[str] = [kind for kind in FORMATS if kind in recipe.export.formats]

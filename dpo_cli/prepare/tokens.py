@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from rich.console import Console
 from rich.text import Text
 
 from dpo_cli import chat
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import CandidateSet, Message, Pair
+from dpo_cli.terminal import terminal
 
 if TYPE_CHECKING:  # for it costs two seconds, and without token filters nothing needs it
     from transformers import PreTrainedTokenizerBase
@@ -66,9 +66,9 @@ def lengths(
     return found
 
 
-def preview(recipe: Recipe, pairs: Sequence[Pair], console: Console) -> None:
+def preview(recipe: Recipe, pairs: Sequence[Pair]) -> None:
     """Print pairs as the model will see them: the text as rendered, then token by token where the loss starts."""
-    tokenizer = chat.load_tokenizer(recipe)
+    tokenizer, console = chat.load_tokenizer(recipe), terminal()
     for number, pair in enumerate(pairs, 1):
         kwargs = pair.chat_template_kwargs
         prompt = rendered(tokenizer, kwargs, [pair.prompt], True)[0]

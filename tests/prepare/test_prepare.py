@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
@@ -589,10 +588,11 @@ def test_report_markdown(kit: Any, prepared: Any) -> None:
     assert "| tie | -1 | -1 | -1 | -1 | -1 | -5 | ██ |" in text and "| kept | 5 | 5 | 5 | 5 | 5 | 25 | █" in text
 
 
-def test_preview_shows_what_the_model_sees(kit: Any) -> None:
+def test_preview_shows_what_the_model_sees(
+    kit: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The template's text, the tokens around the start of the loss, and the counts on both sides of it."""
-    from rich.console import Console
-
+    monkeypatch.setenv("COLUMNS", "80")
     row = {
         "prompt": "Where is the harbour?",
         "chosen": "Behind the copper bridge.",
@@ -600,9 +600,9 @@ def test_preview_shows_what_the_model_sees(kit: Any) -> None:
     }
     recipe = kit.recipe([{"id": "x.jsonl"}])
     pairs = [Pair(**one) for one in kit.run_rows([row], eval_fraction=1e-9).train]
-    out = io.StringIO()
-    preview(recipe, pairs[:3], Console(file=out, width=80))
-    text = out.getvalue()
+    capsys.readouterr()
+    preview(recipe, pairs[:3])
+    text = capsys.readouterr().out
     assert "<|im_start|>user\nWhere is the harbour?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n" in text
     assert "Behind the copper bridge.<|im_end|>" in text and "港口在铜桥的后面，你看。" in text
     before, after = next(line for line in text.splitlines() if line.startswith("tokens")).split("▶ loss ▶")
