@@ -93,12 +93,12 @@ def test_details_are_lines_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("debug", [[], ["--debug"]])
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_column_names_are_shown_in_errors(project: Any, invoke: Any, text: str, debug: list[str]) -> None:
-    (project.rows / "a.jsonl").write_text(json.dumps({f"x{text}": 1, "y": 2}) + "\n", encoding="utf-8")
+def test_column_names_are_shown_in_errors(project: Any, invoke: Any, debug: list[str]) -> None:
+    row = {f"x{text}": 1 for text in HOSTILE.values()}
+    (project.rows / "a.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     done = invoke("prepare", project.recipe, *debug)
     assert done.exit_code in (1, 2)
-    assert "before" in done.stderr
+    assert done.stderr.count("before") >= len(HOSTILE)
     assert not OBEYED.search(done.output)
 
 
@@ -129,11 +129,11 @@ def test_a_sources_name_is_shown_as_it_is(project: Any, invoke: Any, name: str) 
     assert "nothing to do" in invoke("prepare", project.recipe, *settings, *model).stdout
 
 
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_rows_are_shown_in_previews_and_examples(project: Any, invoke: Any, text: str) -> None:
+def test_rows_are_shown_in_previews_and_examples(project: Any, invoke: Any) -> None:
     path = project.rows / "a.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    hostile = [{name: f"{text} {value} {text}" for name, value in row.items()} for row in rows]
+    every = " ".join(HOSTILE.values())
+    hostile = [{name: f"{every} {value} {every}" for name, value in row.items()} for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in hostile), encoding="utf-8")
     settings = ["--set", "data.filters={garbled: false, too_long: false}"]
     model = ["--set", "model.id=builtin:tiny-qwen3", "--set", "model.load_in_4bit=false"]

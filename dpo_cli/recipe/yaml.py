@@ -149,34 +149,22 @@ def _read_chain(path: Path, children: list[Path]) -> Document:
     base = _read_chain(parent_path, [*children, path])
     base.values.pop("name", None)
     base.values.pop("extends", None)
-    merged = Document(_merge(base.values, document.values), _merge_places(base, document))
-    merged.values["extends"] = None
-    return merged
+    replaced: set[Key] = set()  # what stood there in the parent is gone, with its lines
+    values = _merge(base.values, document.values, (), replaced)
+    kept = {
+        key: place
+        for key, place in base.places.items()
+        if not any(key[:end] in replaced for end in range(1, len(key) + 1))
+    }
+    return Document(values | {"extends": None}, kept | document.places)
 
 
-def _merge(base: Any, child: Any) -> Any:
-    """Maps merge key by key; lists, scalars and null replace."""
-    if not (isinstance(base, dict) and isinstance(child, dict)):
-        return child
-    return {**base, **{key: _merge(base.get(key), value) for key, value in child.items()}}
-
-
-def _merge_places(base: Document, child: Document) -> dict[Key, str]:
-    """The places of both; of what the child replaces whole, the parent's lines are gone."""
-    kept: dict[Key, str] = {}
-    for key, place in base.places.items():
-        above = [key[:end] for end in range(1, len(key))]
-        if not any(k in child.places and not _both_maps(base.values, child.values, k) for k in above):
-            kept[key] = place
-    return {**kept, **child.places}
-
-
-def _both_maps(one: Any, other: Any, key: Key) -> bool:
-    for part in key:
-        if not (isinstance(one, dict) and isinstance(other, dict)):
-            return False
-        one, other = one.get(part), other.get(part)
-    return isinstance(one, dict) and isinstance(other, dict)
+def _merge(base: Any, child: Any, key: Key, replaced: set[Key]) -> Any:
+    """Maps merge key by key; lists, scalars and null replace, at the keys that `replaced` gathers."""
+    if isinstance(base, dict) and isinstance(child, dict):
+        return base | {name: _merge(base.get(name), value, (*key, name), replaced) for name, value in child.items()}
+    replaced.add(key)
+    return child
 
 
 def _read_file(path: Path) -> Document:
