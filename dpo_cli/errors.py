@@ -63,6 +63,11 @@ def without_secrets(text: str) -> str:
     return SECRET.sub("…", text)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what a library raised; the name of its type where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def did_you_mean(word: str, known: list[str]) -> str | None:
     """The known word nearest to `word`, or None where nothing is near; of the same first number where there are such.
 

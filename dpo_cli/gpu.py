@@ -10,7 +10,7 @@ import torch
 
 from dpo_cli.driver import CUDA_12, Driver, find_driver, oldest_driver, too_old, torch_index
 from dpo_cli.environment import in_wsl
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, first_line
 
 
 def cuda_problem() -> DpoError | None:
@@ -64,7 +64,7 @@ def _reason() -> str:
     try:
         torch.cuda.init()
     except Exception as error:  # RuntimeError, AssertionError or what a later torch raises: only its words are wanted
-        return str(error).strip().partition("\n")[0] or type(error).__name__
+        return first_line(error)
     return "no reason is given"
 
 

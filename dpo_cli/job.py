@@ -19,7 +19,7 @@ import typer
 
 from dpo_cli import model_files, recipe
 from dpo_cli.distribution import shipped
-from dpo_cli.errors import FAILED, INTERRUPTED, USAGE, DpoError
+from dpo_cli.errors import FAILED, INTERRUPTED, USAGE, DpoError, first_line
 from dpo_cli.machine import ran_out_of_memory
 from dpo_cli.prepare.sources import set_files, source_files
 from dpo_cli.progress import Step
@@ -200,11 +200,8 @@ def command_line(name: str, recipe_path: Path, settings: list[str] | None = None
 
 def free_name(run: Run) -> str:
     """The name of a run that is not there yet, as `--set name=…` takes it."""
-    name = next(
-        name
-        for name in (f"{run.folder.name}-{number}" for number in itertools.count(2))
-        if not run.folder.with_name(name).exists()
-    )
+    names = (f"{run.folder.name}-{number}" for number in itertools.count(2))
+    name = next(name for name in names if not run.folder.with_name(name).exists())
     return name if re.fullmatch(r"[A-Za-z][\w-]*", name) else json.dumps(name, ensure_ascii=False)
 
 
@@ -234,11 +231,11 @@ def reported(debug: bool) -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        what, hint = f"{type(error).__name__}: {first_line(error)}", "--debug shows where this comes from"
         if ran_out_of_memory(error):
+            what = f"memory ran out: {first_line(error)}"
             hint = "end what else uses it (nvidia-smi names that of a GPU), or take a smaller model"
-            _fail(DpoError(f"memory ran out: {first or type(error).__name__}", hint=hint), debug)
-        _fail(DpoError(f"{type(error).__name__}: {first}", hint="--debug shows where this comes from"), debug)
+        _fail(DpoError(what, hint=hint), debug)
 
 
 def _fail(error: DpoError, debug: bool) -> None:

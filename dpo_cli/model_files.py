@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpo_cli import smoke
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, first_line
 from dpo_cli.machine import ran_out_of_memory
 from dpo_cli.recipe import Recipe, RewardModelRater
 
@@ -51,7 +51,7 @@ def files_for_prepare(recipe: Recipe) -> dict[str, Path]:
 def cannot_load(recipe: Recipe, key: str, what: str, error: Exception) -> DpoError:
     """Make an error of what a library raised, for a person: `what` of the model that is named at `model.<key>`."""
     name = f"{what} of {getattr(recipe.model, key)}"
-    message = f"can't load {name}: {str(error).strip().splitlines()[0]}"
+    message = f"can't load {name}: {first_line(error)}"
     hint = "check the id or folder; where the Hub is out of reach set HF_ENDPOINT to a mirror"
     if ran_out_of_memory(error):
         message = f"{name} does not fit the memory that is free"

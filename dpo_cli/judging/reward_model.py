@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from dpo_cli import chat, model_files
 from dpo_cli.disk import sha256
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, first_line
 from dpo_cli.gpu import best_dtype
 from dpo_cli.hub import loading
 from dpo_cli.inference import in_batches, padded
@@ -202,7 +202,7 @@ def _identity(where: str, config: Any) -> str | None:
 
 def _cannot_load(settings: RewardModelRater, error: Exception) -> DpoError:
     return DpoError(
-        f"can't load the reward model {settings.id}: {str(error).strip().splitlines()[0]}",
+        f"can't load the reward model {settings.id}: {first_line(error)}",
         where=f"{settings.at}.id",
         hint="check the id or folder; where the Hub is out of reach set HF_ENDPOINT to a mirror",
     )
