@@ -117,31 +117,45 @@ def test_no_problem_where_torch_finds_the_card(tools: Path, torch_built: Any) ->
     assert cuda_problem() is None
 
 
-def test_no_problem_without_card_and_unsloth(tools: Path, torch_built: Any) -> None:
-    torch_built("13.0")
-    assert cuda_problem() is None
-    torch_built(None)
-    assert cuda_problem() is None
+TOO_OLD = [
+    ("13.0", "535.129.03", RTX_4080, ("CUDA 13.0", "580", "is 535.129.03", "update the", "torch==2.14.1", CUDA_12)),
+    ("13.2", "570.86.15", RTX_5090, ("580", "570.86.15", "update the driver")),
+    ("12.8", "470.223.02", RTX_4080, ("CUDA 12.8", "525", "470.223.02")),
+    ("11.8", "418.67", GTX_1080, ("CUDA 11.8", "450", "418.67")),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("unsloth", [False, True])
 @pytest.mark.parametrize(
-    ("cuda", "version", "card", "parts"),
+    ("cuda", "unsloth", "version", "card", "hidden", "parts"),
     [
-        ("13.0", "535.129.03", RTX_4080, ("CUDA 13.0", "580", "is 535.129.03", "update the", "torch==2.14.1", CUDA_12)),
-        ("13.2", "570.86.15", RTX_5090, ("580", "570.86.15", "update the driver")),
-        ("12.8", "470.223.02", RTX_4080, ("CUDA 12.8", "525", "470.223.02")),
-        ("11.8", "418.67", GTX_1080, ("CUDA 11.8", "450", "418.67")),
+        # torch's CUDA, whether Unsloth is there, the driver, its card, CUDA_VISIBLE_DEVICES; none: no problem
+        ("13.0", False, None, None, None, ()),
+        (None, False, None, None, None, ()),
+        ("13.0", True, None, None, None, ("no NVIDIA driver", "580", "--gpus all", "make smoke")),
+        *((cuda, unsloth, *of_driver, None, parts) for unsloth in (False, True) for cuda, *of_driver, parts in TOO_OLD),
+        (None, False, "580.95.05", RTX_4080, None, ()),  # the hf backend trains small models with it
+        (None, True, "580.95.05", RTX_4080, None, ("CPU build", CUDA_13)),
+        (None, True, "535.129.03", RTX_4080, None, ("CPU build", CUDA_12)),
+        (None, True, "470.223.02", RTX_4080, None, ("CPU build", "update its driver")),
+        ("13.0", False, "580.95.05", RTX_4080, "", ()),  # hidden on purpose
+        ("13.0", False, "580.95.05", RTX_4080, "-1", ()),
+        ("13.0", True, "580.95.05", RTX_4080, "", ("CUDA_VISIBLE_DEVICES",)),
+        ("13.0", False, "580.95.05", RTX_4080, "3", ("CUDA_VISIBLE_DEVICES='3'",)),
     ],
-)  # fmt: skip
-def test_a_driver_that_is_too_old(
-    tools: Path, torch_built: Any, cuda: str, version: str, card: str, parts: tuple[str, ...], unsloth: bool
-) -> None:
-    nvidia_smi(tools, version, card)
+)
+def test_why_torch_finds_no_gpu(
+    tools: Path, torch_built: Any, monkeypatch: pytest.MonkeyPatch, cuda: str | None, unsloth: bool,
+    version: str | None, card: str | None, hidden: str | None, parts: tuple[str, ...],
+) -> None:  # fmt: skip
+    if version and card:
+        nvidia_smi(tools, version, card)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     torch_built(cuda, unsloth)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # torch's own words on it would stand above ours
+        warnings.simplefilter("error")  # torch's own words on an old driver would stand above ours
         problem = cuda_problem()
+    assert (problem is None) == (parts == ())
     assert all(part in str(problem) for part in parts), problem
     assert (CUDA_12 in str(problem)) == (CUDA_12 in parts)
 
@@ -151,43 +165,6 @@ def test_a_driver_that_does_not_run(tools: Path, torch_built: Any) -> None:
     torch_built("13.0")
     problem = str(cuda_problem())
     assert MISMATCH in problem and "restart" in problem
-
-
-def test_unsloth_without_a_driver(tools: Path, torch_built: Any) -> None:
-    torch_built("13.0", unsloth=True)
-    problem = str(cuda_problem())
-    assert "no NVIDIA driver" in problem and "580" in problem and "--gpus all" in problem and "make smoke" in problem
-
-
-@pytest.mark.parametrize(
-    ("version", "way"), [("580.95.05", CUDA_13), ("535.129.03", CUDA_12), ("470.223.02", "update its driver")]
-)
-def test_a_cpu_build_beside_a_card(tools: Path, torch_built: Any, version: str, way: str) -> None:
-    nvidia_smi(tools, version, RTX_4080)
-    torch_built(None)
-    assert cuda_problem() is None  # the hf backend trains small models with it
-    torch_built(None, unsloth=True)
-    problem = str(cuda_problem())
-    assert "CPU build" in problem and way in problem
-
-
-@pytest.mark.parametrize("hidden", ["", "-1"])
-def test_a_card_that_was_hidden_on_purpose(
-    tools: Path, torch_built: Any, monkeypatch: pytest.MonkeyPatch, hidden: str
-) -> None:
-    nvidia_smi(tools, "580.95.05", RTX_4080)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    torch_built("13.0")
-    assert cuda_problem() is None
-    torch_built("13.0", unsloth=True)
-    assert "CUDA_VISIBLE_DEVICES" in str(cuda_problem())
-
-
-def test_a_card_number_that_does_not_exist(tools: Path, torch_built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    nvidia_smi(tools, "580.95.05", RTX_4080)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    torch_built("13.0")
-    assert "CUDA_VISIBLE_DEVICES='3'" in str(cuda_problem())
 
 
 def test_what_torch_says_where_the_driver_should_do(
