@@ -182,34 +182,6 @@ def test_one_mistake(refused: Refused, more: str, place: str, says: str) -> None
     assert says in message
 
 
-@pytest.mark.parametrize(
-    ("data", "key", "says"),
-    [
-        ("sources: []", "data.sources", "at least 1"),
-        ("sources: [3]", "data.sources[0]", "must be a map"),
-        ("sources: [{layout: pairs}]", "data.sources[0].id", "is missing"),
-        ("sources: [{id: a/b, layout: ultrafedback}]", "data.sources[0].layout", "did you mean ultrafeedback?"),
-        ("sources: [{id: a/c}, {id: b/c}]", "data.sources", "two sources are called 'c'"),
-        ("sources: [{id: a/b, columns: {prompt: 1}}]", "data.sources[0].columns.prompt", "must be text"),
-        ("{sources: [{id: a/b}], languages: {en: 0.5, zh: 0.4}}", "data.languages", "sum to 0.9, not 1"),
-        ("{sources: a/b, languages: [en, zh, de]}", "data.languages", "its share: {en: 0.34, zh: 0.33, de: 0.33}"),
-        ("{sources: a/b, languages: {en: 70, zh: 30}}", "data.languages", "not percent: {en: 0.7, zh: 0.3}"),
-        ("sources: [{path: a/b}]", "data.sources[0].path", "it is called id here"),
-        ("{sources: [{id: a/b}], pairs: {pick: best}}", "data.pairs.pick", "best_worst"),
-        ("{sources: [{id: a/b}], filters: {dedup: true}}", "data.filters.dedup", "unknown key"),
-        ("{sources: [{id: a/b}], filters: {near_duplicates: 1}}", "data.filters.near_duplicates", "near_duplicate?"),
-        ("{sources: [{id: a/b}], filters: {tie: 3}}", "data.filters.tie", "not 3"),
-        ("{sources: [{id: a/b}], filters: {echo: {min_char: 3}}}", "data.filters.echo.min_char", "mean min_chars?"),
-        ("{sources: [{id: a/b}], score_weights: {correctness: 0, helpfulness: 0}}", "data.score_weights", "weigh 0"),
-    ],
-)  # fmt: skip
-def test_one_mistake_in_data(refused: Refused, data: str, key: str, says: str) -> None:
-    message = refused(f"data: {data if data.startswith('{') else '{' + data + '}'}\n", base="model: {id: a/b}\n")
-    assert message.startswith("the recipe has an error\n"), message
-    assert f"  r.yaml:2  {key}" in message
-    assert says in message
-
-
 def test_every_mistake_is_told_at_once_in_the_order_of_the_file(refused: Refused) -> None:
     message = refused(
         base="""\
@@ -261,20 +233,6 @@ def test_a_loss_is_a_word_or_a_list(loaded: Load, text: str, losses: list[str]) 
 def test_losses_that_need_smoothing_get_it(loaded: Load) -> None:
     assert loaded("train: {loss_type: exo_pair, label_smoothing: 0.1}").train.label_smoothing == 0.1
     assert loaded("train: {loss_type: [sigmoid, sft], loss_weights: [1, 0.2]}").train.loss_weights == [1, 0.2]
-
-
-@pytest.mark.parametrize(
-    ("more", "key", "says"),
-    [
-        ("export:\n  hub: me/mine", "export.hub", "does nothing unless export.formats names hub"),
-        ("export:\n  formats: [merged, hub]", "export.formats", "set export.hub: user/name"),
-        ("export:\n  formats: [hub]\n  hub: me/mine", "export.formats", "nothing to push"),
-    ],
-)
-def test_a_push_that_can_not_be_meant_is_refused(refused: Refused, more: str, key: str, says: str) -> None:
-    message = refused(more)
-    assert f"r.yaml:4  {key}\n" in message
-    assert says in message
 
 
 SERVER = "kind: openai, base_url: http://x/v1, model: m"
@@ -989,30 +947,6 @@ def test_any_setting_loads_or_is_explained(key: str, text: str) -> None:
     loads_or_explains(MINIMAL, [f"{key}={text}"])
 
 
-@pytest.mark.parametrize(
-    ("overrides", "key", "sentence"),
-    [
-        (["engine.early_stopping={}"], "engine.early_stopping", "set train.eval_strategy: steps"),
-        (["engine.early_stopping={metric: eval_los}"], "engine.early_stopping.metric", "did you mean eval_loss?"),
-        (
-            ["engine.early_stopping={}", "train.eval_strategy=steps", "train.save_steps=7"],
-            "train.save_steps",
-            "each evaluation is saved",
-        ),
-        (
-            ["engine.early_stopping={}", "train.eval_strategy=steps", "train.metric_for_best_model=eval_loss"],
-            "train.metric_for_best_model",
-            "is set by engine.early_stopping",
-        ),
-    ],
-)
-def test_early_stopping_that_could_not_work_is_refused(overrides: list[str], key: str, sentence: str) -> None:
-    with pytest.raises(DpoError) as caught:
-        load(next(path for path in RECIPES if path.stem == "smoke"), overrides)
-    assert key in str(caught.value) and sentence in str(caught.value)
-    assert caught.value.exit_code == 2
-
-
 # ------------------------------------------------------------------------------------------------- the training methods
 
 METHODS = list(trl_arguments())
@@ -1044,62 +978,6 @@ def test_every_argument_of_a_method_can_be_written_by_its_default(loaded: Load, 
     train = loaded(json.dumps({"train": own})[1:-1] + "\n", f"data.format={described['data'][-1]}").train
     for name, value in own.items():
         assert getattr(train, name) == value, name
-
-
-@pytest.mark.parametrize(
-    ("settings", "key", "sentence"),
-    [
-        ("method: simpo, loss_type: sigmoid_norm", "loss_type", "set train.loss_type: null for simpo's own"),
-        ("loss_type: simpo", "loss_type", "train.method simpo or cpo, not of dpo"),
-        ("method: orpo, loss_type: sigmoid", "loss_type", "not to orpo: remove it, or set it to null"),
-        ("method: cpo, loss_type: sigmod", "loss_type", "did you mean sigmoid?"),
-        ("simpo_gamma: 0.5", "simpo_gamma", "belongs to train.method simpo or cpo, not to dpo"),
-        ("method: simpo, desirable_weight: 2", "desirable_weight", "belongs to train.method kto, not to simpo"),
-        ("method: kto, loss_weights: [1.0]", "loss_weights", "belongs to train.method dpo"),
-        ("method: kto, desirable_wieght: 1", "desirable_wieght", "did you mean desirable_weight?"),
-        ("method: smipo", "method", "did you mean simpo?"),
-        ("method: [dpo]", "method", "must be dpo"),
-        ("method: orpo, sync_ref_model: true", "sync_ref_model", "is not for orpo, which has no reference"),
-        ("method: simpo, precompute_ref_log_probs: true", "precompute_ref_log_probs", "which has no reference"),
-        ("sync_ref_model: true", "sync_ref_model", "TRL keeps no reference that could be moved"),
-        ("method: kto, per_device_train_batch_size: 1", "per_device_train_batch_size", "must be 2 or more"),
-        ("method: kto, train_sampling_strategy: random", "train_sampling_strategy", "must be sequential"),
-        ("method: simpo, simpo_gamma: -1", "simpo_gamma", "must be greater than or equal to 0"),
-        ("method: simpo, loss_type: alphapo", "alpha", "must not be 0 for alphapo"),
-    ],
-)
-def test_what_a_method_has_not_is_told_from_a_typo(refused: Refused, settings: str, key: str, sentence: str) -> None:
-    message = refused(f"train: {{{settings}}}")
-    assert f"r.yaml:3  train.{key}\n" in message
-    assert sentence in message
-
-
-@pytest.mark.parametrize(
-    ("overrides", "key", "sentence"),
-    [
-        (["train.method=kto", "data.format=ranked"], "data.format", "set data.format: unpaired"),
-        (["data.format=unpaired"], "data.format", "or train.method: kto"),
-        (["train.method=orpo", "data.format=ranked"], "data.format", "set data.format: pairs"),
-        (["train.method=simpo", "engine.reference_cache=on"], "engine.reference_cache", "simpo has no reference"),
-        (["train.method=kto", "engine.reference_cache=on"], "engine.reference_cache", "reference_cache: auto"),
-        (["train.method=orpo", "engine.shared_prefix=on"], "engine.shared_prefix", "not for orpo"),
-        (["train.method=kto", "engine.token_budget=500"], "engine.token_budget", "engine.token_budget: auto"),
-        (
-            [
-                "train.method=kto",
-                "train.eval_strategy=steps",
-                "engine.early_stopping={metric: eval_rewards/accuracies}",
-            ],
-            "engine.early_stopping.metric",
-            "eval_rewards/margins",
-        ),
-    ],
-)
-def test_sections_that_do_not_fit_the_method_are_refused(overrides: list[str], key: str, sentence: str) -> None:
-    with pytest.raises(DpoError) as caught:
-        load(next(path for path in RECIPES if path.stem == "smoke"), overrides)
-    assert key in str(caught.value) and sentence in str(caught.value)
-    assert caught.value.exit_code == 2
 
 
 def test_a_null_loss_takes_back_what_the_recipe_says_for_another_method(loaded: Load) -> None:
