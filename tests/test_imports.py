@@ -22,21 +22,9 @@ HEAVY = {
 
 # The floors, lowest first; a part imports from its own floor or from below.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    (
-        "show",
-        "terminal",
-        "progress",
-        "errors",
-        "processes",
-        "disk",
-        "environment",
-        "machine",
-        "families",
-        "distribution",
-    ),
-    ("recipe",),
-    ("run", "records", "stats", "language", "published", "store", "refusal", "page"),
-    ("driver", "preinstall", "gpu"),
+    ("show", "errors", "disk", "environment", "processes", "machine", "families", "distribution"),
+    ("terminal", "progress", "driver", "recipe"),
+    ("run", "records", "stats", "language", "published", "store", "refusal", "page", "gpu", "preinstall"),
     ("adapters", "backends", "chat", "hub", "model_files", "models", "smoke"),
     ("inference", "judging"),
     ROOMS,
