@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -19,6 +20,7 @@ from dpo_cli import __version__, processes, progress, recipe
 from dpo_cli.distribution import shipped
 from dpo_cli.environment import never_fail_to_print, prepare_environment
 from dpo_cli.errors import FAILED, UNVERIFIED, USAGE, DpoError
+from dpo_cli.export import upkeep
 from dpo_cli.job import RUNS, Job, command_line, evaluated_run, free_name, importing, reported, several
 from dpo_cli.prepare.sources import source_files
 from dpo_cli.recipe import paths
@@ -251,10 +253,10 @@ def _answer(job: Job, prompt: str | None, count: int, file: Path | None) -> None
         talk.talk(job.recipe, job.run)
 
 
-def _export_stage() -> Callable[..., Any]:
+def _export_stage() -> ModuleType:
     """Import what exports: seconds that a finished export does not cost."""
     with importing("torch and transformers"):
-        from dpo_cli.export.export import export
+        from dpo_cli.export import export
 
     return export
 
@@ -271,17 +273,16 @@ def export(
     loaded, run = job.recipe, job.run
     with job.lock("export", view=dry_run, again=prune):
         run.require("train", loaded, job.command("train"))
-        from dpo_cli.export import upkeep
-
         if dry_run:
             progress.show_live_only()
-            upkeep.print_planned(loaded, _export_stage()(loaded, run, dry_run=True).planned)
+            stage = _export_stage()
+            stage.print_planned(loaded, stage.export(loaded, run, dry_run=True).planned)
             return
 
         def work() -> None:
             job.say(f"export: {', '.join(loaded.export.formats)}")
             job.look_at("model", "merge_base")
-            exported = _export_stage()(loaded, run, quiet=job.quiet)
+            exported = _export_stage().export(loaded, run, quiet=job.quiet)
             job.say(f"export: {len(exported.checks)} checks passed -> {run['export']}")
 
         job.run_stage("export", work)

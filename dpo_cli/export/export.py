@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +22,7 @@ from dpo_cli.export.upkeep import FOLDERS, checks_of, evaluated, format_of
 from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Draft, Run
+from dpo_cli.show import say
 
 FAILED = "export.failed"  # where an export that fails its checks goes, while `export` holds one that passed
 
@@ -94,6 +95,18 @@ def export(recipe: Recipe, run: Run, *, dry_run: bool = False, quiet: bool = Fal
     if gone:
         say(f"  removed: {', '.join(gone)}, made of another adapter or base, or changed since")
     return Exported([run["export"] / kind for kind in kinds], checks)
+
+
+def print_planned(recipe: Recipe, planned: Sequence[tuple[str, int]]) -> None:
+    """Print what `export --dry-run` found: the run's files with their sizes in bytes, and the repository's."""
+    formats = recipe.export.formats
+    say(f"export would write {len(planned)} files, about {sum(size for _, size in planned) / 1e6:,.1f} MB")
+    for name, size in planned:
+        say(f"  {f'{size / 1e6:,.1f} MB' if size else '':>15}  {name}")
+    if "hub" in formats:
+        parts = ((name.split("/", 1), size) for name, size in planned)
+        sent = {hub.path_in_repo(kind, name, formats): size for (kind, name), size in parts} | {"verify.json": 0}
+        say(hub.listing(recipe, sorted(sent.items())))
 
 
 def _require(recipe: Recipe, run: Run, kinds: list[str], *, weights: bool) -> Path:

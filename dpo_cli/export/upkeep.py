@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from dpo_cli.disk import sha256, write_json
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
-from dpo_cli.show import say
 
 FOLDERS = ("adapter", "merged", "gguf", "ollama")  # formats that are written, in this order
 
@@ -80,20 +79,6 @@ def renew_cards(recipe: Recipe, run: Run) -> bool:
         for kind in kinds:
             write_card(recipe, run, run["export"] / kind, kind, checks_of(run))
     return True
-
-
-def print_planned(recipe: Recipe, planned: Sequence[tuple[str, int]]) -> None:
-    """Print what `export --dry-run` found: the run's files with their sizes in bytes, and the repository's."""
-    formats = recipe.export.formats
-    say(f"export would write {len(planned)} files, about {sum(size for _, size in planned) / 1e6:,.1f} MB")
-    for name, size in planned:
-        say(f"  {f'{size / 1e6:,.1f} MB' if size else '':>15}  {name}")
-    if "hub" in formats:
-        from dpo_cli.export import hub
-
-        parts = ((name.split("/", 1), size) for name, size in planned)
-        sent = {hub.path_in_repo(kind, name, formats): size for (kind, name), size in parts} | {"verify.json": 0}
-        say(hub.listing(recipe, sorted(sent.items())))
 
 
 def push(recipe: Recipe, run: Run, *, quiet: bool = False) -> str | None:
