@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dpo_cli import __version__
-from dpo_cli.disk import LARGE, aside, linked, remove, replace, sha256, stamp, write_text, writing
+from dpo_cli.disk import LARGE, aside, linked, remove, replace, sha256, stamp, write_json, write_text, writing
 from dpo_cli.errors import DpoError
 from dpo_cli.machine import device_name, git_commit, versions
 from dpo_cli.recipe import Recipe, dump
@@ -101,11 +101,10 @@ class Run:
     def manifest(self) -> dict[str, Any]:
         path = self.folder / "manifest.json"
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            stages = manifest.get("stages") if isinstance(manifest, dict) else None
-            if not isinstance(stages, dict) or not all(isinstance(record, dict) for record in stages.values()):
-                raise ValueError("it lists no stages")
-            return dict(manifest)
+            match json.loads(path.read_text(encoding="utf-8")):
+                case {"stages": dict(stages)} as manifest if all(isinstance(one, dict) for one in stages.values()):
+                    return dict(manifest)
+            raise ValueError("it lists no stages")
         except FileNotFoundError:
             return {"name": self.folder.name, "stages": {}}
         except ValueError as error:  # not UTF-8, not JSON, or not a manifest
@@ -121,7 +120,7 @@ class Run:
         """Take a stage's record out of the manifest, before its results go."""
         manifest = self.manifest()
         if manifest["stages"].pop(stage, None) is not None:
-            self._write_manifest(manifest)
+            write_json(self.folder / "manifest.json", manifest)
 
     def write_record(self, stage: str, recipe: Recipe, record: dict[str, Any]) -> None:
         """Put a stage's record into the manifest, and beside it the recipe that the stage was run with."""
@@ -129,10 +128,7 @@ class Run:
         manifest = self.manifest()
         manifest["dpo_cli"] = __version__
         manifest["stages"][stage] = record
-        self._write_manifest(manifest)
-
-    def _write_manifest(self, manifest: dict[str, Any]) -> None:
-        write_text(self.folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.folder / "manifest.json", manifest)
 
     def stale(self, stage: str, recipe: Recipe) -> list[Reason]:
         """Say why a stage's results are not whole and made from this recipe and these inputs; empty where they are."""
