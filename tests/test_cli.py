@@ -215,26 +215,29 @@ def assert_one_block(done: Result, code: int, *parts: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["eval", "export"])
-def test_what_needs_train_says_so(project: Any, invoke: Invoke, command: str) -> None:
-    assert_one_block(invoke(command, "demo.yaml"), 1, "train has not been run", "dpo-cli train demo.yaml")
-    invoke("prepare", "demo.yaml")
-    assert_one_block(invoke(command, "demo.yaml"), 1, "train has not been run", "dpo-cli train demo.yaml")
-
-
-@pytest.mark.parametrize("command", ["eval", "export"])
 def test_the_command_that_mends_mends_this_run(project: Any, invoke: Invoke, command: str) -> None:
     """Typed as shown, it has to lead to the run that was asked for."""
     done = invoke(command, "demo.yaml", "--runs-dir", "else", "--set", "name=other", "--set", "train.beta=0.2")
-    assert_one_block(done, 1, "dpo-cli train demo.yaml", "--runs-dir else", "--set name=other", "--set train.beta=0.2")
+    assert_one_block(
+        done,
+        1,
+        "train has not been run",
+        "dpo-cli train demo.yaml",
+        "--runs-dir else",
+        "--set name=other",
+        "--set train.beta=0.2",
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and /sys")
-@pytest.mark.parametrize("command", ["prepare", "train", "eval", "export"])
 @pytest.mark.parametrize(
-    "folder",
-    ["/proc/x", "/sys/x/y", "/dev/null", "a-file", "a-file/deeper", "n" * 300],
+    ("command", "folder"),
+    [
+        ("prepare", "/proc/x"), ("train", "/sys/x/y"), ("eval", "/dev/null"), ("export", "a-file"),
+        ("prepare", "a-file/deeper"), ("train", "n" * 300),
+    ],
     ids=lambda one: one[:9],
-)
+)  # fmt: skip
 def test_a_runs_folder_that_can_not_be(project: Any, invoke: Invoke, command: str, folder: str) -> None:
     (project.folder / "a-file").write_text("x", encoding="utf-8")
     done = invoke(command, "demo.yaml", "--runs-dir", folder)
