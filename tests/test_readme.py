@@ -27,6 +27,8 @@ def test_the_tree_names_every_module_and_only_those() -> None:
     there = {path.name.replace(".html.", "_html.") for path in paths}
     there = {name for name in there if name.endswith((".py", ".json", ".jinja")) and not name.startswith("__")}
     assert named == there
+    paths_and_names = {*there, *(path.relative_to(REPOSITORY / "dpo_cli").as_posix() for path in paths), "__init__.py"}
+    assert {one for one in re.findall(r"`([\w/]+\.(?:py|json))`", HOUSE) if one not in paths_and_names} == set()
 
 
 @pytest.mark.parametrize("page", [README, GUIDE, CHINESE], ids=["README", "guide", "Chinese"])
