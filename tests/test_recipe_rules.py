@@ -374,7 +374,9 @@ def test_a_tracker_loads_where_its_package_is_installed(loaded: Load, name: str)
 def test_every_rule_is_of_a_key_that_exists(loaded: Load) -> None:
     """A rule on a name that TRL has dropped would never speak."""
     train = {name for one in trl_arguments().values() for name in one["arguments"]} - set(OWNED_TRAIN_ARGUMENTS)
-    sections: list[Any] = [Recipe.model_fields[name].annotation for name in ("lora", "model", "eval", "export")]
+    sections: list[Any] = [
+        Recipe.model_fields[name].annotation for name in ("lora", "model", "eval", "export", "engine")
+    ]
     fields = {section.__name__.lower(): set(section.model_fields) for section in sections}
     fields["lora"].add("rslora")  # of a LoRA's own config
     recipes = [loaded(f"train.method={method}") for method in trl_arguments()]

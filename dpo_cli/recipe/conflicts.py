@@ -1,4 +1,4 @@
-"""Settings of several sections that can't all be meant, each with what to write instead."""
+"""What `rules.py` has no keys for: data that a method can't learn from, and settings of one source."""
 
 from __future__ import annotations
 
@@ -17,15 +17,12 @@ Conflicts = Iterator[tuple[Key, str]]
 def conflicts(recipe: Recipe) -> Conflicts:
     """Yield the keys that can't be as they are, each with its sentence."""
     yield from _of_the_data(recipe)
-    yield from _of_the_method(recipe)
-    yield from _of_early_stopping(recipe)
-    yield from _of_the_export(recipe)
     yield from _of_sources(recipe)
     yield from _of_own_answers(recipe)
 
 
 def _of_the_data(recipe: Recipe) -> Conflicts:
-    """What `train.method` can't learn from."""
+    """What `train.method` can't learn from, or does not log."""
     method, given = recipe.train.method, recipe.data.format
     wanted = trl_arguments()[method]["data"]
     if given not in wanted:
@@ -33,58 +30,9 @@ def _of_the_data(recipe: Recipe) -> Conflicts:
         instead = f", or train.method: {either(others)}" if others else ""
         sentence = f"{method} learns from {either(wanted)}, not from {given}: set data.format: {wanted[0]}{instead}"
         yield ("data", "format") if ("data", "format") in recipe._places else ("train", "method"), sentence
-
-
-def _of_the_method(recipe: Recipe) -> Conflicts:
-    """Settings of `lora` and `engine` that `train.method` can't do with."""
-    method, engine = recipe.train.method, recipe.engine
-    described = trl_arguments()[method]
-    if recipe.lora.bias != "none" and described["reference"]:
-        sentence = "can't be trained: TRL keeps a second adapter for the reference, and PEFT lets one alone have biases"
-        yield ("lora", "bias"), f"{sentence}; set lora.bias: none"
-    insisted = {
-        "shared_prefix": engine.shared_prefix == "on",
-        "token_budget": isinstance(engine.token_budget, int),
-        "reference_cache": engine.reference_cache == "on",
-    }
-    for part, asked in insisted.items():
-        if asked and part not in described["engine"]:
-            why = f"it is made for train.method dpo, not for {method}"
-            if part == "reference_cache" and not described["reference"]:
-                why = f"{method} has no reference"
-            yield ("engine", part), f"{why}: set engine.{part}: auto"
-
-
-def _of_early_stopping(recipe: Recipe) -> Conflicts:
-    train, stopping = recipe.train, recipe.engine.early_stopping
-    if stopping is None:
-        return
-    unlogged = not_logged(train.method, stopping.metric)
-    if unlogged:
+    stopping = recipe.engine.early_stopping
+    if stopping and (unlogged := not_logged(method, stopping.metric)):
         yield ("engine", "early_stopping", "metric"), unlogged
-    if train.eval_strategy == "no":
-        yield ("engine", "early_stopping"), "needs evaluations: set train.eval_strategy: steps, or epoch"
-
-    def differs(name: str) -> bool:  # not `model_fields_set`: a resolved recipe sets every key
-        return bool(getattr(train, name) != type(train).model_fields[name].default)
-
-    for name in ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"):
-        if differs(name):
-            yield ("train", name), "is set by engine.early_stopping; remove it"
-    for name in ("save_strategy", "save_steps"):
-        if differs(name) and getattr(train, name) != getattr(train, name.replace("save", "eval")):
-            yield ("train", name), "with engine.early_stopping each evaluation is saved; remove it"
-
-
-def _of_the_export(recipe: Recipe) -> Conflicts:
-    """A push without a repository, a repository without a push, a push of nothing."""
-    wanted = recipe.export
-    if "hub" in wanted.formats and not wanted.hub:
-        yield ("export", "formats"), "names hub: set export.hub: user/name to say where to"
-    if wanted.hub and "hub" not in wanted.formats:
-        yield ("export", "hub"), "does nothing unless export.formats names hub too"
-    if wanted.formats == ["hub"]:
-        yield ("export", "formats"), "has nothing to push; add adapter, merged, gguf or ollama"
 
 
 def _of_sources(recipe: Recipe) -> Conflicts:

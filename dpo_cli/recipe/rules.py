@@ -87,6 +87,8 @@ def _of_set_keys(recipe: Recipe, found: Rules) -> list[tuple[Key, str]]:
 def rules(recipe: Recipe) -> Rules:
     """Yield what is refused."""
     yield from NEVER.items()
+    yield from _of_early_stopping(recipe)
+    yield from _of_the_method(recipe)
     yield from _of_losses(recipe.train)
     yield from _of_evaluation(recipe.train)
     yield from _of_saving_and_logging(recipe.train)
@@ -118,6 +120,30 @@ def notes(recipe: Recipe) -> Rules:
     yield "lora.dropout", disabled and "has no effect while train.disable_dropout is true, as it is by default"
     no_adapter = recipe.model.adapter is None
     yield "eval.against", no_adapter and "has no effect: model.adapter is not set, so that the base is the reference"
+
+
+def _of_early_stopping(recipe: Recipe) -> Rules:
+    train, stops = recipe.train, recipe.engine.early_stopping is not None
+    needed = "needs evaluations: set train.eval_strategy: steps, or epoch"
+    yield "engine.early_stopping", train.eval_strategy == "no" and needed
+    is_set = stops and "is set by engine.early_stopping; remove it"
+    yield "train.load_best_model_at_end train.metric_for_best_model train.greater_is_better", is_set
+    saved = "with engine.early_stopping each evaluation is saved; remove it"
+    yield "train.save_strategy", stops and train.save_strategy != train.eval_strategy and saved
+    yield "train.save_steps", stops and train.save_steps != train.eval_steps and saved
+
+
+def _of_the_method(recipe: Recipe) -> Rules:
+    """Settings of `lora` and `engine` that `train.method` can't do with."""
+    method, engine, described = recipe.train.method, recipe.engine, trl_arguments()[recipe.train.method]
+    biases = "can't be trained: TRL keeps a second adapter for the reference, and PEFT lets one alone have biases"
+    yield "lora.bias", described["reference"] and f"{biases}; set lora.bias: none"
+    wanted = {"shared_prefix": engine.shared_prefix == "on", "reference_cache": engine.reference_cache == "on"}
+    for part, on in (wanted | {"token_budget": isinstance(engine.token_budget, int)}).items():
+        why = f"it is made for train.method dpo, not for {method}"
+        if part == "reference_cache" and not described["reference"]:
+            why = f"{method} has no reference"
+        yield f"engine.{part}", on and part not in described["engine"] and f"{why}: set engine.{part}: auto"
 
 
 def _of_losses(train: Any) -> Rules:
@@ -254,3 +280,7 @@ def _of_other_sections(recipe: Recipe) -> Rules:
     gguf = not {"gguf", "ollama"} & formats and "does nothing unless export.formats names gguf or ollama"
     yield "export.gguf export.llama_cpp", gguf
     yield "export.hub_private", "hub" not in formats and "does nothing unless export.formats names hub"
+    yield "export.hub", "hub" not in formats and "does nothing unless export.formats names hub too"
+    nowhere = "hub" in formats and not recipe.export.hub
+    yield "export.formats", nowhere and "names hub: set export.hub: user/name to say where to"
+    yield "export.formats", formats == {"hub"} and "has nothing to push; add adapter, merged, gguf or ollama"
