@@ -78,6 +78,12 @@ def did_you_mean(word: str, known: list[str]) -> str | None:
     return next(iter(nearest(word, same or known, 1)), None)
 
 
+def with_nearest(sentence: str, word: str, known: list[str]) -> str:
+    """Add to a sentence the known word that may be meant, where there is one."""
+    near = did_you_mean(word, known)
+    return f"{sentence}; did you mean {near}?" if near else sentence
+
+
 def nearest(word: str, known: list[str], count: int) -> list[str]:
     """Up to `count` known words that may be meant by `word`, the nearest first, upper and lower case alike."""
     lower = {one.lower(): one for one in known}

@@ -30,6 +30,11 @@ def _of_the_data(recipe: Recipe) -> Conflicts:
         instead = f", or train.method: {either(others)}" if others else ""
         sentence = f"{method} learns from {either(wanted)}, not from {given}: set data.format: {wanted[0]}{instead}"
         yield ("data", "format") if ("data", "format") in recipe._places else ("train", "method"), sentence
+    losses, train = recipe.train.losses, recipe.train
+    if {"exo_pair", "robust"} & set(losses) and not train.label_smoothing:
+        yield ("train", "label_smoothing"), f"must be above 0 for {' + '.join(losses)}, for instance 0.1"
+    if "alphapo" in losses and not train.alpha:
+        yield ("train", "alpha"), "must not be 0 for alphapo, which is simpo then; for instance 0.25"
     stopping = recipe.engine.early_stopping
     if stopping and (unlogged := not_logged(method, stopping.metric)):
         yield ("engine", "early_stopping", "metric"), unlogged

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from dpo_cli.errors import USAGE, DpoError, did_you_mean, either
+from dpo_cli.errors import USAGE, DpoError, did_you_mean, either, with_nearest
 from dpo_cli.recipe.foreign import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS, ours, program
 from dpo_cli.recipe.train import (
     OF_THE_REFERENCE,
@@ -64,8 +64,6 @@ def problems_of(
     by_key: dict[Key, list[Any]] = {}
     for item in error.errors(include_url=False):
         key, context = _real_key(item["loc"], item["type"], values), item.get("ctx", {})
-        if item["type"] == "key":
-            key = (*key, context["key"])
         if "discriminator" in context:
             key = (*key, context["discriminator"].strip("'"))
         by_key.setdefault(key, []).append(item)
@@ -119,7 +117,7 @@ def _sentence(key: Key, items: list[Any], model: type[BaseModel], hidden: bool) 
         by_id = key == ("model",) and isinstance(first["input"], str)
         return _wrong_kind(key, items, shown) + (f": write model: {{id: {shown}}}" if by_id else "")
     message = str(others[0]["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
-    return message if others[0]["type"] in ("value_error", "key") else f"{message}, not {shown}"
+    return message if others[0]["type"] in ("value_error",) else f"{message}, not {shown}"
 
 
 def _wrong_kind(key: Key, items: list[Any], shown: str) -> str:
@@ -134,8 +132,7 @@ def _wrong_kind(key: Key, items: list[Any], shown: str) -> str:
 
 
 def _must_be(wanted: str, given: Any, shown: str, known: list[str]) -> str:
-    near = did_you_mean(given, known) if isinstance(given, str) else None
-    return f"must be {wanted}, not {shown}" + (f"; did you mean {near}?" if near else "")
+    return with_nearest(f"must be {wanted}, not {shown}", given if isinstance(given, str) else "", known)
 
 
 def _wrong_branch(item: Any, model: type[BaseModel], hidden: bool) -> str:

@@ -6,7 +6,7 @@ import re
 from importlib.util import find_spec
 from typing import Any
 
-from dpo_cli.errors import did_you_mean
+from dpo_cli.errors import did_you_mean, with_nearest
 from dpo_cli.recipe.train import trl_arguments
 
 BY_METRIC = ("reduce_lr_on_plateau", "greedy")  # schedules that follow a held-out figure
@@ -133,9 +133,7 @@ def report_to(train: Any) -> str | None:
     """Say which of the names is no tracker, or of one that is not installed."""
     for name in (one for one in reporters(train) if one not in ("none", "all")):
         if name not in REPORTERS:
-            near = did_you_mean(name, list(REPORTERS))
-            known = f"must be none, all, or of {', '.join(REPORTERS)}, not {name}"
-            return f"{known}; did you mean {near}?" if near else known
+            return with_nearest(f"must be none, all, or of {', '.join(REPORTERS)}, not {name}", name, [*REPORTERS])
         modules, package = REPORTERS[name]
         if not any(find_spec(module) for module in modules):
             return f"{name} needs a package that is not installed: pip install {package}"

@@ -153,6 +153,9 @@ def _of_losses(train: Any) -> Rules:
         if name in described["read_by"] and not set(described["read_by"][name]) & set(losses):
             read_by = either(described["read_by"][name])
             yield f"train.{name}", f"is read by loss_type {read_by}, not by {' + '.join(losses)}: remove it"
+    weights = getattr(train, "loss_weights", None) or []
+    counted = f"has {len(weights)} weights for {len(losses)} losses"
+    yield "train.loss_weights", len(weights) != len(losses) and counted
     divergence, fits = getattr(train, "f_divergence_type", None), described["read_by"].get("f_divergence_type", [])
     others = " + ".join(loss for loss in losses if loss not in fits)
     refused = f"can't be with loss_type {others}: set reverse_kl, or {either(fits)}"
@@ -233,6 +236,11 @@ def _of_steps(train: Any) -> Rules:
     without = train.optim.startswith(WITHOUT_BETAS) and f"is not read by {train.optim}: remove it"
     yield "train.adam_beta1 train.adam_beta2 train.adam_epsilon", without
     order = train.train_sampling_strategy
+    neighbours = " + ".join(name for name in train.losses if name in trl_arguments()[train.method]["neighbours"])
+    pairs = f"must be sequential for {neighbours}: its KL term pairs neighbours; dpo-cli shuffles the rows before"
+    yield "train.train_sampling_strategy", neighbours and order != "sequential" and pairs
+    few = f"must be 2 or more for {neighbours}, whose KL term is a mean over these rows; 4 or more is better"
+    yield "train.per_device_train_batch_size", neighbours and train.per_device_train_batch_size < 2 and few
     by_length = f"can't be {order}, for which TRL keeps no lengths: leave it random; engine.shared_prefix pads nothing"
     yield "train.train_sampling_strategy", order in ("group_by_length", "batch_rebalance") and by_length
 
@@ -241,6 +249,8 @@ COMPILE_MODES = ["default", "reduce-overhead", "max-autotune", "max-autotune-no-
 
 
 def _of_memory_and_machines(train: Any) -> Rules:
+    yield "train.fp16", train.bf16 and train.fp16 and "and bf16 can't both be true"
+    yield "train.sync_ref_model", "can't be: with a LoRA, TRL keeps no reference that could be moved"
     if not isinstance(train.gradient_checkpointing_kwargs, dict):
         yield "train.gradient_checkpointing_kwargs", "must be a map"
     off = train.gradient_checkpointing is False

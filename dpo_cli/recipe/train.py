@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
-from pydantic_core import PydanticCustomError
 
-from dpo_cli.errors import did_you_mean, either
+from dpo_cli.errors import either, with_nearest
 from dpo_cli.recipe.foreign import OWNED_TRAIN_ARGUMENTS
 
 
@@ -98,9 +97,7 @@ def held_out_metric_problem(metric: str) -> str | None:
     if re.fullmatch(rf"eval_([a-z]+_)?({'|'.join(HELD_OUT)})", metric):
         return None
     known = [f"eval_{name}" for name in HELD_OUT]
-    near = did_you_mean(metric, known)
-    sentence = f"must be one of {', '.join(known)}, or of one language, as eval_zh_loss"
-    return f"{sentence}; did you mean {near}?" if near else sentence
+    return with_nearest(f"must be one of {', '.join(known)}, or of one language, as eval_zh_loss", metric, known)
 
 
 def not_logged(method: str, metric: str) -> str | None:
@@ -119,7 +116,7 @@ def language_of(metric: str) -> str | None:
 
 
 class _TrainBase(Section):
-    """Checks between TRL's arguments, which `train_model` adds below."""
+    """What all `train` sections have beside TRL's arguments, which `train_model` adds below."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -141,38 +138,6 @@ class _TrainBase(Section):
         if isinstance(train, dict) and train.get("loss_type", "") is None:
             return {name: value for name, value in train.items() if name != "loss_type"}
         return train
-
-    @model_validator(mode="after")
-    def _settings_that_exclude_each_other(self) -> _TrainBase:
-        train: Any = self
-        losses = self.losses
-        if getattr(train, "loss_weights", None) is not None and len(train.loss_weights) != len(losses):
-            raise _problem("loss_weights", f"has {len(train.loss_weights)} weights for {len(losses)} losses")
-        if {"exo_pair", "robust"} & set(losses) and not train.label_smoothing:
-            raise _problem("label_smoothing", f"must be above 0 for {' + '.join(losses)}, for instance 0.1")
-        if "alphapo" in losses and not train.alpha:
-            raise _problem("alpha", "must not be 0 for alphapo, which is simpo then; for instance 0.25")
-        if train.bf16 and train.fp16:
-            raise _problem("fp16", "and bf16 can't both be true")
-        if getattr(train, "sync_ref_model", False):
-            raise _problem("sync_ref_model", "can't be: with a LoRA, TRL keeps no reference that could be moved")
-        neighbours = " + ".join(name for name in losses if name in trl_arguments()[train.method]["neighbours"])
-        if neighbours and train.per_device_train_batch_size < 2:
-            raise _problem(
-                "per_device_train_batch_size",
-                f"must be 2 or more for {neighbours}, whose KL term is a mean over these rows; 4 or more is better",
-            )
-        if neighbours and train.train_sampling_strategy != "sequential":
-            raise _problem(
-                "train_sampling_strategy",
-                f"must be sequential for {neighbours}: its KL term pairs neighbours; dpo-cli shuffles the rows before",
-            )
-        return self
-
-
-def _problem(key: str, sentence: str) -> PydanticCustomError:
-    """An error of one key of the section, which only the whole section shows."""
-    return PydanticCustomError("key", "{problem}", {"key": key, "problem": sentence})
 
 
 @cache
