@@ -139,7 +139,7 @@ def test_a_hub_that_does_not_answer_is_said_within_seconds(
     folder: Path, online: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A socket that takes a connection and never says a word."""
-    monkeypatch.setattr(paths, "SECONDS", 1)
+    monkeypatch.setattr(hub, "SECONDS", 1)
     recipe = load(folder / "r.yaml", ["model.id=nobody/nothing"])
     with socket.create_server(("127.0.0.1", 0)) as server:
         online(f"http://127.0.0.1:{server.getsockname()[1]}")
