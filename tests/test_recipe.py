@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +20,6 @@ from dpo_cli.recipe.foreign import NAMES, OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUM
 from dpo_cli.recipe.overview import overview
 from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.recipe.yaml import read_recipe
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 MINIMAL = "model: {id: a/b}\ndata: {sources: [{id: c/d}]}\n"  # two lines, so that what is added starts on line 3
 
@@ -871,80 +868,6 @@ def test_the_schema_refuses_what_does_not_load(
     with pytest.raises(DpoError):
         load(write(yaml.safe_dump(written)))
     assert not validator.is_valid(written)
-
-
-# --------------------------------------------------------------------------------------------- anything may come in
-
-RECIPE_WORDS = [
-    "name", "extends", "seed", "model", "lora", "data", "train", "engine", "eval", "export", "id", "sources", "r",
-    "filters", "near_duplicate", "tie", "languages", "en", "beta", "loss_type", "loss_weights", "target_modules",
-    "columns", "formats", "memory_limit", "token_budget", "warmup_ratio", "gradient_checkpointing_kwargs", "",
-    "method", "simpo_gamma", "desirable_weight",
-]  # fmt: skip
-scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 3), st.integers(), st.floats(), st.text(max_size=8),
-    st.sampled_from([*RECIPE_WORDS, "a/b", "./a", "~", "pairs", "sigmoid", "kto", "builtin:x", "..", "on", "5e-6"]),
-)  # fmt: skip
-keys = st.sampled_from(RECIPE_WORDS) | scalars
-trees = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4), max_leaves=12
-)
-sections = st.dictionaries(st.sampled_from(RECIPE_WORDS), trees, max_size=4)
-steady = settings(derandomize=True, database=None, deadline=None, max_examples=100)
-
-
-def loads_or_explains(text: str | bytes, overrides: list[str] | None = None) -> None:
-    """A recipe that survives the way out and in, or a usage error that names the file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "r.yaml")
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        try:
-            recipe = load(path, overrides)
-        except DpoError as error:
-            assert error.exit_code == USAGE
-            assert "r.yaml" in str(error) or "--set" in str(error)
-            return
-        again = Path(folder, "again.yaml")
-        again.write_text(dump(recipe), encoding="utf-8")
-        assert dump(load(again)) == dump(recipe)
-
-
-@steady
-@given(sections)
-def test_any_map_loads_or_is_explained(more: dict[str, Any]) -> None:
-    loads_or_explains(yaml.safe_dump(MINIMAL_VALUES | more, allow_unicode=True))
-
-
-@steady
-@given(st.sampled_from(["data", "train", "lora", "model", "engine", "eval", "export"]), sections)
-def test_any_section_loads_or_is_explained(section: str, more: dict[str, Any]) -> None:
-    inside = MINIMAL_VALUES.get(section, {}) | more
-    loads_or_explains(yaml.safe_dump(MINIMAL_VALUES | {section: inside}))
-
-
-@steady
-@given(st.data())
-def test_any_slip_of_the_hand_loads_or_is_explained(data: st.DataObject) -> None:
-    """A real recipe with a piece cut out and another typed in."""
-    text = data.draw(st.sampled_from([path.read_text(encoding="utf-8") for path in RECIPES]))
-    start = data.draw(st.integers(0, len(text)))
-    end = data.draw(st.integers(start, min(len(text), start + 40)))
-    typed = data.draw(st.text(alphabet="abeilort: -[]{}#&*!|>'\"%@`,\n\t0159.~<?é中", max_size=6))
-    loads_or_explains(text[:start] + typed + text[end:])
-
-
-@steady
-@given(st.binary(max_size=60))
-def test_any_bytes_load_or_are_explained(text: bytes) -> None:
-    loads_or_explains(text)
-
-
-@steady
-@given(
-    st.sampled_from(["seed", "lora.r", "train.beta", "data.sources.0.id", "data.filters", "lora"]), st.text(max_size=12)
-)
-def test_any_setting_loads_or_is_explained(key: str, text: str) -> None:
-    loads_or_explains(MINIMAL, [f"{key}={text}"])
 
 
 # ------------------------------------------------------------------------------------------------- the training methods
