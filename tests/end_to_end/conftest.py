@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -55,17 +54,17 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., st
     """`serve(folder, *options)`: `transformers serve` on it, from the moment it answers; its address."""
     for package in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(package)
-    running: list[subprocess.Popen[bytes]] = []
+    running: list[subprocess.Popen[str]] = []
 
     def start(folder: Path, *options: str) -> str:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         log = tmp_path_factory.mktemp("serve") / "log"
-        command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder), "--device", "cpu"]
+        command = ["-m", "transformers.cli.transformers", "serve", str(folder), "--device", "cpu"]
         with log.open("w") as file:
             place = ["--host", "127.0.0.1", "--port", str(port)]
-            running.append(subprocess.Popen([*command, *options, *place], stdout=file, stderr=file))
+            running.append(program.python(*command, *options, *place, stdout=file, stderr=file))
         address = f"http://127.0.0.1:{port}"
         while not _answers(f"{address}/health"):  # pytest's own limit on a test's time ends it otherwise
             try:

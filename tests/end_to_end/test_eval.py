@@ -72,7 +72,7 @@ def run(smoke: Any, tmp_path: Path) -> Path:
 
 
 def options(run: Path, **changes: object) -> list[object]:
-    settings = {"eval.prompts": 12, "eval.max_new_tokens": 8, "eval.batch_size": 2, **changes}
+    settings = {"eval.prompts": 12, "eval.max_new_tokens": 8, "eval.batch_size": 8, **changes}
     flags = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
     return [SMOKE, "--runs-dir", run.parent, *flags]
 
@@ -112,9 +112,10 @@ def kept(run: Path) -> dict[str, Any]:
 
 def test_samples_of_a_killed_eval_are_taken_up_again(run: Path, dpo_eval: Any, started: Any) -> None:
     """What was answered before the kill is found again, and the result is that of an eval that nobody killed."""
+    few = {"eval.batch_size": 2}
     whole = shutil.copytree(run, run.parent / "whole" / "smoke")
-    dpo_eval(*options(whole))
-    process = started(*options(run))
+    dpo_eval(*options(whole, **few))
+    process = started(*options(run, **few))
     deadline = time.monotonic() + 120
     while len(kept(run)) < 4:
         assert process.poll() is None, process.communicate()[0]
@@ -126,7 +127,7 @@ def test_samples_of_a_killed_eval_are_taken_up_again(run: Path, dpo_eval: Any, s
     some, first = next(iter(kept(run).items()))
     with Store(next(run.glob(".eval/samples-*.sqlite"))) as store:
         store.put({some: {**first, "tuned": {**first["tuned"], "text": "as it was"}}})
-    dpo_eval(*options(run))
+    dpo_eval(*options(run, **few))
     found, expected = rows(run / "eval" / "samples.jsonl"), rows(whole / "eval" / "samples.jsonl")
     marked = next(row for row in found if row["id"] == first["id"])
     assert marked["tuned"]["text"] == "as it was", "not sampled twice"
@@ -134,7 +135,7 @@ def test_samples_of_a_killed_eval_are_taken_up_again(run: Path, dpo_eval: Any, s
     marked["tuned"]["text"] = first["tuned"]["text"]
     assert found == expected
     assert not (run / ".eval").exists()
-    dpo_eval(*options(run))  # what somebody changed afterwards is not taken for an answer
+    dpo_eval(*options(run, **few))  # what somebody changed afterwards is not taken for an answer
     assert rows(run / "eval" / "samples.jsonl") == expected
 
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from dpo_cli.export import card, hub
 from dpo_cli.export.export import FAILED, Exported, export
 from dpo_cli.export.upkeep import prune, push, renew_cards
 from dpo_cli.run import Run
+from tests import mounts, program
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 
@@ -435,38 +435,13 @@ def test_an_export_that_is_stopped_leaves_the_previous_one(
     assert not [path for path in run.folder.iterdir() if path.name.startswith(".") and path.name != ".lock"]
 
 
-UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
-# $1 an empty folder, $2 the runs to put there, $3 where to leave them, $4 KiB that stay free; then the command.
-ON_A_FULL_DISK = """
-mount -t tmpfs -o size=16m none "$1" && cp -a "$2/." "$1" || exit 99
-left=$(df -k --output=avail "$1" | tail -n 1)
-head -c $(((left - $4) * 1024)) /dev/zero > "$1/filler"
-disk=$1 after=$3
-shift 4
-"$@"
-code=$?
-rm "$disk/filler"
-cp -a "$disk/." "$after" || exit 98
-exit $code
-"""
-
-
-def can_mount(folder: Path) -> bool:
-    command = [*UNSHARE, "mount", "-t", "tmpfs", "none", str(folder)]
-    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
-
-
 def test_a_disk_that_fills_up(run: Run, tmp_path: Path) -> None:
     """In the middle of the merged weights, which safetensors writes with errors of its own."""
-    disk, after = tmp_path / "disk", tmp_path / "after"
+    disk, after, before = tmp_path / "disk", tmp_path / "after", contents(run.folder)
     disk.mkdir()
-    after.mkdir()
-    if not can_mount(disk):
-        pytest.skip("this machine lets an ordinary user mount nothing")
-    before = contents(run.folder)
-    script = [*UNSHARE, "sh", "-c", ON_A_FULL_DISK, "sh", str(disk), str(run.folder.parent), str(after), "500"]
-    program = [sys.executable, "-m", "dpo_cli", "export", str(SMOKE), "--force", "--runs-dir", str(disk)]
-    done = subprocess.run([*script, *program], capture_output=True, text=True, timeout=200)
+    command = ("export", SMOKE, "--force", "--runs-dir", disk)
+    done = program.run_python(mounts.SCRIPT, "full", disk, run.folder.parent, after, 500, *command)
+    mounts.skip_where_refused(done.returncode)
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("error: No space left on device") and "Traceback" not in done.stderr
     assert "where:" in done.stderr and "fix:   free some disk space" in done.stderr
@@ -475,13 +450,10 @@ def test_a_disk_that_fills_up(run: Run, tmp_path: Path) -> None:
 
 def test_a_run_folder_that_may_only_be_read(run: Run) -> None:
     """A read-only mount, which root can't write to either."""
-    if not can_mount(run.folder):
-        pytest.skip("this machine lets an ordinary user mount nothing")
     before = contents(run.folder)
-    script = 'mount --bind -o ro "$1" "$1" || exit 99; shift; exec "$@"'
-    program = [sys.executable, "-m", "dpo_cli", "export", str(SMOKE), "--force", "--runs-dir", str(run.folder.parent)]
-    command = [*UNSHARE, "sh", "-c", script, "sh", str(run.folder), *program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command = ("export", SMOKE, "--force", "--runs-dir", run.folder.parent)
+    done = program.run_python(mounts.SCRIPT, "readonly", run.folder, *command)
+    mounts.skip_where_refused(done.returncode)
     assert done.returncode == 1
     assert done.stderr.startswith("error: Read-only file system") and "Traceback" not in done.stderr
     assert contents(run.folder) == before

@@ -10,8 +10,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -23,13 +21,13 @@ from dpo_cli import recipe
 from dpo_cli import smoke as builtin
 from dpo_cli.export import card
 from dpo_cli.run import Run
+from tests import program
 
 REPOSITORY = Path(__file__).parents[2]
 SMOKE = REPOSITORY / "recipes" / "smoke.yaml"
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "用三句话介绍如何给多肉浇水，谢谢！"}]
 # Greedy, and no token twice: left alone the tiny model says one token again and again, which would prove little.
 GREEDY = {"do_sample": False, "max_new_tokens": 24, "no_repeat_ngram_size": 1}
-TRANSFORMERS = [sys.executable, "-m", "transformers.cli.transformers"]
 
 
 def ask(address: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -101,9 +99,7 @@ def test_the_python_in_a_card_runs(smoke: Any, tmp_path: Path, kind: str) -> Non
     text = text.replace("builtin:tiny-qwen3", str(base)).replace("max_new_tokens=256", "max_new_tokens=8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == {"adapter": 1, "merged": 2}[kind]
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks)], cwd=folder, capture_output=True, text=True, timeout=200, check=False
-    )
+    done = program.run_python("-c", "\n".join(blocks), cwd=folder, timeout=200)
     assert done.returncode == 0, done.stderr
     if kind == "merged":
         assert float(done.stdout.splitlines()[-1]) > 1e-3, "the adapter is merged in, and the card's own test shows it"
@@ -121,9 +117,8 @@ def test_the_flags_that_readme_and_cards_give_to_transformers_serve_exist(smoke:
     assert commands
     commands += serve_commands((REPOSITORY / "recipes" / "guide.md").read_text(encoding="utf-8"))
     environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
-    usage = subprocess.run(
-        [*TRANSFORMERS, "serve", "--help"], env=environment, capture_output=True, text=True, timeout=120, check=True
-    ).stdout
+    usage = program.run_python("-m", "transformers.cli.transformers", "serve", "--help", env=environment).stdout
+    assert usage
     for command in commands:
         flags = [word.partition("=")[0] for word in command if word.startswith("--")]
         assert flags and all(re.search(rf"{flag}\b", usage) for flag in flags), command
