@@ -72,41 +72,24 @@ def values(recipe: Recipe) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ what scalars mean
 
 
+NUMBERS = {
+    "5e-6": 5e-6, "5E-6": 5e-6, "1.0e-5": 1e-5, "2e+1": 20.0, ".5": 0.5, "1_000": 1000, "010": 10, "+3": 3, "7.": 7.0,
+}  # fmt: skip
+# YAML 1.1 reads these as booleans, base 60, hex and dates.
+WORDS = ("on", "off", "yes", "no", "y", "n", "On", "12:30", "0x1F", "2001-01-01", "1e")
+
+
 @pytest.mark.parametrize(
-    ("text", "number"),
+    ("key", "text", "value"),
     [
-        ("5e-6", 5e-6), ("5E-6", 5e-6), ("1.0e-5", 1e-5), ("2e+1", 20.0), (".5", 0.5), ("1_000", 1000), ("010", 10),
-        ("+3", 3), ("7.", 7.0),
+        *(("learning_rate", text, number) for text, number in NUMBERS.items()),
+        *(("run_name", word, word) for word in WORDS),
+        *(("run_name", null, None) for null in ("~", "null", "Null", "", "NULL")),
+        *(("logging_first_step", true, True) for true in ("true", "True", "TRUE")),
     ],
-)  # fmt: skip
-def test_numbers(loaded: Load, text: str, number: float) -> None:
-    assert loaded(f"train: {{learning_rate: {text}}}").train.learning_rate == number
-
-
-@pytest.mark.parametrize("word", ["on", "off", "yes", "no", "y", "n", "On", "12:30", "0x1F", "2001-01-01", "1e"])
-def test_words_stay_words(loaded: Load, word: str) -> None:
-    """YAML 1.1 reads these as booleans, base 60, hex and dates."""
-    assert loaded(f"train: {{run_name: {word}}}").train.run_name == word
-
-
-@pytest.mark.parametrize("word", ["true", "True", "TRUE"])
-def test_true_is_true(loaded: Load, word: str) -> None:
-    assert loaded(f"train: {{logging_first_step: {word}}}").train.logging_first_step is True
-
-
-@pytest.mark.parametrize("word", ["~", "null", "Null", "", "NULL"])
-def test_null_is_null(loaded: Load, word: str) -> None:
-    assert loaded(f"train:\n  run_name: {word}\n").train.run_name is None
-
-
-def test_a_word_is_no_switch(refused: Refused) -> None:
-    assert 'train.logging_first_step\n    must be true or false, not "yes"' in refused(
-        "train: {logging_first_step: yes}"
-    )
-
-
-def test_on_and_off_are_choices(loaded: Load) -> None:
-    assert loaded("engine: {shared_prefix: off}").engine.shared_prefix == "off"
+)
+def test_what_a_scalar_means(loaded: Load, key: str, text: str, value: Any) -> None:
+    assert getattr(loaded(f"train:\n  {key}: {text}\n").train, key) == value
 
 
 def test_defaults_are_the_contracts(loaded: Load) -> None:
@@ -151,6 +134,7 @@ def test_a_recipe_does_not_change_after_loading(loaded: Load) -> None:
         ("lora: {target_modules: 3}", "r.yaml:3  lora.target_modules", "must be a list or auto, not 3"),
         ("train: {beta: no}", "r.yaml:3  train.beta", 'must be a number, not "no"'),
         # impossible values
+        ("train: {logging_first_step: yes}", "r.yaml:3  train.logging_first_step", 'must be true or false, not "yes"'),
         ("seed: -1", "r.yaml:3  seed", "not -1"),
         ("seed: 很多", "r.yaml:3  seed", '"很多"'),
         ("train: {learning_rate: 0}", "r.yaml:3  train.learning_rate", "greater than 0"),
