@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from dpo_cli.evaluate.words import Say
 from dpo_cli.evaluate.words import say as english
-from dpo_cli.show import shorten
+from dpo_cli.show import shorten, show_figure
 from dpo_cli.stats import Figure
 
 WIDTH, LEFT, RIGHT = 360, 50, 352  # of the drawing, and between which x the data lie
@@ -20,12 +20,16 @@ TOP, BASE, HEIGHT = 10, 148, 170  # the y of the highest value, of the lowest, a
 
 
 class Dot(NamedTuple):
-    """A row of `dots`: a name, a share with its interval, the same in words, and what it is compared with."""
+    """A row of `dots`: a name, a share with its interval, and what it is compared with."""
 
     label: str
     figure: Figure
-    text: str
     rival: Figure | None = None
+
+    @property
+    def text(self) -> str:
+        """The share in words."""
+        return show_figure(self.figure)
 
 
 Points = Sequence[tuple[float, float | None]]

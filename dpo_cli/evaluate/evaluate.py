@@ -10,21 +10,21 @@ import gc
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from dpo_cli import backends, chat, judging, models
+from dpo_cli import backends, chat, judging
 from dpo_cli.disk import sha256, write_json
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate import summary, winrate, words
-from dpo_cli.evaluate.answers import ScoredAnswer, answer_metrics, as_pair, auroc, score_answers
+from dpo_cli.evaluate.answers import answer_metrics, as_pair, auroc
 from dpo_cli.evaluate.other_sets import read_sets, set_metrics
 from dpo_cli.evaluate.pairs import Scored, baselines, grouped_metrics, score_pairs
 from dpo_cli.evaluate.report import write_report
-from dpo_cli.evaluate.samples import Sample, draws, first_of_each_prompt, sample_pairs
+from dpo_cli.evaluate.samples import Sample, draws, first_of_each_prompt, load_both, sample_pairs
 from dpo_cli.evaluate.text_metrics import sample_metrics
 from dpo_cli.evaluate.verdict import verdict
 from dpo_cli.inference import Answer
@@ -34,24 +34,16 @@ from dpo_cli.progress import Step
 from dpo_cli.published import recipe_yaml, report_sections, without_paths
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import trl_arguments
-from dpo_cli.records import Answered, Message, Pair, read_answers, read_jsonl, read_pairs, write_jsonl
+from dpo_cli.records import Message, Pair, read_answers, read_jsonl, read_pairs, write_jsonl
 from dpo_cli.run import Run, fingerprint
 from dpo_cli.store import Store
 
-# What of `eval` changes the answers; how many prompts there are, the batch and the judge do not.
-SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k")
 
-
-@dataclass(frozen=True)
-class Evaluated:
-    """What `eval` prints: `eval/metrics.json`, and where the report is."""
-
-    metrics: dict[str, Any]
-    report: Path
-
-
-def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
+def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> dict[str, Any]:
     """Measure the trained adapter against its reference on `data/eval.jsonl`: one set of weights, adapter on and off.
+
+    Returns:
+        `eval/metrics.json`.
 
     Raises:
         DpoError: nothing was held out, or nothing fits; the judge can't be asked.
@@ -59,10 +51,8 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
     pairs, answers, bad = _held_out(recipe, run)
     tested = read_sets(recipe, run)
     backends.import_backend(backends.Backend("hf", "evaluation"))
-    remark = None
-    if recipe.eval.judge:
-        remark = judging.ready(recipe.eval.judge)
-    model, tokenizer = _load(recipe, run)
+    remark = judging.ready(recipe.eval.judge) if recipe.eval.judge else None
+    model, tokenizer = load_both(recipe, run)
     if not quiet:
         what = f"{len(pairs)} held-out pairs" if pairs else f"{len(answers)} held-out answers"
         what += " that had no part in choosing the adapter" if recipe.keeps_best else ""
@@ -70,40 +60,46 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> Evaluated:
         if tested:
             print(f"eval: {len(tested):,} pairs of {', '.join(one.label for one in recipe.eval.sets)}", flush=True)
         print(f"eval: {remark}\n" if remark else "", end="", flush=True)
-    batch_size = 2 * recipe.train.per_device_eval_batch_size
     with Step("scoring the held-out answers"):
-        scored = score_pairs(model, tokenizer, pairs, recipe.model.max_length, batch_size)
-        scored_sets = score_pairs(model, tokenizer, tested, recipe.model.max_length, batch_size)
-        learned = score_answers(model, tokenizer, answers, pairs, scored, recipe.model.max_length, batch_size)
-        rejected = score_answers(model, tokenizer, bad, [], [], recipe.model.max_length, batch_size)
-    if not scored and (pairs or not learned):
+        lists: list[Sequence[Pair]] = [pairs, tested, answers, bad]
+        batch_size = 2 * recipe.train.per_device_eval_batch_size
+        scored = Scores(*score_pairs(model, tokenizer, lists, recipe.model.max_length, batch_size))
+    if not scored.pairs and (pairs or not scored.learned):
         raise DpoError(
             "every held-out prompt fills model.max_length, so there is no answer to score",
             where=recipe.where("model", "max_length"),
             hint="raise model.max_length, or leave data.filters.too_long on",
         )
     made_from = _made_from(recipe, run)
-    asked = pairs or [as_pair(one) for one in answers]
-    samples = _sample(recipe, run, model, tokenizer, asked, made_from, quiet) if recipe.eval.prompts else []
+    asked = (pairs or answers) if recipe.eval.prompts else []
+    samples = _sample(recipe, run, model, tokenizer, asked, made_from, quiet) if asked else []
     del model  # a judge of its own may need the room
-    _free_memory()
+    gc.collect()
+    torch.cuda.empty_cache()
     judgments, calibration = _judge(recipe, run, samples, pairs, quiet) if recipe.eval.judge else ([], [])
 
-    sets = set_metrics(recipe, run, tested, scored_sets)
-    metrics = _metrics(recipe, run, scored, learned, rejected, sets, samples, judgments, calibration)
+    sets = set_metrics(recipe, run, tested, scored.sets)
+    metrics = _metrics(recipe, run, scored, sets, samples, judgments, calibration)
     with run.stage("eval", recipe) as draft:
         draft.record["samples"] = made_from
-        write_jsonl(draft.folder / "pairs.jsonl", (asdict(one) for one in scored))
-        if scored_sets:
-            write_jsonl(draft.folder / "sets.jsonl", (asdict(one) for one in scored_sets))
-        if samples:
-            write_jsonl(draft.folder / "samples.jsonl", (one.to_json() for one in samples))
-        if judgments or calibration:
-            write_jsonl(draft.folder / "judgments.jsonl", (one.to_json() for one in [*judgments, *calibration]))
+        judged = [*judgments, *calibration]
+        rows: dict[str, Any] = {"pairs": scored.pairs, "sets": scored.sets, "samples": samples, "judgments": judged}
+        for name, some in rows.items():
+            if some or name == "pairs":
+                write_jsonl(draft.folder / f"{name}.jsonl", map(asdict, some))
         write_json(draft.folder / "metrics.json", metrics)
         write_report(metrics, draft.folder)
     shutil.rmtree(_work(run), ignore_errors=True)
-    return Evaluated(metrics, run["eval"] / "report.html")
+    return metrics
+
+
+class Scores(NamedTuple):
+    """The held-out pairs, those of the test sets, and held-out answers to be learned and bad ones."""
+
+    pairs: list[Scored]
+    sets: list[Scored]
+    learned: list[Scored]
+    bad: list[Scored]
 
 
 def answer(recipe: Recipe, run: Run, prompt: str, count: int) -> tuple[list[Answer], list[Answer]]:
@@ -114,8 +110,7 @@ def answer(recipe: Recipe, run: Run, prompt: str, count: int) -> tuple[list[Answ
     """
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):
         raise DpoError("--prompt holds bytes that are no UTF-8", exit_code=USAGE)
-    backends.import_backend(backends.Backend("hf", "evaluation"))
-    model, tokenizer = _load(recipe, run)
+    model, tokenizer = load_both(recipe, run)
     messages: list[Message] = [{"role": "user", "content": prompt}]
     options = chat.chat_template_kwargs(recipe)
     return draws(model, tokenizer, messages, recipe.eval, recipe.seed, count, options)
@@ -124,23 +119,14 @@ def answer(recipe: Recipe, run: Run, prompt: str, count: int) -> tuple[list[Answ
 # -------------------------------------------------------------------------------------------------------------- steps
 
 
-def _load(recipe: Recipe, run: Run) -> tuple[Any, Any]:
-    """The tuned model with what it is compared with, by `eval.against`, and the tokenizer."""
-    trained = models.as_trained(recipe, run.record("train"))
-    if recipe.eval.against == "base":  # the run's adapter holds what it started from, so that the base alone is left
-        trained = trained.model_copy(update={"model": trained.model.model_copy(update={"adapter": None})})
-    return models.load_tuned(trained, run.adapter)
+def _held_out(recipe: Recipe, run: Run) -> tuple[list[Pair], list[Pair], list[Pair]]:
+    """The held-out pairs, and answers to be learned; the bad answers where every prompt has but one, good or bad.
 
-
-def _half(recipe: Recipe) -> bool | None:
-    """Which held-out rows are measured: those that did not choose the adapter; None for all."""
-    return False if recipe.keeps_best else None
-
-
-def _held_out(recipe: Recipe, run: Run) -> tuple[list[Pair], list[Answered], list[Answered]]:
-    """The held-out pairs and answers to be learned; the bad answers where every prompt has but one, good or bad."""
-    pairs = read_pairs(run.eval_pairs, chosen_on=_half(recipe))
-    good, bad = (read_answers(run.eval_pairs, chosen_on=_half(recipe), good=good) for good in (True, False))
+    With early stopping, of those rows that did not choose the adapter.
+    """
+    half = False if recipe.keeps_best else None
+    pairs = read_pairs(run.eval_pairs, chosen_on=half)
+    good, bad = (list(map(as_pair, read_answers(run.eval_pairs, chosen_on=half, good=one))) for one in (True, False))
     if pairs:
         return pairs, good, []
     both = {one.language for one in good} & {one.language for one in bad}
@@ -162,9 +148,7 @@ def _made_from(recipe: Recipe, run: Run) -> str:
         **run.input_hashes("eval", recipe),
         "pairs": run.record("prepare")["outputs"]["data/eval.jsonl"],
     }
-    settings = recipe.eval.model_dump(mode="json")
-    more = {"seed": recipe.seed, "against": recipe.eval.against}
-    return fingerprint({**more, **{name: settings[name] for name in SAMPLING}}, inputs)
+    return fingerprint({"seed": recipe.seed, "against": recipe.eval.against, **_sampling(recipe)}, inputs)
 
 
 def _work(run: Run) -> Path:
@@ -204,9 +188,7 @@ def _judge(
 def _metrics(
     recipe: Recipe,
     run: Run,
-    scored: Sequence[Scored],
-    learned: Sequence[ScoredAnswer],
-    rejected: Sequence[ScoredAnswer],
+    scored: Scores,
     sets: dict[str, Any],
     samples: Sequence[Sample],
     judgments: Sequence[Judgment],
@@ -214,69 +196,49 @@ def _metrics(
 ) -> dict[str, Any]:
     """`eval/metrics.json`: every figure, and all that the report shows."""
     prepared = json.loads((run["prepare"] / "report.json").read_text(encoding="utf-8"))
-    log = list(read_jsonl(run["train"] / "log.jsonl"))
-    trained = run.record("train")
+    trained, seed, beta = run.record("train"), recipe.seed, recipe.train.reward_scale
     longer_by = {one.id: len(one.tuned.said) - len(one.base.said) for one in samples}
     scores = {one.id: one.score for one in judgments if one.score is not None}
-    groups = grouped_metrics(scored, recipe.train.reward_scale, recipe.seed)
+    groups = grouped_metrics(scored.pairs, beta, seed)
+    judge = recipe.eval.judge
     metrics: dict[str, Any] = {
         **groups,
-        "pairs": groups["pairs"] if scored else None,
-        "answers": answer_metrics(learned, recipe.seed) | auroc(learned, rejected),
-        "samples": sample_metrics(samples, recipe.seed) if samples else None,
-        "judge": None,
-        "baselines": baselines(scored, prepared),
+        "pairs": groups["pairs"] if scored.pairs else None,
+        "answers": answer_metrics(scored.learned, seed) | auroc(scored.learned, scored.bad),
+        "samples": sample_metrics(samples, seed) if samples else None,
+        "judge": winrate.judge_metrics(judge, judgments, calibration, longer_by, seed) if judge else None,
+        "baselines": baselines(scored.pairs, prepared),
         "sets": sets,
     }
-    for language in sorted({one.language for one in learned} - metrics["languages"].keys()):
+    for language in sorted({one.language for one in scored.learned} - metrics["languages"].keys()):
         metrics["languages"][language] = {"pairs": None}
     for language, figures in metrics["languages"].items():
-        good, bad = ([one for one in of if one.language == language] for of in (learned, rejected))
-        figures["answers"] = answer_metrics(good, recipe.seed) | auroc(good, bad)
+        good, bad = ([one for one in of if one.language == language] for of in (scored.learned, scored.bad))
+        figures["answers"] = answer_metrics(good, seed) | auroc(good, bad)
         some = [one for one in samples if one.language == language]
-        figures["samples"] = sample_metrics(some, recipe.seed) if some else None
-        figures["judge"] = None
-        if recipe.eval.judge:
-            judged = [one.id for one in some if one.id in scores]
-            rates, differences = [scores[name] for name in judged], [longer_by[name] for name in judged]
-            figures["judge"] = {
-                "win_rate": winrate.win_rate(rates, recipe.seed),
-                "length_adjusted_win_rate": winrate.length_adjusted(rates, differences, recipe.seed),
-            }
-    if recipe.eval.judge:
-        metrics["judge"] = winrate.judge_metrics(recipe.eval.judge, judgments, calibration, longer_by, recipe.seed)
+        figures["samples"] = sample_metrics(some, seed) if some else None
+        rates = {one.id: scores[one.id] for one in some if one.id in scores}
+        figures["judge"] = winrate.rates(rates, longer_by, seed) if judge else None
+    margins = {one.id: beta * (one.chosen_drift - one.rejected_drift) for one in scored.pairs}
+    sampling = {"prompts": len(samples), **_sampling(recipe), "seed": seed}
     metrics |= {
-        "curves": summary.curves(log),
-        "examples": summary.examples(samples, scores, _margins(recipe, scored), recipe.seed),
-        "data": _data(run, prepared),
+        "curves": summary.curves(list(read_jsonl(run["train"] / "log.jsonl"))),
+        "examples": summary.examples(samples, scores, margins, seed),
+        "data": {
+            "pairs": prepared["pairs"],
+            "came": sum(one["in"] for one in prepared["sources"].values()),
+            "kept": sum(one["kept"] for one in prepared["sources"].values()),
+            "warnings": prepared["warnings"],
+            "report": report_sections(run["prepare"] / "report.md", ("Funnel", "Shortcuts")),
+        },
         "about": _about(recipe, run),
-        "report_language": words.language(recipe.eval, [one.language for one in scored or learned]),
+        "report_language": words.language(recipe.eval, [one.language for one in scored.pairs or scored.learned]),
         "environment": {**versions(), "device": trained.get("device"), "backend": trained.get("backend")},
         "recipe": recipe_yaml(recipe),
-        "sampling": _sampling(recipe, samples),
+        "sampling": sampling if samples else None,
     }
-    metrics["warnings"] = [
-        *summary.warnings(metrics),
-        *(f"data: {warning}" for warning in prepared["warnings"]),
-    ]
+    metrics["warnings"] = [*summary.warnings(metrics), *(f"data: {warning}" for warning in prepared["warnings"])]
     return {"name": recipe.name, "verdict": verdict(metrics), **metrics}
-
-
-def _margins(recipe: Recipe, scored: Sequence[Scored]) -> dict[str, float]:
-    beta = recipe.train.reward_scale
-    return {one.id: beta * (one.chosen_drift - one.rejected_drift) for one in scored}
-
-
-def _data(run: Run, prepared: dict[str, Any]) -> dict[str, Any]:
-    """Of data/report.json how many prompts came and stayed, and of report.md the funnel and the shortcuts."""
-    counts = {"came": "in", "kept": "kept"}
-    return {
-        "pairs": prepared["pairs"],
-        "languages": prepared["languages"],
-        **{name: sum(one[key] for one in prepared["sources"].values()) for name, key in counts.items()},
-        "warnings": prepared["warnings"],
-        "report": report_sections(run["prepare"] / "report.md", ("Funnel", "Shortcuts")),
-    }
 
 
 def _about(recipe: Recipe, run: Run) -> dict[str, Any]:
@@ -292,14 +254,7 @@ def _about(recipe: Recipe, run: Run) -> dict[str, Any]:
     }
 
 
-def _sampling(recipe: Recipe, samples: Sequence[Sample]) -> dict[str, Any] | None:
-    if not samples:
-        return None
+def _sampling(recipe: Recipe) -> dict[str, Any]:
+    """What of `eval` changes the answers; how many prompts there are, the batch and the judge do not."""
     settings = recipe.eval.model_dump(mode="json")
-    return {"prompts": len(samples), **{name: settings[name] for name in SAMPLING}, "seed": recipe.seed}
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    return {name: settings[name] for name in ("max_new_tokens", "temperature", "top_p", "top_k")}

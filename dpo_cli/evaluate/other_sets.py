@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from dpo_cli.evaluate.pairs import Scored, pair_metrics
+from dpo_cli.evaluate.pairs import Scored, by_name, pair_metrics
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import SetPair, read_jsonl
 from dpo_cli.run import Run
@@ -33,23 +33,18 @@ def set_metrics(
     if not pairs:
         return {}
     report = json.loads((run["sets"] / "report.json").read_text(encoding="utf-8"))
-    subset_of = {pair.id: pair.subset for pair in pairs}
-
-    def figures(some: Sequence[Scored]) -> dict[str, Any]:
-        return {"pairs": pair_metrics(some, recipe.train.reward_scale, recipe.seed)}
+    subsets, how = {pair.id: pair.subset for pair in pairs}, (recipe.train.reward_scale, recipe.seed)
 
     def groups(some: Sequence[Scored], names: Sequence[str | None]) -> dict[str, Any]:
-        several = sorted({name for name in names if name is not None})
-        members = {one: [pair for pair, name in zip(some, names, strict=True) if name == one] for one in several}
-        return {name: figures(group) for name, group in members.items()} if len(several) > 1 else {}
+        return by_name(some, names, *how) if len({*names} - {None}) > 1 else {}
 
     found = {}
     for name, counts in report.items():
         some = [one for one in scored if one.source == name]
         found[name] = {
             **{key: counts[key] for key in COUNTS},
-            **figures(some),
+            "pairs": pair_metrics(some, *how),
             "languages": groups(some, [one.language for one in some]),
-            "subsets": groups(some, [subset_of[one.id] for one in some]),
+            "subsets": groups(some, [subsets[one.id] for one in some]),
         }
     return found

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy
@@ -17,10 +18,14 @@ from dpo_cli import models
 from dpo_cli.errors import DpoError
 from dpo_cli.inference import answer_logps, encode
 from dpo_cli.records import Pair
-from dpo_cli.stats import Figure, bootstrap_mean, bootstrap_quantile, share, share_change, unit_means, win
+from dpo_cli.stats import Figure, bootstrap_mean, bootstrap_quantile, opposite, share, share_change, unit_means, win
 
 BINS = 24
 LEAST_FOR_QUARTILES = 8
+COLUMNS = (
+    "chosen_tokens", "rejected_tokens", "chosen_drift", "rejected_drift", "policy_chosen", "policy_rejected",
+    "reference_chosen", "reference_rejected",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,13 @@ class Scored:
 
 
 def score_pairs(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int, batch_size: int
-) -> list[Scored]:
-    """Every pair under the tuned model and under its reference, one base in memory.
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    lists: Sequence[Sequence[Pair]],
+    max_length: int,
+    batch_size: int,
+) -> list[list[Scored]]:
+    """Score lists of pairs under the tuned model and under its reference, one base in memory; an answer only once.
 
     A pair whose prompt alone fills `max_length` has no answer left to score and is left out, as TRL leaves it out.
 
@@ -72,38 +81,29 @@ def score_pairs(
     Raises:
         DpoError: a log-probability is no finite number, or nothing fits into memory.
     """
-    encoded = [(pair, *encode(tokenizer, pair, max_length)) for pair in pairs]
-    encoded = [(pair, one, other) for pair, one, other in encoded if max(one.start, other.start) < max_length]
-    rows = [row for _, *both in encoded for row in both]
-    policy = answer_logps(model, rows, batch_size)
+    encoded = [[(pair, encode(tokenizer, pair, max_length)) for pair in pairs] for pairs in lists]
+    encoded = [[(pair, rows) for pair, rows in some if rows[0].start < max_length] for some in encoded]
+    rows = [row for some in encoded for _, both in some for row in both]
+    policy = iter(answer_logps(model, rows, batch_size))
     with models.as_reference(model):
-        reference = answer_logps(model, rows, batch_size)
-    scored = []
-    for index, (pair, *_) in enumerate(encoded):
-        chosen, rejected = 2 * index, 2 * index + 1
-        sums = [sum(logps[row]) for logps in (policy, reference) for row in (chosen, rejected)]
-        if not all(map(math.isfinite, sums)):
-            raise DpoError(
-                "the model gives a held-out answer a log-probability that is no number",
-                where=f"pair {pair.id}",
-                hint="model.dtype: bfloat16 or float32 where it is float16; else the adapter's weights are broken",
-            )
-        scored.append(
-            Scored(
-                id=pair.id,
-                language=pair.language,
-                source=pair.source,
-                chosen_tokens=len(policy[chosen]),
-                rejected_tokens=len(policy[rejected]),
-                policy_chosen=sums[0],
-                policy_rejected=sums[1],
-                reference_chosen=sums[2],
-                reference_rejected=sums[3],
-                margin=pair.margin,
-                prompt=hashlib.sha256(json.dumps(pair.prompt).encode()).hexdigest()[:16],
-            )
+        reference = iter(answer_logps(model, rows, batch_size))
+    return [[_scored(pair, *islice(policy, 2), *islice(reference, 2)) for pair, _ in some] for some in encoded]
+
+
+def _scored(pair: Pair, *logps: Sequence[float]) -> Scored:
+    """A pair with per-token log-probabilities: chosen and rejected under the policy, then under the reference."""
+    sums = [sum(one) for one in logps]
+    if not all(map(math.isfinite, sums)):
+        raise DpoError(
+            "the model gives a held-out answer a log-probability that is no number",
+            where=f"pair {pair.id}",
+            hint="model.dtype: bfloat16 or float32 where it is float16; else the adapter's weights are broken",
         )
-    return scored
+    prompt = hashlib.sha256(json.dumps(pair.prompt).encode()).hexdigest()[:16]
+    return Scored(
+        pair.id, pair.language, pair.source, len(logps[0]), len(logps[1]), sums[0], sums[1], sums[2], sums[3],
+        pair.margin, prompt,
+    )  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------- figures
@@ -123,23 +123,17 @@ def pair_metrics(scored: Sequence[Scored], beta: float, seed: int) -> dict[str, 
     ranking_accuracy_change: tuned - base on the same pairs, -1..1.
     longer_wins: share of pairs whose chosen answer has more tokens: what a model gets that only learned length.
     """
-    chosen_length = [max(pair.chosen_tokens, 1) for pair in scored]
-    rejected_length = [max(pair.rejected_tokens, 1) for pair in scored]
-    chosen = [pair.chosen_drift for pair in scored]
-    rejected = [pair.rejected_drift for pair in scored]
-    chosen_per_token, rejected_per_token = _divide(chosen, chosen_length), _divide(rejected, rejected_length)
-    margins = _margins(scored, beta)
-    base = _wins(
-        _divide([pair.reference_chosen for pair in scored], chosen_length),
-        _divide([pair.reference_rejected for pair in scored], rejected_length),
-    )
-    tuned = _wins(
-        _divide([pair.policy_chosen for pair in scored], chosen_length),
-        _divide([pair.policy_rejected for pair in scored], rejected_length),
-    )
+    column = {name: numpy.array([getattr(pair, name) for pair in scored], float) for name in COLUMNS}
+    chosen, rejected = column["chosen_drift"], column["rejected_drift"]
+    lengths = numpy.maximum(column["chosen_tokens"], 1), numpy.maximum(column["rejected_tokens"], 1)
+    margins = beta * (chosen - rejected)
     units = [pair.unit for pair in scored]
+    base, tuned = (
+        _wins(column[f"{model}_chosen"] / lengths[0], column[f"{model}_rejected"] / lengths[1])
+        for model in ("reference", "policy")
+    )
 
-    def mean(values: Sequence[float]) -> Figure:
+    def mean(values: Any) -> Figure:
         return bootstrap_mean(unit_means(values, units), seed)
 
     def quantile(at: float) -> Figure:
@@ -147,20 +141,31 @@ def pair_metrics(scored: Sequence[Scored], beta: float, seed: int) -> dict[str, 
 
     return {
         "reward_accuracy": share(_wins(chosen, rejected), units),
-        "reward_accuracy_per_token": share(_wins(chosen_per_token, rejected_per_token), units),
+        "reward_accuracy_per_token": share(_wins(chosen / lengths[0], rejected / lengths[1]), units),
         "margin": mean(margins),
         "margin_median": quantile(0.5),
         "margin_p10": quantile(0.1),
         "margin_p90": quantile(0.9),
         "chosen_drift": mean(chosen),
         "rejected_drift": mean(rejected),
-        "chosen_drift_per_token": mean(chosen_per_token),
-        "rejected_drift_per_token": mean(rejected_per_token),
+        "chosen_drift_per_token": mean(chosen / lengths[0]),
+        "rejected_drift_per_token": mean(rejected / lengths[1]),
         "ranking_accuracy_base": share(base, units),
         "ranking_accuracy_tuned": share(tuned, units),
         "ranking_accuracy_change": share_change(unit_means(base, units), unit_means(tuned, units)),
-        "longer_wins": _longer_wins(scored),
+        "longer_wins": share(_longer(scored), units),
     }
+
+
+def by_name(
+    scored: Sequence[Scored], names: Sequence[str | None], beta: float, seed: int
+) -> dict[str, dict[str, dict[str, Figure]]]:
+    """Name -> {"pairs": `pair_metrics`} of the pairs that have it; None is no name."""
+    groups: dict[str, list[Scored]] = {}
+    for pair, name in zip(scored, names, strict=True):
+        if name is not None:
+            groups.setdefault(name, []).append(pair)
+    return {name: {"pairs": pair_metrics(some, beta, seed)} for name, some in sorted(groups.items())}
 
 
 def grouped_metrics(scored: Sequence[Scored], beta: float, seed: int) -> dict[str, Any]:
@@ -174,23 +179,17 @@ def grouped_metrics(scored: Sequence[Scored], beta: float, seed: int) -> dict[st
         histogram: of the reward margins in nats. See `histogram`.
     """
 
-    def figures(some: Sequence[Scored]) -> dict[str, Figure]:
-        return pair_metrics(some, beta, seed)
-
-    def by(name: Callable[[Scored], str]) -> dict[str, Any]:
-        names = sorted({name(pair) for pair in scored})
-        return {one: {"pairs": figures([pair for pair in scored if name(pair) == one])} for one in names}
-
     def quartiles(values: Iterable[float | None]) -> list[dict[str, Any]]:
-        return [{"from": low, "to": high, "pairs": figures(some)} for low, high, some in _quartiles(scored, values)]
+        groups = _quartiles(scored, values)
+        return [{"from": low, "to": high, "pairs": pair_metrics(some, beta, seed)} for low, high, some in groups]
 
     return {
-        "pairs": figures(scored),
-        "languages": by(lambda pair: pair.language),
-        "sources": by(lambda pair: pair.source),
+        "pairs": pair_metrics(scored, beta, seed),
+        "languages": by_name(scored, [pair.language for pair in scored], beta, seed),
+        "sources": by_name(scored, [pair.source for pair in scored], beta, seed),
         "margin_quartiles": quartiles(pair.margin for pair in scored),
         "length_quartiles": quartiles((pair.chosen_tokens + pair.rejected_tokens) / 2 for pair in scored),
-        "histogram": histogram(_margins(scored, beta)),
+        "histogram": histogram([beta * (pair.chosen_drift - pair.rejected_drift) for pair in scored]),
     }
 
 
@@ -210,14 +209,14 @@ def baselines(scored: Sequence[Scored], prepared: Mapping[str, Any]) -> dict[str
             but for the model that usually wins, whose losing is no rule. Best by the interval's lower end, so that no
             rule wins by a handful of pairs.
     """
-    learnt = prepared["length"]["languages"]
+    learnt, units = prepared["length"]["languages"], [pair.unit for pair in scored]
     wins = []
     for pair, longer in zip(scored, _longer(scored), strict=True):
         known = learnt.get(pair.language, {}).get("value")
         wins.append(0.5 if known is None or known == 0.5 else longer if known > 0.5 else 1 - longer)
     return {
-        "longer_wins": _longer_wins(scored),
-        "majority": share(wins, [pair.unit for pair in scored]),
+        "longer_wins": share(_longer(scored), units),
+        "majority": share(wins, units),
         "shortcut": _shortcut(prepared),
     }
 
@@ -225,12 +224,12 @@ def baselines(scored: Sequence[Scored], prepared: Mapping[str, Any]) -> dict[str
 def _shortcut(prepared: Mapping[str, Any]) -> dict[str, Any] | None:
     rules = []
     for name, figure in prepared["shortcuts"].items():
-        value, low, high, count = (figure[key] for key in ("value", "low", "high", "n"))
-        if value is None:
+        known: dict[str, Any] = {key: figure[key] for key in ("value", "low", "high", "n")}
+        if known["value"] is None:
             continue
-        if value < 0.5 and name != "model":
-            name, value, low, high = f"not {name}", round(1 - value, 6), round(1 - high, 6), round(1 - low, 6)
-        rules.append({"name": name, "value": value, "low": low, "high": high, "n": count})
+        if known["value"] < 0.5 and name != "model":
+            name, known = f"not {name}", {**opposite(figure)}
+        rules.append({"name": name, **known})
     return max(rules, key=lambda rule: rule["low"], default=None)
 
 
@@ -244,42 +243,29 @@ def _quartiles(scored: Sequence[Scored], values: Iterable[float | None]) -> list
     if len(known) < LEAST_FOR_QUARTILES:
         return []
     numbers = [value for value, _ in known]
-    place = numpy.searchsorted(numpy.quantile(numbers, (0.25, 0.5, 0.75)), numbers, side="left")
-    groups = [[one for one, where in zip(known, place, strict=True) if where == quarter] for quarter in range(4)]
-    groups = [group for group in groups if group]
-    if len(groups) < 2:
-        return []
-    return [
-        (round(min(value for value, _ in group), 6), round(max(value for value, _ in group), 6), [p for _, p in group])
-        for group in groups
+    quarter = numpy.searchsorted(numpy.quantile(numbers, (0.25, 0.5, 0.75)), numbers, side="left")
+    groups = [[one for one, at in zip(known, quarter, strict=True) if at == place] for place in sorted(set(quarter))]
+    ends = [(min(value for value, _ in group), max(value for value, _ in group)) for group in groups]
+    found = [
+        (round(low, 6), round(high, 6), [pair for _, pair in group])
+        for (low, high), group in zip(ends, groups, strict=True)
     ]
+    return found if len(found) > 1 else []
 
 
 def histogram(margins: Sequence[float]) -> dict[str, Any]:
-    """24 bins of equal width over all margins and 0, and how many are above 0.
-
-    One edge is 0 exactly, so that no bin holds both right and wrong pairs; ties stand right of it.
+    """24 bins of equal width, 12 on either side of 0, so that none has both right and wrong pairs.
 
     Returns:
         edges: 25, in nats; counts: 24, a value at an edge counts above it; right: margins above 0.
     """
-    low, high = min([*margins, 0.0]), max([*margins, 0.0])
-    below = round(BINS * -low / (high - low)) if high > low else BINS // 2
-    # Bins for the wrong pairs and the others; one at least of each where there are any, and a tie is an other.
-    below = min(max(below, low < 0), BINS - any(margin >= 0 for margin in margins))
-    width = max(-low / below if below else 0.0, high / (BINS - below) if below < BINS else 0.0) or 1.0
-    edges = width * (numpy.arange(BINS + 1) - below)
-    edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)  # rounding must not leave the extremes outside
-    counts, _ = numpy.histogram(margins, edges)
+    widest = max(map(abs, margins), default=0.0) or 1.0
+    counts, edges = numpy.histogram(margins, widest * numpy.linspace(-1, 1, BINS + 1))
     return {
         "edges": [float(f"{edge:.6g}") for edge in edges],
-        "counts": [int(count) for count in counts],
+        "counts": counts.tolist(),
         "right": sum(margin > 0 for margin in margins),
     }
-
-
-def _margins(scored: Sequence[Scored], beta: float) -> list[float]:
-    return [beta * (pair.chosen_drift - pair.rejected_drift) for pair in scored]
 
 
 def _longer(scored: Sequence[Scored]) -> list[float]:
@@ -287,13 +273,5 @@ def _longer(scored: Sequence[Scored]) -> list[float]:
     return _wins([pair.chosen_tokens for pair in scored], [pair.rejected_tokens for pair in scored])
 
 
-def _longer_wins(scored: Sequence[Scored]) -> Figure:
-    return share(_longer(scored), [pair.unit for pair in scored])
-
-
-def _wins(one: Sequence[float], other: Sequence[float]) -> list[float]:
+def _wins(one: Iterable[float], other: Iterable[float]) -> list[float]:
     return [win(a, b) for a, b in zip(one, other, strict=True)]
-
-
-def _divide(values: Sequence[float], lengths: Sequence[int]) -> list[float]:
-    return [value / length for value, length in zip(values, lengths, strict=True)]

@@ -6,15 +6,14 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from dpo_cli import backends, chat, models
+from dpo_cli import chat
 from dpo_cli.disk import sha256, write_json
 from dpo_cli.errors import USAGE, DpoError
-from dpo_cli.evaluate.samples import too_large
-from dpo_cli.inference import Sampling, generate, in_batches, seed_of
+from dpo_cli.evaluate.samples import answer_both, chat_prompt, load_both, too_large
+from dpo_cli.inference import in_batches, seed_of
 from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Message, read_jsonl, write_jsonl
@@ -23,9 +22,8 @@ from dpo_cli.store import Store
 
 PROMPTS = ("instruction", "prompt", "question", "turns")  # what the benchmarks call a prompt, the first that is there
 CARRIED = ("dataset", "question_id", "category", "cluster", "uid")  # by which their judges know a prompt again
-Turns = list[
-    list[Message]
-]  # what is asked, turn after turn: what stands before the first answer, then one message each
+# What is asked, turn after turn: what stands before the first answer, then one message each.
+Turns = list[list[Message]]
 
 
 def answer_file(recipe: Recipe, run: Run, file: Path, *, quiet: bool = False) -> list[Path]:
@@ -39,123 +37,116 @@ def answer_file(recipe: Recipe, run: Run, file: Path, *, quiet: bool = False) ->
     Raises:
         DpoError: the file can't be read, a row has no prompt, or a conversation outgrows the model's positions.
     """
-    rows = [row for _, row in read_prompts(file)]
-    asks = {json.dumps(turns): turns for turns in map(asked, rows)}  # a prompt that stands twice is answered once
-    talks, numbers = list(asks.values()), {key: number for number, key in enumerate(asks)}
-    places = [numbers[json.dumps(asked(row))] for row in rows]
-    backends.import_backend(backends.Backend("hf", "evaluation"))
+    rows = read_prompts(file)
+    numbers: dict[str, int] = {}  # of conversations; one that stands twice is answered once
+    places = [numbers.setdefault(json.dumps(asked(row)), len(numbers)) for row in rows]
+    talks: list[Turns] = list(map(json.loads, numbers))
     made_from = fingerprint(
         {"seed": recipe.seed, **recipe.eval.model_dump(mode="json")},
         {"prompts": sha256(file), "adapter": sha256(run.adapter / "adapter_model.safetensors")},
     )
     folder = run.folder / "answers"
     folder.mkdir(exist_ok=True)
-    model, tokenizer = models.load_tuned(models.as_trained(recipe, run.record("train")), run.adapter)
+    models = load_both(recipe, run)
     kept = folder / f".{file.stem}-{made_from[:16]}.sqlite"
-    written = []
-    step = Step("answering the prompts", quiet=quiet, total=2 * sum(map(len, talks)))
+    step = Step("answering the prompts", quiet=quiet, total=sum(map(len, talks)))
     with Store(kept) as store, step:
-        for name in ("base", "tuned"):
-            for steps in _answered(recipe, model, tokenizer, talks, store, name):
-                step.advance(steps)
-            texts = store.all()
-            answers = [[texts[key] for key in _keys(name, place, talks[place])] for place in places]
-            called = f"{recipe.name}-{name}"
-            if "turns" in rows[0]:
-                written.append(folder / f"{file.stem}-{name}.jsonl")
-                write_jsonl(written[-1], map(_model_answer, rows, answers, [called] * len(rows)))
-            else:
-                written.append(folder / f"{file.stem}-{name}.json")
-                write_json(written[-1], list(map(_alpaca_eval, rows, answers, [called] * len(rows))))
+        for count in _answer(recipe, *models, talks, store):
+            step.advance(count)
+        texts = store.all()
+    written = []
+    for name in ("base", "tuned"):
+        answers = [[texts[f"{place}/{turn}"][name] for turn in range(len(talks[place]))] for place in places]
+        in_turns = "turns" in rows[0]
+        lines = map(_model_answer if in_turns else _alpaca_eval, rows, answers, [f"{recipe.name}-{name}"] * len(rows))
+        written.append(folder / f"{file.stem}-{name}.{'jsonl' if in_turns else 'json'}")
+        if in_turns:
+            write_jsonl(written[-1], lines)
+        else:
+            write_json(written[-1], list(lines))
     for one in folder.glob(f"{kept.name}*"):
         one.unlink()
     return written
 
 
-def _keys(name: str, number: int, turns: Turns) -> list[str]:
-    return [f"{name}/{number}/{turn}" for turn in range(len(turns))]
-
-
-def _answered(
-    recipe: Recipe, model: Any, tokenizer: Any, talks: Sequence[Turns], store: Store, name: str
-) -> Iterator[int]:
-    """Answer every turn of all conversations by one model into `store`, batch by batch; yields how many are done."""
+def _answer(recipe: Recipe, model: Any, tokenizer: Any, talks: Sequence[Turns], store: Store) -> Iterator[int]:
+    """Answer every turn of all conversations by both models into `store`, batch by batch; yields how many are done."""
     settings, options = recipe.eval, chat.chat_template_kwargs(recipe)
-    sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k)
+    histories: list[tuple[list[Message], list[Message]]] = [([], []) for _ in talks]  # of base and tuned model
     for turn in range(max(map(len, talks))):
-        prompts: dict[int, list[int]] = {}
-        for number, turns in enumerate(talks):
-            keys = _keys(name, number, turns)
-            said = store.get(keys)
-            if turn >= len(turns) or keys[turn] in said:
-                yield int(turn < len(turns))
-                continue
-            talk = [*turns[0]]
-            for key, more in zip(keys, turns[1 : turn + 1], strict=False):
-                talk += [Message(role="assistant", content=said[key]), *more]
-            prompts[number] = chat.chat_tokens(tokenizer, talk, add_generation_prompt=True, **options)
-            room = getattr(model.config, "max_position_embeddings", None)
-            if room and len(prompts[number]) + settings.max_new_tokens > room:
-                what = f"prompt {number + 1} has {len(prompts[number]):,} tokens in turn {turn + 1}"
-                raise DpoError(f"{what}, too many for the model's {room:,} positions", hint="lower eval.max_new_tokens")
+        keys = {f"{number}/{turn}": number for number, turns in enumerate(talks) if turn < len(turns)}
+        known, prompts = store.get(keys), {}
+        yield len(known)
+        for key, number in keys.items():
+            for history in histories[number]:
+                history += talks[number][turn]
+            if key not in known:
+                hint = f"prompt {number + 1}: lower eval.max_new_tokens"
+                prompts[key] = [
+                    chat_prompt(model, tokenizer, one, settings, options, hint) for one in histories[number]
+                ]
 
-        def work(batch: Sequence[int], prompts: dict[int, list[int]] = prompts, turn: int = turn) -> dict[str, str]:
-            seeds = [seed_of(recipe.seed, str(number), turn) for number in batch]
-            ids = [prompts[number] for number in batch]
-            with models.as_reference(model) if name == "base" else nullcontext():
-                answers = generate(model, tokenizer, ids, sampling, seeds)
-            return {f"{name}/{number}/{turn}": one.text for number, one in zip(batch, answers, strict=True)}
+        def work(batch: Sequence[str], prompts: Any = prompts) -> dict[str, dict[str, str]]:
+            seeds = [seed_of(recipe.seed, *key.split("/")) for key in batch]
+            base, tuned = ([prompts[key][side] for key in batch] for side in (0, 1))
+            both = zip(*answer_both(model, tokenizer, base, tuned, seeds, settings), strict=True)
+            return {key: {"base": one.text, "tuned": other.text} for key, (one, other) in zip(batch, both, strict=True)}
 
-        longest_first = sorted(prompts, key=lambda number: -len(prompts[number]))
-        for texts in in_batches(longest_first, settings.batch_size, work, lambda _: too_large(settings)):
-            store.put(texts)
-            yield len(texts)
+        longest_first = sorted(prompts, key=lambda key: -len(prompts[key][0]))  # memory runs out at once, or never
+        for found in in_batches(longest_first, settings.batch_size, work, lambda _: too_large(settings)):
+            store.put(found)
+            known |= found
+            yield len(found)
+        for key, number in keys.items():
+            for history, text in zip(histories[number], known[key].values(), strict=True):
+                history.append(Message(role="assistant", content=text))
 
 
 def _alpaca_eval(row: Mapping[str, Any], answers: Sequence[str], called: str) -> dict[str, Any]:
-    carried = {key: row[key] for key in CARRIED if key in row}
-    return {**carried, "instruction": asked(row)[-1][-1]["content"], "output": answers[-1], "generator": called}
+    return _carried(row) | {"instruction": asked(row)[-1][-1]["content"], "output": answers[-1], "generator": called}
 
 
 def _model_answer(row: Mapping[str, Any], answers: Sequence[str], called: str) -> dict[str, Any]:
     """A line of `model_answer/`, whose turns are what the question's are: text, or {content}."""
     turns = [{"content": one} if isinstance(row["turns"][0], dict) else one for one in answers]
     name = hashlib.sha256(json.dumps([called, row["turns"], answers]).encode()).hexdigest()[:22]
-    carried = {key: row[key] for key in CARRIED if key in row}
     choices = [{"index": 0, "turns": turns}]
-    return {**carried, "answer_id": name, "model_id": called, "choices": choices, "tstamp": time.time()}
+    return _carried(row) | {"answer_id": name, "model_id": called, "choices": choices, "tstamp": time.time()}
 
 
-def read_prompts(file: Path) -> list[tuple[int, Mapping[str, Any]]]:
-    """The rows of a JSON list, or of JSONL, with their numbers from 1.
+def _carried(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in CARRIED if key in row}
+
+
+def read_prompts(file: Path) -> list[Mapping[str, Any]]:
+    """The rows of a JSON list, or of JSONL.
 
     Raises:
         DpoError: it is no such file, or has a row without a prompt.
     """
+
+    def refused(what: str, hint: str | None = None) -> DpoError:
+        return DpoError(what, where=str(file), hint=hint, exit_code=USAGE)
+
     if not file.is_file():
-        raise DpoError("there is no such file of prompts", where=str(file), exit_code=USAGE)
+        raise refused("there is no such file of prompts")
     try:
         whole = json.loads(file.read_text(encoding="utf-8-sig"))
         rows = whole if isinstance(whole, list) else [whole]
     except json.JSONDecodeError:
         rows = list(read_jsonl(file))
     except UnicodeDecodeError as error:
-        raise DpoError("the file of prompts is not UTF-8", where=str(file), exit_code=USAGE) from error
-    found = list(enumerate(rows, 1))
-    for number, row in found:
+        raise refused("the file of prompts is not UTF-8") from error
+    for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or not asked(row):
-            raise DpoError(
-                f"row {number} has no prompt",
-                where=str(file),
-                hint=f'write a list of {{"instruction": "…"}}; {", ".join(PROMPTS[1:])} are read too',
-                exit_code=USAGE,
-            )
-    if len({"turns" in row for _, row in found}) > 1:
+            hint = f'write a list of {{"instruction": "…"}}; {", ".join(PROMPTS[1:])} are read too'
+            raise refused(f"row {number} has no prompt", hint)
+    if len({"turns" in row for row in rows}) > 1:
         hint = "put them into two files: their answers are written in different forms"
-        raise DpoError("some rows have turns and some have none", where=str(file), hint=hint, exit_code=USAGE)
-    if not found:
-        raise DpoError("the file holds no prompts", where=str(file), exit_code=USAGE)
-    return found
+        raise refused("some rows have turns and some have none", hint)
+    if not rows:
+        raise refused("the file holds no prompts")
+    return rows
 
 
 def asked(row: Mapping[str, Any]) -> Turns:

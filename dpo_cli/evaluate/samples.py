@@ -8,19 +8,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from dpo_cli import chat, models
+from dpo_cli import backends, chat, models
 from dpo_cli.errors import DpoError
 from dpo_cli.inference import Answer, Sampling, generate, in_batches, seed_of
 from dpo_cli.progress import Step
-from dpo_cli.recipe import Eval
+from dpo_cli.recipe import Eval, Recipe
 from dpo_cli.records import Message, Pair
+from dpo_cli.run import Run
 from dpo_cli.store import Store
 
 # Positions whose distributions are held at once for the KL: 0.2 GB a float32 tensor of Qwen3's 151,936 words.
@@ -42,12 +43,18 @@ class Sample:
     tuned: Answer
     kl_total: float
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Sample:
         return cls(**{**row, "base": Answer(**row["base"]), "tuned": Answer(**row["tuned"])})
+
+
+def load_both(recipe: Recipe, run: Run) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """Load the tuned model with what it is compared with, by `eval.against`, and the tokenizer."""
+    backends.import_backend(backends.Backend("hf", "evaluation"))
+    trained = models.as_trained(recipe, run.record("train"))
+    if recipe.eval.against == "base":  # the run's adapter holds what it started from, so that the base alone is left
+        trained = trained.model_copy(update={"model": trained.model.model_copy(update={"adapter": None})})
+    return models.load_tuned(trained, run.adapter)
 
 
 def sample_pairs(
@@ -90,7 +97,7 @@ def sample_pairs(
 
     def work(batch: Sequence[Pair]) -> list[Sample]:
         ids = [prompts[pair.id] for pair in batch]
-        base, tuned = _both(model, tokenizer, ids, [seed_of(seed, pair.id, 0) for pair in batch], settings)
+        base, tuned = answer_both(model, tokenizer, ids, ids, [seed_of(seed, pair.id, 0) for pair in batch], settings)
         return [
             Sample(pair.id, pair.language, pair.source, pair.prompt, b, t, _kl(model, prompt, t.ids))
             for pair, prompt, b, t in zip(batch, ids, base, tuned, strict=True)
@@ -99,7 +106,7 @@ def sample_pairs(
     name, there = f"answering {len(asked)} prompts", len(asked) - len(left)
     with Step(name, quiet=not progress, total=len(asked), done=there) as step:
         for samples in in_batches(left, settings.batch_size, work, lambda _: too_large(settings)):
-            store.put({sample.id: sample.to_json() for sample in samples})
+            store.put({sample.id: asdict(sample) for sample in samples})
             done |= {sample.id: sample for sample in samples}
             step.advance(len(samples))
     return [done[pair.id] for pair in asked]
@@ -129,27 +136,48 @@ def draws(
     """
     ids = chat.chat_tokens(tokenizer, prompt, add_generation_prompt=True, **chat_template_kwargs)
 
-    def work(batch: Sequence[int]) -> tuple[list[Answer], list[Answer]]:
-        return _both(model, tokenizer, [ids] * len(batch), [seed_of(seed, "", draw) for draw in batch], settings)
+    def work(batch: Sequence[int]) -> list[tuple[Answer, Answer]]:
+        prompts, seeds = [ids] * len(batch), [seed_of(seed, "", draw) for draw in batch]
+        return list(zip(*answer_both(model, tokenizer, prompts, prompts, seeds, settings), strict=True))
 
-    base, tuned = [], []
-    for answers in in_batches(range(count), settings.batch_size, work, lambda _: too_large(settings)):
-        base += answers[0]
-        tuned += answers[1]
-    return base, tuned
+    found = chain(*in_batches(range(count), settings.batch_size, work, lambda _: too_large(settings)))
+    base, tuned = zip(*found, strict=True)
+    return list(base), list(tuned)
 
 
-def _both(
+def answer_both(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
+    base_prompts: Sequence[list[int]],
+    tuned_prompts: Sequence[list[int]],
     seeds: Sequence[int],
     settings: Eval,
 ) -> tuple[list[Answer], list[Answer]]:
+    """Answer one batch of prompts by the base (the reference) and by the tuned model, with the same noise."""
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k)
     with models.as_reference(model):
-        base = generate(model, tokenizer, prompts, sampling, seeds)
-    return base, generate(model, tokenizer, prompts, sampling, seeds)
+        base = generate(model, tokenizer, base_prompts, sampling, seeds)
+    return base, generate(model, tokenizer, tuned_prompts, sampling, seeds)
+
+
+def chat_prompt(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    settings: Eval,
+    options: Mapping[str, Any],
+    hint: str,
+) -> list[int]:
+    """Render a conversation that is to be answered.
+
+    Raises:
+        DpoError: with an answer it is longer than the model's positions; `hint` says what to do.
+    """
+    ids = chat.chat_tokens(tokenizer, messages, add_generation_prompt=True, **options)
+    room = getattr(model.config, "max_position_embeddings", None)
+    if room and len(ids) + settings.max_new_tokens > room:
+        raise DpoError(f"{len(ids):,} tokens are too many to answer: the model has {room:,} positions", hint=hint)
+    return ids
 
 
 def _kl(model: PeftModel, prompt: list[int], answer: list[int]) -> float:
@@ -180,5 +208,5 @@ def too_large(settings: Eval) -> DpoError:
     return DpoError(
         f"the GPU's memory is too small for one answer of {settings.max_new_tokens} tokens",
         where="eval.max_new_tokens",
-        hint="lower eval.max_new_tokens; eval.batch_size is halved by itself and came down to 1",
+        hint="lower eval.max_new_tokens; eval.batch_size is halved automatically and came down to 1",
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from dpo_cli.evaluate.verdict import LONGER, changes_nothing
+from dpo_cli.evaluate.verdict import changes_nothing, prices
 from dpo_cli.evaluate.words import Say, speaker
-from dpo_cli.show import NATS, RATIO, show_figure
-from dpo_cli.stats import Figure
+from dpo_cli.show import NATS, show_figure
 
 if TYPE_CHECKING:
     from dpo_cli.evaluate.samples import Sample
@@ -25,7 +25,10 @@ def warnings(metrics: Mapping[str, Any], language: str = "en") -> list[str]:
     """What a reader should know before trusting the figures."""
     say = speaker(language)
     found = _warnings_on_pairs(metrics, say) if metrics["pairs"] else []
-    found += _warnings_on_samples(metrics["samples"], say) + _warnings_on_judge(metrics["judge"], say)
+    paid = prices(metrics, say)
+    paid.pop("drift", None)  # `chosen_fell` has that
+    found += [say(f"advice_{name}", price=price) for name, price in paid.items()]
+    found += _warnings_on_judge(metrics["judge"], say)
     for name, one in metrics["sets"].items():
         if one["overlap"]:
             found.append(say("overlap", n=f"{one['overlap']:,}", kept=f"{one['kept']:,}", name=name))
@@ -55,24 +58,6 @@ def _warnings_on_pairs(metrics: Mapping[str, Any], say: Say) -> list[str]:
     return found
 
 
-def _warnings_on_samples(samples: Mapping[str, Figure] | None, say: Say) -> list[str]:
-    """Worse text: only changes whose interval says that they are none of chance."""
-    if not samples:
-        return []
-    found = []
-    for name, key in (("truncated", "not_stopping"), ("repetitive", "repeats")):
-        if (samples[f"{name}_change"]["low"] or 0.0) > 0:
-            found.append(say(key, **{side: _share(samples[f"{name}_{side}"]) for side in ("base", "tuned")}))
-    if (samples["language_match_change"]["high"] or 0.0) < 0:
-        found.append(say("other_language"))
-    if (samples["refusal_change"]["low"] or 0.0) > 0:
-        found.append(say("refuses", share=_share(samples["refusal_tuned"])))
-    ratio = samples["length_ratio"]
-    if (ratio["low"] or 0.0) > LONGER:
-        found.append(say("longer", times=show_figure(ratio, RATIO, False)))
-    return found
-
-
 def _warnings_on_judge(judge: Mapping[str, Any] | None, say: Say) -> list[str]:
     if not judge:
         return []
@@ -98,11 +83,11 @@ def curves(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for key in CURVES:
         points = [[row["step"], row[key]] for row in log if "loss" in row and key in row]
         ends = re.compile(rf"eval_(.+_)?{re.escape(key)}")
-        logged = [(row["step"], value) for row in log for name, value in row.items() if ends.fullmatch(name)]
-        held_out = {step: [value for at, value in logged if at == step] for step, _ in logged}
-        held = [
-            [step, sum(values) / len(values)] for step, values in sorted(held_out.items())
-        ]  # of several sets the mean
+        held_out: dict[int, list[float]] = {}  # by step, of each held-out set
+        for row in log:
+            for name in filter(ends.fullmatch, row):
+                held_out.setdefault(row["step"], []).append(row[name])
+        held = [[step, fmean(values)] for step, values in sorted(held_out.items())]
         if points:
             found.append({"key": key, "points": points, **({"held_out": held} if held else {})})
     return found
@@ -123,12 +108,11 @@ def examples(
     if not scores:
         known = [one for one in samples if one.id in margins]
         changed = sorted(known, key=lambda one: -abs(margins[one.id]))[:CHANGED]
-    shown = {one.id for one in changed}
-    rest = [one for one in samples if one.id not in shown]
+    rest = [one for one in samples if one not in changed]
     drawn = random.Random(seed).sample(rest, min(DRAWN, len(rest)))
     return [
         {
-            "kind": kind,
+            "kind": "changed" if one in changed else "random",
             "id": one.id,
             "language": one.language,
             "prompt": one.prompt,
@@ -140,8 +124,7 @@ def examples(
             "base_finished": one.base.finished,
             "tuned_finished": one.tuned.finished,
         }
-        for kind, some in (("changed", changed), ("random", drawn))
-        for one in some
+        for one in [*changed, *drawn]
     ]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 
 from rich.console import Console
 
-from dpo_cli import backends, chat, models
+from dpo_cli import chat
 from dpo_cli.errors import DpoError
-from dpo_cli.inference import Answer, Sampling, generate, seed_of
+from dpo_cli.evaluate.samples import answer_both, chat_prompt, load_both
+from dpo_cli.inference import Answer, seed_of
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Message
 from dpo_cli.run import Run
@@ -21,23 +22,18 @@ HELP = "/system TEXT sets a system prompt, /new starts over, Ctrl-D ends"
 
 
 class Conversation:
-    """Base and tuned model answer the same questions; each sees its own earlier answers.
-
-    Both draw from the same noise, so that they differ only as the models do.
-    """
+    """Base and tuned model answer the same questions; each sees its own earlier answers."""
 
     def __init__(self, recipe: Recipe, run: Run) -> None:
-        backends.import_backend(backends.Backend("hf", "evaluation"))
-        self.model, self.tokenizer = models.load_tuned(models.as_trained(recipe, run.record("train")), run.adapter)
-        self.recipe = recipe
-        self.system: list[Message] = []
+        self.model, self.tokenizer = load_both(recipe, run)
+        self.recipe, self.options = recipe, chat.chat_template_kwargs(recipe)
         self.start_over()
 
-    def start_over(self, system: str | None = None) -> None:
-        """Forget what was said; with `system`, under another system prompt ("" for none)."""
-        if system is not None:
-            self.system = [Message(role="system", content=system)] if system else []
-        self.histories: dict[str, list[Message]] = {"base": [*self.system], "tuned": [*self.system]}
+    def start_over(self, system: str = "") -> None:
+        """Forget the conversation, and go on under a system prompt ("" for none)."""
+        self.system = system
+        opening = [Message(role="system", content=system)] if system else []
+        self.histories: dict[str, list[Message]] = {"base": [*opening], "tuned": [*opening]}
 
     def ask(self, question: str) -> dict[str, Answer]:
         """Answer a question with both models.
@@ -45,20 +41,14 @@ class Conversation:
         Raises:
             DpoError: the conversation has grown longer than the model's positions.
         """
-        settings = self.recipe.eval
-        sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k)
         asked = Message(role="user", content=question)
-        options = chat.chat_template_kwargs(self.recipe)
-        answers = {}
-        for name, history in self.histories.items():
-            ids = chat.chat_tokens(self.tokenizer, [*history, asked], add_generation_prompt=True, **options)
-            room = getattr(self.model.config, "max_position_embeddings", None)
-            if room and len(ids) + settings.max_new_tokens > room:
-                what = f"{len(ids):,} tokens are too many to go on from: the model has {room:,} positions"
-                raise DpoError(what, hint="/new starts over")
-            seed = seed_of(self.recipe.seed, question, len(history))
-            with models.as_reference(self.model) if name == "base" else nullcontext():
-                (answers[name],) = generate(self.model, self.tokenizer, [ids], sampling, [seed])
+        settings, seed = self.recipe.eval, seed_of(self.recipe.seed, question, len(self.histories["base"]))
+        prompts = [
+            [chat_prompt(self.model, self.tokenizer, [*history, asked], settings, self.options, "/new starts over")]
+            for history in self.histories.values()
+        ]
+        found = answer_both(self.model, self.tokenizer, prompts[0], prompts[1], [seed], settings)
+        answers = {name: some[0] for name, some in zip(self.histories, found, strict=True)}
         for name, answer in answers.items():
             self.histories[name] += [asked, Message(role="assistant", content=answer.text)]
         return answers
@@ -74,7 +64,7 @@ def talk(recipe: Recipe, run: Run) -> None:
         if command == "/system":
             conversation.start_over(rest.strip())
         elif command == "/new":
-            conversation.start_over()
+            conversation.start_over(conversation.system)
         elif command.startswith("/"):
             console.print(HELP, style="dim")
         elif line:

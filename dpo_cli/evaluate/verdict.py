@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypedDict
 
 from dpo_cli.evaluate.words import Say, speaker
@@ -29,7 +29,7 @@ class Rule(NamedTuple):
 # The first line that holds is the verdict. The states:
 #   preference  learned: accuracy above ½ and above what length alone would get · length: above ½, but not above that ·
 #               opposite: below ½ · none: ½ is inside the interval and `SMALL` above ½ is not · unclear: both are inside
-#   text        intact · worse: one of PRICES was paid · broken: the valid rate fell by `BROKEN` or more · unseen: no
+#   text        intact · worse: one of `prices` was paid · broken: the valid rate fell by `BROKEN` or more · unseen: no
 #               answers were sampled
 #   judge       tuned, base: whose answers it prefers · unclear: ½ is inside · none: none was asked, or none answered
 RULES = (
@@ -148,8 +148,7 @@ def changes_nothing(metrics: Mapping[str, Any]) -> bool:
 
 def _text(metrics: Mapping[str, Any], say: Say) -> tuple[str, list[str]]:
     samples = metrics["samples"]
-    prices = [words(metrics, say) for words in PRICES.values()]
-    paid = [one for one in prices if one]
+    paid = list(prices(metrics, say).values())
     if not samples:
         return "unseen" if not paid else "worse", [*paid, say("unseen")]
     if (samples["valid_rate_change"]["high"] or 0.0) <= -BROKEN:
@@ -163,15 +162,18 @@ def _judge(judge: Mapping[str, Any] | None, say: Say) -> tuple[str, list[str]]:
     rate, adjusted = judge["win_rate"], judge["length_adjusted_win_rate"]
     if rate["value"] is None:
         return "none", [say("silent", n=f"{judge['asked']:,}")]
-    shown = show_figure(rate, interval=False)
-    figures = say("rate", rate=shown, interval=show_interval(rate, to=say("to")), n=f"{rate['n']:,}")
-    sides = (_side(rate), _side(adjusted))
-    who, other = say(f"prefers_{sides[0]}"), show_interval(adjusted, to=say("to"))
-    if set(sides) == {"tuned", "base"}:
-        return "unclear", [say("prefers_otherwise", who=who, figures=figures, interval=other)]
-    key = "adjusted_unclear" if sides[1] == "unclear" != sides[0] else "adjusted"
-    without = say(key, rate=show_figure(adjusted, interval=False), interval=other)
-    return sides[0], [say("prefers", who=who, figures=figures, adjusted=without)]
+    side = "unclear" if {_side(rate), _side(adjusted)} == {"tuned", "base"} else _side(rate)
+    return side, [
+        say(
+            "prefers",
+            who=say(f"prefers_{side}"),
+            rate=show_figure(rate, interval=False),
+            interval=show_interval(rate, to=say("to")),
+            n=f"{rate['n']:,}",
+            adjusted=show_figure(adjusted, interval=False),
+            without=show_interval(adjusted, to=say("to")),
+        )
+    ]
 
 
 def _side(rate: Figure) -> str:
@@ -185,56 +187,32 @@ def _side(rate: Figure) -> str:
 # -------------------------------------------------------------------------------------------------------------- prices
 
 
-Price = Callable[[Mapping[str, Any], Say], str | None]
+def prices(metrics: Mapping[str, Any], say: Say) -> dict[str, str]:
+    """What got worse besides, in words, by what the price is called in words.py: only what an interval shows."""
+    samples, found = metrics["samples"], {}
+    if samples:
+        falls = {"language": (samples["language_match_change"]["high"] or 0.0) < 0}
+        rises = {name: (samples[f"{name}_change"]["low"] or 0.0) > 0 for name in ("truncated", "repetitive", "refusal")}
+        for name in [name for name, worse in (falls | rises).items() if worse]:
+            figure = "language_match" if name == "language" else name
+            found[name] = say(f"price_{name}", sides=_sides(samples, figure))
+        if length := _length(samples["length_ratio"], metrics["judge"]):
+            found["length"] = say(length, times=show_figure(samples["length_ratio"], RATIO, False))
+    drift = metrics["pairs"] and metrics["pairs"]["chosen_drift_per_token"]
+    if drift and drift["high"] is not None and drift["high"] <= -DRIFT:
+        found["drift"] = say("price_drift", nats=show_figure(drift, NATS, False))
+    return found
 
 
-def _rose(name: str) -> Price:
-    def price(metrics: Mapping[str, Any], say: Say) -> str | None:
-        samples = metrics["samples"]
-        if not samples or (samples[f"{name}_change"]["low"] or 0.0) <= 0:
-            return None
-        return say(f"price_{name}", sides=_sides(samples, name))
-
-    return price
-
-
-def _language(metrics: Mapping[str, Any], say: Say) -> str | None:
-    samples = metrics["samples"]
-    if not samples or (samples["language_match_change"]["high"] or 0.0) >= 0:
+def _length(ratio: Figure, judge: Mapping[str, Any] | None) -> str | None:
+    """Whether answers are much longer or shorter, or whether they win by their length."""
+    if ratio["low"] is None or ratio["high"] is None:
         return None
-    return say("price_language", sides=_sides(samples, "language_match"))
-
-
-def _length(metrics: Mapping[str, Any], say: Say) -> str | None:
-    samples, judge = metrics["samples"], metrics["judge"]
-    ratio: Figure | None = samples and samples["length_ratio"]
-    if not ratio or ratio["low"] is None or ratio["high"] is None:
-        return None
-    times = show_figure(ratio, RATIO, False)
     if ratio["low"] > LONGER or ratio["high"] < SHORTER:
-        return say("price_length", times=times)
+        return "price_length"
     changed = not ratio["low"] <= 1 <= ratio["high"]
-    if changed and judge and (judge["win_rate"]["low"] or 0) > 0.5 >= (judge["length_adjusted_win_rate"]["low"] or 1):
-        return say("price_by_length", times=times)
-    return None
-
-
-def _drift(metrics: Mapping[str, Any], say: Say) -> str | None:
-    drift: Figure | None = metrics["pairs"] and metrics["pairs"]["chosen_drift_per_token"]
-    if not drift or drift["high"] is None or drift["high"] > -DRIFT:
-        return None
-    return say("price_drift", nats=show_figure(drift, NATS, False))
-
-
-# What may have got worse, and the words for it where its interval says so.
-PRICES: dict[str, Price] = {
-    "language": _language,
-    "endings": _rose("truncated"),
-    "repetition": _rose("repetitive"),
-    "refusals": _rose("refusal"),
-    "length": _length,
-    "drift": _drift,
-}
+    won = judge and (judge["win_rate"]["low"] or 0) > 0.5 >= (judge["length_adjusted_win_rate"]["low"] or 1)
+    return "price_by_length" if changed and won else None
 
 
 def _sides(samples: Mapping[str, Any], name: str) -> str:

@@ -53,15 +53,10 @@ def sign_flip_p_value(scores: Sequence[float]) -> float | None:
 
     Returns:
         In (0, 1]; None without scores.
-
-    Raises:
-        ValueError: a score is no multiple of ¼.
     """
-    units = [round(4 * score) - 2 for score in scores]
-    if any((unit + 2) / 4 != score for unit, score in zip(units, scores, strict=True)):
-        raise ValueError("scores are multiples of 1/4")
-    if not units:
+    if not scores:
         return None
+    units = [round(4 * score) - 2 for score in scores]
     chances = numpy.ones(1)  # of the sums -total, -total + 2, …, total
     total = 0
     for step in map(abs, units):
@@ -131,44 +126,39 @@ def bradley_terry(comparisons: Sequence[Comparison], base: str, seed: int, draws
     prompts; all comparisons on one prompt are drawn together, for a hard prompt is one for all.
 
     Args:
-        comparisons: (prompt, player, opponent, share of the player); `base` may stand on either side.
-        base: whom the others are measured by.
+        comparisons: (prompt, player, opponent, share of the player); `base` may stand on either side, and games lead
+            from it to every player.
         seed: of the bootstrap.
         draws: how many resamples.
 
     Returns:
-        A figure for each player but base; n is the prompts that the player was judged on. The value is None for one
-        that no chain of comparisons ties to base.
+        A figure for each player but base; n is the prompts that the player was judged on.
     """
+    if not comparisons:
+        return {}
     prompts = {prompt: row for row, prompt in enumerate(dict.fromkeys(one[0] for one in comparisons))}
     names = list(dict.fromkeys([base, *(name for one in comparisons for name in one[1:3])]))
-    index = {name: row for row, name in enumerate(names)}
     wins = numpy.zeros((len(prompts), len(names), len(names)))  # [prompt, i, j]: share that went to i against j
     for prompt, player, opponent, share in comparisons:
-        wins[prompts[prompt], index[player], index[opponent]] += share
-        wins[prompts[prompt], index[opponent], index[player]] += 1 - share
-    met = (wins + wins.swapaxes(1, 2)).sum(0) > 0
-    tied = {0}
-    while more := {int(j) for i in tied for j in numpy.flatnonzero(met[i])} - tied:
-        tied |= more
-    kept = sorted(tied)
-    figures = {name: Figure(value=None, low=None, high=None, n=_prompts_of(name, comparisons)) for name in names[1:]}
-    if len(kept) == 1:
-        return figures
-    wins, met = wins[:, kept][:, :, kept], met[kept][:, kept]
+        row, i, j = prompts[prompt], names.index(player), names.index(opponent)
+        wins[row, i, j] += share
+        wins[row, j, i] += 1 - share
+    games = wins + wins.swapaxes(1, 2)
     counts = numpy.random.default_rng(seed).multinomial(len(prompts), [1 / len(prompts)] * len(prompts), draws)
     drawn = numpy.tensordot(numpy.concatenate([numpy.ones((1, len(prompts))), counts]), wins, 1)
-    prior = numpy.where(_connected(drawn)[:, None, None], 0.0, met / 2)
+    prior = numpy.where(_connected(drawn)[:, None, None], 0.0, (games.sum(0) > 0) / 2)
     points = ELO * numpy.log(_strengths(drawn + prior))
-    for place, row in enumerate(kept[1:], 1):
-        low, high = numpy.quantile(points[1:, place], (0.025, 0.975))
-        value, low, high = (round(float(bound), 6) for bound in (points[0, place], low, high))
-        figures[names[row]] = Figure(value=value, low=low, high=high, n=figures[names[row]]["n"])
-    return figures
-
-
-def _prompts_of(name: str, comparisons: Sequence[Comparison]) -> int:
-    return len({one[0] for one in comparisons if name in one[1:3]})
+    lows, highs = numpy.quantile(points[1:], (0.025, 0.975), axis=0)
+    return {
+        name: Figure(
+            value=round(float(points[0, i]), 6),
+            low=round(float(lows[i]), 6),
+            high=round(float(highs[i]), 6),
+            n=int((games[:, i].sum(-1) > 0).sum()),
+        )
+        for i, name in enumerate(names)
+        if name != base
+    }
 
 
 def _connected(wins: Array) -> Array:
@@ -194,6 +184,12 @@ def _strengths(wins: Array) -> Array:
     return p
 
 
+def rates(scores: Mapping[str, float], length_differences: Mapping[str, int], seed: int) -> dict[str, Figure]:
+    """Both win rates, as judged and `length_adjusted`, of scores and length differences by prompt."""
+    shares, longer = list(scores.values()), [length_differences[prompt] for prompt in scores]
+    return {"win_rate": win_rate(shares, seed), "length_adjusted_win_rate": length_adjusted(shares, longer, seed)}
+
+
 def judge_metrics(
     settings: OpenAIJudge | RewardModelJudge,
     judgments: Sequence[Judgment],
@@ -210,7 +206,8 @@ def judge_metrics(
         seed: of the bootstraps.
     """
     judged = [one for one in judgments if one.score is not None]
-    scores = [one.score for one in judged if one.score is not None]
+    known = {one.id: one.score for one in judged if one.score is not None}
+    scores = list(known.values())
     tried = [one.score for one in calibration if one.score is not None]
     server = isinstance(settings, OpenAIJudge)
     gaps = [one.difference for one in judged if one.difference is not None]
@@ -218,11 +215,10 @@ def judge_metrics(
         "kind": settings.kind,
         "model": without_paths(settings.model if isinstance(settings, OpenAIJudge) else settings.id),
         "template_sha256": TEMPLATE_SHA256 if server else None,
-        "win_rate": win_rate(scores, seed),
-        "length_adjusted_win_rate": length_adjusted(scores, [length_differences[one.id] for one in judged], seed),
+        **rates(known, length_differences, seed),
         "p_value": sign_flip_p_value(scores),
         "wins": wilson(sum(score > 0.5 for score in scores), len(scores)),
-        "ties": wilson(sum(score == 0.5 for score in scores), len(scores)),
+        "ties": wilson(scores.count(0.5), len(scores)),
         "losses": wilson(sum(score < 0.5 for score in scores), len(scores)),
         "position_consistency": position_consistency(judged) if server else None,
         "score_difference": None if server else bootstrap_mean(gaps, seed),

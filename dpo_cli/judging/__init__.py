@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 from dpo_cli.judging import server
 from dpo_cli.judging.judgment import Judgment, Match
@@ -15,35 +14,23 @@ __all__ = ["Judgment", "Match", "judge", "ready"]
 Settings = OpenAIJudge | RewardModelJudge
 
 
-class Judge(Protocol):
-    """What each kind's file offers, for its own settings; arguments and errors as of the functions below."""
-
-    def judge(self, settings: Any, matches: Sequence[Match], store: Path, progress: bool) -> list[Judgment]: ...
-
-    def ready(self, settings: Any) -> str | None: ...
-
-
-def _kind(settings: Settings) -> Judge:
-    if settings.kind == "openai":
-        return server
-    from dpo_cli.judging import reward_model  # here, for it imports torch
-
-    return reward_model
-
-
 def judge(settings: Settings, matches: Sequence[Match], store: Path, *, progress: bool) -> list[Judgment]:
     """Judge every match; the judgments come in their order.
 
     Args:
         settings: `eval.judge`.
         matches: what to judge; ids may repeat.
-        store: the file of all that judges have said, see `Store`; nothing in it is asked again.
+        store: the file of all that judges have replied, see `Store`; nothing in it is asked again.
         progress: show a bar on stderr, where that is a terminal.
 
     Raises:
         DpoError: the judge can't be reached or used at all. One match that it can't do is a failure, not an error.
     """
-    return _kind(settings).judge(settings, matches, store, progress)
+    if isinstance(settings, OpenAIJudge):
+        return server.judge(settings, matches, store, progress)
+    from dpo_cli.judging import reward_model  # here, for it imports torch
+
+    return reward_model.judge(settings, matches, store, progress)
 
 
 def ready(settings: Settings) -> str | None:
@@ -53,6 +40,11 @@ def ready(settings: Settings) -> str | None:
         A remark where a server is not there yet. That is no error: on one card it may have to wait for the sampling.
 
     Raises:
-        DpoError: as `judge`, but for what only a request or the weights can tell.
+        DpoError: as `judge`, but for what only a request or the weights can show.
     """
-    return _kind(settings).ready(settings)
+    if isinstance(settings, OpenAIJudge):
+        return server.ready(settings)
+    from dpo_cli.judging import reward_model
+
+    reward_model.open_reward_model(settings)
+    return None

@@ -13,12 +13,15 @@ from typing import Any, NamedTuple
 
 from dpo_cli.distribution import install_command
 from dpo_cli.errors import DpoError
-from dpo_cli.recipe import Server
+from dpo_cli.judging.judgment import key_of
+from dpo_cli.recipe import OpenAIRater, Server
+from dpo_cli.records import Message
 from dpo_cli.show import one_line
 from dpo_cli.store import Store
 
 # Requests in a row without an answer, after all their retries, that mean a sick server rather than an odd prompt.
 _SILENCE = 8
+KEPT = "run again to go on: what was answered is kept"
 _MOST_BYTES = 10**6  # of a reply's body; what is longer is cut, and is no chat completion then
 
 
@@ -74,31 +77,81 @@ class Client:
         if self._opened is None:
             self._opened = open_client(self.settings)
             if not there(self._opened[0]):  # waiting for a server that nobody has started is of no use
-                raise _unreachable(self.settings)
-        client, hide = self._opened
-
-        def ask(key: str) -> Reply:
-            return _ask(client, self.settings, hide, requests[key], self._refuses)
+                raise self._unreachable()
 
         def answered(key: str, reply: Reply | Exception) -> None:
             advance(1)
             if isinstance(reply, Reply):
                 self._silent = 0
-                if usable(reply):
+                (good if usable(reply) else bad)[key] = reply
+                if key in good:
                     self.store.put({key: reply})
-                    good[key] = reply
-                else:
-                    bad[key] = reply
                 return
             if not isinstance(reply, _Unanswered):
                 raise reply
             self._silent += 1
             bad[key] = Reply(str(reply))
             if self._silent == _SILENCE:
-                raise _error(self.settings, f"gave no answer {_SILENCE} times in a row: {reply}", KEPT)
+                raise self._error(f"gave no answer {_SILENCE} times in a row: {reply}", KEPT)
 
-        _in_threads(ask, missing, self.settings.concurrency, answered)
+        _in_threads(lambda key: self._ask(requests[key]), missing, self.settings.concurrency, answered)
         return good, bad
+
+    def _ask(self, request: dict[str, Any]) -> Reply:
+        """The reply to one request.
+
+        OpenAI's reasoning models take no temperature, and limit the tokens by another name; its servers take no
+        `chat_template_kwargs`. Once a server says so, all requests keep to that.
+
+        Errors are raised `from None`: what a server echoes may hold the key, and a traceback would show it.
+
+        Raises:
+            _Unanswered: this request got no answer.
+            DpoError: no request would.
+        """
+        import openai
+
+        settings, asked = self.settings, frozenset(self._refuses)
+        assert self._opened is not None
+        client, hide = self._opened
+        try:
+            completion = client.chat.completions.create(model=settings.model, **_accepted(request, asked))
+            choice = completion.choices[0]
+            text = hide(choice.message.content or "").encode("utf-8", "replace").decode()  # no half of a surrogate pair
+            used = completion.usage.total_tokens if completion.usage else 0
+            return Reply(text, choice.finish_reason == "length", used)
+        except openai.APITimeoutError:
+            raise _Unanswered(f"nothing within {settings.timeout:g} s; see {settings.at}.timeout") from None
+        except openai.APIConnectionError:
+            raise self._unreachable() from None
+        except openai.APIStatusError as error:
+            status, words = error.status_code, one_line(hide(error.message))[:300]
+            refused = {name for name, pattern in REFUSED.items() if re.search(pattern, error.message)} - asked
+            if status in (400, 422) and refused:
+                self._refuses |= refused
+                return self._ask(request)
+            if status in (400, 408, 409, 413, 422) or status >= 500:  # too long, refused by a filter, out of memory
+                raise _Unanswered(f"HTTP {status}, {words}") from None
+            raise self._error(f"answers HTTP {status}: {words}", self._fix(status)) from None
+        except Exception as error:  # a page in HTML, half a JSON, no choices: the client has no one name for these
+            raise _Unanswered(f"its reply is no chat completion ({type(error).__name__})") from None
+
+    def _fix(self, status: int) -> str:
+        """What to do about an HTTP status that every request would get."""
+        at, name = self.settings.at, self.settings.api_key_env
+        if status in (401, 403):
+            return f"check the key in {name}" if name else f"name the variable that holds the key in {at}.api_key_env"
+        if status == 404:
+            listed = f"curl {self.settings.base_url.rstrip('/')}/models lists what a server has"
+            return f"check {at}.model and {at}.base_url, which mostly ends in /v1; {listed}"
+        return f"lower {at}.concurrency or raise {at}.retries; {KEPT}" if status == 429 else KEPT
+
+    def _unreachable(self) -> DpoError:
+        return self._error("can't be reached", f"start the server, or correct {self.settings.at}.base_url; {KEPT}")
+
+    def _error(self, what: str, hint: str) -> DpoError:
+        where = f"{self.settings.base_url}, model {self.settings.model}"
+        return DpoError(f"the {self.settings.role} {what}", where=where, hint=hint)
 
 
 class _Unanswered(Exception):
@@ -206,79 +259,27 @@ def there(client: Any) -> bool:
     return True
 
 
-def _ask(
-    client: Any, settings: Server, hide: Callable[[str], str], request: dict[str, Any], refuses: set[str]
-) -> Reply:
-    """The reply to one request.
-
-    OpenAI's reasoning models take no temperature, and limit the tokens by another name; its servers take no
-    `chat_template_kwargs`. Once a server says so, all requests keep to that.
-
-    Errors are raised `from None`: what a server echoes may hold the key, and a traceback would show it.
-
-    Raises:
-        _Unanswered: this request got no answer.
-        DpoError: no request would.
-    """
-    import openai
-
-    asked = frozenset(refuses)
-    try:
-        completion = client.chat.completions.create(model=settings.model, **_taken(request, asked))
-        choice = completion.choices[0]
-        text = hide(choice.message.content or "").encode("utf-8", "replace").decode()  # no half of a surrogate pair
-        used = completion.usage.total_tokens if completion.usage else 0
-        return Reply(text, choice.finish_reason == "length", used)
-    except openai.APITimeoutError:
-        raise _Unanswered(f"nothing within {settings.timeout:g} s; see {settings.at}.timeout") from None
-    except openai.APIConnectionError:
-        raise _unreachable(settings) from None
-    except openai.APIStatusError as error:
-        status, said = error.status_code, one_line(hide(error.message))[:300]
-        refused = {name for name, words in REFUSED.items() if re.search(words, error.message)} - asked
-        if status in (400, 422) and refused:
-            refuses |= refused
-            return _ask(client, settings, hide, request, refuses)
-        if status in (400, 408, 409, 413, 422) or status >= 500:  # too long for it, refused by a filter, out of memory
-            raise _Unanswered(f"HTTP {status}, {said}") from None
-        name = settings.api_key_env
-        key = (
-            f"check the key in {name}" if name else f"name the variable that holds the key in {settings.at}.api_key_env"
-        )
-        hint = {
-            401: key,
-            403: key,
-            404: f"check {settings.at}.model and {settings.at}.base_url, which mostly ends in /v1; "
-            f"curl {settings.base_url.rstrip('/')}/models lists what a server has",
-            429: f"lower {settings.at}.concurrency or raise {settings.at}.retries; {KEPT}",
-        }
-        raise _error(settings, f"answers HTTP {status}: {said}", hint.get(status, KEPT)) from None
-    except Exception as error:  # a page in HTML, half a JSON, no choices: the client has no one name for these
-        raise _Unanswered(f"its reply is no chat completion ({type(error).__name__})") from None
-
-
-# What a server says of arguments that it does not take, by the name that `_taken` knows them by.
+# What a server writes of arguments that it does not take, by the name that `_accepted` knows them by.
 REFUSED = {"limits": "max_completion_tokens|temperature", "template": "chat_template_kwargs"}
 
 
-def _taken(request: dict[str, Any], refuses: frozenset[str]) -> dict[str, Any]:
+def _accepted(request: dict[str, Any], refuses: frozenset[str]) -> dict[str, Any]:
     """A request without what the server refuses."""
-    taken = dict(request)
+    accepted = dict(request)
     if "limits" in refuses:
-        taken["max_completion_tokens"] = taken.pop("max_tokens")
-        taken.pop("temperature", None)
+        accepted["max_completion_tokens"] = accepted.pop("max_tokens")
+        accepted.pop("temperature", None)
     if "template" in refuses:
-        taken["extra_body"] = {k: v for k, v in request["extra_body"].items() if k != "chat_template_kwargs"}
-    return taken
+        accepted["extra_body"] = {k: v for k, v in request["extra_body"].items() if k != "chat_template_kwargs"}
+    return accepted
 
 
-KEPT = "run again to go on: what was answered is kept"
+def request(settings: OpenAIRater, question: str) -> dict[str, Any]:
+    """A question to a judge or rater, all in one user turn, since some chat templates know no system turn."""
+    asked: Message = {"role": "user", "content": question}
+    return {"messages": [asked], "temperature": 0, "max_tokens": settings.max_tokens}
 
 
-def _unreachable(settings: Server) -> DpoError:
-    hint = f"start the server, or correct {settings.at}.base_url; {KEPT}"
-    return _error(settings, "can't be reached", hint)
-
-
-def _error(settings: Server, what: str, hint: str) -> DpoError:
-    return DpoError(f"the {settings.role} {what}", where=f"{settings.base_url}, model {settings.model}", hint=hint)
+def request_key(settings: OpenAIRater, *parts: Any) -> str:
+    """The key of its reply; two servers may both call their model "default"."""
+    return key_of(settings.kind, settings.base_url.rstrip("/"), settings.model, *parts)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 from dpo_cli.records import Message
@@ -23,8 +24,8 @@ class Match:
     second: str
 
 
-class Said(TypedDict):
-    """What the judge said of one order: its verdict by place (None: there was none), and its words."""
+class Reading(TypedDict):
+    """What the judge replied to one order: its verdict by place (None: there was none), and its words."""
 
     verdict: Verdict | None
     text: str
@@ -32,7 +33,7 @@ class Said(TypedDict):
 
 @dataclass(frozen=True)
 class Judgment:
-    """What became of a match.
+    """What became of a match; a line of judgments.jsonl.
 
     Attributes:
         score: the share that goes to `first`: 0, ¼, ½, ¾ or 1, the mean of both orders with a tie as ½; None where an
@@ -45,18 +46,26 @@ class Judgment:
 
     id: str
     score: float | None
-    orders: list[Said] = field(default_factory=list)
+    orders: list[Reading] = field(default_factory=list)
     difference: float | None = None
     cut: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Judgment:
-        return cls(**row)
 
 
 def key_of(*parts: Any) -> str:
     """Return the sha256 of what decides a reply: its key in the store."""
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def fill(template: str, prompt: Sequence[Message], *answers: str, **more: str) -> str:
+    """Fill a template with a conversation and answers to it, by their names; `tag` ends the names of its tags.
+
+    The tag is a hash of all the texts, so that none of them can hold the end of its own.
+    """
+    conversation = "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt)
+    texts = dict(zip(("answer", "other"), (one or "(no text)" for one in answers), strict=False))
+    return template.format(tag=key_of(conversation, *answers)[:12], conversation=conversation, **texts, **more)
+
+
+def without_thoughts(text: str) -> str:
+    """A reply without its thinking; an end of it without a beginning is that of a template which opens it itself."""
+    return re.sub(r"<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL).rpartition("</think>")[2]

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from dpo_cli.judging.client import Client
-from dpo_cli.judging.judgment import key_of
+from dpo_cli.judging.client import Client, request, request_key
+from dpo_cli.judging.judgment import fill, without_thoughts
 from dpo_cli.recipe import OpenAIRater
 from dpo_cli.records import Message
 from dpo_cli.store import Store
@@ -52,15 +51,10 @@ each:
 
 
 def question(prompt: Sequence[Message], answer: str) -> str:
-    """Fill the template; its tags end in a hash of both, so that no text can hold the end of its own."""
-    conversation = "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt)
-    return TEMPLATE.format(
-        tag=key_of(conversation, answer)[:12],
-        aspects="\n".join(f"{name}: {rubric}" for name, rubric in ASPECTS.items()),
-        conversation=conversation,
-        answer=answer or "(no text)",
-        lines="\n".join(f"{name}: <{LOWEST} to {HIGHEST}>" for name in ASPECTS),
-    )
+    """What the rater reads: `TEMPLATE` filled with a conversation and an answer to it."""
+    aspects = "\n".join(f"{name}: {rubric}" for name, rubric in ASPECTS.items())
+    lines = "\n".join(f"{name}: <{LOWEST} to {HIGHEST}>" for name in ASPECTS)
+    return fill(TEMPLATE, prompt, answer, aspects=aspects, lines=lines)
 
 
 _RATINGS = {
@@ -71,7 +65,7 @@ _RATINGS = {
 
 def ratings_in(text: str) -> dict[str, float]:
     """Read the last rating of each aspect in a reply, thoughts left out; one off the scale is none."""
-    aloud = re.sub(r"<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL).rpartition("</think>")[2]
+    aloud = without_thoughts(text)
     last = {name: found[-1] for name, pattern in _RATINGS.items() if (found := pattern.findall(aloud))}
     values = {name: float(value.replace(",", ".")) for name, value in last.items()}
     return {name: value for name, value in values.items() if LOWEST <= value <= HIGHEST}
@@ -96,17 +90,10 @@ class ServerRater:
         Raises:
             DpoError: the server can't be reached or used at all.
         """
-        server = self.settings.base_url.rstrip("/")  # two servers may both call their model "default"
-        keys = [
-            key_of(self.settings.kind, server, self.settings.model, TEMPLATE, ASPECTS, prompt, answer)
-            for prompt, answer in conversations
-        ]
-        asked = {key: self._request(*one) for key, one in zip(keys, conversations, strict=True)}
+        settings = self.settings
+        keys = [request_key(settings, TEMPLATE, ASPECTS, prompt, answer) for prompt, answer in conversations]
+        asked = {key: request(settings, question(*one)) for key, one in zip(keys, conversations, strict=True)}
         advance(len(conversations) - len(asked))
         good, bad = self._client.ask(asked, lambda reply: bool(ratings_in(reply.text)), advance)
         self.tokens += sum(reply.tokens for reply in (*good.values(), *bad.values()))
         return [ratings_in(good[key].text) if key in good else {} for key in keys]
-
-    def _request(self, prompt: list[Message], answer: str) -> dict[str, Any]:
-        asked: Message = {"role": "user", "content": question(prompt, answer)}
-        return {"messages": [asked], "temperature": 0, "max_tokens": self.settings.max_tokens}

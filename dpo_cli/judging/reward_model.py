@@ -24,6 +24,7 @@ from dpo_cli.judging.judgment import Judgment, Match, key_of
 from dpo_cli.progress import Step
 from dpo_cli.recipe import RewardModelJudge, RewardModelRater
 from dpo_cli.records import Message
+from dpo_cli.stats import win
 from dpo_cli.store import Store
 
 
@@ -34,11 +35,6 @@ class Score(NamedTuple):
     cut: bool
 
 
-def ready(settings: RewardModelJudge) -> None:
-    """Look at the model without its weights; see `judging.ready`."""
-    open_reward_model(settings)
-
-
 def judge(settings: RewardModelJudge, matches: Sequence[Match], store: Path, progress: bool) -> list[Judgment]:
     """Judge every match: the answer with the higher score wins; equal scores are a tie. See `judging.judge`."""
     conversations = [(match.prompt, answer) for match in matches for answer in (match.first, match.second)]
@@ -47,13 +43,10 @@ def judge(settings: RewardModelJudge, matches: Sequence[Match], store: Path, pro
         found = RewardModel(settings, kept).scores(conversations, step.advance)
     judgments = []
     for match, one, other in zip(matches, found[::2], found[1::2], strict=True):
-        if one is None or other is None:
-            judgments.append(Judgment(match.id, None))
-            continue
-        cut, difference = one.cut or other.cut, one.value - other.value
+        difference = one.value - other.value if one and other else math.nan
+        cut = bool(one and other and (one.cut or other.cut))
         if math.isfinite(difference):
-            score = 0.5 if one.value == other.value else float(one.value > other.value)
-            judgments.append(Judgment(match.id, score, difference=difference, cut=cut))
+            judgments.append(Judgment(match.id, win(difference, 0.0), difference=difference, cut=cut))
         else:
             judgments.append(Judgment(match.id, None, cut=cut))
     return judgments
@@ -88,16 +81,10 @@ class RewardModel:
             DpoError: the weights can't be loaded, are no reward model's, or don't fit.
         """
         settings = self.settings
-        tokens: dict[str, list[int]] = {}
-        keys: list[str | None] = []
-        for prompt, answer in conversations:
-            ids = _render(self._tokenizer, prompt, answer)
-            if ids is None:
-                keys.append(None)
-                continue
-            key = key_of(settings.kind, settings.id, self._identity, self._dtype, settings.max_length, ids)
-            keys.append(key)
-            tokens[key] = ids
+        rows = [_render(self._tokenizer, *conversation) for conversation in conversations]
+        identity = (settings.kind, settings.id, self._identity, self._dtype, settings.max_length)
+        keys = [key_of(*identity, ids) if ids else None for ids in rows]
+        tokens = {key: ids for key, ids in zip(keys, rows, strict=True) if key and ids}
         known: dict[str, float] = self.store.get(tokens)
         missing = {key: ids[: settings.max_length] for key, ids in tokens.items() if key not in known}
         advance(len(conversations) - len(missing))
@@ -105,7 +92,8 @@ class RewardModel:
             if self._model is None:
                 self._model = _load(settings, self._where, self._dtype, self._config)
             known |= _score_all(settings, self._model, missing, self.store, advance)
-        return [None if key is None else Score(known[key], len(tokens[key]) > settings.max_length) for key in keys]
+        cut = {key for key, ids in tokens.items() if len(ids) > settings.max_length}
+        return [Score(known[key], key in cut) if key else None for key in keys]
 
 
 def _render(tokenizer: Any, prompt: list[Message], answer: str) -> list[int] | None:

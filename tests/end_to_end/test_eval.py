@@ -300,7 +300,7 @@ def test_labelled_answers_of_one_a_prompt_are_told_apart_by_their_gains(run: Pat
         held_out.append({**row, "completion": pair["chosen" if good else "rejected"], "label": good})
     (run / "data" / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out), encoding="utf-8")
     settings = ["train.method=kto", "eval.prompts=2", "eval.max_new_tokens=8", "eval.judge=null"]
-    found = evaluate(recipe.load(SMOKE, settings), Run(run), quiet=True).metrics
+    found = evaluate(recipe.load(SMOKE, settings), Run(run), quiet=True)
     assert found["pairs"] is None
     area = found["answers"]["auroc"]
     assert area["low"] > 0.5 and area["n"] == len(held_out) // 2

@@ -87,7 +87,7 @@ def test_an_untrained_adapter_stands_at_one_half(smoke: Any) -> None:
     loaded = recipe.load(SMOKE)
     model, tokenizer = models.load_for_training(loaded, backends.Backend("hf", "test"))
     pairs = read_pairs(smoke.folder / "data" / "eval.jsonl")[:20]
-    scored = score_pairs(model.eval(), tokenizer, pairs, loaded.model.max_length, batch_size=4)
+    [scored] = score_pairs(model.eval(), tokenizer, [pairs], loaded.model.max_length, batch_size=4)
     figures = pair_metrics(scored, beta=0.1, seed=0)
     assert figures["reward_accuracy"]["value"] == 0.5
     assert figures["margin"]["value"] == 0.0

@@ -117,7 +117,8 @@ def train(folder: Path, loss_type: str, adapter: Path | None = None) -> tuple[Pa
     trained = folder / "adapter"
     trainer.model.save_pretrained(trained, selected_adapters=["default"])
     tuned, tokenizer = models.load_tuned(recipe, trained)
-    return trained, Agreed(theirs, score_pairs(tuned, tokenizer, held_out(), LONGEST, batch_size=3), loss_type)
+    [ours] = score_pairs(tuned, tokenizer, [held_out()], LONGEST, batch_size=3)
+    return trained, Agreed(theirs, ours, loss_type)
 
 
 @pytest.fixture(scope="module", params=["sigmoid", "sigmoid_norm", "from an adapter"])

@@ -11,7 +11,7 @@ import numpy
 import pytest
 from dpo_cli import backends, models
 from dpo_cli.errors import DpoError
-from dpo_cli.evaluate.answers import ScoredAnswer, auroc
+from dpo_cli.evaluate.answers import auroc
 from dpo_cli.evaluate.pairs import (
     Scored,
     baselines,
@@ -169,7 +169,7 @@ def test_a_pair_is_scored_under_both_models_with_what_the_data_say_of_it(loaded:
         pair(0, "Name a colour.", "Blue, as the sky.", "No.", margin=0.25),
         pair(1, "说一种颜色。", "蓝色，像天空一样。", "不知道。", language="zh", source="t"),
     ]
-    scored = score_pairs(model, tokenizer, pairs, 256, batch_size=3)
+    [scored] = score_pairs(model, tokenizer, [pairs], 256, batch_size=3)
     assert [(one.id, one.language, one.source, one.margin) for one in scored] == [
         ("p0", "en", "s", 0.25),
         ("p1", "zh", "t", None),
@@ -191,8 +191,8 @@ def test_what_is_too_long_is_cut_and_a_pair_without_an_answer_left_is_left_out(l
     whole = pair(0, "Name a colour.", "Blue, as the sky above the harbour of the island.", "No.")
     endless = pair(1, "Name " + "many " * 80 + "colours.", "Blue.", "No.")
     chosen, _ = encode(tokenizer, whole, 256)
-    (one,) = score_pairs(model, tokenizer, [whole, endless], chosen.start + 4, batch_size=4)
-    assert (one.id, one.chosen_tokens) == ("p0", 4)
+    nothing, [one] = score_pairs(model, tokenizer, [[endless], [whole, endless]], chosen.start + 4, batch_size=4)
+    assert (nothing, one.id, one.chosen_tokens) == ([], "p0", 4)
     assert one.policy_chosen == pytest.approx(sum(plain_logps(model, chosen)[:4]), abs=1e-4)
 
 
@@ -203,7 +203,8 @@ def test_an_untrained_adapter_stands_at_one_half(intact: tuple[Any, Any]) -> Non
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.zeros_(weight)
-    scored = score_pairs(model, tokenizer, [pair(n, f"Count to {n}.", "One.", "Two, three.") for n in range(6)], 256, 5)
+    pairs = [pair(n, f"Count to {n}.", "One.", "Two, three.") for n in range(6)]
+    [scored] = score_pairs(model, tokenizer, [pairs], 256, 5)
     figures = pair_metrics(scored, 0.1, seed=1)
     assert figures["reward_accuracy"]["value"] == 0.5
     assert figures["margin"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 6}
@@ -217,7 +218,7 @@ def test_a_broken_adapter_is_an_error_that_names_the_pair(intact: tuple[Any, Any
     broken = next(weight for name, weight in model.named_parameters() if "lora_B" in name)
     torch.nn.init.constant_(broken, math.nan)
     with pytest.raises(DpoError, match="no number") as caught:
-        score_pairs(model, tokenizer, [pair(7, "Hello?", "Yes.", "No.")], 256, batch_size=2)
+        score_pairs(model, tokenizer, [[pair(7, "Hello?", "Yes.", "No.")]], 256, batch_size=2)
     assert caught.value.where == "pair p7"
 
 
@@ -361,8 +362,8 @@ def test_too_little_for_quartiles_is_an_empty_list(margins: list[float | None]) 
 
 def test_histogram_by_hand() -> None:
     found = grouped_metrics([scored(n, policy_chosen=-10.0 + n - 6) for n in range(25)], beta=1.0, seed=1)["histogram"]
-    assert found["edges"] == pytest.approx(list(range(-6, 19)))  # margins -6, -5 … 18
-    assert found["counts"] == [1] * 23 + [2]  # numpy counts the last edge in
+    assert found["edges"] == pytest.approx(list(numpy.arange(-18, 18.1, 1.5)))  # margins -6, -5 … 18
+    assert found["counts"] == [0] * 8 + [2, 1] * 7 + [2, 2]  # numpy counts the last edge in
     assert found["right"] == 18
 
 
@@ -421,10 +422,11 @@ def test_the_best_shortcut_may_be_a_rule_turned_round_and_is_none_of_luck() -> N
     assert baselines(BY_HAND, REPORT | {"shortcuts": known})["shortcut"] is None
 
 
-def test_the_area_under_the_roc_is_by_language_and_ties_count_half() -> None:
-    def answers(language: str, *gains: float) -> list[ScoredAnswer]:
-        return [ScoredAnswer(language, 3, gain, 0.0) for gain in gains]
+def answers(language: str, *gains: float) -> list[Scored]:
+    return [scored(language=language, policy_chosen=gain, reference_chosen=0.0) for gain in gains]
 
+
+def test_the_area_under_the_roc_is_by_language_and_ties_count_half() -> None:
     found = auroc(answers("en", 2.0, 1.0), answers("en", 1.0, 0.0, 3.0))
     assert found["auroc"]["value"] == pytest.approx((2 + 1.5) / 6) and found["auroc"]["n"] == 2
     # Chinese gains are all higher, good or bad: within each language they say nothing.
@@ -437,7 +439,7 @@ def test_its_interval_holds_the_area_that_answers_were_drawn_from() -> None:
     random = numpy.random.default_rng(0)
     inside = []
     for _ in range(300):
-        some = [[ScoredAnswer("en", 3, gain, 0.0) for gain in random.normal(at, 1, 30)] for at in (0.7436, 0.0)]
+        some = [answers("en", *random.normal(at, 1, 30)) for at in (0.7436, 0.0)]
         figure = auroc(*some)["auroc"]
         assert figure["low"] is not None and figure["high"] is not None
         inside.append(figure["low"] < 0.7005 < figure["high"])  # of two normals 0.7436 apart

@@ -30,8 +30,8 @@ def test_prompts_of_alpaca_eval_arena_hard_and_mt_bench_are_read(
     file, text = tmp_path / "prompts.json", json.dumps(row, ensure_ascii=False)
     file.write_text(f"{text}\n{text}\n" if lines else f"[{text}, {text}]", encoding="utf-8")
     rows = read_prompts(file)
-    assert [number for number, _ in rows] == [1, 2]
-    for _, one in rows:
+    assert len(rows) == 2
+    for one in rows:
         assert [[message["content"] for message in turn] for turn in asked(one)] == wanted
         assert [turn[-1]["role"] for turn in asked(one)] == ["user"] * len(wanted)
 

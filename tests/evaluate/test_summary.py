@@ -42,6 +42,7 @@ def found(**changes: Any) -> dict[str, Any]:
         "longer_wins": EVEN,
         "chosen_drift": figure(2.0, 1.5, 2.5),
         "rejected_drift": figure(-2.0, -2.5, -1.5),
+        "chosen_drift_per_token": figure(0.1, 0.05, 0.15),
     }
     metrics: dict[str, Any] = {
         "pairs": {**pairs, **changes.pop("pairs", {})},
@@ -90,14 +91,18 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [  # what is said, its
     ("in zh the accuracy is below 50%", language(0.3, 0.49), language(0.51, 0.7)),
     ("betting on markdown alone is right in 75.0% of the training pairs", shortcut(0.75), shortcut(0.74)),
     (
-        "10% of the tuned model's answers hit",
+        "do not end (10% → 10%): it may have unlearned",
         sampled("truncated_change", 0.01, 0.1),
         sampled("truncated_change", 0, 1),
     ),
     ("answers repeat themselves", sampled("repetitive_change", 0.01, 0.1), sampled("repetitive_change", 0, 0.1)),
-    ("in another language", sampled("language_match_change", -0.1, -0.01), sampled("language_match_change", -0.1, 0)),
-    ("refusals rose to 10%", sampled("refusal_change", 0.01, 0.1), sampled("refusal_change", 0, 0.1)),
-    ("answers got ×1.30 as long", sampled("length_ratio", 1.26, 1.34), sampled("length_ratio", 1.25, 1.35)),
+    (
+        "fewer answers are in the prompt's language",
+        sampled("language_match_change", -0.1, -0.01),
+        sampled("language_match_change", -0.1, 0),
+    ),
+    ("more answers refuse", sampled("refusal_change", 0.01, 0.1), sampled("refusal_change", 0, 0.1)),
+    ("answers are ×1.30 as long", sampled("length_ratio", 1.26, 1.34), sampled("length_ratio", 1.25, 1.35)),
     (
         "2 of 30 prompts of bench were trained on",
         {"sets": {"bench": {"overlap": 2, "kept": 30}}},

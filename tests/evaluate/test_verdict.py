@@ -132,7 +132,7 @@ def test_a_price_is_named_with_what_it_was_before_and_after() -> None:
     said = verdict(found(samples=samples))
     assert said["sentence"] == (
         "Learned, at a price: 80% of 200 held-out prompts moved towards the chosen answer (95% interval 74% to 85%; "
-        "50% before training, 50% for always taking the longer answer); more answers do not end (0% → 40%); "
+        "50% before training, 50% by always taking the longer answer); more answers do not end (0% → 40%); "
         "answers are ×1.6 as long."
     )
 
@@ -140,17 +140,17 @@ def test_a_price_is_named_with_what_it_was_before_and_after() -> None:
 def test_what_length_alone_would_get_is_said() -> None:
     said = verdict(found(pairs={"longer_wins": figure(0.26, 0.2, 0.3)}))
     assert said["sentence"].startswith("Not learned: 80% of 200 held-out prompts")
-    assert "74% for always taking the shorter answer" in said["sentence"]
+    assert "74% by always taking the shorter answer" in said["sentence"]
 
 
 def test_the_judge_has_the_last_word() -> None:
     assert verdict(found(**judged(0.63, 0.77)))["reasons"][-1] == (
-        "the judge prefers its answers (win rate 70%, 63% to 77%, over 200 prompts; 70% with length taken out)"
+        "the judge prefers its answers (win rate 70%, 63% to 77%, over 200 prompts; with length taken out 70%, "
+        "63% to 77%)"
     )
     assert "the judge prefers the base's answers" in verdict(found(**judged(0.2, 0.4)))["sentence"]
-    assert "other way round: 30% to 45%" in verdict(found(**judged(0.6, 0.8, (0.3, 0.45))))["sentence"]
-    assert "not distinguishable with length taken out" in verdict(found(**judged(0.6, 0.8, (0.4, 0.7))))["sentence"]
-    assert "not distinguishable from the base's" in verdict(found(**judged(0.4, 0.6)))["sentence"]
+    for rates in ((0.6, 0.8, (0.3, 0.45)), (0.4, 0.6)):
+        assert "not distinguishable from the base's" in verdict(found(**judged(*rates)))["sentence"]
     assert verdict(found(**SILENT))["reasons"][-1] == "the judge gave no verdict on any of 200 prompts"
     assert "judge" not in verdict(found(judge=JUDGE | {"asked": 0}))["sentence"], "no samples, so it was not asked"
 

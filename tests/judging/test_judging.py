@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,10 @@ from dpo_cli.judging import judge, ready
 from dpo_cli.judging.judgment import Judgment, Match
 from dpo_cli.judging.server import TEMPLATE, question, verdict_in
 from dpo_cli.recipe import OpenAIJudge, RewardModelJudge
-from dpo_cli.records import Message, read_jsonl, write_jsonl
+from dpo_cli.records import Message
 from dpo_cli.store import Store
 from judge_server import BETTER, REPLIES, JudgeServer
+from safetensors.numpy import load_file, save_file
 
 KEY = "sk-a-key-that-nobody-must-see-1234567890"
 HERE = Path(__file__).parent
@@ -85,35 +88,27 @@ def test_both_orders_are_asked_and_say_the_same(cache: Path, better: str) -> Non
     assert len(server.asked) == 6
 
 
-@pytest.mark.parametrize("name", ["both", "thinks", "thinks_after", "thinks_unopened", "chinese", "half_a_character"])
-def test_the_last_verdict_counts_and_thoughts_do_not(cache: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "score"),
+    [
+        *((name, 1.0) for name in ("both", "thinks", "thinks_after", "thinks_unopened", "chinese", "half_a_character")),
+        ("first_place", 0.5),  # a liking for it cancels out
+        ("cut_early", None), ("cut_late", 1.0),  # a verdict in a cut reply has to stand alone on its last line
+        ("garbage", None), ("empty", None), ("thinks_for_ever", None),  # a failure, and no tie
+    ],
+)  # fmt: skip
+def test_the_last_verdict_counts_thoughts_do_not_and_none_is_a_failure(
+    cache: Path, name: str, score: float | None
+) -> None:
     with JudgeServer(name) as server:
-        judgments = judge(settings(server), matches(2), cache, progress=False)
-    assert [one.score for one in judgments] == [1.0, 1.0]
-    rows = [one.to_json() for one in judgments]
-    write_jsonl(cache.with_name("judgments.jsonl"), rows)
-    assert [Judgment.from_json(row) for row in read_jsonl(cache.with_name("judgments.jsonl"))] == judgments
-
-
-def test_a_liking_for_the_first_place_cancels_out(cache: Path) -> None:
-    with JudgeServer("first_place") as server:
-        assert scores(server, matches(2), cache) == [0.5, 0.5]
-
-
-def test_a_tie_is_a_verdict(cache: Path) -> None:
-    with JudgeServer("honest") as server:
-        assert scores(server, [Match("x", user("?"), "one", "two")], cache) == [0.5]
-
-
-@pytest.mark.parametrize("name", ["garbage", "empty", "thinks_for_ever"])
-def test_no_verdict_is_a_failure_and_no_tie(cache: Path, name: str) -> None:
-    with JudgeServer(name) as server:
-        judgments = judge(settings(server), matches(20), cache, progress=False)
-    assert [one.score for one in judgments] == [None] * 20
-    one = matches(1)[0]
-    said = REPLIES[name](question(one.prompt, one.first, one.second))
-    cut = " (cut: see eval.judge.max_tokens)" if name == "thinks_for_ever" else ""
-    assert judgments[0].orders[0] == {"verdict": None, "text": said + cut}
+        judgments = judge(settings(server), matches(10), cache, progress=False)
+    assert [one.score for one in judgments] == [score] * 10
+    assert [Judgment(**json.loads(json.dumps(asdict(one)))) for one in judgments] == judgments
+    if score is None:
+        one = matches(1)[0]
+        cut = " (cut: see eval.judge.max_tokens)" if name in ("thinks_for_ever", "cut_early") else ""
+        text = REPLIES[name](question(one.prompt, one.first, one.second)) + cut
+        assert judgments[0].orders[0] == {"verdict": None, "text": text}
 
 
 def test_one_order_without_verdict_fails_the_match(cache: Path) -> None:
@@ -121,10 +116,11 @@ def test_one_order_without_verdict_fails_the_match(cache: Path) -> None:
         assert scores(server, matches(2), cache, concurrency=1) == [None, 1.0]
 
 
-def test_the_same_text_twice_is_a_tie_that_nobody_is_asked_about(cache: Path) -> None:
+def test_a_tie_is_a_verdict_and_nobody_is_asked_about_the_same_text_twice(cache: Path) -> None:
     with JudgeServer("honest") as server:
-        [one] = judge(settings(server), [Match("x", user("?"), "same", "same")], cache, progress=False)
-    assert (one.score, one.orders, server.asked) == (0.5, [], [])
+        two = [Match("x", user("?"), "same", "same"), Match("y", user("?"), "one", "two")]
+        same, tie = judge(settings(server), two, cache, progress=False)
+    assert (same.score, same.orders, tie.score, len(server.asked)) == (0.5, [], 0.5, 2)
 
 
 @pytest.mark.parametrize(
@@ -166,14 +162,6 @@ def test_an_answer_can_not_close_its_frame(cache: Path) -> None:
         assert re.findall(rf"<answer_b_{own}>\n(.*?)\n</answer_b_{own}>", text, re.DOTALL) == [evil]
 
 
-@pytest.mark.parametrize(("behaviour", "score"), [("cut_early", None), ("cut_late", 1.0)])
-def test_a_verdict_in_a_cut_reply_counts_where_it_stands_alone_on_the_last_line(
-    cache: Path, behaviour: str, score: float | None
-) -> None:
-    with JudgeServer(behaviour) as server:
-        assert scores(server, matches(1), cache) == [score]
-
-
 # ------------------------------------------------------------------------------------------------- a server's troubles
 
 
@@ -181,15 +169,6 @@ def test_a_reasoning_model_is_asked_in_its_own_words(cache: Path) -> None:
     with JudgeServer("reasons") as server:
         assert scores(server, matches(2), cache, concurrency=1) == [1.0, 1.0]
         assert len(server.asked) == 5, "refused once"
-
-
-def test_a_server_that_drips_is_left_in_time(cache: Path) -> None:
-    with JudgeServer("drips", "honest") as server:
-        [failed, fine] = judge(
-            settings(server, concurrency=1, timeout=0.3, retries=0), matches(2), cache, progress=False
-        )
-        assert server.hanging.wait(10), "the connection is closed"
-    assert (failed.score, fine.score) == (None, 1.0)
 
 
 def test_what_a_server_says_of_an_error_can_not_move_the_cursor(cache: Path) -> None:
@@ -219,37 +198,29 @@ def test_one_request_that_can_not_be_done_fails_its_match_alone(cache: Path, fau
         assert scores(server, matches(3), cache, concurrency=1) == [1.0, None, 1.0]
 
 
-def test_a_timeout_without_end_fails_its_match_alone(cache: Path) -> None:
-    with JudgeServer("hang", "honest") as server:
-        [failed, fine] = judge(
-            settings(server, concurrency=1, timeout=0.3, retries=0), matches(2), cache, progress=False
-        )
+@pytest.mark.parametrize("fault", ["hang", "drips"])
+def test_a_request_without_end_fails_its_match_alone(cache: Path, fault: str) -> None:
+    with JudgeServer(fault, "honest") as server:
+        failed, fine = judge(settings(server, concurrency=1, timeout=0.3, retries=0), matches(2), cache, progress=False)
+        assert server.hanging.wait(10), "of one that drips, the connection is closed"
     assert (failed.score, fine.score) == (None, 1.0)
     assert "eval.judge.timeout" in failed.orders[0]["text"]
 
 
-@pytest.mark.parametrize("fault", ["html", "too_long", "other_json"])
-def test_a_server_that_does_nothing_right_is_left_soon(cache: Path, fault: str) -> None:
-    with JudgeServer(fault) as server:
-        message = refused(server, matches(50), cache)
-    assert "gave no answer 8 times in a row" in message
-    assert len(server.asked) < 60
-
-
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("fault", "reason"),
     [
+        *((fault, "gave no answer 8 times in a row") for fault in ("html", "too_long", "other_json")),
         ("wrong_key", "HTTP 401"),
         ("no_model", "check eval.judge.model and eval.judge.base_url"),
         ("no_quota", "lower eval.judge.concurrency"),
     ],
 )
-def test_what_no_request_would_survive_stops_at_once(cache: Path, fault: str, says: str) -> None:
+def test_a_server_that_does_nothing_right_is_left_soon(cache: Path, fault: str, reason: str) -> None:
     with JudgeServer(fault) as server:
         message = refused(server, matches(50), cache)
-    assert says in message
-    assert server.url in message
-    assert "model judge-1" in message
+    for part in (reason, server.url, "model judge-1"):
+        assert part in message
     assert len(server.asked) < 60
 
 
@@ -295,17 +266,12 @@ def test_nothing_is_asked_twice_by_any_run(cache: Path) -> None:
         assert len(server.asked) == 4 + 2
 
 
-def test_what_had_no_verdict_is_asked_again(cache: Path) -> None:
+def test_what_had_no_verdict_is_asked_again_and_the_same_match_only_once(cache: Path) -> None:
     with JudgeServer("garbage") as server:
-        assert scores(server, matches(2), cache) == [None, None]
+        assert scores(server, matches(1) * 3, cache) == [None] * 3
+        assert len(server.asked) == 2
     with JudgeServer("honest") as server:
-        assert scores(server, matches(2), cache) == [1.0, 1.0]
-
-
-def test_the_same_match_twice_is_asked_once(cache: Path) -> None:
-    with JudgeServer("honest") as server:
-        assert scores(server, matches(1) * 3, cache) == [1.0] * 3
-    assert len(server.asked) == 2
+        assert scores(server, matches(1), cache) == [1.0]
 
 
 JUDGE = """
@@ -386,7 +352,7 @@ def test_the_key_is_sent_and_shown_nowhere(
     with JudgeServer(behaviour) as server:
         try:
             judgments = judge(settings(server, api_key_env="JUDGE_KEY"), matches(6), cache, progress=True)
-            told = str([one.to_json() for one in judgments])
+            told = str(judgments)
         except DpoError as error:
             told = "".join(traceback.format_exception(error)) + str(error.hint)
     assert server.keys[0] == f"Bearer {KEY}"
@@ -433,6 +399,12 @@ def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
 
 
+@pytest.fixture
+def copied(reward_folder: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(reward_folder, tmp_path / "reward"))
+
+
 def local(folder: Path, **more: Any) -> RewardModelJudge:
     return RewardModelJudge(kind="reward_model", id=str(folder), **{"batch_size": 3, "max_length": 512, **more})
 
@@ -472,88 +444,69 @@ def test_a_reward_model_prefers_what_it_scores_higher(reward_folder: Path, cache
     ]
 
 
-def test_a_model_without_a_padding_token_scores_batches_all_the_same(reward_folder: Path, tmp_path: Path) -> None:
-    import shutil
-
-    folder = tmp_path / "no-pad"
-    shutil.copytree(reward_folder, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
-    together = judge(local(folder, batch_size=8), CHATS, tmp_path / "a.jsonl", progress=False)
-    alone = judge(local(folder, batch_size=1), CHATS, tmp_path / "b.jsonl", progress=False)
+def test_a_model_without_a_padding_token_scores_batches_all_the_same(copied: Path, tmp_path: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
+    together = judge(local(copied, batch_size=8), CHATS, tmp_path / "a.jsonl", progress=False)
+    alone = judge(local(copied, batch_size=1), CHATS, tmp_path / "b.jsonl", progress=False)
     for one, other in zip(together, alone, strict=True):
         assert one.difference == pytest.approx(other.difference, abs=1e-5)
 
 
-def test_scores_are_kept_and_other_weights_have_others(reward_folder: Path, tmp_path: Path, cache: Path) -> None:
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
-    folder = tmp_path / "reward"
-    shutil.copytree(reward_folder, folder)
-    first = judge(local(folder), CHATS, cache, progress=False)
+def test_scores_are_kept_and_other_weights_have_others(copied: Path, cache: Path) -> None:
+    first = judge(local(copied), CHATS, cache, progress=False)
     first_kept = kept(cache)
-    assert judge(local(folder), CHATS, cache, progress=False) == first
+    assert judge(local(copied), CHATS, cache, progress=False) == first
     assert kept(cache) == first_kept
-    weights = load_file(folder / "model.safetensors")
-    save_file({**weights, "score.weight": -weights["score.weight"]}, folder / "model.safetensors", {"format": "pt"})
-    turned = judge(local(folder), CHATS, cache, progress=False)
+    weights = load_file(copied / "model.safetensors")
+    save_file({**weights, "score.weight": -weights["score.weight"]}, copied / "model.safetensors", {"format": "pt"})
+    turned = judge(local(copied), CHATS, cache, progress=False)
     assert turned[0].difference == pytest.approx(-(first[0].difference or 0.0), abs=1e-5)
 
 
-def test_what_is_too_long_is_cut_and_told(reward_folder: Path, cache: Path) -> None:
+def test_what_is_too_long_is_cut_and_marked(reward_folder: Path, cache: Path) -> None:
     judgments = judge(local(reward_folder, max_length=80), CHATS, cache, progress=False)
     assert [one.cut for one in judgments] == [True, False, False, False]
 
 
-@pytest.mark.parametrize("damage", ["causal", "two_outputs", "no_head", "no_template", "missing"])
-def test_what_is_no_reward_model_is_refused(reward_folder: Path, tmp_path: Path, cache: Path, damage: str) -> None:
-    """A head without weights would be drawn at random, and its verdicts with it."""
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
-    folder = tmp_path / "reward"
-    shutil.copytree(reward_folder, folder)
+def other_config(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    if damage == "causal":
-        folder = smoke.resolve("builtin:tiny-qwen3")
-    elif damage == "two_outputs":
-        config |= {"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}
-        (folder / "config.json").write_text(json.dumps(config))
-    elif damage == "no_head":
-        weights = load_file(folder / "model.safetensors")
-        del weights["score.weight"]
-        save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    elif damage == "no_template":
-        (folder / "chat_template.jinja").unlink()
-    else:
-        folder = Path("nobody/none")  # not on this machine, and the Hub is out of reach
+    names = {"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}
+    (folder / "config.json").write_text(json.dumps(config | names))
+
+
+def without_head(folder: Path) -> None:
+    """Its weights would be drawn at random, and its verdicts with them."""
+    weights = load_file(folder / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: smoke.resolve("builtin:tiny-qwen3"), "is no reward model: it is a Qwen3ForCausalLM"),
+        (other_config, "gives 2 numbers"),
+        (without_head, "has no weights for score.weight"),
+        (lambda folder: (folder / "chat_template.jinja").unlink(), "has no chat template"),
+        (lambda folder: Path("nobody/none"), "can't load the reward model nobody/none"),  # the Hub is out of reach
+    ],
+    ids=["causal", "two_outputs", "no_head", "no_template", "missing"],
+)
+def test_what_is_no_reward_model_is_refused(
+    copied: Path, cache: Path, damage: Callable[[Path], Path | None], reason: str
+) -> None:
     with pytest.raises(DpoError) as caught:
-        judge(local(folder), CHATS, cache, progress=False)
-    says = {
-        "causal": "is no reward model: it is a Qwen3ForCausalLM",
-        "two_outputs": "gives 2 numbers",
-        "no_head": "has no weights for score.weight",
-        "no_template": "has no chat template",
-        "missing": "can't load the reward model nobody/none",
-    }
-    assert says[damage] in str(caught.value)
+        judge(local(damage(copied) or copied), CHATS, cache, progress=False)
+    assert reason in str(caught.value)
     assert not cache.exists()
 
 
-def test_a_conversation_that_the_template_refuses_is_a_failure(
-    reward_folder: Path, tmp_path: Path, cache: Path
-) -> None:
-    import shutil
-
-    folder = tmp_path / "reward"
-    shutil.copytree(reward_folder, folder)
-    template = (folder / "chat_template.jinja").read_text()
+def test_a_conversation_that_the_template_refuses_is_a_failure(copied: Path, cache: Path) -> None:
+    template = (copied / "chat_template.jinja").read_text()
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}" + template
-    (folder / "chat_template.jinja").write_text(refusing)
-    judgments = judge(local(folder), CHATS, cache, progress=False)
+    (copied / "chat_template.jinja").write_text(refusing)
+    judgments = judge(local(copied), CHATS, cache, progress=False)
     assert [one.score is None for one in judgments] == [False, True, False, False]
 
 
