@@ -135,7 +135,7 @@ def dots(rows: Sequence[Dot], low: float, high: float, title: str) -> str:
         parts.append(_text(at, bottom + 16, f"{10 * tenth}%", anchor))
     for index, row in enumerate(rows):
         y = step * index + 28
-        room = 50 - len(row.text)  # columns that the name may take beside the figure
+        room = 46 - len(row.text)  # columns that the name may take beside the figure
         parts += [_text(left, y - 12, shorten(row.label, room)), _text(RIGHT, y - 12, row.text, "end", "said")]
         parts += [_line(x(t / 10), y - 7, x(t / 10), y + 7, "mark" if t == 5 else "grid") for t in tenths]
         value, lowest, highest = row.figure["value"], row.figure["low"], row.figure["high"]

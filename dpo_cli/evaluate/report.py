@@ -172,8 +172,8 @@ def _facts(metrics: Mapping[str, Any], language: str) -> Iterator[tuple[str, str
     """Which run this is, for the top of the page: (what, value)."""
     about, counts = metrics["about"], metrics["data"]["pairs"]
     rows = words.say("rows_are", language, train=f"{counts['train']:,}", eval=f"{counts['eval']:,}")
-    known = {**about, "run": metrics["name"], "data": rows, "duration": clock(about["seconds"])}
-    for key in ("run", "model", "method", "data", "date", "device", "duration"):
+    known = {**about, "data": rows, "duration": clock(about["seconds"])}
+    for key in ("model", "method", "data", "date", "device", "duration"):
         if known[key]:
             yield words.say(key, language), str(known[key])
 

@@ -103,6 +103,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "device": ("Device", "设备"),
     "duration": ("Training took", "训练用时"),
     "warnings": ("Warnings", "警告"),
+    "data_remark": ("data: ", "数据准备："),
     # headings
     "answers": ("Answers side by side", "回答对照"),
     "pairs": ("Held-out pairs", "留出的偏好对"),

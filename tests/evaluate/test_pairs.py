@@ -12,14 +12,7 @@ import pytest
 from dpo_cli import backends, models
 from dpo_cli.errors import DpoError
 from dpo_cli.evaluate.answers import auroc
-from dpo_cli.evaluate.pairs import (
-    Scored,
-    baselines,
-    grouped_metrics,
-    histogram,
-    pair_metrics,
-    score_pairs,
-)
+from dpo_cli.evaluate.pairs import Scored, baselines, grouped_metrics, histogram, pair_metrics, score_pairs
 from dpo_cli.inference import HEAD_CHUNK, Tokens, answer_logps, encode
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Pair
@@ -113,16 +106,13 @@ class Small:
         return self.model(**inputs)
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_every_row_is_scored_once(loaded: tuple[Any, Any]) -> None:
+def test_a_batch_that_does_not_fit_is_halved_and_a_row_that_does_not_is_an_error(loaded: tuple[Any, Any]) -> None:
     small: Any = Small(loaded[0], fits=2)
     found = answer_logps(small, rows(), batch_size=6)
     assert small.tried == [6, 3, 1, 1, 1, 1, 1, 1]
     for row, logps in zip(rows(), found, strict=True):
         assert logps == pytest.approx(plain_logps(loaded[0], row), abs=2e-5)
-
-
-def test_a_row_that_does_not_fit_alone_is_an_error_with_a_mend(loaded: tuple[Any, Any]) -> None:
-    small: Any = Small(loaded[0], fits=0)
+    small.fits = 0
     with pytest.raises(DpoError, match="does not hold one answer of 4 tokens") as caught:
         answer_logps(small, rows(), batch_size=6)
     assert caught.value.where == "model.max_length" and caught.value.hint
@@ -226,12 +216,7 @@ def test_a_broken_adapter_is_an_error_that_names_the_pair(intact: tuple[Any, Any
 
 
 def scored(number: int = 0, **values: Any) -> Scored:
-    same: dict[str, Any] = {
-        "policy_chosen": -10.0,
-        "policy_rejected": -10.0,
-        "reference_chosen": -10.0,
-        "reference_rejected": -10.0,
-    }
+    names = [f"{model}_{side}" for model in ("policy", "reference") for side in ("chosen", "rejected")]
     known: dict[str, Any] = {
         "id": f"p{number}",
         "language": "en",
@@ -239,7 +224,7 @@ def scored(number: int = 0, **values: Any) -> Scored:
         "chosen_tokens": 10,
         "rejected_tokens": 10,
     }
-    return Scored(**(known | same | values))
+    return Scored(**(known | dict.fromkeys(names, -10.0) | values))
 
 
 BY_HAND = [

@@ -314,7 +314,8 @@ def test_what_a_model_wrote_stays_text(full: Any) -> None:
         for wrote in (one["base"], one["tuned"], *(turn["content"] for turn in one["prompt"])):
             assert wrote in text
             assert any(wrote[:500].rstrip() in block for block in inside)
-    assert "an empty answer" in text
+    assert "an empty answer" in text and "cut off" in text
+    assert re.search(r"^tuned, \d+ tokens, cut off:$", markdown, re.M)
     assert all(warning in text for warning in metrics["warnings"])
     assert not any("<script" in line and "\\<script" not in line for line in outside)
     headings = [line for line in outside if line.startswith("#")]
@@ -332,14 +333,16 @@ def test_a_table_in_markdown_keeps_its_columns_whatever_a_source_is_called(full:
     assert any("a source \\| of \\<many>" in line for line in outside)
 
 
-def test_an_answer_cut_off_says_so(full: Any) -> None:
-    assert "cut off" in Page(full[1]).text
-    assert re.search(r"^tuned, \d+ tokens, cut off:$", full[2], re.M)
-
-
 @pytest.mark.parametrize("languages", [("en",), ("en", "zh", "de", "fr", "ja")])
-def test_without_samples_and_judge_nothing_is_left_of_them(tmp_path: Path, languages: tuple[str, ...]) -> None:
-    html, markdown = write(example_metrics(samples=False, languages=languages), tmp_path)
+def test_without_samples_and_judge_nothing_is_left_of_them(
+    tmp_path: Path, languages: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = example_metrics(samples=False, languages=languages)
+    html, markdown = write(metrics, tmp_path)
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    print_report(tmp_path)
+    printed = capsys.readouterr().out
+    assert "held-out pairs" in printed and "sampled answers" not in printed and "judge" not in printed.lower()
     page = Page(html)
     titles = [title for _, title in page.headings]
     assert all(page.filled), [title for title, some in zip(titles, page.filled, strict=True) if not some]
@@ -435,11 +438,6 @@ def test_no_path_of_this_machine_is_published(full: Any, tmp_path: Path) -> None
         assert "someone" not in text and "pairs.jsonl is odd" in text
 
 
-def test_one_language_has_one_column(tmp_path: Path) -> None:
-    _, markdown = write(example_metrics(languages=("en",)), tmp_path)
-    assert "| held-out pairs | all, n = 300 | what it says |" in markdown
-
-
 def test_held_out_curves_stand_beside_those_of_training(full: Any, tmp_path: Path) -> None:
     held = {"key": "loss", "points": [[1, 0.7], [9, 0.3]], "held_out": [[5, 0.6], [9, 0.5]]}
     html, _ = write(full[0] | {"curves": [held]}, tmp_path)
@@ -457,9 +455,12 @@ def test_the_page_reads_well_to_who_cannot_see_it(full: Any) -> None:
     assert levels[0] == 1 and all(later - level <= 1 for level, later in pairwise(levels))
 
 
-def test_the_reports_come_from_the_file_alone(full: Any, tmp_path: Path) -> None:
+def test_the_reports_come_from_the_file_alone_with_a_column_a_language(full: Any, tmp_path: Path) -> None:
     again = json.loads(json.dumps(full[0]))
     assert write(again, tmp_path) == full[1:]
+    assert "| held-out pairs | all, n = 300 | en, n = 210 | zh, n = 90 | what it says |" in full[2]
+    again["languages"].pop("zh")
+    assert "| held-out pairs | all, n = 300 | what it says |" in write(again, tmp_path)[1]
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
@@ -586,12 +587,3 @@ def test_the_terminal_shows_it_in_80_columns(
     last = ("warning: 3 of 200", "1 remark of prepare on the data", metrics["verdict"]["sentence"], "report: ")
     assert [flowing.index(one) for one in last] == sorted(flowing.index(one) for one in last)
     assert "alert(1)" not in printed, "prepare has printed its remarks already"
-
-
-def test_the_terminal_of_a_run_without_samples_and_judge_has_only_pairs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "metrics.json").write_text(json.dumps(example_metrics(samples=False)), encoding="utf-8")
-    print_report(tmp_path)
-    printed = capsys.readouterr().out
-    assert "held-out pairs" in printed and "sampled answers" not in printed and "judge" not in printed.lower()
