@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from dpo_cli.errors import USAGE, DpoError
+from dpo_cli.evaluate.summary import shown
 from dpo_cli.evaluate.text_metrics import valid
 from dpo_cli.evaluate.winrate import bradley_terry
 from dpo_cli.recipe import Recipe
@@ -225,8 +226,7 @@ def examples(runs: Mapping[str, Compared], seed: int) -> list[dict[str, Any]]:
     """Prompts that every run answered: those whose scores by the judge differ most, and some at random (seeded).
 
     Returns:
-        {kind: changed or random, language, prompt, base, answers {run: answer}, scores {run: 0..1}}; `base` is None
-        where the runs' bases did not all answer the same.
+        As `summary.examples`; `base` is there where the runs' bases all answered the same.
     """
     first, *others = runs.values()
     common = [prompt for prompt in first.answers if all(prompt in other.answers for other in others)]
@@ -235,16 +235,15 @@ def examples(runs: Mapping[str, Compared], seed: int) -> list[dict[str, Any]]:
     rest = [prompt for prompt in common if prompt not in changed]
     found = []
     for prompt in [*changed, *random.Random(seed).sample(rest, min(DRAWN, len(rest)))]:
-        rows = {name: one.answers[prompt] for name, one in runs.items()}
-        bases = [row["base"] for row in rows.values()]
+        row = first.answers[prompt]
+        alike = all(one.answers[prompt]["base"]["text"] == row["base"]["text"] for one in others)
+        answers = {name: shown(one.answers[prompt]["tuned"], one.scores.get(prompt)) for name, one in runs.items()}
         found.append(
             {
                 "kind": "changed" if prompt in changed else "random",
-                "language": first.answers[prompt]["language"],
-                "prompt": first.answers[prompt]["prompt"],
-                "base": bases[0] if all(base["text"] == bases[0]["text"] for base in bases) else None,
-                "answers": {name: row["tuned"] for name, row in rows.items()},
-                "scores": {name: one.scores[prompt] for name, one in runs.items() if prompt in one.scores},
+                "language": row["language"],
+                "prompt": row["prompt"],
+                "answers": ({"base": shown(row["base"])} if alike else {}) | answers,
             }
         )
     return found

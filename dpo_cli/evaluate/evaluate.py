@@ -116,9 +116,6 @@ def answer(recipe: Recipe, run: Run, prompt: str, count: int) -> tuple[list[Answ
     return draws(model, tokenizer, messages, recipe.eval, recipe.seed, count, options)
 
 
-# -------------------------------------------------------------------------------------------------------------- steps
-
-
 def _held_out(recipe: Recipe, run: Run) -> tuple[list[Pair], list[Pair], list[Pair]]:
     """The held-out pairs, and answers to be learned; the bad answers where every prompt has but one, good or bad.
 

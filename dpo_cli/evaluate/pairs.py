@@ -106,9 +106,6 @@ def _scored(pair: Pair, *logps: Sequence[float]) -> Scored:
     )  # fmt: skip
 
 
-# ----------------------------------------------------------------------------------------------------------- figures
-
-
 def pair_metrics(scored: Sequence[Scored], beta: float, seed: int) -> dict[str, Figure]:
     """The `pairs` figures of `eval/metrics.json`. In shares a tie counts ½, so an untrained adapter stands at 0.5.
 
@@ -178,17 +175,13 @@ def grouped_metrics(scored: Sequence[Scored], beta: float, seed: int) -> dict[st
             mean tokens of the two answers: {"from", "to": least and greatest value inside, "pairs"}. See `_quartiles`.
         histogram: of the reward margins in nats. See `histogram`.
     """
-
-    def quartiles(values: Iterable[float | None]) -> list[dict[str, Any]]:
-        groups = _quartiles(scored, values)
-        return [{"from": low, "to": high, "pairs": pair_metrics(some, beta, seed)} for low, high, some in groups]
-
+    lengths = [(pair.chosen_tokens + pair.rejected_tokens) / 2 for pair in scored]
     return {
         "pairs": pair_metrics(scored, beta, seed),
         "languages": by_name(scored, [pair.language for pair in scored], beta, seed),
         "sources": by_name(scored, [pair.source for pair in scored], beta, seed),
-        "margin_quartiles": quartiles(pair.margin for pair in scored),
-        "length_quartiles": quartiles((pair.chosen_tokens + pair.rejected_tokens) / 2 for pair in scored),
+        "margin_quartiles": _quartiles(scored, [pair.margin for pair in scored], beta, seed),
+        "length_quartiles": _quartiles(scored, lengths, beta, seed),
         "histogram": histogram([beta * (pair.chosen_drift - pair.rejected_drift) for pair in scored]),
     }
 
@@ -233,23 +226,24 @@ def _shortcut(prepared: Mapping[str, Any]) -> dict[str, Any] | None:
     return max(rules, key=lambda rule: rule["low"], default=None)
 
 
-def _quartiles(scored: Sequence[Scored], values: Iterable[float | None]) -> list[tuple[float, float, list[Scored]]]:
-    """(least value, greatest value, pairs) of the four quarters by value, ascending.
+def _quartiles(
+    scored: Sequence[Scored], values: Sequence[float | None], beta: float, seed: int
+) -> list[dict[str, Any]]:
+    """The four quarters by value, from low to high; equal values stay together, so that there may be fewer.
 
-    Equal values stay together, so that no two groups overlap: where many are equal there are fewer groups than four.
     None at all where fewer than 8 pairs have a value, or all have the same one.
     """
     known = [(value, pair) for value, pair in zip(values, scored, strict=True) if value is not None]
-    if len(known) < LEAST_FOR_QUARTILES:
-        return []
     numbers = [value for value, _ in known]
+    if len(known) < LEAST_FOR_QUARTILES or len(set(numbers)) < 2:
+        return []
     quarter = numpy.searchsorted(numpy.quantile(numbers, (0.25, 0.5, 0.75)), numbers, side="left")
-    groups = [[one for one, at in zip(known, quarter, strict=True) if at == place] for place in sorted(set(quarter))]
-    ends = [(min(value for value, _ in group), max(value for value, _ in group)) for group in groups]
-    found = [
-        (round(low, 6), round(high, 6), [pair for _, pair in group])
-        for (low, high), group in zip(ends, groups, strict=True)
-    ]
+    found = []
+    for place in sorted(set(quarter)):
+        inside = [number for number, at in zip(numbers, quarter, strict=True) if at == place]
+        pairs = [pair for (_, pair), at in zip(known, quarter, strict=True) if at == place]
+        ends = {"from": round(min(inside), 6), "to": round(max(inside), 6)}
+        found.append({**ends, "pairs": pair_metrics(pairs, beta, seed)})
     return found if len(found) > 1 else []
 
 

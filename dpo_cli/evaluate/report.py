@@ -185,10 +185,9 @@ def _examples(examples: Sequence[Mapping[str, Any]], say: words.Say) -> str:
         lines.append(f"**{escaped(one['id'])}** ({escaped(one['language'])}{score}, {say(one['kind'])})")
         for message in one["prompt"]:
             lines += [f"{escaped(message['role'])}:", fenced(message["content"], SHOWN)]
-        for model in ("base", "tuned"):
-            cut = "" if one[f"{model}_finished"] else say("cut_off")
-            count = say("count", n=f"{one[f'{model}_tokens']:,}")
-            lines += [f"{say(model)}, {count}{cut}:", fenced(one[model], SHOWN)]
+        for name, answer in one["answers"].items():
+            cut = "" if answer["finished"] else say("cut_off")
+            lines += [f"{say(name)}, {say('count', n=answer['tokens'])}{cut}:", fenced(answer["text"], SHOWN)]
     return "\n\n".join(lines)
 
 

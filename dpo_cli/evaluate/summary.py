@@ -109,23 +109,23 @@ def examples(
         known = [one for one in samples if one.id in margins]
         changed = sorted(known, key=lambda one: -abs(margins[one.id]))[:CHANGED]
     rest = [one for one in samples if one not in changed]
-    drawn = random.Random(seed).sample(rest, min(DRAWN, len(rest)))
     return [
         {
             "kind": "changed" if one in changed else "random",
             "id": one.id,
             "language": one.language,
             "prompt": one.prompt,
-            "base": one.base.text,
-            "tuned": one.tuned.text,
             "score": scores.get(one.id),
-            "base_tokens": len(one.base.said),
-            "tuned_tokens": len(one.tuned.said),
-            "base_finished": one.base.finished,
-            "tuned_finished": one.tuned.finished,
+            "answers": {name: shown(vars(answer)) for name, answer in (("base", one.base), ("tuned", one.tuned))},
         }
-        for one in [*changed, *drawn]
+        for one in [*changed, *random.Random(seed).sample(rest, min(DRAWN, len(rest)))]
     ]
+
+
+def shown(answer: Mapping[str, Any], score: float | None = None) -> dict[str, Any]:
+    """What the page shows of an answer of samples.jsonl; `score`: the judge's, where each answer has its own."""
+    tokens = len(answer["ids"]) - answer["thought"]
+    return {"text": answer["text"], "tokens": tokens, "finished": answer["finished"], "score": score}
 
 
 def _changed(judged: Sequence[Sample], scores: Mapping[str, float]) -> list[Sample]:

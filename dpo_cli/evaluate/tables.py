@@ -168,8 +168,6 @@ class Tables:
             note += say("judged_chance", p="< 0.001" if judge["p_value"] < 0.001 else f"= {judge['p_value']:.3f}")
         return note + (say("judged_template", digest=judge["template_sha256"][:12]) if judge["template_sha256"] else "")
 
-    # ---------------------------------------------------------------------------------------------------- layouts
-
     def _name(self, key: str) -> str:
         return figure_name(key, self.language)[0]
 

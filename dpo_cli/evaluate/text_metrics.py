@@ -29,9 +29,6 @@ REPETITIVE = 0.5  # 4-grams that stood there before
 Rows = Sequence[Sequence[int]]
 
 
-# ------------------------------------------------------------------------------------------------------ of one answer
-
-
 def repetition(ids: Sequence[int]) -> float:
     """1 - unique / all runs of 4 tokens, 0..1; 0 for fewer than 4 tokens."""
     total = len(ids) - 3
@@ -58,9 +55,6 @@ def valid(prompt: str, answer: Answer | SimpleNamespace) -> bool:
     )
 
 
-# ------------------------------------------------------------------------------------------------- of all the answers
-
-
 def distinct_2(rows: Rows) -> float:
     """Unique / all pairs of neighbouring tokens in the first 200 tokens of every answer (Li et al. 2016), 0..1.
 
@@ -72,10 +66,9 @@ def distinct_2(rows: Rows) -> float:
 
 
 def compression(rows: Rows) -> float:
-    """Raw / zlib-compressed bytes of the first 200 tokens of every answer, one after another (Shaib et al. 2024, arXiv
-    2403.00553); higher is less diverse.
+    """Raw / zlib-compressed bytes of the first 200 tokens of every answer (Shaib et al. 2024, arXiv 2403.00553).
 
-    Token ids as 4-byte integers, lowest byte first, so that Chinese and English are alike. NaN where there is none.
+    Higher is less diverse. Token ids as 4-byte integers, so that Chinese and English are alike. NaN without any.
     """
     raw = b"".join(numpy.asarray(row[:HEAD], dtype="<i4").tobytes() for row in rows)
     return len(raw) / len(zlib.compress(raw)) if raw else math.nan
@@ -97,19 +90,19 @@ def sample_metrics(samples: Sequence[Sample], seed: int) -> dict[str, Figure]:
         seed: of the bootstrap, which resamples prompts.
     """
 
-    def match(sample: Sample, answer: Answer) -> float:
-        found = language_match(sample.prompt[-1]["content"], answer.text)
+    def match(prompt: str, answer: Answer) -> float:
+        found = language_match(prompt, answer.text)
         return math.nan if found is None else float(found)
 
-    shares: dict[str, Callable[[Sample, Answer], float]] = {
-        "valid_rate": lambda sample, answer: float(valid(sample.prompt[-1]["content"], answer)),
-        "truncated": lambda _, answer: float(not answer.finished),
-        "repetitive": lambda _, answer: float(repetition(answer.said) > REPETITIVE),
+    shares: dict[str, Callable[[str, Answer], float]] = {
+        "valid_rate": valid,
+        "truncated": lambda _, answer: not answer.finished,
+        "repetitive": lambda _, answer: repetition(answer.said) > REPETITIVE,
         "language_match": match,
-        "refusal": lambda _, answer: float(refuses(answer.text)),
+        "refusal": lambda _, answer: refuses(answer.text),
     }
-    means: dict[str, Callable[[Sample, Answer], float]] = {
-        "tokens": lambda _, answer: float(len(answer.said)),
+    means: dict[str, Callable[[str, Answer], float]] = {
+        "tokens": lambda _, answer: len(answer.said),
         "repetition": lambda _, answer: repetition(answer.said),
     }
     kl = [sample.kl_total for sample in samples]
@@ -121,17 +114,17 @@ def sample_metrics(samples: Sequence[Sample], seed: int) -> dict[str, Figure]:
         "length_ratio": bootstrap([ratios], lambda logs: numpy.exp(logs.mean(-1)), seed),
     }
     for name, measure in (shares | means).items():
-        base = [measure(sample, sample.base) for sample in samples]
-        tuned = [measure(sample, sample.tuned) for sample in samples]
+        base, tuned = (
+            [float(measure(one.prompt[-1]["content"], getattr(one, side))) for one in samples]
+            for side in ("base", "tuned")
+        )
         for side, values in (("base", base), ("tuned", tuned)):
             known = [value for value in values if not math.isnan(value)]
-            share = name in shares
-            figures[f"{name}_{side}"] = wilson(sum(known), len(known)) if share else bootstrap_mean(known, seed)
-        figures[f"{name}_change"] = (
-            share_change(base, tuned)
-            if name in shares
-            else bootstrap([base, tuned], lambda b, t: t.mean(-1) - b.mean(-1), seed)
-        )
+            figures[f"{name}_{side}"] = (
+                wilson(sum(known), len(known)) if name in shares else bootstrap_mean(known, seed)
+            )
+        differences = [after - before for before, after in zip(base, tuned, strict=True)]
+        figures[f"{name}_change"] = share_change(base, tuned) if name in shares else bootstrap_mean(differences, seed)
     for name, statistic in (("distinct_2", distinct_2), ("compression", compression)):
         before, after = (statistic([getattr(one, side).said for one in samples]) for side in ("base", "tuned"))
         for side, found in (("base", before), ("tuned", after), ("change", after - before)):

@@ -95,9 +95,6 @@ def pairs_needed(figure: Figure) -> int | None:
     return math.ceil(float(f"{count:.1e}"))
 
 
-# -------------------------------------------------------------------------------------------------------------- states
-
-
 def _preference(metrics: Mapping[str, Any], say: Say) -> tuple[str, str]:
     area = None if metrics["pairs"] else metrics["answers"].get("auroc")
     if area:
@@ -131,13 +128,12 @@ def _state(share: Mapping[str, Any], still: bool = False) -> str:
 
 
 def _learned(figures: Mapping[str, Figure], say: Say) -> tuple[str, str]:
-    """What the loss says by itself, where there are no pairs: learned, opposite or none; and the same in words."""
+    """What the loss shows where there are no pairs: learned, opposite or none; and the same in words."""
     change = figures["loss_change"]
     state = "learned" if (change["high"] or 0.0) < 0 else "opposite" if (change["low"] or 0.0) > 0 else "none"
     sides = {side: show_figure(figures[f"loss_{side}"], LOSS, False) for side in ("base", "tuned")}
-    return state, say(
-        "loss_went", n=f"{change['n']:,}", interval=show_interval(change, LOSS.change, say("to")), **sides
-    )
+    interval = show_interval(change, LOSS.change, say("to"))
+    return state, say("loss_went", n=f"{change['n']:,}", interval=interval, **sides)
 
 
 def changes_nothing(metrics: Mapping[str, Any]) -> bool:
@@ -147,10 +143,9 @@ def changes_nothing(metrics: Mapping[str, Any]) -> bool:
 
 
 def _text(metrics: Mapping[str, Any], say: Say) -> tuple[str, list[str]]:
-    samples = metrics["samples"]
-    paid = list(prices(metrics, say).values())
+    samples, paid = metrics["samples"], list(prices(metrics, say).values())
     if not samples:
-        return "unseen" if not paid else "worse", [*paid, say("unseen")]
+        return "worse" if paid else "unseen", [*paid, say("unseen")]
     if (samples["valid_rate_change"]["high"] or 0.0) <= -BROKEN:
         return "broken", [say("broken", sides=_sides(samples, "valid_rate")), *paid]
     return ("worse", paid) if paid else ("intact", [say("intact")])
@@ -182,9 +177,6 @@ def _side(rate: Figure) -> str:
     if low is None or high is None or low <= 0.5 <= high:
         return "unclear"
     return "tuned" if low > 0.5 else "base"
-
-
-# -------------------------------------------------------------------------------------------------------------- prices
 
 
 def prices(metrics: Mapping[str, Any], say: Say) -> dict[str, str]:

@@ -151,7 +151,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "score": (", score {score}", "，分数 {score}"),
     "base": ("base", "基座"),
     "tuned": ("tuned", "微调后"),
-    "count": ("{n} tokens", "{n} 个词元"),
+    "count": ("{n:,} tokens", "{n:,} 个词元"),
     "cut_off": (", cut off", "，被截断"),
     "empty": ("an empty answer", "空回答"),
     "in_full": ("In full", "展开"),

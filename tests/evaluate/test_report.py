@@ -113,13 +113,11 @@ def example_metrics(
                 {"role": "assistant", "content": "About **tea**?"},
                 {"role": "user", "content": CHINESE if index == 0 else f"{NASTY} {index}"},
             ],
-            "base": base,
-            "tuned": tuned,
             "score": {"changed": 1.0, "random": 0.5}[kind] if judge else None,
-            "base_tokens": len(base) // 4,
-            "tuned_tokens": len(tuned) // 4,
-            "base_finished": True,
-            "tuned_finished": index != 2,
+            "answers": {
+                "base": {"text": base, "tokens": len(base) // 4, "finished": True, "score": None},
+                "tuned": {"text": tuned, "tokens": len(tuned) // 4, "finished": index != 2, "score": None},
+            },
         }
         for kind in ("changed", "random")
         for index, (base, tuned) in enumerate(texts)
@@ -311,7 +309,8 @@ def test_what_a_model_wrote_stays_text(full: Any) -> None:
     metrics, html, markdown = full
     text, (outside, inside) = Page(html).text, blocks(markdown)
     for one in metrics["examples"]:
-        for wrote in (one["base"], one["tuned"], *(turn["content"] for turn in one["prompt"])):
+        answers = [answer["text"] for answer in one["answers"].values()]
+        for wrote in (*answers, *(turn["content"] for turn in one["prompt"])):
             assert wrote in text
             assert any(wrote[:500].rstrip() in block for block in inside)
     assert "an empty answer" in text and "cut off" in text

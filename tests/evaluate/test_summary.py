@@ -210,12 +210,10 @@ def test_an_example_has_all_that_is_shown_of_it(samples: list[Sample]) -> None:
         "id": "p0",
         "language": "en",
         "prompt": [{"role": "user", "content": "0?"}],
-        "base": "base",
-        "tuned": "tuned",
         "score": None,
-        "base_tokens": 2,
-        "tuned_tokens": 2,  # its thought is not counted
-        "base_finished": True,
-        "tuned_finished": False,
+        "answers": {
+            "base": {"text": "base", "tokens": 2, "finished": True, "score": None},
+            "tuned": {"text": "tuned", "tokens": 2, "finished": False, "score": None},  # its thought is not counted
+        },
     }
     assert examples([], {}, {}, seed=0) == []
