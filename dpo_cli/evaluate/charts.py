@@ -52,19 +52,13 @@ def curve(points: Points, title: str, held_out: Points = (), say: Say = english)
         corners = (at(*one) for one in some)
         return f'<polyline class="{kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in corners)}"/>'
 
-    labels = [
-        _text(LEFT - 6, TOP + 4, _number(high), "end"),
-        _text(LEFT - 6, BASE, _number(low), "end"),
-        _text(LEFT, HEIGHT - 6, say("step", n=f"{first:g}")),
-        _text(RIGHT, HEIGHT - 6, f"{last:g}", "end"),
-    ]
-    said = say("curve", title=title, first=_number(known[0][1]), last=_number(known[-1][1]))
+    label = say("curve", title=title, first=_number(known[0][1]), last=_number(known[-1][1]))
     lines = [line(known, "line")]
     if held:
-        said += say("curve_held_out", first=_number(held[0][1]), last=_number(held[-1][1]))
+        label += say("curve_held_out", first=_number(held[0][1]), last=_number(held[-1][1]))
         lines.append(line(held, "line held"))
         lines += [f'<circle class="held" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in (at(*one) for one in held)]
-    return _svg([_line(LEFT, BASE, RIGHT, BASE, "axis"), *lines, *labels], said)
+    return _svg([*lines, *_axes(_number(high), _number(low), say("step", n=f"{first:g}"), f"{last:g}")], label)
 
 
 def _finite(points: Points) -> list[tuple[float, float]]:
@@ -75,7 +69,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], right: int, say: Sa
     """Reward margins as bars, those below 0 in another colour, with a line at 0.
 
     Args:
-        edges: of the bins, ascending, in nats; 0 lies within.
+        edges: of the bins, ascending, in nats, as far below 0 as above.
         counts: one a bin, so one fewer than the edges.
         right: how many margins are above 0.
     """
@@ -87,18 +81,12 @@ def histogram(edges: Sequence[float], counts: Sequence[int], right: int, say: Sa
     for left, end, count in zip(edges, edges[1:], counts, strict=False):
         x, width = _across((left - low) / span), (end - left) / span * (RIGHT - LEFT)
         kind = "bar wrong" if left + end < 0 else "bar"
-        bars.append(_rect(x, _up(count / most), max(width - 1, 0.5), BASE - _up(count / most), kind))
+        size = f'width="{max(width - 1, 0.5):.1f}" height="{BASE - _up(count / most):.1f}"'
+        bars.append(f'<rect class="{kind}" x="{x:.1f}" y="{_up(count / most):.1f}" {size}/>')
     zero = _across(-low / span)
-    labels = [
-        _text(LEFT - 6, TOP + 4, f"{most:,}", "end"),
-        _text(LEFT - 6, BASE, "0", "end"),
-        _text(LEFT, HEIGHT - 6, _number(low)),
-        _text(RIGHT, HEIGHT - 6, _number(high), "end"),
-    ]
-    if LEFT + 40 < zero < RIGHT - 40:  # else it would run into the ends' own numbers
-        labels.append(_text(zero, HEIGHT - 6, "0", "middle"))
-    lines = [_line(LEFT, BASE, RIGHT, BASE, "axis"), _line(zero, TOP, zero, BASE, "mark")]
-    return _svg([*bars, *lines, *labels], say("histogram", n=f"{sum(counts):,}", right=f"{right:,}"))
+    middle = [_line(zero, TOP, zero, BASE, "mark"), _text(zero, HEIGHT - 6, "0", "middle")]
+    axes = _axes(f"{most:,}", "0", _number(low), _number(high))
+    return _svg([*bars, *middle, *axes], say("histogram", n=f"{sum(counts):,}", right=f"{right:,}"))
 
 
 def scale(rows: Iterable[Dot]) -> tuple[float, float]:
@@ -146,8 +134,7 @@ def dots(rows: Sequence[Dot], low: float, high: float, title: str) -> str:
             parts.append(f'<path class="rival" d="M{at:.1f} {y - 5}l5 5l-5 5l-5 -5z"/>')
         if value is not None:
             parts.append(f'<circle class="dot" cx="{x(value):.1f}" cy="{y}" r="4.5"/>')
-    said = "; ".join(f"{row.label}: {row.text}" for row in rows)
-    return _svg(parts, f"{title}. {said}", bottom + 22)
+    return _svg(parts, f"{title}. {'; '.join(f'{row.label}: {row.text}' for row in rows)}", bottom + 22)
 
 
 def _across(share: float) -> float:
@@ -166,8 +153,15 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _rect(x: float, y: float, width: float, height: float, kind: str) -> str:
-    return f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"/>'
+def _axes(top: str, base: str, left: str, right: str) -> list[str]:
+    """The horizontal axis, and the numbers at the ends of both."""
+    return [
+        _line(LEFT, BASE, RIGHT, BASE, "axis"),
+        _text(LEFT - 6, TOP + 4, top, "end"),
+        _text(LEFT - 6, BASE, base, "end"),
+        _text(LEFT, HEIGHT - 6, left),
+        _text(RIGHT, HEIGHT - 6, right, "end"),
+    ]
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "") -> str:

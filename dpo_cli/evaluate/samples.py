@@ -73,11 +73,9 @@ def sample_pairs(
     once, under the first one's id. Answers are kept batch by batch, so a killed run goes on.
 
     Args:
-        model: of `models.load_tuned`.
+        model: of `load_both`.
         settings: how to sample, and `batch_size` answers at once, halved where the GPU's memory runs out.
-        seed: of the sampling.
         store: samples of this very model and these very settings, by a pair's id.
-        progress: show how far it is.
 
     Returns:
         One sample a prompt, in the order of the pairs.

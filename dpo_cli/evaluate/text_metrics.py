@@ -87,7 +87,6 @@ def sample_metrics(samples: Sequence[Sample], seed: int) -> dict[str, Figure]:
 
     Args:
         samples: one a prompt.
-        seed: of the bootstrap, which resamples prompts.
     """
 
     def match(prompt: str, answer: Answer) -> float:

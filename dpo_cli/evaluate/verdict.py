@@ -49,11 +49,9 @@ RULES = (
 class Verdict(TypedDict):
     """`verdict` in `eval/metrics.json`.
 
-    kind: better, learned_at_a_price, worse, not_learned or too_little_to_tell.
-    sentence: the kind in words, with the reasons.
+    kind: better, learned_at_a_price, worse, not_learned or too_little_to_tell. sentence: the kind with the reasons.
     reasons: what it rests on: the preference, the text or each price that was paid in it, the judge.
-    pairs_needed: of too_little_to_tell, how many held-out prompts would show an effect of this size in four of five
-        runs; None where there is none to show, and of the other kinds.
+    pairs_needed: of too_little_to_tell, see `pairs_needed`; None where there is no effect to show.
     """
 
     kind: str

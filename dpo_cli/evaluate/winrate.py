@@ -30,12 +30,10 @@ def win_rate(scores: Sequence[float], seed: int) -> Figure:
     """The mean share of a prompt, W = Σ s_i / n, with its 95 % interval.
 
     That is a percentile bootstrap over prompts; where all shares are 0 or 1, or all the same, it is Wilson's, which
-    stays honest at the ends (all won is not 100 % to 100 %) and which such shares fulfil the terms of, or err on its
-    wide side.
+    stays honest at the ends (all won is not 100 % to 100 %).
 
     Args:
         scores: one a prompt, in 0..1.
-        seed: of the bootstrap.
     """
     if len(set(scores)) < 2 or set(scores) <= {0.0, 1.0}:
         return wilson(sum(scores), len(scores))
@@ -46,7 +44,7 @@ def sign_flip_p_value(scores: Sequence[float]) -> float | None:
     """How often chance alone would take the mean as far from ½: two-sided sign-flip permutation test of s_i - ½.
 
     If neither side is better, each s_i - ½ is as likely with the other sign (Fisher 1935). All 2^n choices of signs are
-    counted, whatever n, by folding one prompt after the other into the distribution of the sum, in units of ¼.
+    counted, by folding one prompt after the other into the distribution of the sum, in units of ¼.
 
     Args:
         scores: one a prompt: 0, ¼, ½, ¾ or 1.
@@ -78,7 +76,6 @@ def length_adjusted(scores: Sequence[float], length_differences: Sequence[float]
     Args:
         scores: one a prompt, in 0..1.
         length_differences: Δ, tokens of the judged answer less those of its opponent, in the same order.
-        seed: of the bootstrap.
 
     Returns:
         The plain win rate where all scores are the same, or all differences: there is nothing to adjust by.
@@ -128,8 +125,7 @@ def bradley_terry(comparisons: Sequence[Comparison], base: str, seed: int, draws
     Args:
         comparisons: (prompt, player, opponent, share of the player); `base` may stand on either side, and games lead
             from it to every player.
-        seed: of the bootstrap.
-        draws: how many resamples.
+        draws: resamples of the bootstrap.
 
     Returns:
         A figure for each player but base; n is the prompts that the player was judged on.
@@ -203,7 +199,6 @@ def judge_metrics(
         judgments: tuned (first) against base, one a prompt.
         calibration: chosen (first) against rejected, one a held-out pair: whether the judge sees the data's preference.
         length_differences: tokens of the tuned answer less those of the base's, by the judgment's id.
-        seed: of the bootstraps.
     """
     judged = [one for one in judgments if one.score is not None]
     known = {one.id: one.score for one in judged if one.score is not None}

@@ -34,12 +34,7 @@ class Reply(NamedTuple):
 
 
 class Client:
-    """Asks one server; `requests` are the arguments of `chat.completions.create` but the model, by their key.
-
-    Args:
-        settings: of the recipe.
-        store: where usable replies are kept by their key, see `key_of`.
-    """
+    """Asks one server; `store` keeps usable replies by their key, see `request_key`."""
 
     def __init__(self, settings: Server, store: Store) -> None:
         self.settings, self.store = settings, store
@@ -55,12 +50,12 @@ class Client:
     ) -> tuple[dict[str, Reply], dict[str, Reply]]:
         """Ask each request once: what is usable is kept, and not asked again by any run.
 
-        The rest is not kept: at temperature 0 the same server would say it again, but what a person does about it is to
-        fix the server (its chat template, its limits), and then it is worth asking again.
+        The rest is asked again by the next run, for a person may have fixed the server (its chat template, its limits).
 
         Args:
+            requests: the arguments of `chat.completions.create` but the model, by their key.
             usable: whether a reply has what was asked for.
-            advance: is told of every request that is done, the known ones at once.
+            advance: is called with the number of requests that are done, the known ones at once.
 
         Returns:
             The usable replies by key; for the other keys the reply, or why there is none.
@@ -100,10 +95,8 @@ class Client:
     def _ask(self, request: dict[str, Any]) -> Reply:
         """The reply to one request.
 
-        OpenAI's reasoning models take no temperature, and limit the tokens by another name; its servers take no
-        `chat_template_kwargs`. Once a server says so, all requests keep to that.
-
-        Errors are raised `from None`: what a server echoes may hold the key, and a traceback would show it.
+        Arguments that the server refuses are left out of all later requests. Errors are raised `from None`: what a
+        server echoes may hold the key, and a traceback would show it.
 
         Raises:
             _Unanswered: this request got no answer.
@@ -196,11 +189,8 @@ def open_client(settings: Server) -> tuple[Any, Callable[[str], str]]:
     try:
         import openai
     except ImportError:
-        raise DpoError(
-            f"{settings.role} on a server needs the openai package, which is not installed",
-            where=settings.at,
-            hint=install_command("judge"),
-        ) from None
+        what = f"{settings.role} on a server needs the openai package, which is not installed"
+        raise DpoError(what, where=settings.at, hint=install_command("judge")) from None
     name = settings.api_key_env
     key = os.environ.get(name, "").strip() if name else ""
     if name and not (key and key.isascii() and key.isprintable()):
@@ -259,7 +249,8 @@ def there(client: Any) -> bool:
     return True
 
 
-# What a server writes of arguments that it does not take, by the name that `_accepted` knows them by.
+# What a server writes of arguments that it does not take, by their name in `_accepted`: OpenAI's reasoning models take
+# no temperature and limit the tokens by another name; its servers take no `chat_template_kwargs`.
 REFUSED = {"limits": "max_completion_tokens|temperature", "template": "chat_template_kwargs"}
 
 

@@ -1,6 +1,6 @@
 """The judge on this machine: a reward model, which is a sequence classifier with one output.
 
-It scores an answer by itself, so there is no order of the two to cancel out.
+It scores each answer alone, so there is no order of the two to cancel out.
 """
 
 from __future__ import annotations
@@ -140,11 +140,9 @@ def _score_all(
         return dict(zip(keys, logits.float().tolist(), strict=True))
 
     def too_large(key: str) -> DpoError:
-        return DpoError(
-            f"one answer of {len(rows[key])} tokens is too much for the memory with {settings.id}",
-            where=settings.at,
-            hint=f"lower {settings.at}.max_length, or take a smaller reward model",
-        )
+        what = f"one answer of {len(rows[key])} tokens is too much for the memory with {settings.id}"
+        hint = f"lower {settings.at}.max_length, or take a smaller reward model"
+        return DpoError(what, where=settings.at, hint=hint)
 
     found: dict[str, float] = {}
     with torch.inference_mode():
@@ -189,16 +187,11 @@ def _identity(where: str, config: Any) -> str | None:
 
 
 def _cannot_load(settings: RewardModelRater, error: Exception) -> DpoError:
-    return DpoError(
-        f"can't load the reward model {settings.id}: {first_line(error)}",
-        where=f"{settings.at}.id",
-        hint="check the id or folder; where the Hub is out of reach set HF_ENDPOINT to a mirror",
-    )
+    what = f"can't load the reward model {settings.id}: {first_line(error)}"
+    hint = "check the id or folder; where the Hub is out of reach set HF_ENDPOINT to a mirror"
+    return DpoError(what, where=f"{settings.at}.id", hint=hint)
 
 
 def _no_reward_model(settings: RewardModelRater, why: str) -> DpoError:
-    return DpoError(
-        f"{settings.id} is no reward model: it {why}",
-        where=f"{settings.at}.id",
-        hint="name a sequence classifier with one output, such as Skywork/Skywork-Reward-V2-Qwen3-0.6B",
-    )
+    hint = "name a sequence classifier with one output, such as Skywork/Skywork-Reward-V2-Qwen3-0.6B"
+    return DpoError(f"{settings.id} is no reward model: it {why}", where=f"{settings.at}.id", hint=hint)

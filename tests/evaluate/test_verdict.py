@@ -1,10 +1,11 @@
-"""The verdict: its table line by line, each state at its boundary, and what its sentence says."""
+"""The verdict: its table, each state at its boundary, and its sentence; every warning with and without its cause."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from dpo_cli.evaluate.summary import warnings
 from dpo_cli.evaluate.verdict import pairs_needed, verdict
 from dpo_cli.stats import Figure, wilson
 
@@ -20,11 +21,19 @@ SAMPLES = {
     **{f"{name}_{side}": figure(0.1, 0.06, 0.15) for name in SHARES for side in ("base", "tuned")},
     **{f"{name}_change": STILL for name in SHARES},
 }
-JUDGE = {"win_rate": figure(0.7, 0.63, 0.76), "length_adjusted_win_rate": figure(0.68, 0.61, 0.75), "asked": 200}
+JUDGE = {
+    "win_rate": figure(0.7, 0.63, 0.76),
+    "length_adjusted_win_rate": figure(0.68, 0.61, 0.75),
+    "position_consistency": figure(0.8, 0.74, 0.85),
+    "calibration": figure(0.7, 0.6, 0.78, n=100),
+    "asked": 200,
+    "failures": 0,
+    "cut": 0,
+}
 
 
 def found(**changes: Any) -> dict[str, Any]:
-    """metrics.json of a good run, as far as the verdict reads it."""
+    """metrics.json of a good run, as far as verdict and warnings read it; nothing to warn of."""
     pairs = {
         "reward_accuracy": figure(0.8, 0.74, 0.85),
         "longer_wins": EVEN,
@@ -34,9 +43,11 @@ def found(**changes: Any) -> dict[str, Any]:
     }
     metrics: dict[str, Any] = {
         "pairs": {**pairs, **changes.pop("pairs", {})},
-        "baselines": {"majority": EVEN},
+        "languages": {"en": {"pairs": {"reward_accuracy": figure(0.8, 0.74, 0.85)}}},
+        "baselines": {"majority": EVEN, "shortcut": None},
         "samples": SAMPLES,
         "judge": None,
+        "sets": {},
     }
     return {**metrics, **changes}
 
@@ -165,3 +176,82 @@ def test_that_many_prompts_show_the_effect_four_times_in_five(share: float) -> N
     wins = numpy.random.default_rng(0).binomial(count, share, 2000)
     outside = [not one["low"] <= 0.5 <= one["high"] for one in (wilson(int(won), count) for won in wins)]  # type: ignore[operator]
     assert 0.76 <= sum(outside) / len(outside) <= 0.9
+
+
+# ------------------------------------------------------------------------------------------------------------ warnings
+
+
+def language(low: float, high: float, n: int = 200) -> dict[str, Any]:
+    return {"languages": {"zh": {"pairs": {"reward_accuracy": figure((low + high) / 2, low, high, n)}}}}
+
+
+def shortcut(value: float) -> dict[str, Any]:
+    return {"baselines": {"majority": EVEN, "shortcut": {**figure(value, value, value), "name": "markdown"}}}
+
+
+CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [  # what is said, its cause, and what is just no cause
+    (
+        "the adapter changes nothing",
+        {"pairs": {"chosen_drift": NOUGHT, "rejected_drift": NOUGHT}},
+        {"pairs": {"chosen_drift": NOUGHT}},
+    ),
+    (
+        "the chosen answers became less likely (−0.5 nats",
+        {"pairs": {"chosen_drift": figure(-0.5, -0.94, -0.06)}},
+        {"pairs": {"chosen_drift": figure(-0.5, -1, 0)}},
+    ),
+    ("few held-out pairs in zh (29)", language(0.6, 0.9, 29), language(0.6, 0.9, 30)),
+    ("in zh the accuracy is not distinguishable from 50%", language(0.5, 0.7), language(0.51, 0.7)),
+    ("in zh the accuracy is below 50%", language(0.3, 0.49), language(0.51, 0.7)),
+    ("betting on markdown alone is right in 75.0% of the training pairs", shortcut(0.75), shortcut(0.74)),
+    (
+        "do not end (10% → 10%): it may have unlearned",
+        sampled("truncated_change", 0.01, 0.1),
+        sampled("truncated_change", 0, 1),
+    ),
+    ("answers repeat themselves", sampled("repetitive_change", 0.01, 0.1), sampled("repetitive_change", 0, 0.1)),
+    (
+        "fewer answers are in the prompt's language",
+        sampled("language_match_change", -0.1, -0.01),
+        sampled("language_match_change", -0.1, 0),
+    ),
+    ("more answers refuse", sampled("refusal_change", 0.01, 0.1), sampled("refusal_change", 0, 0.1)),
+    ("answers are ×1.30 as long", sampled("length_ratio", 1.26, 1.34), sampled("length_ratio", 1.25, 1.35)),
+    (
+        "2 of 30 prompts of bench were trained on",
+        {"sets": {"bench": {"overlap": 2, "kept": 30}}},
+        {"sets": {"bench": {"overlap": 0, "kept": 30}}},
+    ),
+    ("3 of 200 prompts got no verdict", {"judge": JUDGE | {"failures": 3}}, {"judge": JUDGE}),
+    ("cut short in 4 of 200 prompts", {"judge": JUDGE | {"cut": 4}}, {"judge": JUDGE}),
+    (
+        "keeps to its verdict in only 59% of the prompts",
+        {"judge": JUDGE | {"position_consistency": figure(0.59, 0.5, 0.7)}},
+        {"judge": JUDGE | {"position_consistency": figure(0.6, 0.5, 0.7)}},
+    ),
+    (
+        "in 55% of 100 held-out pairs, not clearly better than chance",
+        {"judge": JUDGE | {"calibration": figure(0.55, 0.5, 0.6, n=100)}},
+        {"judge": JUDGE | {"calibration": figure(0.55, 0.51, 0.6, n=100)}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("says", "cause", "none"), CASES, ids=[case[0] for case in CASES])
+def test_a_warning_comes_with_its_cause_alone(says: str, cause: dict[str, Any], none: dict[str, Any]) -> None:
+    said = warnings(found(**cause))
+    assert len(said) == 1 and says in said[0]
+    assert warnings(found(**none)) == []
+
+
+def test_a_good_run_and_one_pair_of_everything_warn_of_little() -> None:
+    """Figures of one unit have no interval; a reward model's judgments have no order."""
+    assert warnings(found(judge=JUDGE | {"position_consistency": None})) == []
+    alone = {name: {**one, "low": None, "high": None, "n": 1} for name, one in SAMPLES.items()}
+    silent = JUDGE | {"position_consistency": figure(None, n=0), "calibration": figure(None, n=0)}
+    assert warnings(found(samples=alone, judge=silent)) == []
+
+
+def test_a_shortcut_that_an_accuracy_near_chance_can_not_owe_to_is_not_named() -> None:
+    near = {"reward_accuracy": figure(0.55, 0.49, 0.6)}
+    assert warnings(found(pairs=near, **shortcut(0.9))) == []

@@ -110,7 +110,6 @@ FAULTS: dict[str, tuple[int, dict[str, str], str]] = {
     "html": (200, {"Content-Type": "text/html"}, "<html>welcome</html>"),
     "no_json": (200, {"Content-Type": "application/json"}, '{"choices": [{"mess'),
     "no_choices": (200, {"Content-Type": "application/json"}, '{"choices": []}'),
-    "other_json": (200, {"Content-Type": "application/json"}, '["judge"]'),
 }
 
 UNSUPPORTED = (
