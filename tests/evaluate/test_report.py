@@ -24,6 +24,7 @@ from dpo_cli.evaluate.verdict import verdict
 from dpo_cli.recipe.sections import Eval
 from dpo_cli.show import NATS, RATIO, SHARE, Unit, shorten, show_figure
 from dpo_cli.stats import Figure
+from markdown_it import MarkdownIt
 from rich.cells import cell_len
 
 NASTY = "</pre><script>alert(1)</script> & <b>bold</b> | *stars* _under_ `tick` ``` ~~~~ 🦜 ’quoted’ “too” \u202e"
@@ -73,17 +74,9 @@ class Maker:
         figures = self.rows(JUDGE_ROWS, n)
         figures |= {"wins": self.share(0.5, n), "ties": self.share(0.2, n), "losses": self.share(0.3, n)}
         return figures | {
-            "kind": "openai",
-            "model": "judge-<1>",
-            "template_sha256": "0123456789abcdef" * 4,
-            "p_value": 0.0213,
-            "failures": 3,
-            "calibration_failures": 1,
-            "judged": n - 3,
-            "asked": n,
-            "cut": 0,
-            "score_difference": None,
-        }
+            "kind": "openai", "model": "judge-<1>", "template_sha256": "0123456789abcdef" * 4, "p_value": 0.0213,
+            "failures": 3, "calibration_failures": 1, "judged": n - 3, "asked": n, "cut": 0, "score_difference": None,
+        }  # fmt: skip
 
 
 def example_metrics(
@@ -251,23 +244,10 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str,
 
 def blocks(markdown: str) -> tuple[list[str], list[str]]:
     """(the lines outside of fenced blocks, what each block holds), as CommonMark reads them."""
-    outside: list[str] = []
-    inside: list[str] = []
-    fence = ""
-    for line in markdown.splitlines():
-        ticks = re.match(r"`{3,}", line)
-        if fence:
-            if line.strip("`") == "" and len(line) >= len(fence):
-                fence = ""
-            else:
-                inside[-1] += line + "\n"
-        elif ticks:
-            fence = ticks[0]
-            inside.append("")
-        else:
-            outside.append(line)
-    assert not fence, "a block is never closed"
-    return outside, inside
+    fences = [token for token in MarkdownIt("commonmark").parse(markdown) if token.type == "fence"]
+    taken = {line for token in fences for line in range(*(token.map or ()))}
+    outside = [line for number, line in enumerate(markdown.splitlines()) if number not in taken]
+    return outside, [token.content for token in fences]
 
 
 def said(metrics: dict[str, Any]) -> set[str]:
