@@ -245,7 +245,7 @@ def _answer(job: Job, prompt: str | None, count: int, file: Path | None) -> None
         from dpo_cli.evaluate import evaluate, prompt_file, talk
 
     if prompt is not None:
-        talk.print_answers(prompt, *evaluate.answer(job.recipe, job.run, prompt, count))
+        evaluate.answer(job.recipe, job.run, prompt, count)
     elif file is not None:
         for written in prompt_file.answer_file(job.recipe, job.run, file, quiet=job.quiet):
             job.say(f"eval: answers -> {written}")

@@ -27,7 +27,6 @@ from dpo_cli.evaluate.report import write_report
 from dpo_cli.evaluate.samples import Sample, draws, first_of_each_prompt, load_both, sample_pairs
 from dpo_cli.evaluate.text_metrics import sample_metrics
 from dpo_cli.evaluate.verdict import verdict
-from dpo_cli.inference import Answer
 from dpo_cli.judging import Judgment
 from dpo_cli.machine import versions
 from dpo_cli.progress import Step
@@ -37,6 +36,7 @@ from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.records import Message, Pair, read_answers, read_jsonl, read_pairs, write_jsonl
 from dpo_cli.run import Run, fingerprint
 from dpo_cli.store import Store
+from dpo_cli.terminal import print_answers
 
 
 def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> dict[str, Any]:
@@ -102,8 +102,8 @@ class Scores(NamedTuple):
     bad: list[Scored]
 
 
-def answer(recipe: Recipe, run: Run, prompt: str, count: int) -> tuple[list[Answer], list[Answer]]:
-    """`count` answers of the base and of the tuned model to one prompt, for a look; nothing is written.
+def answer(recipe: Recipe, run: Run, prompt: str, count: int) -> None:
+    """Print `count` answers of the base and of the tuned model to one prompt; nothing is written.
 
     Raises:
         DpoError: the prompt is no text.
@@ -113,7 +113,7 @@ def answer(recipe: Recipe, run: Run, prompt: str, count: int) -> tuple[list[Answ
     model, tokenizer = load_both(recipe, run)
     messages: list[Message] = [{"role": "user", "content": prompt}]
     options = chat.chat_template_kwargs(recipe)
-    return draws(model, tokenizer, messages, recipe.eval, recipe.seed, count, options)
+    print_answers(prompt, *draws(model, tokenizer, messages, recipe.eval, recipe.seed, count, options))
 
 
 def _held_out(recipe: Recipe, run: Run) -> tuple[list[Pair], list[Pair], list[Pair]]:
