@@ -55,15 +55,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the groups, and as the later plugin it would come before
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under pytest-xdist, keep a file's tests together, and those that share the smoke run; the longest files first."""
+    """Under pytest-xdist, keep a file's tests together, and those that share a run; the longest first."""
     if not config.pluginmanager.hasplugin("xdist"):  # the venv of tests/unsloth_real has none
         return
-    groups = {}
-    for item in items:
-        shares = "smoke" in getattr(item, "fixturenames", ()) and item.path.parent.name == "end_to_end"
-        groups[item] = "smoke" if shares else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
-    items.sort(key=lambda item: (groups[item] != "smoke", ORDER.get(item.path.parent.name, len(ORDER))))
+    groups = {item: group_of(item) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: ORDER.get(groups[item], len(ORDER)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -72,7 +70,23 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
 
 
-LONGEST_FIRST = ("end_to_end", "pretend_cuda", "train", "benchmarks", "reference", "evaluate")
+def group_of(item: pytest.Item) -> str:
+    folder = item.path.parent.name
+    if folder == "end_to_end" and "smoke" in getattr(item, "fixturenames", ()):
+        return "smoke"
+    return folder if folder == "pretend_cuda" else item.path.relative_to(HERE).with_suffix("").as_posix()
+
+
+HERE = Path(__file__).parent
+LONGEST_FIRST = (
+    "smoke", "pretend_cuda", "train/test_backends", "end_to_end/test_smoke", "end_to_end/test_training",
+    "train/test_faults", "train/test_token_budget", "train/test_reference_cache", "end_to_end/test_methods_learn",
+    "prepare/test_own_answers", "train/test_methods", "train/test_engine", "end_to_end/test_program",
+    "end_to_end/test_sft_then_dpo", "end_to_end/test_processes", "train/test_lipo", "train/test_preflight",
+    "test_cli", "export/test_sabotage", "export/test_gguf", "prepare/test_prepare", "evaluate/test_samples",
+    "judging/test_judging", "end_to_end/test_early_stopping", "tools/test_makers", "reference/test_mini_dpo",
+    "end_to_end/test_families", "test_imports", "test_doctor", "test_crash_points", "train/test_shared_prefix",
+)  # fmt: skip
 ORDER = {name: place for place, name in enumerate(LONGEST_FIRST)}
 WORDS = (  # noqa: SIM905
     "amber basket candle dragon engine falcon garden harbour island jungle kettle ladder marble needle orchid pepper "

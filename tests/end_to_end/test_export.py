@@ -143,7 +143,7 @@ def test_a_format_that_is_added_keeps_the_others_until_they_are_pruned(
     assert run.fresh("export", gguf)
 
 
-@pytest.mark.parametrize("what", ["changed on disk", "of another adapter"])
+@pytest.mark.parametrize("what", [pytest.param("changed on disk", marks=pytest.mark.slow), "of another adapter"])
 def test_a_format_that_is_no_longer_what_was_checked_is_not_kept(
     run: Run, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
@@ -158,6 +158,7 @@ def test_a_format_that_is_no_longer_what_was_checked_is_not_kept(
     assert not (run["export"] / "merged").exists()
 
 
+@pytest.mark.slow
 def test_ollama_alone_has_its_weights(run: Run, export_again: Export) -> None:
     pytest.importorskip("gguf")
     export_again("export.formats=[ollama]", "export.gguf=f16")

@@ -71,7 +71,7 @@ def test_rewards_agree_with_what_trl_logs_on_the_same_pairs(tmp_path: Path, comm
 
 
 def test_4_bit_weights_train_and_learn_on_a_cpu(tmp_path: Path, command: Any) -> None:
-    settings = ("model.load_in_4bit=true", "train.max_steps=30", *FEW_ANSWERS)
+    settings = ("model.load_in_4bit=true", "train.max_steps=24", "data.eval_size=60", *FEW_ANSWERS)
     arguments = [str(SMOKE), "--runs-dir", str(tmp_path), *(part for one in settings for part in ("--set", one))]
     for stage in ("train", "eval", "export"):
         command(stage, *arguments)

@@ -137,7 +137,11 @@ def warped(logits: torch.Tensor, settings: Eval) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"temperature": 1.5, "top_k": 0, "top_p": 0.5}, {"temperature": 0.3, "top_k": 7, "top_p": 1.0}],
+    [
+        {},
+        pytest.param({"temperature": 1.5, "top_k": 0, "top_p": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"temperature": 0.3, "top_k": 7, "top_p": 1.0}, marks=pytest.mark.slow),
+    ],
     ids=["defaults", "nucleus", "top-k"],
 )
 def test_answers_are_samples_of_the_warped_distribution(model: Any, tokenizer: Any, changes: dict[str, Any]) -> None:

@@ -44,26 +44,29 @@ def numbers(row: Any) -> list[float]:
     return [row] if isinstance(row, (int, float)) else []
 
 
+@pytest.mark.parametrize("small", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["card", "small card"])
 def test_eval_on_a_card_gives_the_figures_of_the_cpu(
-    trained: Runs, judge: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Runs, judge: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: bool
 ) -> None:
-    """Log-probabilities, sampled answers, their KL and their scores; on a card that holds one row at a time too.
+    """Log-probabilities, sampled answers, their KL and their scores; the small card holds one row at a time.
 
     Their scores are in bfloat16 there.
     """
-    on_card, on_small_card, on_cpu = (trained.copy(tmp_path / name) for name in ("card", "small", "cpu"))
-    card, small = Card(), Card()
-    on_card.go("eval", judge, card=card)
+    on_card, on_cpu = (trained.copy(tmp_path / name) for name in ("card", "cpu"))
+    card, other = Card(), Card()
     on_cpu.go("eval", judge)
-    small_card(monkeypatch, OUT_OF_MEMORY[1], lambda ids: len(ids) > 1)
-    on_small_card.go("eval", judge, card=small)
-    assert small.emptied >= card.emptied + 6  # halved to one row while scoring (twice), answering and judging
-    for runs in (on_card, on_small_card):
-        for name, apart in (("pairs.jsonl", 1e-4), ("samples.jsonl", 1e-4), ("judgments.jsonl", 1e-2)):
-            found, wanted = (sorted(rows(one.run, name), key=json.dumps) for one in (runs, on_cpu))
-            assert len(found) == len(wanted) > 0
-            for one, other in zip(found, wanted, strict=True):
-                assert numbers(one) == pytest.approx(numbers(other), rel=1e-3, abs=apart), name
+    if small:
+        trained.copy(tmp_path / "other").go("eval", judge, card=other)
+        small_card(monkeypatch, OUT_OF_MEMORY[1], lambda ids: len(ids) > 1)
+    on_card.go("eval", judge, card=card)
+    assert (
+        not small or card.emptied >= other.emptied + 6
+    )  # halved to one row while scoring (twice), answering and judging
+    for name, apart in (("pairs.jsonl", 1e-4), ("samples.jsonl", 1e-4), ("judgments.jsonl", 1e-2)):
+        found, wanted = (sorted(rows(one.run, name), key=json.dumps) for one in (on_card, on_cpu))
+        assert len(found) == len(wanted) > 0
+        for one, other in zip(found, wanted, strict=True):
+            assert numbers(one) == pytest.approx(numbers(other), rel=1e-3, abs=apart), name
 
 
 def test_export_on_a_card_is_verified(trained: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

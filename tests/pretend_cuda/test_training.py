@@ -36,7 +36,11 @@ def assert_same_on_cpu(on_card: Runs, on_cpu: Runs, *settings: str) -> None:
             ("engine.shared_prefix=off",), {"shared_prefix": False, "token_budget": 400}, marks=pytest.mark.slow
         ),
         (OFF, {"shared_prefix": False, "token_budget": None}),
-        (("train.gradient_checkpointing=true",), {"gradient_checkpointing": True, "shared_prefix": True}),
+        pytest.param(
+            ("train.gradient_checkpointing=true",),
+            {"gradient_checkpointing": True, "shared_prefix": True},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ("train.optim=adamw_torch_fused", "train.loss_type=sigmoid_norm"),
             {"shared_prefix": True},
@@ -54,7 +58,7 @@ def test_training_on_a_card_gives_the_figures_of_the_cpu(
 
 
 METHODS_BESIDE_DPO = [
-    pytest.param(name, marks=[pytest.mark.slow] if name in ("simpo", "cpo") else [])  # their trainer's code is orpo's
+    pytest.param(name, marks=[] if name in ("kto", "orpo") else [pytest.mark.slow])  # rows, and no reference
     for name in METHODS
     if name != "dpo"
 ]
@@ -81,6 +85,7 @@ def test_a_training_that_was_cut_short_goes_on_from_its_checkpoint(runs: Runs) -
     assert runs.weights() == weights
 
 
+@pytest.mark.slow
 def test_an_adapter_is_trained_on_with_a_cached_reference(new_runs: NewRuns, trained: Runs) -> None:
     on_card = new_runs()
     settings = (f"model.adapter={trained.run / 'train' / 'adapter'}", "engine.reference_cache=on")

@@ -50,7 +50,7 @@ def test_a_recipe_trained_by_hand_ends_where_the_library_does(tmp_path: Path) ->
     from typer.testing import CliRunner
 
     recipe = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
-    settings = ["data.total=64", "data.eval_size=48", "eval.prompts=0", "eval.judge=null"]
+    settings = ["data.total=48", "data.eval_size=48", "eval.prompts=0", "eval.judge=null"]
     folder = mini_dpo.run_recipe(recipe, settings, tmp_path)
     options = [part for one in settings for part in ("--set", one)]
 

@@ -32,6 +32,7 @@ def test_it_is_the_same_each_time(tmp_path: Path) -> None:
     assert digest(tmp_path / "one") == digest(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_a_few_steps_teach_the_reward_model_something(tmp_path: Path) -> None:
     losses = list(make_style_reward.make(tmp_path, steps=60))
     assert sum(losses[-8:]) < 0.9 * sum(losses[:8])

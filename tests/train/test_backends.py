@@ -45,7 +45,7 @@ def train(
         environment["DOUBLE_DEAD_BITSANDBYTES"] = "1"
     settings = (
         f"engine.backend={'unsloth' if unsloth else 'hf'}",
-        "train.max_steps=6",
+        "train.max_steps=4",
         "train.logging_steps=1",
         "data.total=64",
         "data.eval_size=16",
@@ -84,17 +84,17 @@ def test_the_same_recipe_gives_the_same_losses_on_both_backends(plain: Path, tmp
 
 def test_a_resume_on_unsloth_restores_the_policy(plain: Path, tmp_path: Path) -> None:
     """TRL adds a copy of a PeftModel's adapter; saved with a checkpoint, it would be restored and not the policy."""
-    assert train(tmp_path, "train.save_steps=3", unsloth=True).returncode == 0
+    assert train(tmp_path, "train.save_steps=2", unsloth=True).returncode == 0
     run = tmp_path / "smoke"
     assert not list((run / "train").rglob("ref"))
     whole = losses(tmp_path)
-    # As a kill after step 3 leaves it: a checkpoint, the log, and a manifest that says `running`.
-    shutil.rmtree(run / "train" / "checkpoints" / "checkpoint-6")
+    # As a kill after step 2 leaves it: a checkpoint, the log, and a manifest that says `running`.
+    shutil.rmtree(run / "train" / "checkpoints" / "checkpoint-4")
     manifest: dict[str, Any] = json.loads((run / "manifest.json").read_text())
     manifest["stages"]["train"]["status"] = "running"
     (run / "manifest.json").write_text(json.dumps(manifest))
-    done = train(tmp_path, "train.save_steps=3", unsloth=True)
-    assert "resumed from step 3" in done.stdout, done.stderr
+    done = train(tmp_path, "train.save_steps=2", unsloth=True)
+    assert "resumed from step 2" in done.stdout, done.stderr
     assert losses(tmp_path) == whole
 
 

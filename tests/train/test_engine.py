@@ -19,8 +19,8 @@ Train = Callable[..., Result]
 
 def dpo_cli(command: str, runs: Path, *settings: str) -> Result:
     """A command on few of the smoke recipe's pairs, four steps of them at most."""
-    few = ("train.max_steps=4", "train.logging_steps=1", "data.total=64", "data.eval_size=16")
-    options = [part for setting in (*few, *settings) for part in ("--set", setting)]
+    few = ("train.max_steps=4", "train.logging_steps=1", "train.per_device_train_batch_size=2", "data.total=32")
+    options = [part for setting in (*few, "data.eval_size=16", *settings) for part in ("--set", setting)]
     return CliRunner().invoke(app, [command, str(SMOKE), "--runs-dir", str(runs), *options])
 
 
@@ -87,12 +87,12 @@ def test_the_reference_is_cached_where_pairs_are_seen_again_and_then_for_every_r
 ) -> None:
     assert train("once").exit_code == 0
     assert not taken(tmp_path / "once")["reference_cache"], "one epoch: computing it ahead wins nothing"
-    again = ("data.total=20", "data.languages=null")  # 4 steps x 8 pairs
+    again = ("data.total=10", "data.languages=null")  # 4 steps x 4 pairs
     first = train("first", *again)
-    assert "reference of 20 of 20 pairs to compute" in first.output, first.output
+    assert "reference of 10 of 10 pairs to compute" in first.output, first.output
     for name, setting in {"rank": "lora.r=4", "beta": "train.beta=0.3"}.items():
         done = train(name, *again, setting)
-        assert "reference of 0 of 20 pairs to compute" in done.output
+        assert "reference of 0 of 10 pairs to compute" in done.output
     assert taken(tmp_path / "beta")["reference_cache"]
     assert train("online", *again, "engine.reference_cache=off").exit_code == 0
     for row, same in zip(rows(tmp_path / "first"), rows(tmp_path / "online"), strict=True):
@@ -204,7 +204,7 @@ def test_a_sharing_that_computes_something_else_is_noticed(
 @pytest.mark.parametrize("preflight", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_a_resumed_run_keeps_the_choice_it_was_begun_with(train: Train, tmp_path: Path, preflight: str) -> None:
     # Pairs come twice, so the cache pays.
-    settings = ("train.save_steps=2", "data.total=20", "data.languages=null", f"engine.preflight={preflight}")
+    settings = ("train.save_steps=2", "data.total=10", "data.languages=null", f"engine.preflight={preflight}")
     assert train("resumed", *settings).exit_code == 0
     folder = tmp_path / "resumed"
     whole, chosen = rows(folder), taken(folder)
@@ -216,7 +216,7 @@ def test_a_resumed_run_keeps_the_choice_it_was_begun_with(train: Train, tmp_path
     shutil.rmtree(folder / "train" / "checkpoints" / "checkpoint-4")
     shutil.rmtree(tmp_path / ".reference_cache")
     done = train("resumed", *settings)
-    assert "resumed from step 2" in done.output and "reference of 20 of 20 pairs to compute" in done.output
+    assert "resumed from step 2" in done.output and "reference of 10 of 10 pairs to compute" in done.output
     assert taken(folder) == chosen
     keys = ("loss", "rewards/margins", "logps/chosen")
     assert [[row[key] for key in keys] for row in rows(folder)] == [[row[key] for key in keys] for row in whole]

@@ -160,7 +160,9 @@ def change_data(model: Path, project: Any) -> str:
     return "rows/a.jsonl has changed"
 
 
-@pytest.mark.parametrize("change", [change_template, change_weights, change_data])
+@pytest.mark.parametrize(
+    "change", [*(pytest.param(one, marks=pytest.mark.slow) for one in (change_template, change_weights)), change_data]
+)
 def test_a_run_of_other_files_is_not_resumed(project: Any, model: Path, change: Callable[[Path, Any], str]) -> None:
     train = trainer(project, model)
     assert train().exit_code == 0
@@ -183,7 +185,7 @@ TEMPLATES = {
 }
 
 
-@pytest.mark.parametrize("method", ["dpo", "kto", "simpo"])
+@pytest.mark.parametrize("method", ["dpo", *(pytest.param(one, marks=pytest.mark.slow) for one in ("kto", "simpo"))])
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_template_that_leaves_the_answers_out(project: Any, model: Path, template: str, method: str) -> None:
     (model / "chat_template.jinja").write_text(TEMPLATES[template], encoding="utf-8")
@@ -193,7 +195,7 @@ def test_a_template_that_leaves_the_answers_out(project: Any, model: Path, templ
     assert list(manifest["stages"]) == ["prepare"]
 
 
-@pytest.mark.parametrize("steps", [2, 9])
+@pytest.mark.parametrize("steps", [2, pytest.param(9, marks=pytest.mark.slow)])
 def test_gradients_that_are_zero_from_the_start(project: Any, model: Path, steps: int) -> None:
     """Attention that goes nowhere, and a LoRA on nothing else: said at any step, and at the end of a short run."""
     weights = load_file(model / "model.safetensors")
@@ -322,7 +324,7 @@ def test_batch_settings_that_do_not_divide_lose_no_pair(project: Any, model: Pat
         assert figures[size][0]["grad_norm"] == pytest.approx(figures[10, 1][0]["grad_norm"], rel=1e-4)
 
 
-@pytest.mark.parametrize("half", ["", '{"best_glob'])
+@pytest.mark.parametrize("half", [pytest.param("", marks=pytest.mark.slow), '{"best_glob'])
 def test_a_checkpoint_whose_last_file_is_half_written_is_none(project: Any, model: Path, half: str) -> None:
     """A full disk or a lost power leaves `trainer_state.json` there, but not whole."""
     train = trainer(project, model)

@@ -301,6 +301,7 @@ def test_it_learns(loss: str, smoke_run: SmokeRun) -> None:
 FEW = ("train.max_steps=4", "train.logging_steps=1", "train.save_steps=2", "train.eval_strategy=steps")
 
 
+@pytest.mark.slow  # tests/train/test_methods.py cuts short runs by other methods
 def test_a_run_that_was_cut_short_goes_on_to_the_same_bytes(smoke_run: SmokeRun) -> None:
     settings = (*FEW, "train.eval_steps=2", "train.gradient_accumulation_steps=1")
     run = smoke_run("lambda", *settings)

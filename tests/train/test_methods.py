@@ -73,7 +73,10 @@ def weights(run: Path) -> bytes:
 # ------------------------------------------------------------------------------------------------------------ a run
 
 
-@pytest.mark.parametrize("method", SIBLINGS)
+RESUMED = [pytest.param(method, marks=[] if method in ("kto", "simpo") else pytest.mark.slow) for method in OTHERS]
+
+
+@pytest.mark.parametrize("method", RESUMED)
 def test_a_method_trains_evaluates_and_resumes_to_the_same_bytes(method: str, train: Train, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "smoke"
     settings = ("train.eval_strategy=steps", "train.eval_steps=2")
@@ -253,8 +256,7 @@ def test_a_loss_that_is_no_number_names_its_rows(built: Callable[..., Any], meth
 # ------------------------------------------------------------------------------------------------ the losses of DPO
 
 LOSSES = [
-    pytest.param([loss], marks=[] if loss in ("robust", "aot") else pytest.mark.slow)
-    for loss in trl_arguments()["dpo"]["losses"]
+    pytest.param([loss], marks=[] if loss == "aot" else pytest.mark.slow) for loss in trl_arguments()["dpo"]["losses"]
 ] + [["sigmoid", "bco_pair", "sft"]]
 
 

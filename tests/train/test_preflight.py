@@ -414,7 +414,7 @@ def rows_without_time(trainer: Any) -> list[dict[str, Any]]:
             for row in trainer.state.log_history]  # fmt: skip
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_after_the_trial_is_the_run_without_it(trainer: Trainers, checkpointing: bool) -> None:
     """With dropout, so that a random number drawn by the trial would show."""
     import torch

@@ -131,7 +131,7 @@ def filled(one: Made, store: Path, batch_tokens: int = 4096) -> ReferenceCache:
 @pytest.mark.parametrize(
     "options",
     [{}, *(pytest.param(one, marks=pytest.mark.slow) for one in ({"ld_alpha": 0.5}, {"loss_type": ["ipo"]})),
-     {"max_length": 60}],
+     pytest.param({"max_length": 60}, marks=pytest.mark.slow)],
     ids=str,
 )  # fmt: skip
 def test_every_logged_figure_is_the_one_without_the_cache(made: Build, store: Path, options: dict[str, Any]) -> None:
@@ -171,7 +171,7 @@ def test_no_reference_pass_is_left(made: Build, store: Path, monkeypatch: pytest
     assert len(runs) == 6
 
 
-@pytest.mark.parametrize("by_language", [True, False])
+@pytest.mark.parametrize("by_language", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_evaluation_gives_the_same_numbers(made: Build, store: Path, by_language: bool) -> None:
     sets: Any = {"en": pairs(3, 1), "zh": pairs(2, 2)} if by_language else pairs(3, 1)
     options = {"evaluation": sets, "eval_strategy": "steps", "eval_steps": 2}
@@ -387,6 +387,7 @@ def go_on(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
+@pytest.mark.slow  # tests/test_store.py kills a store, tests/end_to_end a training
 def test_a_killed_fill_goes_on_where_it_was_and_its_lock_is_free(
     made: Build, store: Path, tmp_path: Path, spawn: Spawn
 ) -> None:

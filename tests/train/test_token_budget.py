@@ -217,7 +217,11 @@ def test_every_loss_of_trl_is_known() -> None:
     assert "not known" in str(cannot_be_cut(["next_years"]))
 
 
-@pytest.mark.parametrize("losses", [["aot"], ["aot_unpaired"], ["sft"], ["sigmoid", "sft"]], ids=str)
+@pytest.mark.parametrize(
+    "losses",
+    [["aot"], ["sigmoid", "sft"], *(pytest.param(one, marks=pytest.mark.slow) for one in (["aot_unpaired"], ["sft"]))],
+    ids=str,
+)
 def test_what_is_said_to_be_over_the_batch_is(
     build: Trainers, losses: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
