@@ -112,7 +112,7 @@ def kept(run: Path) -> dict[str, Any]:
 
 def test_samples_of_a_killed_eval_are_taken_up_again(run: Path, dpo_eval: Any, started: Any) -> None:
     """What was answered before the kill is found again, and the result is that of an eval that nobody killed."""
-    few = {"eval.batch_size": 2}
+    few = {"eval.batch_size": 2, "eval.prompts": 8}
     whole = shutil.copytree(run, run.parent / "whole" / "smoke")
     dpo_eval(*options(whole, **few))
     process = started(*options(run, **few))
