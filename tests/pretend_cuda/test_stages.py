@@ -53,14 +53,14 @@ def test_eval_on_a_card_gives_the_figures_of_the_cpu(
     Their scores are in bfloat16 there.
     """
     on_card, on_cpu = (trained.copy(tmp_path / name) for name in ("card", "cpu"))
-    card, other = Card(), Card()
+    card, large = Card(), Card()
     on_cpu.go("eval", judge)
     if small:
-        trained.copy(tmp_path / "other").go("eval", judge, card=other)
+        trained.copy(tmp_path / "other").go("eval", judge, card=large)
         small_card(monkeypatch, OUT_OF_MEMORY[1], lambda ids: len(ids) > 1)
     on_card.go("eval", judge, card=card)
     assert (
-        not small or card.emptied >= other.emptied + 6
+        not small or card.emptied >= large.emptied + 6
     )  # halved to one row while scoring (twice), answering and judging
     for name, apart in (("pairs.jsonl", 1e-4), ("samples.jsonl", 1e-4), ("judgments.jsonl", 1e-2)):
         found, wanted = (sorted(rows(one.run, name), key=json.dumps) for one in (on_card, on_cpu))
