@@ -37,17 +37,19 @@ def quantiles(values: Any) -> dict[str, float] | None:
     return dict(zip(QUANTILES, (round(float(figure), 4) for figure in figures), strict=True))
 
 
-# What a rule of thumb bets on, and what it looks at: (answer, language of the question) -> a number, the higher wins.
-SHORTCUTS: dict[str, tuple[str, Callable[[str, str], float]]] = {
-    "length": ("the longer answer", lambda text, asked: float(len(text))),
-    "language_match": (
-        "the answer in the question's language",
-        lambda text, asked: float(language(text) in (asked, "und")),
-    ),
-    "markdown": ("the answer with markdown", lambda text, asked: float(bool(_MARKDOWN.search(text)))),
-    "refusal": ("the answer that is no refusal", lambda text, asked: -float(refuses(text))),
+# What a rule of thumb bets on.
+SHORTCUTS = {
+    "length": "the longer answer", "language_match": "the answer in the question's language",
+    "markdown": "the answer with markdown", "refusal": "the answer that is no refusal",
+    "model": "the answer of the model that usually wins",
+}  # fmt: skip
+# What it looks at: (answer, language of the question) -> a number, the higher wins.
+LOOKS: dict[str, Callable[[str, str], float]] = {
+    "length": lambda text, asked: len(text),
+    "language_match": lambda text, asked: language(text) in (asked, "und"),
+    "markdown": lambda text, asked: bool(_MARKDOWN.search(text)),
+    "refusal": lambda text, asked: not refuses(text),
 }
-MODEL = "the answer of the model that usually wins"
 
 
 @dataclass
@@ -57,13 +59,12 @@ class Wins:
     doubled: array[int] = field(default_factory=lambda: array("b"))
     prompts: array[int] = field(default_factory=lambda: array("Q"))
 
-    def add(self, first: float, second: float, prompt: int) -> None:
-        """A pair's chosen answer, and its rejected one, in the rule's eyes."""
-        self.doubled.append(2 * (first > second) + (first == second))
+    def add(self, chosen: float, rejected: float, prompt: int) -> None:
+        self.doubled.append(2 * (chosen > rejected) + (chosen == rejected))
         self.prompts.append(prompt)
 
     def figure(self) -> dict[str, Any]:
-        """{value, low, high, n, differs}: how often the rule is right, and in how many pairs it says anything."""
+        """Return {value, low, high, n, differs}: how often it is right, and in how many pairs it says anything."""
         wins = [doubled / 2 for doubled in self.doubled]
         return {**share(wins, self.prompts), "differs": len(wins) - self.doubled.count(1)}
 
@@ -81,13 +82,11 @@ class Audit:
     numbers: defaultdict[str, array[float]] = field(default_factory=lambda: defaultdict(lambda: array("d")))
 
     def add(self, item: CandidateSet, chosen: int, rejected: int, entry: Entry) -> None:
-        """Count one pair of `item`, by the indexes of its answers."""
         better, worse = item.candidates[chosen], item.candidates[rejected]
         asked = item.language or "und"
-        for name, (_, look) in SHORTCUTS.items():
-            first, second = look(better.text, asked), look(worse.text, asked)
-            for wins in (self.wins[name], self.longer[asked]) if name == "length" else (self.wins[name],):
-                wins.add(first, second, entry.hash)
+        for name, look in LOOKS.items():
+            self.wins[name].add(look(better.text, asked), look(worse.text, asked), entry.hash)
+        self.longer[asked].add(len(better.text), len(worse.text), entry.hash)
         if better.model and worse.model:
             self.models.append((sys.intern(better.model), sys.intern(worse.model), entry.hash))
         margin = scoring.margin(item, chosen, rejected)
@@ -102,7 +101,7 @@ class Audit:
             self.numbers[name].append(figure)
 
     def margins(self) -> dict[str, Any] | None:
-        """Quantiles, those of both scores, and a histogram of ten bins on 0..1; None where no source has scores."""
+        """Return quantiles, those of both scores, and ten bins on 0..1; None where no source has scores."""
         margins = self.numbers["margin"]
         if not margins:
             return None
@@ -112,7 +111,7 @@ class Audit:
         return {"n": len(margins), **(quantiles(margins) or {}), **scores, "histogram": histogram}
 
     def lengths(self) -> dict[str, Any]:
-        """Characters of both answers, how often the longer was chosen, and what a cap on their ratio would leave."""
+        """Return characters of both answers, how often the longer won, and what a cap on their ratio would leave."""
         chosen, rejected = np.array(self.numbers["chosen"]), np.array(self.numbers["rejected"])
         ratio = np.maximum(chosen, rejected) / np.maximum(np.minimum(chosen, rejected), 1)
         return {
@@ -127,13 +126,12 @@ class Audit:
         }
 
     def token_counts(self) -> dict[str, Any] | None:
-        """Quantiles of prompt, prompt + chosen, prompt + rejected; None where no filter counted tokens."""
+        """Return quantiles of prompt, prompt + chosen, prompt + rejected; None where no filter counted tokens."""
         names = ("prompt", "prompt_chosen", "prompt_rejected")
         return {name: quantiles(self.numbers[name]) for name in names} if self.numbers["prompt"] else None
 
     def shortcuts(self) -> dict[str, Any]:
-        """Per shortcut {value, low, high, n, differs}: how often it is right (a draw is half) and says anything."""
-        return {**{name: self.wins[name].figure() for name in SHORTCUTS}, "model": self._model()}
+        return {**{name: self.wins[name].figure() for name in LOOKS}, "model": self._model()}
 
     def _model(self) -> dict[str, Any]:
         """ "The model that wins more often": win rates from one half of the prompts, tried on the other."""
@@ -164,17 +162,15 @@ def _spearman(one: Any, other: Any) -> float | None:
     return round(float(np.corrcoef(ranks(one), ranks(other))[0, 1]), 4)
 
 
-def warnings(shortcuts: dict[str, Any]) -> list[str]:
-    """A sentence for each shortcut that is right, or wrong, in more than three pairs of five, and not by chance."""
-    said = []
+def shortcut_warnings(shortcuts: dict[str, Any]) -> list[str]:
+    """Return a sentence for each shortcut that is right, or wrong, in over three pairs of five, and not by chance."""
+    found = []
     for name, figure in shortcuts.items():
         value, low, high = figure["value"], figure["low"], figure["high"]
         word = "chosen"
         if value is not None and value < 0.5 and name != "model":  # a model that usually wins is no bet on losing
             value, low, high, word = 1 - value, 1 - high, 1 - low, "rejected"
         if value is not None and value > WARN_ABOVE and low > 0.5:
-            bet = SHORTCUTS[name][0] if name in SHORTCUTS else MODEL
-            said.append(
-                f"{bet} is {word} in {value:.0%} of pairs ({low:.0%} to {high:.0%}); a model may learn just that"
-            )
-    return said
+            rate = f"{word} in {value:.0%} of pairs ({low:.0%} to {high:.0%})"
+            found.append(f"{SHORTCUTS[name]} is {rate}; a model may learn just that")
+    return found

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.errors import DpoError
+from dpo_cli.language import HAN
 from dpo_cli.prepare.files import file_feed, text_lines
 from dpo_cli.prepare.sources import contamination_files
-from dpo_cli.prepare.text import hash64, is_han, normalise, words
+from dpo_cli.prepare.text import hash64, normalise, words
 from dpo_cli.recipe import Contaminated, Recipe
 from dpo_cli.records import Message
 
@@ -33,7 +34,6 @@ class Contamination:
         self._phrases.update(self._ngrams(text))
 
     def matches(self, prompt: list[Message]) -> str | None:
-        """How a conversation meets one of the prompts, or None."""
         asked = [turn["content"] for turn in prompt if turn["role"] == "user"]
         if any(hash64(normalise(text)) in self._whole for text in asked):
             return "a listed prompt"
@@ -42,17 +42,15 @@ class Contamination:
         return None
 
     def _ngrams(self, text: str) -> Iterator[int]:
-        han: list[str] = []
-        latin: list[str] = []
-        for word in words(unicodedata.normalize("NFKC", text).lower()):
-            (han if is_han(word) else latin).append(word)
+        every = words(unicodedata.normalize("NFKC", text).lower())
+        han, latin = ([word for word in every if bool(HAN.match(word)) == is_han] for is_han in (True, False))
         for run, size in ((latin, self.ngram_words), (han, self.ngram_han)):
             for start in range(len(run) - size + 1):
                 yield hash(tuple(run[start : start + size]))
 
 
 def read_contamination(recipe: Recipe) -> Contamination | None:
-    """All prompts of `data.contamination`; None where there is none, or the filter is off.
+    """Read all prompts of `data.contamination`; None where there is none, or the filter is off.
 
     Raises:
         DpoError: a file is missing, or holds no prompts.
@@ -77,7 +75,7 @@ def _prompts(path: Path, where: str) -> Iterator[str]:
     if path.suffix.lower() == ".txt":
         yield from filter(str.strip, text_lines(path))
         return
-    for number, row in file_feed(path.name, path).rows(None, lambda share: None):
+    for number, row in file_feed(path.name, path).rows():
         value: Any = row
         if isinstance(row, dict):
             value = next((row[name] for name in PROMPT_COLUMNS if row.get(name)), None)

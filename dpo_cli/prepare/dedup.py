@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -44,7 +44,6 @@ def _shingles(text: str) -> NDArray[np.uint64]:
 
 
 def _band_keys(text: str) -> NDArray[np.uint64]:
-    """The BANDS keys of a text: hashes of ROWS MinHash values each."""
     shingles = _shingles(text)
     digest = RMinHash.digest_matrix_from_flat_token_hashes(shingles, [0, len(shingles)], num_perm=BANDS * ROWS, seed=0)
     values = np.array(digest.to_rows()[0], dtype=np.uint64).reshape(BANDS, ROWS)
@@ -53,7 +52,6 @@ def _band_keys(text: str) -> NDArray[np.uint64]:
 
 
 def _shared(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> float:
-    """Shared over all of two runs of different numbers in order."""
     both = np.concatenate([one, other])
     both.sort(kind="stable")  # for two runs in order, just a merge
     shared = int(np.count_nonzero(both[1:] == both[:-1]))
@@ -61,7 +59,7 @@ def _shared(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> float:
 
 
 def jaccard(one: str, other: str) -> float:
-    """Shared over all shingles of two normalised texts, 0..1; 0 where they are cut differently."""
+    """Return shared over all shingles of two normalised texts, 0..1; 0 where they are cut differently."""
     return _shared(np.unique(_shingles(one)), np.unique(_shingles(other)))
 
 
@@ -79,7 +77,7 @@ class Sketches:
             self._keys.frombytes(_band_keys(text).tobytes())
 
     def clusters(self, text_of: Callable[[int], str], similarity: float) -> list[list[int]]:
-        """Hashes of texts that belong together, lowest first; every hash is in one cluster, alone or not.
+        """Return the hashes of texts that belong together, lowest first; every hash is in one cluster, alone or not.
 
         Args:
             text_of: gives back the normalised text with a hash.
@@ -91,8 +89,11 @@ class Sketches:
         table, hashes = table[order], hashes[order]
         union = _Union(lambda text: text_of(int(hashes[text])), len(hashes), similarity)
         for band in range(BANDS):
-            for members in _equal(table[:, band]):
-                _join(members, table, union)
+            order = np.argsort(table[:, band], kind="stable")
+            column = table[order, band]
+            edges = np.flatnonzero(np.diff(column, prepend=~column[:1], append=~column[-1:]))
+            for place in np.flatnonzero(np.diff(edges) > 1):  # texts with the same key
+                union.join_all(order[edges[place] : edges[place + 1]].tolist(), table)
         found: dict[int, list[int]] = defaultdict(list)
         for text, hashed in enumerate(hashes.tolist()):
             found[union.root(text)].append(hashed)
@@ -115,7 +116,7 @@ class _Union:
             text = parent[text]
         return text
 
-    def join(self, one: int, other: int) -> bool:
+    def _join(self, one: int, other: int) -> bool:
         """Whether two texts are in one set, now that they have been compared."""
         low, high = sorted((self.root(one), self.root(other)))
         if low == high:
@@ -128,25 +129,16 @@ class _Union:
         self._parent[high] = low
         return True
 
-
-def _equal(column: NDArray[np.uint64]) -> Iterator[list[int]]:
-    """The places of equal keys, in order, where there are two and more."""
-    order = np.argsort(column, kind="stable")
-    edges = np.flatnonzero(np.diff(column[order], prepend=~column[order[:1]], append=~column[order[-1:]]))
-    for place in np.flatnonzero(np.diff(edges) > 1):
-        yield order[edges[place] : edges[place + 1]].tolist()
-
-
-def _join(members: list[int], table: NDArray[np.uint64], union: _Union) -> None:
-    """Compare texts that share a band key, each with those unlike each other so far."""
-    leaders: list[int] = []
-    for member in members:
-        nearest = leaders
-        if len(leaders) > MAX_TRIES:  # those that share most bands with it
-            shared = (table[leaders] == table[member]).sum(axis=1)
-            nearest = [leaders[place] for place in np.argsort(-shared, kind="stable")[:MAX_TRIES]]
-        if not any(union.join(leader, member) for leader in nearest) and len(leaders) < MAX_LEADERS:
-            leaders.append(member)
+    def join_all(self, members: list[int], table: NDArray[np.uint64]) -> None:
+        """Compare texts that share a band key, each with those unlike each other so far."""
+        leaders: list[int] = []
+        for member in members:
+            nearest = leaders
+            if len(leaders) > MAX_TRIES:  # those that share most bands with it
+                shared = (table[leaders] == table[member]).sum(axis=1)
+                nearest = [leaders[place] for place in np.argsort(-shared, kind="stable")[:MAX_TRIES]]
+            if not any(self._join(leader, member) for leader in nearest) and len(leaders) < MAX_LEADERS:
+                leaders.append(member)
 
 
 def drop_duplicates(
@@ -178,12 +170,7 @@ def drop_duplicates(
             stats["exact"] += entry is not first
             stats["near"] += entry is first and first is not best
             if entry is not first and filters.duplicate:
-                entry.drop = ("duplicate", f"same prompt as {_name(first)}")
+                entry.drop = ("duplicate", f"same prompt as {row_id(first.source, first.hash)} of {first.source}")
             elif first is not best and filters.near_duplicate:
-                entry.drop = ("near_duplicate", f"near {_name(best)}")
+                entry.drop = ("near_duplicate", f"near {row_id(best.source, best.hash)} of {best.source}")
     return {name: stats[name] for name in ("exact", "near", "cross_source", "largest_cluster")}
-
-
-def _name(entry: Entry) -> str:
-    """The id of a prompt's first row, by which another row may refer to it."""
-    return f"{row_id(entry.source, entry.hash)} of {entry.source}"

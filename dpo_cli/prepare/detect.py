@@ -1,29 +1,27 @@
-"""Which layout a source has, and its rows as candidate sets."""
+"""Which layout a source has, by its columns; and the line to write where they fit none."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from dpo_cli.errors import USAGE, DpoError, did_you_mean, either
-from dpo_cli.prepare.feed import Broken, Feed, Ticker
-from dpo_cli.prepare.layouts import LAYOUTS, MAPPABLE, LayoutOf
+from dpo_cli.prepare.feed import Broken, Feed
+from dpo_cli.prepare.layouts import MAPPABLE
 from dpo_cli.prepare.messages import Malformed
-from dpo_cli.prepare.preferred import Settings
-from dpo_cli.prepare.read_row import read_row, tools_of
+from dpo_cli.prepare.preferred import LAYOUTS, LayoutOf
+from dpo_cli.prepare.text import listed
 from dpo_cli.recipe import Recipe, Source
 from dpo_cli.recipe.train import trl_arguments
-from dpo_cli.records import CandidateSet
 
 LOOKED_AT = 200  # rows from which a layout is detected
+Layouts = dict[str, LayoutOf]
 
 
 def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str:
-    """The name of a source's layout, the recipe's or the one detected from its columns.
+    """Return the name of a source's layout, the recipe's or the one detected from its columns.
 
     Raises:
         DpoError: it has no rows; or (exit code 2) the columns fit no layout or not the one the recipe names, files
@@ -39,19 +37,17 @@ def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str:
     }
     found: dict[str, str] = {}
     for feed in feeds:
-        numbered = list(islice(feed.rows(None, lambda share: None), LOOKED_AT))
-        rows = [row for _, row in numbered]
-        maps = [row for row in rows if isinstance(row, dict)]
+        numbered = list(islice(feed.rows(), LOOKED_AT))
+        maps = [row for _, row in numbered if isinstance(row, dict)]
         if maps:
             detected = _detect(source, maps, feed.name, where, recipe.where(*key, "columns"), layouts)
             found.setdefault(detected, feed.name)
-        elif rows:
-            why = rows[0].detail if isinstance(rows[0], Broken) else f"the first is {type(rows[0]).__name__}, not a map"
+        elif numbered:
+            line, row = numbered[0]
+            why = row.detail if isinstance(row, Broken) else f"the first is {type(row).__name__}, not a map"
             hint = "write one JSON object a line, a JSON array of them, CSV with commas, or Parquet; in UTF-8"
-            such = f"{feed.place(numbered[0][0])}: {why}"
-            raise DpoError(
-                f"no row of {feed.name} can be read; such as {such}", where=where, hint=hint, exit_code=USAGE
-            )
+            message = f"no row of {feed.name} can be read; such as {feed.name}:{line}: {why}"
+            raise DpoError(message, where=where, hint=hint, exit_code=USAGE)
     if len(found) > 1:
         listed = ", ".join(f"{file} is {layout}" for layout, file in found.items())
         hint = "name the files you mean in data_files, or make them two sources"
@@ -62,39 +58,29 @@ def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str:
     return next(iter(found))
 
 
-def _detect(
-    source: Source, rows: list[dict[str, Any]], file: str, where: str, map_where: str, layouts: dict[str, LayoutOf]
-) -> str:
+def _detect(source: Source, rows: list[dict[str, Any]], file: str, where: str, map_where: str, layouts: Layouts) -> str:
     seen = sorted({str(name) for row in rows for name in row})
-    if source.columns:
-        _check_map(source, seen, map_where)
-        rows = [
-            {**row, **{ours: row[theirs] for ours, theirs in source.columns.items() if theirs in row}} for row in rows
-        ]
-    if source.layout != "auto":
-        if not any(_fits(row, LAYOUTS[source.layout]) for row in rows):
-            needs = " or ".join(", ".join(sorted(names)) for names in LAYOUTS[source.layout].needs)
-            detected = next((name for name, one in layouts.items() if any(_is(row, one) for row in rows)), None)
-            raise DpoError(
-                f"{file} is not laid out as {source.layout}, which needs the columns {needs}; it has {_listed(seen)}",
-                where=where,
-                hint=f"it looks like {detected}: set layout: {detected}, or auto"
-                if detected
-                else _nearest(seen, file, layouts),
-                exit_code=USAGE,
-            )
+    columns = source.columns or {}
+    if columns:
+        _check_map(source.layout, columns, seen, map_where)
+        rows = [{**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}} for row in rows]
+    if source.layout != "auto" and any(_fits(row, LAYOUTS[source.layout]) for row in rows):
         return source.layout
     detected = next((name for name, one in layouts.items() if any(_is(row, one) for row in rows)), None)
-    if source.columns and detected not in MAPPABLE:
-        mappable = (name for name in MAPPABLE if name in layouts)
-        detected = next((name for name in mappable if any(_fits(row, LAYOUTS[name]) for row in rows)), None)
-    if detected is None and _asks_only(rows, seen):
-        message, hint = f"{file} has prompts and no answers: its columns are {_listed(seen)}", ANSWER_THEM
-        raise DpoError(message, where=where, hint=hint, exit_code=USAGE)
-    if detected is None:
-        message = f"can't tell the layout of {file}: it has the columns {_listed(seen)}"
-        raise DpoError(message, where=where, hint=_nearest(seen, file, layouts), exit_code=USAGE)
-    return detected
+    if source.layout != "auto":
+        needs = " or ".join(", ".join(sorted(names)) for names in LAYOUTS[source.layout].needs)
+        message = f"{file} is not laid out as {source.layout}, which needs the columns {needs}; it has {listed(seen)}"
+        hint = f"it looks like {detected}: set layout: {detected}, or auto" if detected else None
+    else:
+        if columns and detected not in MAPPABLE:
+            mappable = (name for name in MAPPABLE if name in layouts)
+            detected = next((name for name in mappable if any(_fits(row, LAYOUTS[name]) for row in rows)), None)
+        if detected is not None:
+            return detected
+        message, hint = f"can't tell the layout of {file}: it has the columns {listed(seen)}", None
+        if _asks_only(rows, seen):
+            message, hint = f"{file} has prompts and no answers: its columns are {listed(seen)}", ANSWER_THEM
+    raise DpoError(message, where=where, hint=hint or _nearest(seen, file, layouts), exit_code=USAGE)
 
 
 ANSWER_CHARS = 30  # from which on a text is no topic, source or id
@@ -107,8 +93,8 @@ def _asks_only(rows: list[dict[str, Any]], seen: list[str]) -> bool:
     answers = {name for ours in ("chosen", "rejected", "completion") for name in (ours, *ALSO_CALLED[ours].split())}
     others = [name for name in seen if name not in asked]
     called = any(answers & set(re.split(r"[^a-z\u4e00-\u9fff]+", name.lower())) for name in others)
-    holds = any(isinstance(row.get(name), str) and len(row[name]) > ANSWER_CHARS for row in rows for name in others)
-    return not called and not holds and any(_is(row, LAYOUTS["prompts"]) for row in rows)
+    answered = any(isinstance(row.get(name), str) and len(row[name]) > ANSWER_CHARS for row in rows for name in others)
+    return not called and not answered and any(_is(row, LAYOUTS["prompts"]) for row in rows)
 
 
 def _fits(row: dict[str, Any], layout: LayoutOf) -> bool:
@@ -121,10 +107,6 @@ def _is(row: dict[str, Any], layout: LayoutOf) -> bool:
         return _fits(held, layout) and layout.looks_so(held)
     except (Malformed, RecursionError):
         return False
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(name[:40] for name in names[:12]) + (", …" if len(names) > 12 else "") if names else "none"
 
 
 # What sets call the columns of `pairs` and `kto`, by the name that these have here.
@@ -140,7 +122,7 @@ ALSO_CALLED = {
 }
 
 
-def _nearest(seen: list[str], file: str, layouts: dict[str, LayoutOf]) -> str:
+def _nearest(seen: list[str], file: str, layouts: Layouts) -> str:
     """The line to write: a column map where the columns are known by other names, else the nearest layout's needs."""
     known = {name for one in layouts.values() for names in one.needs for name in names}
     known |= {name for names in ALSO_CALLED.values() for name in names.split()}
@@ -155,9 +137,12 @@ def _nearest(seen: list[str], file: str, layouts: dict[str, LayoutOf]) -> str:
         if {"prompt"} < needs <= set(ALSO_CALLED)
     ]
     layout, found, missing = max(maps, key=lambda one: (not one[2], len(one[1]) / (len(one[1]) + len(one[2]))))
-    written = [f"{ours}: {_quoted(theirs)}" for ours, theirs in found.items() if ours != theirs]
+    renamed = {ours: theirs for ours, theirs in found.items() if ours != theirs}
+    written = [f"{ours}: {_quoted(theirs)}" for ours, theirs in renamed.items()]
     if not missing and written:
-        return f"the nearest is {layout}, which also needs {_names(found)}: write columns: {{{', '.join(written)}}}"
+        return (
+            f"the nearest is {layout}, which also needs {', '.join(renamed)}: write columns: {{{', '.join(written)}}}"
+        )
     name, needs = max(
         (
             (name, names)
@@ -174,7 +159,6 @@ def _nearest(seen: list[str], file: str, layouts: dict[str, LayoutOf]) -> str:
 
 
 def _map(needs: frozenset[str], seen: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Which of `seen` the needed columns are, and those that none of them is."""
     folded = {name.strip().lower().replace("-", "_").replace(" ", "_"): name for name in reversed(seen)}
     found: dict[str, str] = {}
     for ours in sorted(needs, key=list(ALSO_CALLED).index):
@@ -186,71 +170,33 @@ def _map(needs: frozenset[str], seen: list[str]) -> tuple[dict[str, str], list[s
 
 
 def _quoted(name: str) -> str:
-    """A column's name as it can stand in YAML's `{…}`."""
     return name if re.fullmatch(r"\w(?:[\w. -]*\w)?", name) else json.dumps(name, ensure_ascii=False)
 
 
-def _names(found: dict[str, str]) -> str:
-    return ", ".join(ours for ours, theirs in found.items() if ours != theirs)
-
-
-def _check_map(source: Source, seen: list[str], where: str) -> None:
+def _check_map(layout: str, columns: dict[str, str], seen: list[str], where: str) -> None:
     """Raise a DpoError where the column map names what isn't there, or stands the other way round."""
-    columns = source.columns or {}
-    layouts = [source.layout] if source.layout != "auto" else list(MAPPABLE)
-    known = list(dict.fromkeys(name for layout in layouts for name in MAPPABLE.get(layout, ())))
+    layouts = [layout] if layout != "auto" else list(MAPPABLE)
+    known = list(dict.fromkeys(name for one in layouts for name in MAPPABLE.get(one, ())))
     for ours, theirs in columns.items():
         problem = hint = None
         if not known:
-            problem, hint = f"layout {source.layout} takes no columns:", f"use it with layout: {either(list(MAPPABLE))}"
+            problem, hint = f"layout {layout} takes no columns:", f"use it with layout: {either(list(MAPPABLE))}"
         elif ours not in known and theirs in known:
             problem = f"columns: '{ours}' and '{theirs}' are the wrong way round: our name comes first"
             turned = (f"{b}: {a}" if b in known and a not in known else f"{a}: {b}" for a, b in columns.items())
             hint = f"write columns: {{{', '.join(turned)}}}"
         elif ours not in known:
-            near = did_you_mean(ours, known)
-            problem = f"columns: there is no '{ours}' to map" + (f"; did you mean '{near}'?" if near else "")
+            problem = f"columns: there is no '{ours}' to map{_meant(ours, known)}"
             hint = f"ours are {', '.join(known)}"
         elif theirs not in seen:
-            near = did_you_mean(theirs, seen)
-            problem = f"columns: no column '{theirs}' in the data" + (f"; did you mean '{near}'?" if near else "")
-            hint = f"the data have {_listed(seen)}"
+            problem, hint = (
+                f"columns: no column '{theirs}' in the data{_meant(theirs, seen)}",
+                f"the data have {listed(seen)}",
+            )
         if problem:
             raise DpoError(problem, where=where, hint=hint, exit_code=USAGE)
 
 
-def candidate_sets(
-    source: Source, feeds: list[Feed], layout: LayoutOf, settings: Settings, tick: Ticker
-) -> Iterator[CandidateSet | Broken]:
-    """Every row of a source as a candidate set, or as Broken; rows that belong together are one set.
-
-    Grouped layouts (HelpSteer2, KTO) are held in memory, for rows of one prompt may stand anywhere; their answers come
-    out in the order of their texts, so that the order of rows doesn't matter.
-    """
-    label = source.label
-    groups: dict[tuple[tuple[str, str], ...], CandidateSet] = {}
-    for number, feed in enumerate(feeds):
-        for line, row in feed.rows(layout.reads, lambda share, number=number: tick((number + share) / len(feeds))):  # type: ignore[misc]
-            if isinstance(row, Broken):
-                yield replace(row, place=feed.place(line))
-                continue
-            try:
-                item = read_row(row, layout, settings)
-            except Malformed as error:
-                yield Broken(str(error), error.reason, feed.place(line), tuple(tools_of(row)))
-                continue
-            item.notes += tools_of(row)
-            item.place = feed.place(line)
-            item.source, item.language = label, source.language or item.language
-            if not layout.grouped:
-                yield item
-                continue
-            key = tuple((turn["role"], turn["content"].strip()) for turn in item.prompt)
-            group = groups.setdefault(key, item)
-            if group is not item:
-                group.candidates += item.candidates
-                group.notes += item.notes
-                group.language = min(filter(None, (group.language, item.language)), default=None)
-    for item in groups.values():
-        item.candidates.sort(key=lambda candidate: (candidate.text, candidate.score is None, candidate.score))
-        yield item
+def _meant(name: str, known: list[str]) -> str:
+    near = did_you_mean(name, known)
+    return f"; did you mean '{near}'?" if near else ""

@@ -7,7 +7,10 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from dpo_cli.language import han_characters
+from dpo_cli.prepare.feed import Unreadable
 
 CHUNK = 1 << 20  # bytes
 SAMPLE = 1 << 18  # bytes with characters in them that are not UTF-8, from which an encoding is guessed
@@ -28,6 +31,7 @@ _HIGH = bytes(range(0x80, 0x100))
 _BEYOND_ASCII = re.compile(rb"[^\n]*[\x80-\xff][^\n]*")
 ASCII = set(map(chr, range(128)))
 ESCAPED = re.compile("[\udc80-\udcff]")  # a byte that is not of the encoding, as "surrogateescape" leaves it
+SAVE_AS_UTF8 = "save it as UTF-8: in Excel as 'CSV UTF-8', or iconv -f ENCODING -t UTF-8 OLD > NEW"
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,16 @@ class Encoding:
     guessed: bool = False
 
 
-class UnknownEncoding(ValueError):
-    """A text is not UTF-8, and what else it may be can't be detected for sure; says what is likely."""
+def detect(opened: Callable[[], AbstractContextManager[tuple[Any, Any]]]) -> Encoding:
+    """Detect the encoding of a file from all of it, so that no row far down is a surprise.
 
-
-def detect(opened: Callable[[], AbstractContextManager[BinaryIO]]) -> Encoding:
-    """The encoding of a file that `opened` opens; it is read whole, so that no row far down is a surprise.
+    Args:
+        opened: opens it; the first of what it gives is a stream of bytes.
 
     Raises:
-        UnknownEncoding: it is not UTF-8, and the bytes fit several encodings alike.
+        Unreadable: it is not UTF-8, and the bytes fit several encodings alike.
     """
-    with opened() as stream:
+    with opened() as (stream, _):
         head = stream.read(CHUNK)
         for mark, codec in BOMS:
             if head.startswith(mark):
@@ -59,11 +62,9 @@ def detect(opened: Callable[[], AbstractContextManager[BinaryIO]]) -> Encoding:
             return Encoding(wide, guessed=True)
         if _is_utf8(head, stream):
             return Encoding("utf-8")
-    with opened() as stream:
+    with opened() as (stream, _):
         bad, good, sample = _survey(stream)
-    if bad <= max(FEW, good):
-        return Encoding("utf-8", clean=False)
-    return _guess(sample)
+    return Encoding("utf-8", clean=False) if bad <= max(FEW, good) else _guess(sample)
 
 
 def _is_utf8(chunk: bytes, stream: BinaryIO) -> bool:
@@ -107,33 +108,28 @@ def _survey(stream: BinaryIO) -> tuple[int, int, bytes]:
 
 
 def _guess(sample: bytes) -> Encoding:
-    """What `charset_normalizer` makes of a sample; where it has few different characters, other readings have a say."""
+    """What `charset_normalizer` makes of a sample; where it has few different characters, other readings count too."""
     import charset_normalizer
 
     found = {one.encoding: str(one) for one in charset_normalizer.from_bytes(sample, cp_isolation=KNOWN)}
     if not found:
-        raise UnknownEncoding("it is neither UTF-8 nor any encoding known here")
+        raise Unreadable("it is neither UTF-8 nor any encoding known here", SAVE_AS_UTF8)
     codec, text = next(iter(found.items()))
-    readings = {name: _text(sample, name) for name in ("gb18030", "cp1252")} | found
-    if codec == "cp949" and not _korean(text) and readings["gb18030"]:
+    readings = {name: _decoded(sample, name) for name in ("gb18030", "cp1252")} | found
+    hangul, han = len(re.findall("[\uac00-\ud7a3]", text)), han_characters(text)
+    if codec == "cp949" and han > 0.1 * (hangul + han) and readings["gb18030"]:  # Korean of today has no Han characters
         codec, text = "gb18030", readings["gb18030"]
     if text == readings["cp1252"]:
         codec = "cp1252"
     rivals = EAST_ASIAN if codec in EAST_ASIAN else ("gb18030", "cp1252")
     others = [name for name in rivals if readings.get(name) not in (None, text)]
     if others and len(set(text) - ASCII) < EVIDENCE:
-        raise UnknownEncoding(f"it is not UTF-8 but looks like {codec} or {others[0]}")
+        raise Unreadable(f"it is not UTF-8 but looks like {codec} or {others[0]}", SAVE_AS_UTF8)
     return Encoding(codec, guessed=True)
 
 
-def _text(sample: bytes, codec: str) -> str | None:
+def _decoded(sample: bytes, codec: str) -> str | None:
     try:
         return sample.decode(codec)
     except UnicodeDecodeError:
         return None
-
-
-def _korean(text: str) -> bool:
-    """Korean of today is Hangul; Chinese that is read as Korean comes out half in Han characters."""
-    hangul, han = len(re.findall("[\uac00-\ud7a3]", text)), len(re.findall("[\u4e00-\u9fff\uf900-\ufaff]", text))
-    return han <= 0.1 * (hangul + han)

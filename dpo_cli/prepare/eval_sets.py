@@ -13,14 +13,14 @@ from typing import Any
 
 from dpo_cli import chat
 from dpo_cli.disk import write_json
-from dpo_cli.prepare import filters, pipeline, refusals, tokens
+from dpo_cli.prepare import filters, pipeline, remarks, tokens
 from dpo_cli.prepare.dedup import Sketches
 from dpo_cli.prepare.formats import pair_rows
 from dpo_cli.prepare.funnel import Entry, Funnel
 from dpo_cli.prepare.pipeline import Rows
+from dpo_cli.prepare.read import look
 from dpo_cli.prepare.row_store import RowStore
 from dpo_cli.prepare.sources import source_files
-from dpo_cli.prepare.survey import look
 from dpo_cli.prepare.text import hash64, prompt_key
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.sections import FILTERS, Filters, NearDuplicate, TooLong
@@ -38,11 +38,7 @@ FILTERS = Filters(
 
 
 def read_sets(recipe: Recipe, run: Run) -> None:
-    """Read the test sets into the run's `sets`, a part of `eval` with a state of its own.
-
-    Raises:
-        DpoError: a set is missing, can't be read, or holds no pair.
-    """
+    """Read the test sets into the run's `sets`, a part of `eval` with a state of its own; see `prepare_sets`."""
     with run.stage("sets", recipe) as draft:
         draft.record["revisions"] = prepare_sets(recipe, run.train_pairs, draft.folder)
 
@@ -69,20 +65,17 @@ def prepare_sets(recipe: Recipe, train_pairs: Path, folder: Path) -> dict[str, s
         sketches, entries = Sketches(), list[Entry]()
         for one in asked:
             read, funnel = look(one, 0), Funnel()
-            context = filters.Context.of(one, None, tokens.special(tokenizer))
+            context = filters.Context(one, special=tokens.special(tokenizer))
             rows = pipeline.read_rows(one, [(read, context)], None, store, funnel, sketches)
             pipeline.count_tokens(one, tokenizer, rows, store)
             pipeline.book(rows, store, funnel)
             if not funnel.kept:
-                raise refusals.nothing_left(one, funnel, set())
+                raise remarks.nothing_left(one, funnel, set())
             label = read.source.label
             found[label] = {
-                "id": read.source.id,
-                "layout": read.layout,
-                "in": funnel.came[label],
-                "kept": sum(funnel.kept.values()),
-                "dropped": funnel.reasons(),
-            }
+                "id": read.source.id, "layout": read.layout, "in": funnel.came[label],
+                "kept": sum(funnel.kept.values()), "dropped": funnel.reasons(),
+            }  # fmt: skip
             if read.commit:
                 found[label]["revision"] = revisions[read.source.id] = read.commit
             entries += rows

@@ -6,46 +6,57 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+BATCH = 256  # rows of a table in memory at a time
+
 
 @dataclass(frozen=True)
 class Broken:
-    """A row that can't be read at all, why, and its drop reason; `place` is its file and line (or row, see `Feed`)."""
+    """A row that can't be read at all, why, and its drop reason; `place` and `notes` are those of a `CandidateSet`."""
 
     detail: str
     reason: str = "schema"
     place: str = ""
-    notes: tuple[str, ...] = ()  # what else is to be said of it
+    notes: tuple[str, ...] = ()
 
-
-BATCH = 256  # rows of a table in memory at a time
 
 Row = dict[str, Any] | Broken
 Rows = Iterator[tuple[int, Row]]
-Ticker = Callable[[float], None]  # called now and then with the share of the file that is read, 0..1
 
 
 @dataclass
 class Feed:
-    """One file, or one split of a Hub data set: what to call it, and how to read it.
+    """One file, or one split of a Hub data set.
 
-    `rows(names, tick)` yields (line, row), lines from 1 and row numbers where there are no lines; from a table, only
-    columns whose every part is in `names` (None: all). What reading found out stands in `notes` and `count` afterwards.
+    Attributes:
+        read: see `rows`.
+        notes: what reading found out, each once.
+        doubts: those of the notes that the user should look at.
+        count: rows that have been read.
+        share: of the file that has been read, 0..1.
     """
 
     name: str
-    rows: Callable[[frozenset[str] | None, Ticker], Rows]
+    read: Callable[[Feed, frozenset[str] | None], Rows]
     notes: list[str] = field(default_factory=list)
-    doubts: list[str] = field(default_factory=list)  # notes that the user should look at
+    doubts: list[str] = field(default_factory=list)
     count: int = 0
+    share: float = 0.0
 
-    def place(self, number: int) -> str:
-        return f"{self.name}:{number}"
+    def rows(self, names: frozenset[str] | None = None) -> Rows:
+        """Yield (line, row), lines from 1, or row numbers where there are no lines.
 
-    def note(self, said: str, doubt: bool = False) -> None:
-        """Keep what reading found out, once."""
+        Args:
+            names: of a table, read only the columns whose every part is among them; None reads all.
+        """
+        self.count, self.share = 0, 0.0
+        for number, row in self.read(self, names):
+            self.count += 1
+            yield number, row
+
+    def note(self, text: str, doubt: bool = False) -> None:
         for kept in (self.notes, self.doubts) if doubt else (self.notes,):
-            if said not in kept:
-                kept.append(said)
+            if text not in kept:
+                kept.append(text)
 
 
 class Unreadable(Exception):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,39 +25,28 @@ from dpo_cli.refusal import OPENING, refuses
 
 @dataclass(frozen=True)
 class Context:
-    """What filters need to know besides the row and their own options."""
+    """What filters need to know besides the row and their own options.
 
-    languages: frozenset[str] | None = None  # None: any
-    thinking: bool = False
-    keep_refusals: bool = False
+    Attributes:
+        special: what the tokenizer obeys, wherever it stands.
+        keep_refusals: of the source.
+        repeats_prompts: whether the source's answers begin with their prompts, also with short ones.
+    """
+
+    recipe: Recipe
     contamination: Contamination | None = None
-    min_margin: float = 0.0
-    min_chosen_score: float | None = None
-    unpaired: bool = False  # data.format
-    special: re.Pattern[str] = field(default_factory=lambda: special_tokens([]))  # what the tokenizer obeys
-    repeats_prompts: bool = False  # the source's answers begin with their prompts, also with short ones
+    special: re.Pattern[str] = field(default_factory=lambda: special_tokens([]))
+    keep_refusals: bool = False
+    repeats_prompts: bool = False
 
-    @classmethod
-    def of(cls, recipe: Recipe, contamination: Contamination | None, special: Iterable[str]) -> Context:
-        """What holds for every source; `special` are the tokens that the tokenizer obeys."""
-        data = recipe.data
-        return cls(
-            languages=frozenset(data.languages) if data.languages is not None else None,
-            thinking=recipe.model.thinking,
-            contamination=contamination,
-            min_margin=data.pairs.min_margin,
-            min_chosen_score=data.pairs.min_chosen_score,
-            unpaired=data.format == "unpaired",
-            special=special_tokens(special),
-        )
+    def options(self, reason: str) -> Any:
+        """Return what `data.filters` says of a reason; false switches its filter off."""
+        return getattr(self.recipe.data.filters, reason)
 
 
 def min_answers(item: CandidateSet, context: Context) -> int:
-    """How many answers a prompt needs: two, or one where it has a label and needs no other to be compared with."""
-    return 1 if item.labelled and context.unpaired else 2
-
-
-# ------------------------------------------------------------------------------------------------------ of a prompt
+    """Return how many answers a prompt needs: two, or one with a label where labelled answers are the rows."""
+    return 1 if item.labelled and context.recipe.data.format == "unpaired" else 2
 
 
 def garbled(item: CandidateSet, options: Any, context: Context) -> str | None:
@@ -84,19 +73,16 @@ def contaminated(item: CandidateSet, options: Any, context: Context) -> str | No
 
 
 def other_language(item: CandidateSet, options: Any, context: Context) -> str | None:
-    """A prompt in a language that the mix doesn't ask for."""
-    if context.languages is not None and item.language not in context.languages:
-        return f"in {item.language}"
-    return None
+    languages = context.recipe.data.languages
+    return None if languages is None or item.language in languages else f"in {item.language}"
 
 
-# ----------------------------------------------------------------------------------------------------- of an answer
 # Each takes the answer's text and returns it, cut where a cut fixes it, or None to drop the answer.
 
 
 def think(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
     """Thoughts at the start are cut, or kept with model.thinking; what can't be separated drops the answer."""
-    return without_thoughts(text, item.prompt, context.thinking)
+    return without_thoughts(text, item.prompt, context.recipe.model.thinking)
 
 
 def markers(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
@@ -104,11 +90,8 @@ def markers(text: str, item: CandidateSet, options: Any, context: Context) -> st
     return without_markers(text, item.prompt, context.special)
 
 
-ALL_BUT = 0.9  # the share of a source's answers to short prompts that begin with them where that is its form
-
-
 def begins_with(asked: str, answer: str) -> bool:
-    """Whether an answer begins with its prompt, and not just with a longer word that begins so."""
+    """Return whether an answer begins with its prompt, and not just with a longer word that begins so."""
     if not asked or not answer.startswith(asked):
         return False
     after = answer[len(asked) : len(asked) + 1]
@@ -152,43 +135,33 @@ _INTRODUCTION_WORDS = (
 )  # fmt: skip
 
 
-def canned(text: str) -> bool:
-    """Whether an answer opens with a refusal, or with what kind of machine it is."""
-    opening = text[:OPENING].lower()
-    if any(map(opening.__contains__, _INTRODUCTION_WORDS)) and _INTRODUCTION.search(opening):
-        return True
-    return refuses(text)
-
-
 def template(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
     """Canned text: a closing `Confidence: 80%` is cut, a refusal or self-introduction drops the answer."""
     if text[-12:].count("%") or text[-12:].count("％"):
         found = _CONFIDENCE.search(text, max(len(text) - 80, 0))
         text = text[: found.start()] if found else text
-    return None if not context.keep_refusals and canned(text) else text
+    if context.keep_refusals:
+        return text
+    opening = text[:OPENING].lower()
+    introduces = any(map(opening.__contains__, _INTRODUCTION_WORDS)) and _INTRODUCTION.search(opening)
+    return None if introduces or refuses(text) else text
 
 
 def short(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
     """Fewer than `min_chars` characters, or `min_han` where they are Chinese."""
     length = len(text.strip())
-    if length >= options.min_chars:
-        return text
-    return text if length >= options.min_han and mostly_han(text) else None
+    return text if length >= options.min_chars or (length >= options.min_han and mostly_han(text)) else None
 
 
-# --------------------------------------------------------------------------------------------------------- of a pair
 # Each takes a set and the indexes of its chosen and rejected answer, and says why the pair must go, or None.
 
 
 def contradicts_scores(item: CandidateSet, chosen: int, rejected: int, options: Any, context: Context) -> str | None:
-    """What the source calls chosen, it scores below what it calls rejected."""
-    if (item.lead() or 0.0) >= 0:
-        return None
-    return " is below ".join(f"{name} {value:g}" for name, value in item.stated.items())
+    below = " is below ".join(f"{name} {value:g}" for name, value in item.stated.items())
+    return below if (item.lead() or 0.0) < 0 else None
 
 
 def identical(item: CandidateSet, chosen: int, rejected: int, options: Any, context: Context) -> str | None:
-    """The same answer twice but for case, spacing and punctuation, or nearly."""
     alike = similarity(item.candidates[chosen].text, item.candidates[rejected].text, options.similarity)
     return f"{alike:.0%} alike" if alike >= options.similarity else None
 
@@ -199,15 +172,13 @@ def tie(item: CandidateSet, chosen: int, rejected: int, options: Any, context: C
 
 def low_margin(item: CandidateSet, chosen: int, rejected: int, options: Any, context: Context) -> str | None:
     margin = scoring.margin(item, chosen, rejected)
-    return f"margin {margin:.3f}" if margin is not None and margin < context.min_margin else None
+    return f"margin {margin:.3f}" if margin is not None and margin < context.recipe.data.pairs.min_margin else None
 
 
 def low_chosen(item: CandidateSet, chosen: int, rejected: int, options: Any, context: Context) -> str | None:
-    score, least = item.candidates[chosen].score, context.min_chosen_score
+    score, least = item.candidates[chosen].score, context.recipe.data.pairs.min_chosen_score
     return f"chosen scores {score:.3f}" if score is not None and least is not None and score < least else None
 
-
-# ------------------------------------------------------------------------------------------------------- all of them
 
 PromptFilter = Callable[[CandidateSet, Any, Context], str | None]
 AnswerFilter = Callable[[str, CandidateSet, Any, Context], str | None]
@@ -238,10 +209,10 @@ EDITS = {  # what a cut is called
 }  # fmt: skip
 
 
-def screen(item: CandidateSet, filters: Any, context: Context) -> Drop | None:
-    """The first prompt filter that drops a set. Garbled answers are taken out of it."""
+def screen(item: CandidateSet, context: Context) -> Drop | None:
+    """Return what the first prompt filter that drops a set says of it; garbled answers are taken out of it."""
     for reason, ask in PROMPT_FILTERS.items():
-        options = getattr(filters, reason)
+        options = context.options(reason)
         detail = ask(item, options, context) if options else None
         if detail:
             return reason, detail
@@ -251,8 +222,8 @@ def screen(item: CandidateSet, filters: Any, context: Context) -> Drop | None:
 BOTH = ("identical", "each answer is called both good and bad")
 
 
-def clean(item: CandidateSet, filters: Any, context: Context, edits: Counter[str]) -> Drop | None:
-    """Drop and fix a set's answers in place; why it goes where too few are left.
+def clean(item: CandidateSet, context: Context, edits: Counter[str]) -> Drop | None:
+    """Drop and fix a set's answers in place, and return why it goes where too few are left.
 
     Every cut is counted in `edits` by its name, every dropped answer by its reason.
     """
@@ -260,25 +231,25 @@ def clean(item: CandidateSet, filters: Any, context: Context, edits: Counter[str
         edits.update(scoring.settle_labels(item))
     if edits["identical"] and not item.candidates:
         return BOTH
-    drop = _clean(item, filters, context, edits)
+    drop = _clean(item, context, edits)
     if drop is None and item.labelled:  # again, for a cut may have made answers equal
         edits.update(scoring.settle_labels(item))
         drop = BOTH if len(item.candidates) < min_answers(item, context) else None
     return drop
 
 
-def _clean(item: CandidateSet, filters: Any, context: Context, edits: Counter[str]) -> Drop | None:
-    came, needed = len(item.candidates), min_answers(item, context)
+def _clean(item: CandidateSet, context: Context, edits: Counter[str]) -> Drop | None:
+    came, needed, disagreement = len(item.candidates), min_answers(item, context), context.options("disagreement")
     if came < needed:
         return ("single_response", "one answer") if came else ("no_response", "no answer")
-    if filters.disagreement:
-        agreed = [one for one in item.candidates if (one.spread or 0.0) <= filters.disagreement.max_spread]
+    if disagreement:
+        agreed = [one for one in item.candidates if (one.spread or 0.0) <= disagreement.max_spread]
         edits["disagreement"] += came - len(agreed)
         item.candidates = agreed
         if len(agreed) < needed:
             return "disagreement", f"{len(agreed)} of {came} answers left on which raters agree"
     for reason, ask in ANSWER_FILTERS.items():
-        options = getattr(filters, reason)
+        options = context.options(reason)
         if not options:
             continue
         kept = []
@@ -288,7 +259,7 @@ def _clean(item: CandidateSet, filters: Any, context: Context, edits: Counter[st
                 edits[reason] += 1
                 continue
             if text != candidate.text:
-                edits["think_renamed" if reason == "think" and context.thinking else EDITS[reason]] += 1
+                edits["think_renamed" if reason == "think" and context.recipe.model.thinking else EDITS[reason]] += 1
                 candidate.text = text
             kept.append(candidate)
         item.candidates = kept
@@ -308,10 +279,10 @@ def _clean(item: CandidateSet, filters: Any, context: Context, edits: Counter[st
 Picks = list[tuple[int, ...]]  # candidate indexes of each row
 
 
-def compare(item: CandidateSet, picks: Picks, filters: Any, context: Context) -> tuple[Picks, Drop | None]:
-    """The pairs (or whole rankings: first against last) that may stay, and why the last of them went if none may."""
+def compare(item: CandidateSet, picks: Picks, context: Context) -> tuple[Picks, Drop | None]:
+    """Return the pairs (or rankings: first against last) that may stay, and why the last of them went if none may."""
     for reason, ask in PAIR_FILTERS.items():
-        options = getattr(filters, reason)
+        options = context.options(reason)
         if not options:
             continue
         details = [ask(item, one[0], one[-1], options, context) if len(one) > 1 else None for one in picks]
@@ -322,17 +293,15 @@ def compare(item: CandidateSet, picks: Picks, filters: Any, context: Context) ->
     return picks, None
 
 
-def fit(
-    picks: Picks, prompt: int, totals: Mapping[int, int], max_length: int, filters: Any
-) -> tuple[Picks, Drop | None]:
-    """The rows that the model can read whole, and why none is left.
+def fit(recipe: Recipe, picks: Picks, prompt: int, totals: Mapping[int, int]) -> tuple[Picks, Drop | None]:
+    """Return the rows that the model can read whole, and why none is left.
 
     Args:
         picks: of each row; a ranking loses the candidates that don't fit, a pair goes as a whole.
         prompt: tokens of the prompt as the chat template renders it, up to where the answer starts.
         totals: tokens of prompt + answer, by candidate.
-        max_length: what the model reads, `model.max_length`.
     """
+    filters, max_length = recipe.data.filters, recipe.model.max_length
     if filters.too_long:
         if prompt > filters.too_long.max_prompt * max_length:
             return [], ("too_long", f"prompt of {prompt:,} tokens")
@@ -342,12 +311,8 @@ def fit(
             return [], ("too_long", f"{max(totals.values()):,} tokens")
     if filters.length_ratio:
         most = filters.length_ratio.max
-        picks = [one for one in picks if _ratio(totals[one[0]] - prompt, totals[one[-1]] - prompt) <= most]
+        lengths = [[max(totals[index] - prompt, 1) for index in (one[0], one[-1])] for one in picks]
+        picks = [one for one, both in zip(picks, lengths, strict=True) if max(both) <= most * min(both)]
         if not picks:
             return [], ("length_ratio", f"longer by more than {most:g}")
     return picks, None
-
-
-def _ratio(one: int, other: int) -> float:
-    """Longer over shorter, of lengths of at least 1."""
-    return max(one, other, 1) / max(min(one, other), 1)

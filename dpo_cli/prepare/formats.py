@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dpo_cli.prepare import scoring
-from dpo_cli.records import Candidate, CandidateSet, Message, Pair
+from dpo_cli.records import CandidateSet, Message, Pair
 
 Row = dict[str, Any]
 
@@ -16,7 +16,6 @@ def _answer(text: str) -> list[Message]:
 
 
 def pair_rows(item: CandidateSet, picked: tuple[int, ...], name: str, kwargs: dict[str, Any]) -> Iterator[Row]:
-    """A row of TRL's preference format."""
     chosen, rejected = item.candidates[picked[0]], item.candidates[picked[-1]]
     yield Pair(
         id=name, prompt=item.prompt, chosen=_answer(chosen.text), rejected=_answer(rejected.text),
@@ -25,14 +24,12 @@ def pair_rows(item: CandidateSet, picked: tuple[int, ...], name: str, kwargs: di
     ).to_json()  # fmt: skip
 
 
-def _ranked(candidate: Candidate) -> Row:
-    return {"text": candidate.text, "score": candidate.score, "model": candidate.model}
-
-
 def ranked_rows(item: CandidateSet, picked: tuple[int, ...], name: str, kwargs: dict[str, Any]) -> Iterator[Row]:
     """A prompt with all its candidates, best first, for listwise training."""
+    ranked = [item.candidates[index] for index in picked]
     yield {
-        "id": name, "prompt": item.prompt, "candidates": [_ranked(item.candidates[index]) for index in picked],
+        "id": name, "prompt": item.prompt,
+        "candidates": [{"text": one.text, "score": one.score, "model": one.model} for one in ranked],
         "chat_template_kwargs": kwargs, "language": item.language, "source": item.source,
     }  # fmt: skip
 

@@ -7,10 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any, TextIO
 
+from dpo_cli.prepare.feed import Broken
 from dpo_cli.prepare.text import hash64
 from dpo_cli.records import CandidateSet
 
@@ -64,50 +63,67 @@ class Cause:
 
 @dataclass
 class Funnel:
-    """Counts by source and language. Every prompt that came is kept, or dropped once: `check` asserts it."""
+    """Counts by source and language. Every prompt that came is kept, or dropped once: `check` asserts it.
 
-    dropped_file: Path | None = None
+    Attributes:
+        edits: cuts by name and dropped answers by reason, by source.
+        notes: rows, by source and what was left out of them.
+        latin: what prompts that count as English look like, by source.
+        causes: of drops, by source and reason.
+        file: for every dropped prompt, JSONL.
+    """
+
     came: Counter[str] = field(default_factory=Counter)
     kept: Counter[tuple[str, str]] = field(default_factory=Counter)
     dropped: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     edits: Counter[tuple[str, str]] = field(default_factory=Counter)
-    notes: Counter[tuple[str, str]] = field(default_factory=Counter)  # rows, by source and what was left out of them
-    latin: dict[str, Counter[str]] = field(default_factory=dict)  # by source: what prompts that count as en look like
-    causes: dict[tuple[str, str], dict[str, Cause]] = field(default_factory=dict)  # by source and reason
+    notes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    latin: dict[str, Counter[str]] = field(default_factory=dict)
+    causes: dict[tuple[str, str], dict[str, Cause]] = field(default_factory=dict)
     examples: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = field(default_factory=dict)
-    _file: TextIO | None = None
+    file: TextIO | None = None
 
-    def __post_init__(self) -> None:
-        if self.dropped_file is not None:
-            self._file = self.dropped_file.open("w", encoding="utf-8", newline="\n")
-
-    def drop(self, source: str, language: str, drop: Drop, order: int, row: Callable[[], tuple[str, str]]) -> None:
+    def drop(
+        self, source: str, language: str, drop: Drop, order: int, row: Callable[[], CandidateSet | Broken]
+    ) -> None:
         """Count a dropped prompt; `order` is a hash that picks examples whatever the order of rows.
 
-        `row` gives an excerpt of the prompt, and the file and line that it came from; it is called for few.
+        `row` reads it, and is called for few.
         """
         reason, detail = drop
         self.dropped[source, language, reason] += 1
-        example = cache(lambda: dict(zip(("prompt", "where"), row(), strict=True)) | {"detail": detail})
+
+        def example() -> dict[str, Any]:
+            item = row()
+            asked = "" if isinstance(item, Broken) else item.prompt[-1]["content"]
+            return {"prompt": excerpt(asked), "where": item.place, "detail": detail}
+
         causes = self.causes.setdefault((source, reason), {})
         kind = _NUMBER.sub("0", detail)  # "1,203 tokens" and "1,204 tokens" are one cause
         if kind in causes or len(causes) < KEPT_CAUSES:
             cause = causes.get(kind)
             if cause is None or order < cause.order:
-                causes[kind] = cause = Cause(order, detail, example()["where"], cause.count if cause else 0)
+                causes[kind] = cause = Cause(order, detail, row().place, cause.count if cause else 0)
             cause.count += 1
-        if self._file is not None:
+        if self.file is not None:
             name = None if reason in ("schema", "unsupported") else row_id(source, order)
             line = {"id": name, "source": source, "language": language, "reason": reason, **example()}
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._example((source, reason), order, DROPPED_EXAMPLES, example)
 
-    def commonest(self, source: str, reason: str) -> Cause:
-        """The cause of most of a reason's drops in a source."""
-        return max(self.causes[source, reason].values(), key=lambda one: (one.count, one.detail))
-
-    def keep(self, source: str, language: str, order: int, example: Callable[[], dict[str, Any]]) -> None:
+    def keep(
+        self, source: str, language: str, order: int, row: Callable[[], CandidateSet], picked: tuple[int, ...]
+    ) -> None:
         self.kept[source, language] += 1
+
+        def example() -> dict[str, Any]:
+            item = row()
+            best, worst = item.candidates[picked[0]], item.candidates[picked[-1]]
+            return {
+                "prompt": excerpt(item.prompt[-1]["content"]), "chosen": excerpt(best.text),
+                "rejected": excerpt(worst.text), "score_chosen": best.score, "score_rejected": worst.score,
+            }  # fmt: skip
+
         self._example((source, "kept"), order, KEPT_EXAMPLES, example)
 
     def _example(self, key: tuple[str, str], order: int, most: int, make: Callable[[], dict[str, Any]]) -> None:
@@ -117,42 +133,31 @@ class Funnel:
             known.sort(key=lambda one: (one[0], json.dumps(one[1])))  # duplicates share their hash
             del known[most:]
 
+    def commonest(self, source: str, reason: str) -> Cause:
+        return max(self.causes[source, reason].values(), key=lambda one: (one.count, one.detail))
+
     def check(self) -> None:
-        """Assert that for every source in = kept + dropped."""
         for source, came in self.came.items():
             kept = sum(count for (name, _), count in self.kept.items() if name == source)
-            dropped = sum(count for (name, _, _), count in self.dropped.items() if name == source)
+            dropped = sum(self.reasons(source).values())
             if came != kept + dropped:
                 raise AssertionError(f"{source}: {came} came in, but {kept} were kept and {dropped} dropped")
 
     def reasons(self, source: str | None = None, language: str | None = None) -> dict[str, int]:
-        """Drops by reason, the most frequent first; of one source or language where one is given."""
+        """Return drops by reason, the most frequent first; of one source or language where one is given."""
         found: Counter[str] = Counter()
         for (name, tongue, reason), count in self.dropped.items():
             if source in (None, name) and language in (None, tongue):
                 found[reason] += count
         return dict(sorted(found.items(), key=lambda one: (-one[1], one[0])))
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
 
 def row_id(source: str, prompt_hash: int, picked: tuple[int, ...] = ()) -> str:
-    """The id of a prompt's row; `picked` where several rows are made of one prompt."""
+    """Return the id of a prompt's row; `picked` where several rows are made of one prompt."""
     return f"{hash64(source, prompt_hash, *picked):016x}"
 
 
 def excerpt(text: str) -> str:
-    """The first 200 characters on one line, without what a terminal would obey."""
+    """Return the first 200 characters on one line, without what a terminal would obey."""
     flat = " ".join(CONTROL.sub(" ", text[: 2 * EXCERPT]).split())
     return flat if len(flat) <= EXCERPT else flat[: EXCERPT - 1] + "…"
-
-
-def kept_example(item: CandidateSet, picked: tuple[int, ...]) -> dict[str, Any]:
-    """A pair to look at: excerpts and scores."""
-    best, worst = item.candidates[picked[0]], item.candidates[picked[-1]]
-    return {
-        "prompt": excerpt(item.prompt[-1]["content"]), "chosen": excerpt(best.text), "rejected": excerpt(worst.text),
-        "score_chosen": best.score, "score_rejected": worst.score,
-    }  # fmt: skip

@@ -33,10 +33,9 @@ class LocalSampler:
         self._model: Any = None
 
     def draw(self, prompts: Prompts, sample: Sample, advance: Advance) -> list[list[Drawn]]:
-        """Draw answers; see `Sampler`. An answer is the same in whatever batch and after whatever kill it is drawn.
+        """Draw `sample.answers` to each prompt, or take them from the store; DpoError where the memory is too small.
 
-        Raises:
-            DpoError: the model can't be loaded, or the memory is too small for one answer.
+        An answer is the same in whatever batch and after whatever kill it is drawn.
         """
         sampling = Sampling(sample.max_new_tokens, sample.temperature, sample.top_p, sample.top_k)
         options = chat.chat_template_kwargs(self.recipe)
@@ -54,13 +53,19 @@ class LocalSampler:
         if left and self._model is None:
             self._model = _load(self.recipe)
 
+        too_large = DpoError(
+            f"the GPU's memory is too small for one answer of {sample.max_new_tokens} tokens",
+            where="data.sources[].sample.max_new_tokens",
+            hint="lower it, or set model.load_in_4bit: true; eval.batch_size is halved automatically and is 1 by now",
+        )
+
         def work(batch: Sequence[str]) -> dict[str, Drawn]:
             ids, seeds = zip(*(rows[key] for key in batch), strict=True)
             answers = generate(self._model, self.tokenizer, ids, sampling, seeds)
             return {key: self._drawn(rows[key][0], answer) for key, answer in zip(batch, answers, strict=True)}
 
         with torch.inference_mode():
-            for some in in_batches(left, self.recipe.eval.batch_size, work, lambda _: _too_large(sample)):
+            for some in in_batches(left, self.recipe.eval.batch_size, work, lambda _: too_large):
                 self.store.put(some)
                 drawn |= some
                 advance(len(some))
@@ -105,11 +110,3 @@ def _load(recipe: Recipe) -> Any:
     if torch.cuda.is_available() and not recipe.model.load_in_4bit:
         model = model.to("cuda")
     return model.eval()
-
-
-def _too_large(sample: Sample) -> DpoError:
-    return DpoError(
-        f"the GPU's memory is too small for one answer of {sample.max_new_tokens} tokens",
-        where="data.sources[].sample.max_new_tokens",
-        hint="lower it, or set model.load_in_4bit: true; eval.batch_size is halved automatically and came down to 1",
-    )

@@ -88,8 +88,7 @@ _END_CHARACTERS = (
 )  # fmt: skip
 # What opens an answer in the templates of other models, and what a prompt that was rendered by one ends in.
 _STARTS = re.compile(
-    r"(?:\s*(?:<s>|<bos>|<[|｜](?:begin[_▁]of[_▁]\w+|startoftext|assistant)[|｜]>))+\s*",
-    re.IGNORECASE,
+    r"(?:\s*(?:<s>|<bos>|<[|｜](?:begin[_▁]of[_▁]\w+|startoftext|assistant)[|｜]>))+\s*", re.IGNORECASE
 )
 _RENDERED = (
     "[/INST]", "### Response:", "### Response", "### Assistant:", "<start_of_turn>model", "<|assistant|>",

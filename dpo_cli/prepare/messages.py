@@ -6,6 +6,8 @@ import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 from dpo_cli.records import Message
@@ -44,9 +46,6 @@ class Unsupported(Malformed):
     reason = "unsupported"
 
 
-# ------------------------------------------------------------------------------------------------------ single values
-
-
 def text_of(value: Any, name: str) -> str:
     """`value` if it is text that UTF-8 can hold."""
     if not isinstance(value, str):
@@ -77,12 +76,8 @@ def list_of(value: Any, name: str) -> Sequence[Any]:
     return value
 
 
-def model_of(value: Any) -> str | None:
-    return text_of(value, "model") if isinstance(value, str) else None
-
-
-def label_of(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+def text_if_any(value: Any, name: str) -> str | None:
+    return text_of(value, name) if isinstance(value, str) else None
 
 
 def holds(value: Any) -> bool:
@@ -107,14 +102,8 @@ def first(row: Mapping[str, Any], *names: str) -> Any:
     if row.get(names[0]):
         return row[names[0]]
     there = [row[name] for name in names if row.get(name) is not None]
-    return next(
-        (value for value in there if not isinstance(value, str | list | dict) or value), next(iter(there), None)
-    )
-
-
-def system_of(row: Mapping[str, Any]) -> Any:
-    """The system turn's text, in a column of its own."""
-    return first(row, "system", "system_prompt", "system_message")
+    holding = (value for value in there if not isinstance(value, str | list | dict) or value)
+    return next(holding, there[0] if there else None)
 
 
 def literal(text: str) -> Any:
@@ -127,11 +116,8 @@ def literal(text: str) -> Any:
     return None
 
 
-# -------------------------------------------------------------------------------------------------------- chat turns
-
-
 def asked_by(value: Any, name: str) -> list[Message]:
-    """A prompt of one user turn."""
+    """Return a prompt of one user turn."""
     text = text_of(value, name)
     if not text.strip():
         raise Malformed(f"{name} is empty")
@@ -139,11 +125,7 @@ def asked_by(value: Any, name: str) -> list[Message]:
 
 
 def messages(value: Any, name: str) -> list[Message]:
-    """Turns from `{role, content}` or ShareGPT's `{from, value}`; a thought in a key of its own opens the content.
-
-    Raises:
-        Unsupported: a turn of a tool, or one that calls a tool.
-    """
+    """Turns from `{role, content}` or ShareGPT's `{from, value}`; a thought in a key of its own opens the content."""
     turns: list[Message] = []
     for turn in list_of(value, name):
         turn = map_of(turn, f"a turn of {name}")
@@ -204,10 +186,8 @@ def conversation(value: Any, name: str, asks: bool = False) -> list[Message] | s
     """
     if isinstance(value, str) and _OPENS_LIST.match(value):
         parsed = literal(value)
-        several = [parsed] if isinstance(parsed, dict) else parsed
-        if isinstance(several, list) and all(
-            isinstance(one, dict) and any(keys <= one.keys() for keys in _MESSAGE_KEYS) for one in several
-        ):
+        several = [parsed] if isinstance(parsed, dict) else parsed if isinstance(parsed, list) else [None]
+        if all(isinstance(one, dict) and any(keys <= one.keys() for keys in _MESSAGE_KEYS) for one in several):
             value = several
     if isinstance(value, dict):  # one turn, or as OpenAI's preference format wraps them
         value = value["messages"] if isinstance(value.get("messages"), list) else [value]
@@ -248,27 +228,28 @@ def transcript(value: Any, name: str) -> list[Message]:
     ]
 
 
-# ------------------------------------------------------------------------------------------- a prompt and its answers
-
 _EARLIER_THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 
 
 def prompt_and_answers(
-    prompt: Any, answers: Sequence[tuple[Any, str]], system: Any = None, history: Any = None
+    prompt: Any, answers: Sequence[tuple[Any, str]], row: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[list[Message], list[str], list[str]]:
-    """A prompt, the last turns of its answers, and notes on what was left out.
+    """Return a prompt, the last turns of its answers, and notes on what was left out.
 
-    Whatever of prompt and answers repeats the conversation, it is asked once, the system turn first. `answers` are
-    (value, its column): text, or messages that may hold the prompt again. `history`: earlier (question, answer) pairs.
+    Whatever of prompt and answers repeats the conversation, it is asked once, the system turn first.
+
+    Args:
+        answers: (value, its column): text, or messages that may hold the prompt again.
+        row: for its columns of a system turn, and of earlier turns (`history`).
 
     Raises:
         Malformed: they ask different things, or what comes out is no conversation that ends in a question.
     """
+    systems: dict[str, str] = {}  # by the column that has it
     asked = conversation(prompt, "prompt", asks=True) if prompt is not None else []
     opened = is_transcript(prompt, asks=True)  # by an empty turn, where the answer goes
     turns = asked_by(asked, "prompt") if isinstance(asked, str) else asked[:-1] if opened else asked
-    first_turn = [turn for turn in turns[:1] if turn["role"] == "system"]
-    turns = [*first_turn, *_history(history), *turns[len(first_turn) :]]
+    turns = [*_history(row.get("history"), systems), *_without_system(turns, "prompt", systems)]
     texts, wholes = [], []
     for value, name in answers:
         said = conversation(value, name)
@@ -279,87 +260,79 @@ def prompt_and_answers(
             raise Malformed(f"{name} does not end in an answer")
         texts.append(said[-1]["content"])
         if said[:-1]:
-            wholes.append(_asked_once(turns, said[:-1], name, text=isinstance(asked, str)))
-    wholes = wholes or [turns]
-    if any(_bare(whole) != _bare(wholes[0]) for whole in wholes):
+            head = _without_system(said[:-1], name, systems)
+            wholes.append(_asked_once(turns, head, name, text=isinstance(asked, str)))
+    if len({text.strip() for text in systems.values()}) > 1:
+        raise Malformed(f"{' and '.join(systems)} have different system turns")
+    whole, *others = wholes or [turns]
+    if any(_bare(other) != _bare(whole) for other in others):
         raise Malformed(f"{' and '.join(name for _, name in answers)} differ before their last turn")
-    systems = {turn["content"].strip(): turn for whole in wholes for turn in whole if turn["role"] == "system"}
-    if len(systems) > 1:
-        raise Malformed(f"{' and '.join(name for _, name in answers)} have different system turns")
-    whole = [*systems.values(), *(turn for turn in wholes[0] if turn["role"] != "system")]
-    whole, notes = _with_system(whole, system)
-    _check(whole)
+    if not whole or whole[-1]["role"] != "user" or not whole[-1]["content"].strip():
+        raise Malformed("the prompt does not end in a question")
+    if any(one["role"] == "user" == other["role"] for one, other in pairwise(whole)):
+        raise Malformed("the prompt has two user turns in a row")
     cut = [_without_thought(turn) for turn in whole]
+    system, notes = _system(row, next(iter(systems.values()), None))
+    history = row.get("history")
     if isinstance(history, str) and is_said(history) and literal(history) is None and history != prompt:
         notes.append("the history column, which is no list")
     if cut != whole:
         notes.append("thoughts in earlier turns")
-    return cut, texts, notes
+    return [*system, *cut], texts, notes
 
 
-def _history(value: Any) -> list[Message]:
+def _history(value: Any, systems: dict[str, str]) -> list[Message]:
     """Earlier turns, from LLaMA-Factory's and ms-swift's `[[question, answer], …]` or from messages."""
     if isinstance(value, str):
         value = literal(value)  # as CSV leaves it; any other text is another column of that name
     if not holds(value):
         return []
     if all(isinstance(one, dict) for one in list_of(value, "history")):
-        return messages(value, "history")
+        return _without_system(messages(value, "history"), "history", systems)
     turns: list[Message] = []
     for one in value:
         if len(list_of(one, "a turn of history")) != 2:
             raise Malformed("a turn of history is no question with its answer")
-        turns += [
-            {"role": role, "content": text_of(text, "a turn of history")}
-            for role, text in zip(("user", "assistant"), one, strict=True)
-        ]
+        question, answer = (text_of(text, "a turn of history") for text in one)
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return turns
 
 
+def _without_system(turns: list[Message], name: str, systems: dict[str, str]) -> list[Message]:
+    """The turns behind the system turn, which goes into `systems`."""
+    if not turns or turns[0]["role"] != "system":
+        return turns
+    systems[name] = turns[0]["content"]
+    return turns[1:]
+
+
+def _system(row: Mapping[str, Any], text: str | None) -> tuple[list[Message], list[str]]:
+    """The system turn, from its column where no other text says otherwise; and a note where one does."""
+    column, notes = first(row, "system", "system_prompt", "system_message"), []
+    if is_said(column):
+        column = text_of(column, "system")
+        if text is not None and text.strip() != column.strip():
+            notes.append("the system column, where the system turn of the prompt says otherwise")
+        text = column if text is None else text
+    return [] if text is None else [{"role": "system", "content": text}], notes
+
+
 def _bare(turns: Sequence[Message]) -> list[tuple[str, str]]:
-    """Turns for comparing: without the system turn and outer white space."""
-    return [(turn["role"], turn["content"].strip()) for turn in turns if turn["role"] != "system"]
+    return [(turn["role"], turn["content"].strip()) for turn in turns]
 
 
 def _asked_once(turns: list[Message], head: list[Message], name: str, text: bool) -> list[Message]:
-    """The prompt's turns and those in front of an answer as one conversation, system turns of both in front."""
+    """The prompt's turns and those in front of an answer as one conversation."""
     asked, again = _bare(turns), _bare(head)
-    systems = [turn for turn in (*turns, *head) if turn["role"] == "system"]
-    if len({turn["content"].strip() for turn in systems}) > 1:
-        raise Malformed(f"prompt and {name} have different system turns")
-    rest, more = ([turn for turn in some if turn["role"] != "system"] for some in (turns, head))
     if not again or asked[-len(again) :] == again:
-        more = []
-    elif again[: len(asked)] == asked or again[-len(asked) :] == asked or (text and asked[-1] in again):
-        rest = []
-    elif text:
+        return turns
+    if again[: len(asked)] == asked or again[-len(asked) :] == asked or (text and asked[-1] in again):
+        return head
+    if text:
         raise Malformed(f"the text of prompt is not asked in {name}")
-    elif asked[-1][0] == again[0][0]:
+    if asked[-1][0] == again[0][0]:
         raise Malformed(f"prompt and {name} ask different things")
-    return [*systems[:1], *rest, *more]
-
-
-def _with_system(turns: list[Message], system: Any) -> tuple[list[Message], list[str]]:
-    """`turns` behind the text of a system column; where they have a system turn that says otherwise, it stays."""
-    if not is_said(system):
-        return turns, []
-    text = text_of(system, "system")
-    if not turns or turns[0]["role"] != "system":
-        return [{"role": "system", "content": text}, *turns], []
-    if turns[0]["content"].strip() == text.strip():
-        return turns, []
-    return turns, ["the system column, where the system turn of the prompt says otherwise"]
-
-
-def _check(turns: Sequence[Message]) -> None:
-    """Raise Malformed unless `turns` are a conversation that ends in a question."""
-    if not turns or turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
-        raise Malformed("the prompt does not end in a question")
-    for place, turn in enumerate(turns):
-        if turn["role"] == "system" and place:
-            raise Malformed(f"the prompt has a system turn at {place}; only the first turn may be one")
-        if place and turn["role"] == "user" == turns[place - 1]["role"]:
-            raise Malformed("the prompt has two user turns in a row")
+    return [*turns, *head]
 
 
 def _without_thought(turn: Message) -> Message:

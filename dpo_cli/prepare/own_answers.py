@@ -21,15 +21,13 @@ from dpo_cli import chat
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.language import language
 from dpo_cli.prepare import filters, tokens
-from dpo_cli.prepare.detect import candidate_sets
-from dpo_cli.prepare.feed import Broken, Ticker
+from dpo_cli.prepare.feed import Broken
 from dpo_cli.prepare.funnel import Drop
-from dpo_cli.prepare.layouts import LAYOUTS
 from dpo_cli.prepare.rating import rate
+from dpo_cli.prepare.read import Read, look
 from dpo_cli.prepare.row_store import RowStore
-from dpo_cli.prepare.sampling import Drawn, Sampler, ServerSampler
+from dpo_cli.prepare.sampling import Drawn, ServerSampler
 from dpo_cli.prepare.sources import is_hub
-from dpo_cli.prepare.survey import Read, look
 from dpo_cli.prepare.text import hash64, prompt_key
 from dpo_cli.progress import Step
 from dpo_cli.published import without_paths
@@ -46,26 +44,18 @@ ANSWERS, RATINGS = ".answers.sqlite", ".judgments.sqlite"  # beside the runs, fo
 Looked = tuple[Read, filters.Context]  # what a source is read as, and what its filters need to know
 
 
-def prompts_of(one: Read, tick: Ticker, outside: Counter[str] | None = None) -> Iterator[CandidateSet | Broken]:
-    """The rows of a source, of a sampled one those in its slice; `outside` counts the others."""
-    part = one.source.sample.slice if one.source.sample else None
-    for item in candidate_sets(one.source, one.feeds, LAYOUTS[one.layout], one.settings, tick):
-        if part and isinstance(item, CandidateSet) and hash64("slice", prompt_key(item.prompt)) % part[1] != part[0]:
-            if outside is not None:
-                outside[one.source.label] += 1
-        else:
-            yield item
+def check_quotas(recipe: Recipe) -> None:
+    """Raise a DpoError for a quota over the prompts of a sampled source that lies on this machine."""
+    for rank, source in enumerate(recipe.data.sources):
+        if source.sample and source.quota is not None and not is_hub(source):
+            _prompts_in(recipe, rank, look(recipe, rank))
 
 
-def check_quota(recipe: Recipe, rank: int, one: Read) -> int:
-    """Count a sampled source's prompts, and refuse a quota that they can't fill.
-
-    Raises:
-        DpoError: (exit code 2) with the quota to write.
-    """
+def _prompts_in(recipe: Recipe, rank: int, one: Read) -> int:
+    """How many prompts a sampled source has; a quota that they can't fill is an error with the quota to write."""
     source, sample = one.source, one.source.sample
     assert sample is not None
-    prompts = sum(isinstance(item, CandidateSet) for item in prompts_of(one, lambda share: None))
+    prompts = sum(isinstance(item, CandidateSet) for item in _slice(one, Counter()))
     most = prompts * (sample.answers * (sample.answers - 1) // 2 if recipe.data.pairs.pick == "all" else 1)
     if source.quota is not None and source.quota > most:
         raise DpoError(
@@ -77,11 +67,14 @@ def check_quota(recipe: Recipe, rank: int, one: Read) -> int:
     return prompts
 
 
-def check_quotas(recipe: Recipe) -> None:
-    """Check the quotas of sampled sources that lie on this machine; see `check_quota`."""
-    for rank, source in enumerate(recipe.data.sources):
-        if source.sample and source.quota is not None and not is_hub(source):
-            check_quota(recipe, rank, look(recipe, rank))
+def _slice(one: Read, counts: Counter[str]) -> Iterator[CandidateSet | Broken]:
+    """The rows of a source, of a sampled one those in its slice; `counts` gets the others."""
+    part = one.source.sample.slice if one.source.sample else None
+    for item in one.sets():
+        if part and isinstance(item, CandidateSet) and hash64("slice", prompt_key(item.prompt)) % part[1] != part[0]:
+            counts["outside_slice"] += 1
+        else:
+            yield item
 
 
 @dataclass
@@ -91,46 +84,27 @@ class OwnAnswers:
     Attributes:
         figures: `sampled` and `rated` of the report.
         places: where the sets of a source are in the store of rows, by its place in the recipe.
-        starts: which of the scores are its answers', by the first.
         scores: of all answers, in the order of the sets.
     """
 
     rows: RowStore[CandidateSet | Broken]
     figures: dict[str, Any] = field(default_factory=dict)
     places: dict[int, array[int]] = field(default_factory=dict)
-    starts: dict[int, int] = field(default_factory=dict)
-    answers: int = 0
-    scores: array[float] = field(default_factory=lambda: array("d"))
+    scores: Iterator[float] = field(default_factory=lambda: iter(()))
 
     def sets(self) -> Iterator[CandidateSet]:
-        """All the sets, without their scores."""
-        for places in self.places.values():
-            for place in places:
-                item = self.rows.get(place)
-                if isinstance(item, CandidateSet):
-                    yield item
+        """Yield all the sets, without their scores."""
+        items = (self.rows.get(place) for places in self.places.values() for place in places)
+        return (item for item in items if isinstance(item, CandidateSet))
 
-    def add(self, rank: int, items: Iterator[CandidateSet | Broken]) -> None:
-        """Put a source's rows aside."""
-        self.places[rank], self.starts[rank] = array("q"), self.answers
-        for item in items:
-            self.places[rank].append(self.rows.add(item))
-            self.answers += len(item.candidates) if isinstance(item, CandidateSet) else 0
-
-    def of_source(self, rank: int, tick: Ticker) -> Iterator[CandidateSet | Broken]:
-        """A source's rows with the scores that were given."""
-        at, places = self.starts[rank], self.places[rank]
-        for number, place in enumerate(places):
+    def of_source(self, rank: int) -> Iterator[CandidateSet | Broken]:
+        """Yield a source's rows with the scores that were given; to be called in the order of the sources, once."""
+        for place in self.places[rank]:
             item = self.rows.get(place)
             if isinstance(item, CandidateSet):
-                for candidate in item.candidates:
-                    candidate.score = None if math.isnan(self.scores[at]) else self.scores[at]
-                    at += 1
+                for candidate, score in zip(item.candidates, self.scores, strict=False):
+                    candidate.score = None if math.isnan(score) else score
             yield item
-            tick(number / len(places))
-
-    def close(self) -> None:
-        self.rows.close()
 
 
 def own_answers(
@@ -152,75 +126,50 @@ def own_answers(
     Raises:
         DpoError: model, server or rater can't be had; a quota is over its prompts.
     """
-    made, counts, asked = OwnAnswers(RowStore(folder)), Counter[str](), 0
-    sampled = [(rank, one, one.source.sample) for rank, (one, _) in enumerate(looked) if one.source.sample]
-    for rank, one, sample in sampled:
-        asked += check_quota(recipe, rank, one) * sample.answers
+    made, answers, counts = OwnAnswers(RowStore(folder)), 0, Counter[str]()
+    samples = {rank: one.source.sample for rank, (one, _) in enumerate(looked) if one.source.sample}
+    asked = sum(_prompts_in(recipe, rank, looked[rank][0]) * sample.answers for rank, sample in samples.items())
     with ExitStack() as stack:
         store = stack.enter_context(Store(kept / ANSWERS))
-        step = Step("sampling answers", quiet=quiet or not sampled, total=asked)
-        advance = stack.enter_context(step).advance
-        samplers = _Samplers(recipe, tokenizer, store)
-        stack.callback(samplers.close)
+        step = stack.enter_context(Step("sampling answers", quiet=quiet or not samples, total=asked))
+        answering = _Answering(recipe, tokenizer, store, counts, step.advance)
+        stack.callback(answering.close)
         for rank, (one, context) in enumerate(looked):
             if one.source.sample or one.source.rate:
-                made.add(rank, _Answering(recipe, one, context, samplers, counts, advance).sets())
-    if sampled:
+                made.places[rank] = array("q")
+                for item in answering.sets(one, context):
+                    made.places[rank].append(made.rows.add(item))
+                    answers += len(item.candidates) if isinstance(item, CandidateSet) else 0
+    if samples:
+        by = list(dict.fromkeys(" ".join(_name(recipe, sample)) for sample in samples.values()))
         fields = ("prompts", "answers", "cut_off", "identical", "not_asked", "outside_slice", "tokens")
-        made.figures["sampled"] = {"by": samplers.names(), **{name: counts[name] for name in fields}}
+        made.figures["sampled"] = {"by": [name.strip() for name in by], **{name: counts[name] for name in fields}}
     with Store(kept / RATINGS) as store:
-        rated = rate(recipe, made.sets(), made.answers, store, folder / "answers.jsonl", quiet)
-    made.scores, made.figures["rated"] = rated.scores, rated.figures
+        scores, made.figures["rated"] = rate(recipe, made.sets(), answers, store, folder / "answers.jsonl", quiet)
+    made.scores = iter(scores)
     return made
 
 
-class _Samplers:
-    """One for the model here, and one for each server; each is opened when it is needed."""
-
-    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, store: Store) -> None:
-        self.recipe, self.tokenizer, self.store = recipe, tokenizer, store
-        self._opened: dict[str, Any] = {}
-        self._names: dict[str, None] = {}
-
-    def of(self, sample: Sample) -> tuple[Sampler, str]:
-        """The sampler, and the name of who answers."""
-        server, model = sample.server, self.recipe.model
-        name = server.model if server else without_paths(model.id)
-        self._names[f"{name} on a server" if server else f"{name} + its adapter" if model.adapter else name] = None
-        key = server.model_dump_json() if server else ""
-        if key not in self._opened:
-            if server:
-                self._opened[key] = ServerSampler(self.recipe, server, self.store)
-            else:
-                from dpo_cli.prepare.local_sampling import LocalSampler  # here, for it imports torch
-
-                self.tokenizer = self.tokenizer or chat.load_tokenizer(self.recipe)
-                self._opened[key] = LocalSampler(self.recipe, self.tokenizer, self.store)
-        return self._opened[key], name
-
-    def names(self) -> list[str]:
-        return list(self._names)
-
-    def close(self) -> None:
-        if "" in self._opened:
-            self._opened.pop("").close()
+def _name(recipe: Recipe, sample: Sample) -> tuple[str, str]:
+    """Who answers, and where."""
+    if sample.server:
+        return sample.server.model, "on a server"
+    return without_paths(recipe.model.id), "+ its adapter" if recipe.model.adapter else ""
 
 
 @dataclass
 class _Answering:
-    """A source's rows with new answers, or with its own, whose scores are left out."""
+    """Rows of sources with new answers, or with their own, whose scores are left out."""
 
     recipe: Recipe
-    one: Read
-    context: filters.Context
-    samplers: _Samplers
+    tokenizer: PreTrainedTokenizerBase | None
+    store: Store
     counts: Counter[str]
     advance: Callable[[int], None]
+    opened: dict[str, Any] = field(default_factory=dict)  # samplers, by their server; "" is the model here
 
-    def sets(self) -> Iterator[CandidateSet | Broken]:
-        outside = Counter[str]()
-        items = prompts_of(self.one, lambda share: None, outside)
-        sample = self.one.source.sample
+    def sets(self, one: Read, context: filters.Context) -> Iterator[CandidateSet | Broken]:
+        items = _slice(one, self.counts)
         while chunk := list(islice(items, CHUNK)):
             sets = [item for item in chunk if isinstance(item, CandidateSet)]
             for item in sets:
@@ -228,17 +177,16 @@ class _Answering:
                 item.stated = {}
                 for candidate in item.candidates:
                     candidate.score = None
-            if sample:
-                self._answer(sets, sample)
+            if one.source.sample:
+                self._answer(sets, one.source.sample, context)
             yield from chunk
-        self.counts["outside_slice"] += outside.total()
 
-    def _answer(self, sets: list[CandidateSet], sample: Sample) -> None:
+    def _answer(self, sets: list[CandidateSet], sample: Sample, context: filters.Context) -> None:
         """Draw answers to the prompts that no filter drops anyway."""
         asked = []
         for item in sets:
             item.candidates = item.candidates if sample.keep else []
-            drop = self._screen(item)
+            drop = self._screen(item, context)
             if drop is None:
                 asked.append(item)
                 continue
@@ -247,28 +195,41 @@ class _Answering:
                 item.drop = drop
         refused = len(sets) - len(asked)
         self.advance(refused * sample.answers)
-        sampler, name = self.samplers.of(sample)
-        drawn = sampler.draw([item.prompt for item in asked], sample, self.advance)
+        drawn = self._sampler(sample).draw([item.prompt for item in asked], sample, self.advance)
         for item, answers in zip(asked, drawn, strict=True):
-            self._add(item, answers, name, sample)
+            self._add(item, answers, _name(self.recipe, sample)[0], sample)
         self.counts.update(
             prompts=len(asked), not_asked=refused, answers=sum(map(len, drawn)),
             tokens=sum(one.tokens for answers in drawn for one in answers),
         )  # fmt: skip
 
-    def _screen(self, item: CandidateSet) -> Drop | None:
+    def _sampler(self, sample: Sample) -> Any:
+        key = sample.server.model_dump_json() if sample.server else ""
+        if key not in self.opened and sample.server:
+            self.opened[key] = ServerSampler(self.recipe, sample.server, self.store)
+        elif key not in self.opened:
+            from dpo_cli.prepare.local_sampling import LocalSampler  # here, for it imports torch
+
+            self.tokenizer = self.tokenizer or chat.load_tokenizer(self.recipe)
+            self.opened[key] = LocalSampler(self.recipe, self.tokenizer, self.store)
+        return self.opened[key]
+
+    def close(self) -> None:
+        if "" in self.opened:
+            self.opened.pop("").close()
+
+    def _screen(self, item: CandidateSet, context: filters.Context) -> Drop | None:
         """Why a prompt would be dropped whatever its answers are."""
         options, asked = self.recipe.data.filters, item.prompt[-1]["content"]
         alone = replace(item, candidates=[], language=item.language or language(asked))
-        drop = filters.screen(alone, options, self.context) if alone.language != "und" else None
+        drop = filters.screen(alone, context) if alone.language != "und" else None
         if drop is not None:
             return drop
-        if options.markers and filters.markers("An answer.", alone, options.markers, self.context) is None:
+        if options.markers and filters.markers("An answer.", alone, options.markers, context) is None:
             return "markers", "in the prompt"
-        tokenizer = self.samplers.tokenizer
-        if options.too_long and tokenizer is not None:
+        if options.too_long and self.tokenizer is not None:
             kwargs = chat.chat_template_kwargs(self.recipe)
-            count = tokens.lengths(tokenizer, kwargs, [(alone, [])])[0][0]
+            count = tokens.lengths(self.tokenizer, kwargs, [(alone, [])])[0][0]
             if count > options.too_long.max_prompt * self.recipe.model.max_length:
                 return "too_long", f"prompt of {count:,} tokens"
         return None

@@ -1,14 +1,14 @@
-"""A chosen and a rejected answer with the scores that stand beside them: what most layouts are read into."""
+"""What layouts are made of: their table, and a chosen and a rejected answer with the scores that stand beside them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_cli.prepare import scoring
-from dpo_cli.prepare.messages import first, model_of, prompt_and_answers
+from dpo_cli.prepare.messages import conversation, first, prompt_and_answers, text_if_any
 from dpo_cli.records import Candidate, CandidateSet
 
 Row = Mapping[str, Any]
@@ -22,6 +22,42 @@ class Settings:
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
+Read = Callable[[Row, Settings], CandidateSet]
+
+
+@dataclass(frozen=True)
+class LayoutOf:
+    """A layout: its function, the columns it can't do without (any of the sets), and how else it is detected.
+
+    `reads`: the names it needs inside a parquet file (None: all). `grouped`: rows with one prompt belong together.
+    `sampled`: it has no answers, so that only a source with `sample` can have it.
+    `lone`: an answer has no other beside it, so `auto` looks for it only where the method needs none.
+    """
+
+    read: Read
+    needs: tuple[frozenset[str], ...]
+    looks_so: Callable[[Row], bool] = lambda row: True
+    reads: frozenset[str] | None = None
+    grouped: bool = False
+    sampled: bool = False
+    lone: bool = False
+
+
+LAYOUTS: dict[str, LayoutOf] = {}  # in the order in which `auto` tries them: the more telling columns first
+
+
+def layout(*needs: str, reads: str | None = None, **more: Any) -> Callable[[Read], Read]:
+    """Put a function into LAYOUTS under its name; the columns of a set stand in one text. See `LayoutOf`."""
+
+    def enter(read: Read) -> Read:
+        columns = frozenset(reads.split()) if reads else None
+        sets = tuple(frozenset(one.split()) for one in needs)
+        LAYOUTS[read.__name__] = LayoutOf(read, sets, reads=columns, **more)
+        return read
+
+    return enter
+
+
 LANGUAGE_NAMES = {
     "english": "en", "chinese": "zh", "japanese": "ja", "korean": "ko", "french": "fr", "german": "de", "spanish": "es",
     "italian": "it", "portuguese": "pt", "russian": "ru", "vietnamese": "vi", "indonesian": "id", "polish": "pl",
@@ -30,7 +66,7 @@ LANGUAGE_NAMES = {
 
 
 def spoken(value: Any) -> str | None:
-    """A language column as a code, from `en`, `zh-CN` or `Chinese`; None where it says something else."""
+    """Return a language column as a code, from `en`, `zh-CN` or `Chinese`; None where it says something else."""
     said = value.lower() if isinstance(value, str) else ""
     return LANGUAGE_NAMES.get(said) or (said[:2] if re.fullmatch("[a-z]{2}(?:[-_].*)?", said) else None)
 
@@ -46,58 +82,43 @@ _IS_SCORE = re.compile(r"score|rating|reward|grade|quality", re.IGNORECASE)
 MODELS = ("model_{}", "{}_model", "{}-model")
 
 
-def preferred(
-    row: Row,
-    prompt: Any,
-    answers: Sequence[tuple[Any, str]],
-    system: Any = None,
-    history: Any = None,
-    scores: Scores = SCORES,
-) -> CandidateSet:
-    """A chosen and a rejected answer, in this order whatever they score.
+def preferred(row: Row, prompt: Any, answers: Sequence[tuple[Any, str]], scores: Scores = SCORES) -> CandidateSet:
+    """Return a chosen and a rejected answer, in this order whatever they score.
 
     Args:
         row: the whole row, under our names where columns are mapped.
         answers: (value, its column) of chosen and rejected.
         scores: names that their scores may have, with `{}` for the side, and their scale.
     """
-    asked, texts, notes = prompt_and_answers(prompt, answers, system, history)
+    asked, texts, notes = prompt_and_answers(prompt, answers, row)
     item = CandidateSet(asked, [Candidate(text) for text in texts], source="", ranked=True, notes=notes)
     for candidate, side in zip(item.candidates, SIDES, strict=True):
-        candidate.model = model_of(first(row, *(name.format(side) for name in MODELS)))
+        candidate.model = text_if_any(first(row, *(name.format(side) for name in MODELS)), "model")
     for name, scale in scores.items():
-        stated = {name.format(side): scoring.number(row.get(name.format(side))) for side in SIDES}
-        if None not in stated.values():
-            score_both(item, {column: value for column, value in stated.items() if value is not None}, scale)
+        stated = _numbers(row, *(name.format(side) for side in SIDES))
+        if stated:
+            score_both(item, stated, scale)
             break
-    else:
-        score_both(item, _stated(row), None)
+    else:  # names of one's own that differ in the side only, such as chosen_avg_rating, on a scale that is not known
+        names = [name for name in row if isinstance(name, str) and "chosen" in name and _IS_SCORE.search(name)]
+        found = (_numbers(row, name, name.replace("chosen", "rejected")) for name in names)
+        score_both(item, next(filter(None, found), {}), None)
     item.language = spoken(row.get("language"))
     return item
 
 
-def _stated(row: Row) -> dict[str, float]:
-    """Scores under names of one's own, which differ only in the side (`chosen_avg_rating`); empty where there are none.
-
-    What scale they are on is not known.
-    """
-    for name in row:
-        if isinstance(name, str) and "chosen" in name and _IS_SCORE.search(name):
-            pair = {name: scoring.number(row[name])}
-            pair[name.replace("chosen", "rejected")] = scoring.number(row.get(name.replace("chosen", "rejected")))
-            if None not in pair.values():
-                return {column: value for column, value in pair.items() if value is not None}
-    return {}
+def _numbers(row: Row, *names: str) -> dict[str, float]:
+    """The numbers in these columns; empty where one holds none."""
+    found = {name: value for name in names if (value := scoring.number(row.get(name))) is not None}
+    return found if len(found) == len(names) else {}
 
 
 def score_both(item: CandidateSet, stated: dict[str, float], scale: tuple[float, float] | None) -> None:
     """Score both answers, unless the scores are off their scale or call rejected the better one."""
-    if not stated:
-        return
     item.stated = stated
-    values = [scoring.rating(value, *scale) if scale else None for value in stated.values()]
-    if (item.lead() or 0.0) < 0:
+    if not stated or (item.lead() or 0.0) < 0:
         return
+    values = [scoring.rating(value, *scale) if scale else None for value in stated.values()]
     if None in values:
         item.notes.append(f"{' and '.join(stated)} but for their order, as their scale is not known")
         return
@@ -107,3 +128,11 @@ def score_both(item: CandidateSet, stated: dict[str, float], scale: tuple[float,
 
 def sides(row: Row) -> list[tuple[Any, str]]:
     return [(row.get(side), side) for side in SIDES]
+
+
+def has_prompt(row: Row) -> bool:
+    """Return whether a prompt has a column of its own or is in front of the answers; else it needs a column map."""
+    if row.get("prompt") is not None:
+        return True
+    said = conversation(row["chosen"], "chosen")
+    return not isinstance(said, str) and len(said) > 1

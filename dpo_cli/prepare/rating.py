@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from array import array
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
+
+import numpy as np
 
 from dpo_cli.judging.ratings import ASPECTS, HIGHEST, LOWEST, ServerRater
 from dpo_cli.prepare import scoring
@@ -26,26 +27,8 @@ Talks = Sequence[tuple[list[Message], str]]  # a prompt and one answer to it
 Said = dict[str, float]  # what a rater said of an answer: its reward, or its ratings by aspect
 
 
-class Rated(NamedTuple):
-    """The scores of all answers in the order they came, 0..1 and NaN where there is none; `figures`: for the report."""
-
-    scores: array[float]
-    figures: dict[str, Any]
-
-
-class _Rater(Protocol):
-    def rate(self, talks: Talks, advance: Callable[[int], None]) -> list[Said]: ...
-
-    def value(self, said: Said) -> float:
-        """By which answers of one prompt are compared; NaN where it is missing."""
-
-    def scores(self, values: array[float]) -> array[float]: ...
-
-    def figures(self, values: array[float]) -> dict[str, Any]: ...
-
-
 class _ByServer:
-    """Ratings on four aspects, mapped and weighed as those of UltraFeedback."""
+    """Ratings on four aspects, mapped to 0..1 and weighed as those of UltraFeedback; NaN where they are missing."""
 
     def __init__(self, settings: OpenAIRater, store: Store, weights: scoring.Weights) -> None:
         self._rater, self._weights = ServerRater(settings, store), weights
@@ -65,9 +48,6 @@ class _ByServer:
     def value(self, said: Said) -> float:
         score = scoring.score(said, scoring.ULTRAFEEDBACK, self._weights)
         return math.nan if score is None else score
-
-    def scores(self, values: array[float]) -> array[float]:
-        return values
 
     def figures(self, values: array[float]) -> dict[str, Any]:
         steps = range(LOWEST, HIGHEST + 1)
@@ -99,31 +79,26 @@ class _ByRewardModel:
     def value(self, said: Said) -> float:
         return said.get("reward", math.nan)
 
-    def scores(self, values: array[float]) -> array[float]:
-        return ranks(values)
-
     def figures(self, values: array[float]) -> dict[str, Any]:
-        known = sorted(value for value in values if not math.isnan(value))
-        shares = {"min": 0.0, "p5": 0.05, "p50": 0.5, "p95": 0.95, "max": 1.0}
-        reward = {name: known[round(share * (len(known) - 1))] for name, share in shares.items()} if known else None
+        known = [value for value in values if not math.isnan(value)]
+        quantiles = np.quantile(known, (0, 0.05, 0.5, 0.95, 1), method="nearest").tolist() if known else []
+        reward = dict(zip(("min", "p5", "p50", "p95", "max"), quantiles, strict=True)) if known else None
         return {"reward": reward, "cut": self._cut}
 
 
 def ranks(values: Sequence[float]) -> array[float]:
     """Return each value's rank among all of them in 0..1; equal ones share their mean rank, NaN stays NaN."""
-    known = array("d", sorted(value for value in values if not math.isnan(value)))
-    last = max(len(known) - 1, 1)
-
-    def rank(value: float) -> float:
-        if math.isnan(value):
-            return value
-        middle = (bisect_left(known, value) + bisect_right(known, value) - 1) / 2
-        return round(middle / last, scoring.DECIMALS) if len(known) > 1 else 0.5
-
-    return array("d", map(rank, values))
+    found = np.array(values, dtype=np.float64)
+    known = ~np.isnan(found)
+    _, where, counts = np.unique(found[known], return_inverse=True, return_counts=True)
+    middle = (np.cumsum(counts) - (counts + 1) / 2)[where]
+    found[known] = np.round(middle / (len(middle) - 1), scoring.DECIMALS) if len(middle) > 1 else 0.5
+    return array("d", found)
 
 
-def rate(recipe: Recipe, sets: Iterator[CandidateSet], total: int, store: Store, written: Path, quiet: bool) -> Rated:
+def rate(
+    recipe: Recipe, sets: Iterator[CandidateSet], total: int, store: Store, written: Path, quiet: bool
+) -> tuple[array[float], dict[str, Any]]:
     """Rate every answer of the sets by `data.rater`.
 
     Args:
@@ -131,16 +106,19 @@ def rate(recipe: Recipe, sets: Iterator[CandidateSet], total: int, store: Store,
         store: what it said of each answer; nothing in it is asked again.
         written: the file for all answers with what was said of them, JSONL, a prompt a line.
 
+    Returns:
+        The scores of all answers in the order they came, 0..1 and NaN where there is none; and figures for the report.
+
     Raises:
         DpoError: the rater can't be reached or used at all. One answer that it can't rate has no score.
     """
     settings = recipe.data.rater
+    assert settings is not None
     weights = tuple(recipe.data.score_weights.model_dump().items())
-    rater: _Rater
+    rater: Any
     if isinstance(settings, OpenAIRater):
         rater, name = _ByServer(settings, store, weights), settings.model
     else:
-        assert settings is not None
         rater, name = _ByRewardModel(settings, store), settings.id
     values, longer = array("d"), Counter[bool]()
 
@@ -167,7 +145,7 @@ def rate(recipe: Recipe, sets: Iterator[CandidateSet], total: int, store: Store,
         "longer_wins": wilson(longer[True], longer.total()),
         **rater.figures(values),
     }
-    return Rated(rater.scores(values), figures)
+    return ranks(values) if isinstance(rater, _ByRewardModel) else values, figures
 
 
 def _count_longer(answers: list[tuple[float, int]], longer: Counter[bool]) -> None:

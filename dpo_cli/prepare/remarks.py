@@ -1,19 +1,23 @@
-"""What `prepare` has to say beyond its counts: what was lost, or is too little, and the edit that changes it."""
+"""What `prepare` has to say beyond its counts, with the edit that changes it: warnings, and errors that stop it."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
+from dpo_cli.errors import DpoError, either
 from dpo_cli.prepare import split
-from dpo_cli.prepare.feed import Feed
 from dpo_cli.prepare.filters import REASONS
 from dpo_cli.prepare.funnel import Entry, Funnel
 from dpo_cli.prepare.layouts import MAPPABLE
-from dpo_cli.prepare.survey import Read
+from dpo_cli.prepare.read import Read
+from dpo_cli.prepare.text import listed
 from dpo_cli.recipe import OpenAIRater, Recipe
-from dpo_cli.records import ROWS_ARE
+from dpo_cli.recipe.train import methods_of_answers, methods_with, trl_arguments
+from dpo_cli.records import ROWS_ARE, CandidateSet
 from dpo_cli.stats import wilson
 
 UNREAD_SHARE, DROPPED_SHARE = 0.1, 0.3  # of a source's prompts; more that can't be read, or go for one reason, is said
@@ -59,19 +63,104 @@ def hint(reason: str) -> str:
     return HINTS.get(reason, f"data.filters.{reason} tunes it")
 
 
-def all_of(recipe: Recipe, funnel: Funnel, entries: list[Entry], rows: dict[str, int], read: list[Read]) -> list[str]:
-    """Everything there is to say; `rows` counts those of train and eval, and those over the quota."""
-    said = [*losses(recipe, funnel, entries), *languages(funnel), *held_out(recipe, rows), *left_out(funnel)]
-    said += more_held_out(recipe, entries)
+def warnings(recipe: Recipe, funnel: Funnel, entries: list[Entry], rows: dict[str, int], read: list[Read]) -> list[str]:
+    """Return a sentence for all that the user should look at; `rows` counts those of train, eval and over the mix."""
+    found = _losses(recipe, funnel, entries)
+    for source, names in funnel.latin.items():
+        name, count = names.most_common(1)[0]
+        if name != "en" and count > FOREIGN_SHARE * funnel.came[source]:
+            seen = f"{count:,} of {names.total():,} prompts that are counted as en look like {name}"
+            found.append(f"{source}: {seen}; set language: {name} on the source")
+    found += _held_out(recipe, rows)
+    for (source, what), count in sorted(funnel.notes.items()):
+        found.append(f"{source}: left out of {count:,} of {funnel.came[source]:,} prompts: {what}")
+    found += _more_held_out(recipe, entries)
     for one in read:
-        said += files(one.source.label, one.feeds, one.overlooked)
-        said += unread(one.source.label, one.layout, one.unread_columns)
-    return said
+        label, empty = one.source.label, [feed.name for feed in one.feeds if not feed.count]
+        found += [f"{label}: {feed.name} was {note}" for feed in one.feeds for note in feed.doubts]
+        if empty:
+            found.append(f"{label}: no rows in {listed(empty, 5)}")
+        if one.overlooked:
+            found.append(f"{label}: not read: {listed(one.overlooked, 5)}; data_files: names the files that are meant")
+        telling = [name for name in one.unread_columns if _TELLING.search(name)]
+        if telling and one.layout in OWN:
+            ours = ", ".join(MAPPABLE.get(one.layout, ()))
+            way = f"; columns: maps a column to one of {ours}" if ours else ""
+            found.append(f"{label}: nothing reads {listed(telling, 5)} (read as {one.layout}){way}")
+    return found
 
 
-def own_answers(recipe: Recipe, report: dict[str, Any]) -> list[str]:
-    """What to know of answers that the model gave and of their rater, where `report` has `sampled` and `rated`."""
-    said, sampled, rated, rater = list[str](), report.get("sampled"), report.get("rated"), recipe.data.rater
+def _losses(recipe: Recipe, funnel: Funnel, entries: list[Entry]) -> list[str]:
+    """A sentence for every source and reason that took a bad share of it: the commonest cause, a row, and the fix."""
+    found = []
+    for source, came in funnel.came.items():
+        for reason, count in sorted(funnel.reasons(source).items(), key=lambda one: REASONS.index(one[0])):
+            if count <= (UNREAD_SHARE if reason == "schema" else DROPPED_SHARE) * came:
+                continue
+            cause = funnel.commonest(source, reason)
+            fix = hint(reason)
+            if reason == "too_long":
+                needed = _length_needed(recipe, [entry for entry in entries if entry.source == source])
+                fix = f"model.max_length: {needed} would keep {KEPT_BY_LENGTH:.0%}" if needed else fix
+            elif reason == "language":
+                fix = f"data.languages has no such share; where that is not their language, set language: on {source}"
+            means = f" ({MEANS[reason]})" if reason in MEANS else ""
+            such = cause.place if means else f"{cause.place}: {cause.detail}"
+            found.append(f"{source}: {count:,} of {came:,} dropped as {reason}{means}, such as {such}; {fix}")
+    return found
+
+
+def _length_needed(recipe: Recipe, entries: list[Entry]) -> int | None:
+    """The model.max_length that would keep 95 % of the prompts whose tokens were counted, up to the next 64."""
+    options = recipe.data.filters.too_long
+    share = options.max_prompt if options else 1.0
+    needs = sorted(max(*one.tokens[1].values(), math.ceil(one.tokens[0] / share)) for one in entries if one.tokens)
+    return math.ceil(needs[math.ceil(KEPT_BY_LENGTH * len(needs)) - 1] / 64) * 64 if needs else None
+
+
+# Columns that change what a row means, by what they are called.
+_TELLING = re.compile(
+    r"input|context|system|passage|document|history|question|query|score|rating|reward|rank|margin|reason|think|thought"
+    r"|\blang|language|标签|评分|分数|系统|上下文|输入",
+    re.IGNORECASE,
+)
+
+
+def _held_out(recipe: Recipe, rows: dict[str, int]) -> list[str]:
+    """What can't be measured with so few held-out pairs, and how to hold out more."""
+    held, every = rows["eval"], sum(rows.values())
+    if held >= min(ENOUGH_HELD_OUT, recipe.data.eval_size):
+        return []
+    kind = ROWS_ARE[recipe.data.format]
+    if not held:
+        known = f"no {kind[:-1]} is held out, so eval can measure nothing"
+    else:
+        chance = wilson(held / 2, held)
+        are = f"{kind} are" if held > 1 else f"{kind[:-1]} is"
+        known = f"only {held} {are} held out: eval can't tell an accuracy of 50% from one of {chance['high']:.0%}"
+    if every < 2 * ENOUGH_HELD_OUT:
+        return [f"{known}; data.eval_fraction: 0.5 would hold out half of the {every}, but gather some hundreds"]
+    share = math.ceil(100 * ENOUGH_HELD_OUT / every) / 100
+    return [f"{known}; data.eval_fraction: {share:g} would hold out about {ENOUGH_HELD_OUT} of {every:,}"]
+
+
+def _more_held_out(recipe: Recipe, entries: list[Entry]) -> list[str]:
+    """That more than `data.eval_fraction` is held out, for that would be too few prompts."""
+    clusters = {entry.cluster for entry in entries if entry.drop is None}
+    fraction = recipe.data.eval_fraction
+    below = split.held_below(clusters, fraction)
+    held = sum(one < below for one in clusters)
+    if held == sum(one < fraction * 2.0**64 for one in clusters):
+        return []
+    return [
+        f"{held} of {len(clusters)} prompts are held out, not {fraction:.0%}: fewer would measure next to nothing; "
+        "with more data the share falls to data.eval_fraction, and some of these prompts then train"
+    ]
+
+
+def own_answers(recipe: Recipe, figures: dict[str, Any]) -> list[str]:
+    """Return what to know of answers that the model gave and of their rater, by the report's figures of both."""
+    said, sampled, rated, rater = list[str](), figures.get("sampled"), figures.get("rated"), recipe.data.rater
     if sampled and sampled["cut_off"] > DROPPED_SHARE * sampled["answers"]:
         lost = f"{sampled['cut_off']:,} of {sampled['answers']:,} answers found no end"
         said.append(f"{lost}: raise sample.max_new_tokens, or train the model on whole answers first")
@@ -90,113 +179,87 @@ def own_answers(recipe: Recipe, report: dict[str, Any]) -> list[str]:
     return said
 
 
-def losses(recipe: Recipe, funnel: Funnel, entries: list[Entry]) -> list[str]:
-    """A sentence for every source and reason that took a bad share of it: the commonest cause, a row, and the fix."""
-    said = []
-    for source, came in funnel.came.items():
-        for reason, count in sorted(funnel.reasons(source).items(), key=lambda one: REASONS.index(one[0])):
-            if count <= (UNREAD_SHARE if reason == "schema" else DROPPED_SHARE) * came:
-                continue
-            cause = funnel.commonest(source, reason)
-            fix = hint(reason)
-            if reason == "too_long":
-                needed = length_needed(recipe, [entry for entry in entries if entry.source == source])
-                fix = f"model.max_length: {needed} would keep {KEPT_BY_LENGTH:.0%}" if needed else fix
-            elif reason == "language":
-                fix = f"data.languages has no such share; where that is not their language, set language: on {source}"
-            means = f" ({MEANS[reason]})" if reason in MEANS else ""
-            such = cause.place if means else f"{cause.place}: {cause.detail}"
-            said.append(f"{source}: {count:,} of {came:,} dropped as {reason}{means}, such as {such}; {fix}")
-    return said
+AT_LEAST, SHARE = 2, 0.1  # contradicting rows, and their share of a source, from which on they are more than slips
 
 
-def length_needed(recipe: Recipe, entries: list[Entry]) -> int | None:
-    """The model.max_length that would keep 95 % of the prompts whose tokens were counted, up to the next 64."""
-    options = recipe.data.filters.too_long
-    share = options.max_prompt if options else 1.0
-    needs = sorted(max(*one.tokens[1].values(), math.ceil(one.tokens[0] / share)) for one in entries if one.tokens)
-    return math.ceil(needs[math.ceil(KEPT_BY_LENGTH * len(needs)) - 1] / 64) * 64 if needs else None
+@dataclass
+class Contradictions:
+    """In how many rows of a source the scores of chosen and rejected contradict them."""
+
+    scored: int = 0
+    against: int = 0
+    columns: list[str] = field(default_factory=list)
+
+    def add(self, item: CandidateSet) -> None:
+        lead = item.lead()
+        if lead is not None:
+            self.scored += 1
+            self.against += lead < 0
+            self.columns = list(item.stated)
+
+    def check(self, recipe: Recipe, rank: int, came: int) -> None:
+        """Raise a DpoError for a source of `came` rows where most scores call rejected the better answer."""
+        few = self.against < AT_LEAST or self.against < SHARE * came
+        if few or 2 * self.against <= self.scored or not recipe.data.filters.contradicts_scores:
+            return
+        source = recipe.data.sources[rank]
+        chosen, rejected = ((source.columns or {}).get(column, column) for column in self.columns)
+        swapped = f"score_chosen: {rejected}, score_rejected: {chosen}"
+        raise DpoError(
+            f"{rejected} is the higher one in {self.against:,} of {self.scored:,} rows of {source.label}: "
+            "is lower better?",
+            where=recipe.where("data", "sources", rank, "id"),
+            hint=f"if it is, columns: {{{swapped}}}; if chosen and rejected are swapped, {{chosen: rejected, "
+            f"rejected: chosen, {swapped}}}; data.filters.contradicts_scores: false leaves such scores out",
+        )
 
 
-def files(label: str, feeds: list[Feed], overlooked: list[str]) -> list[str]:
-    """What is to be known about the files of a source: guesses that were made, and what gave no rows."""
-    said = [f"{label}: {feed.name} was {note}" for feed in feeds for note in feed.doubts]
-    empty = [feed.name for feed in feeds if not feed.count]
-    if empty:
-        said.append(f"{label}: no rows in {_listed(empty)}")
-    if overlooked:
-        said.append(f"{label}: not read: {_listed(overlooked)}; data_files: names the files that are meant")
-    return said
+def check_labels(recipe: Recipe, labels: Counter[bool]) -> None:
+    """Raise a DpoError for labelled training rows that are all bad, or all good where the method compares."""
+    if len(labels) != 1:
+        return
+    [(good, count)] = labels.items()
+    method, compares = recipe.train.method, trl_arguments()[recipe.train.method]["compares"]
+    if good and not compares:
+        return
+    kind, other = ("good", "bad") if good else ("bad", "good")
+    alone = f"; good answers alone are for train.method: {either(methods_of_answers())}" if good else ""
+    raise DpoError(
+        f"all {count:,} training rows are {kind} answers, and {method} learns from good ones"
+        f"{' and bad ones' if compares else ''}",
+        where=recipe.where("data", "sources"),
+        hint=f"add {other} answers, or look for what drops them in data.filters{alone}",
+    )
 
 
-# Columns that change what a row means, by what they are called.
-_TELLING = re.compile(
-    r"input|context|system|passage|document|history|question|query|score|rating|reward|rank|margin|reason|think|thought"
-    r"|\blang|language|标签|评分|分数|系统|上下文|输入",
-    re.IGNORECASE,
-)
+def nothing_to_train_on(recipe: Recipe, funnel: Funnel, held: int) -> DpoError:
+    """Return the error where prompts are kept, and none of them is for training; `held` rows are held out."""
+    gone = [f"{count:,} {reason}" for reason, count in list(funnel.reasons().items())[:3]]
+    lost = f"; of {funnel.came.total():,} prompts went {', '.join(gone)}" if gone else ""
+    return DpoError(
+        f"none of the {held} {ROWS_ARE[recipe.data.format]} that are left is for training{lost}",
+        where=recipe.where("data", "languages" if not held else "eval_fraction"),
+        hint="give it more data, or look at data.languages, data.total and data.eval_fraction",
+    )
 
 
-def unread(label: str, layout: str, names: list[str]) -> list[str]:
-    """Columns of a source of one's own that nothing reads, and that sound as if something should."""
-    telling = [name for name in names if _TELLING.search(name)]
-    if not telling or layout not in OWN:
-        return []
-    way = f"; columns: maps a column to one of {', '.join(MAPPABLE[layout])}" if layout in MAPPABLE else ""
-    return [f"{label}: nothing reads {_listed(telling)} (read as {layout}){way}"]
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def held_out(recipe: Recipe, rows: dict[str, int]) -> list[str]:
-    """What can't be measured with so few held-out pairs, and how to hold out more."""
-    held, every = rows["eval"], rows["train"] + rows["eval"] + rows["quota"]
-    if held >= min(ENOUGH_HELD_OUT, recipe.data.eval_size):
-        return []
-    kind = ROWS_ARE[recipe.data.format]
-    if not held:
-        known = f"no {kind[:-1]} is held out, so eval can measure nothing"
-    else:
-        chance = wilson(held / 2, held)
-        are = f"{kind} are" if held > 1 else f"{kind[:-1]} is"
-        known = f"only {held} {are} held out: eval can't tell an accuracy of 50% from one of {chance['high']:.0%}"
-    if every < 2 * ENOUGH_HELD_OUT:
-        return [f"{known}; data.eval_fraction: 0.5 would hold out half of the {every}, but gather some hundreds"]
-    share = math.ceil(100 * ENOUGH_HELD_OUT / every) / 100
-    return [f"{known}; data.eval_fraction: {share:g} would hold out about {ENOUGH_HELD_OUT} of {every:,}"]
-
-
-def more_held_out(recipe: Recipe, entries: list[Entry]) -> list[str]:
-    """That more than `data.eval_fraction` is held out, for that would be too few prompts."""
-    clusters = {entry.cluster for entry in entries if entry.drop is None}
-    fraction = recipe.data.eval_fraction
-    below = split.held_below(clusters, fraction)
-    held = sum(one < below for one in clusters)
-    if held == sum(one < fraction * 2.0**64 for one in clusters):
-        return []
-    share = f"{fraction:.0%}"
-    return [
-        f"{held} of {len(clusters)} prompts are held out, not {share}: fewer would measure next to nothing; with more "
-        "data the share falls to data.eval_fraction, and some of these prompts then train"
-    ]
-
-
-def languages(funnel: Funnel) -> list[str]:
-    """Sources whose prompts are counted as English by their script, and read like another language."""
-    said = []
-    for source, found in funnel.latin.items():
-        for name, count in found.most_common(1):
-            if name != "en" and count > FOREIGN_SHARE * funnel.came[source]:
-                seen = f"{count:,} of {found.total():,} prompts that are counted as en look like {name}"
-                said.append(f"{source}: {seen}; set language: {name} on the source")
-    return said
-
-
-def left_out(funnel: Funnel) -> list[str]:
-    """What layouts left out of rows that they read."""
-    return [
-        f"{source}: left out of {count:,} of {funnel.came[source]:,} prompts: {what}"
-        for (source, what), count in sorted(funnel.notes.items())
-    ]
+def nothing_left(recipe: Recipe, funnel: Funnel, layouts: set[str]) -> DpoError:
+    """Return the error where no prompt is kept: the commonest reasons, a row and the fix. `layouts`: of the sources."""
+    reasons = funnel.reasons()
+    biggest = ", ".join(f"{count:,} {reason}" for reason, count in list(reasons.items())[:4])
+    first = next(iter(reasons))
+    shown = next(some[0][1] for (_, reason), some in funnel.examples.items() if reason == first)
+    said = f" ({MEANS.get(first) or shown['detail']})" if shown["detail"] else ""
+    such = " ".join(filter(None, [shown["where"], shown["prompt"][:80]])) + said
+    fix = hint(first)
+    if {"kto", "chat"} & layouts and recipe.data.format != "unpaired" and first in ("single_response", "tie"):
+        labelled = "kto" in layouts
+        what = "answers that are called good or bad" if labelled else "good answers, with no other to compare them with"
+        fitting = methods_with("data", "unpaired") if labelled else methods_of_answers()
+        way = "set" if recipe.train.method in fitting else f"take train.method: {fitting[0]} with"
+        fix = f"these are {what}: {way} data.format: unpaired"
+    return DpoError(
+        f"nothing is left of {funnel.came.total():,} prompts: {biggest}; such as: {such}",
+        where=recipe.where("data", "sources"),
+        hint=fix,
+    )

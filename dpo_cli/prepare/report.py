@@ -12,11 +12,12 @@ from rich.cells import cell_len
 
 from dpo_cli import __version__
 from dpo_cli.page import markdown_page
-from dpo_cli.prepare.audit import MODEL, QUANTILES, SHORTCUTS, Audit, warnings
+from dpo_cli.prepare import remarks
+from dpo_cli.prepare.audit import QUANTILES, SHORTCUTS, Audit, shortcut_warnings
 from dpo_cli.prepare.filters import REASONS
-from dpo_cli.prepare.funnel import Funnel
+from dpo_cli.prepare.funnel import Entry, Funnel
+from dpo_cli.prepare.read import Read
 from dpo_cli.prepare.split import Mix
-from dpo_cli.prepare.survey import Read
 from dpo_cli.published import clean
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import ROWS_ARE
@@ -28,18 +29,25 @@ from dpo_cli.terminal import print_markdown, terminal
 def build(
     recipe: Recipe,
     funnel: Funnel,
-    rows: dict[str, int],
+    entries: list[Entry],
+    read: list[Read],
     mix: Mix,
     duplicates: dict[str, int],
     audit: Audit,
+    own: dict[str, Any],
+    inputs: dict[str, str],
 ) -> dict[str, Any]:
-    """What stands in report.json, but for remarks and provenance.
+    """Return what stands in report.json.
 
     Args:
-        rows: how many were written as `train` and `eval`, and how many are left over the mix (`quota`).
         audit: of the training pairs.
+        own: `sampled` and `rated`, where the model answered or a rater rated.
+        inputs: the sha256 of every local file.
     """
     shortcuts = audit.shortcuts()
+    kept = sum(len(entry.picks) for entry in entries if entry.drop is None)
+    rows = {"train": len(mix.train), "eval": len(mix.held), "quota": kept - len(mix.train) - len(mix.held)}
+    clusters = [{entry.cluster for entry, _, _ in chosen} for chosen in (mix.train, mix.held)]
     train, held = (Counter(entry.language for entry, _, _ in chosen) for chosen in (mix.train, mix.held))
     languages: dict[str, dict[str, Any]] = {}
     for name in sorted({*mix.wanted, *(key[1] for key in [*funnel.kept, *funnel.dropped])}):
@@ -49,6 +57,12 @@ def build(
             "dropped": funnel.reasons(language=name),
         }  # fmt: skip
     short = [_shortfall(name, one, mix.outside) for name, one in languages.items() if (one["wanted"] or 0) > one["got"]]
+    examples: dict[str, Any] = {"kept": {}, "dropped": {}}
+    for (source, reason), several in sorted(funnel.examples.items()):
+        if reason == "kept":
+            examples["kept"][source] = [row for _, row in several]
+        else:
+            examples["dropped"].setdefault(reason, []).extend({"source": source, **row} for _, row in several)
     return {
         "sources": {source.label: _source(funnel, source.label) for source in recipe.data.sources},
         "pairs": rows,
@@ -56,11 +70,20 @@ def build(
         "margin": audit.margins(),
         "length": audit.lengths(),
         "tokens": audit.token_counts(),
-        "duplicates": duplicates,
+        "duplicates": {**duplicates, "train_eval_overlap": len(clusters[0] & clusters[1])},
         "shortcuts": shortcuts,
-        "warnings": [*short, *warnings(shortcuts)],
-        "examples": _examples(funnel),
-    }
+        "warnings": [
+            *remarks.warnings(recipe, funnel, entries, rows, read), *short, *shortcut_warnings(shortcuts),
+            *remarks.own_answers(recipe, own),
+        ],
+        "examples": examples,
+        **own,
+        "provenance": {
+            "dpo_cli": __version__, "datasets": version("datasets"), "seed": recipe.seed, "model": recipe.model.id,
+            "format": recipe.data.format, "sources": {one.source.label: _provenance(one) for one in read},
+            "inputs": inputs,
+        },
+    }  # fmt: skip
 
 
 def _source(funnel: Funnel, source: str) -> dict[str, Any]:
@@ -85,36 +108,15 @@ def _shortfall(language: str, figures: dict[str, Any], outside: dict[str, Counte
     return f"{language}: {figures['wanted']:,} training pairs wanted, {figures['got']:,} got{lost}"
 
 
-def _examples(funnel: Funnel) -> dict[str, Any]:
-    """{"kept": {source: [...]}, "dropped": {reason: [{source, prompt, detail}, ...]}}, two per source and reason."""
-    found: dict[str, Any] = {"kept": {}, "dropped": {}}
-    for (source, reason), several in sorted(funnel.examples.items()):
-        rows = [row for _, row in several]
-        if reason == "kept":
-            found["kept"][source] = rows
-        else:
-            found["dropped"].setdefault(reason, []).extend({"source": source, **row} for row in rows)
-    return found
-
-
-def provenance(recipe: Recipe, read: list[Read], inputs: dict[str, str]) -> dict[str, Any]:
-    """Where the data come from, what was read of them, and with what they were made."""
-    found = {}
-    for one in read:
-        files = {feed.name: {"rows": feed.count, **({"notes": feed.notes} if feed.notes else {})} for feed in one.feeds}
-        more = {
-            "columns_not_read": one.unread_columns,
-            "files_not_read": one.left_out,
-            "short_prompts_cut_from_answers": one.repeats_prompts,
-        }
-        found[one.source.label] = {
-            "id": one.source.id, "layout": one.layout, "revision": one.commit, "files": files,
-            **{name: value for name, value in more.items() if value},
-        }  # fmt: skip
-    return {
-        "dpo_cli": __version__, "datasets": version("datasets"), "seed": recipe.seed, "model": recipe.model.id,
-        "format": recipe.data.format, "sources": found, "inputs": inputs,
-    }  # fmt: skip
+def _provenance(one: Read) -> dict[str, Any]:
+    files = {feed.name: {"rows": feed.count, **({"notes": feed.notes} if feed.notes else {})} for feed in one.feeds}
+    found = {"id": one.source.id, "layout": one.layout, "revision": one.commit, "files": files}
+    more = {
+        "columns_not_read": list(one.unread_columns),
+        "files_not_read": one.left_out,
+        "short_prompts_cut_from_answers": one.repeats_prompts,
+    }
+    return found | {name: value for name, value in more.items() if value}
 
 
 def write(report: dict[str, Any], folder: Path) -> None:
@@ -126,15 +128,12 @@ def write(report: dict[str, Any], folder: Path) -> None:
     (folder / "report.html").write_text(markdown_page("Data report", to_markdown(shown)), encoding="utf-8")
 
 
-# -------------------------------------------------------------------------------------------------------- in words
-
-
 def rows_are(report: dict[str, Any]) -> str:
     return ROWS_ARE[report["provenance"].get("format", "pairs")]
 
 
 def summary(report: dict[str, Any], columns: int | None = None) -> list[str]:
-    """The funnel and what it led to, as parts of Markdown.
+    """Return the funnel and what it led to, as parts of Markdown.
 
     Args:
         columns: of a terminal; where the sources are too many for it, or their names too long, they are summed up or
@@ -171,7 +170,6 @@ def _last(text: str, columns: int) -> str:
 
 
 def _facts(report: dict[str, Any]) -> dict[str, str]:
-    """What the funnel led to, as name -> sentence."""
     pairs, twins, longer = report["pairs"], report["duplicates"], report["length"]["longer_wins"]
     sources = report["provenance"]["sources"]
 
@@ -205,7 +203,6 @@ def _facts(report: dict[str, Any]) -> dict[str, str]:
 
 
 def _own_answers(report: dict[str, Any]) -> dict[str, str]:
-    """Who answered and who rated, as name -> sentence, where the report has that."""
     sampled, rated = report.get("sampled"), report.get("rated")
     facts = {}
     if sampled:
@@ -234,7 +231,7 @@ def print_funnel(run: Run, with_examples: bool) -> None:
 
 
 def examples(report: dict[str, Any]) -> list[str]:
-    """Kept and dropped rows, as parts of Markdown."""
+    """Return kept and dropped rows, as parts of Markdown."""
     kept = [
         f"- {escaped(source)}: {escaped(one['prompt'])}\n"
         f"  - chosen: {escaped(one['chosen'])}\n"
@@ -252,7 +249,6 @@ def examples(report: dict[str, Any]) -> list[str]:
 
 
 def to_markdown(report: dict[str, Any]) -> str:
-    """report.md."""
     funnel, facts, *warned = summary(report)
     numbers = {
         "margin": report["margin"],
@@ -261,10 +257,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         "longer / shorter answer": report["length"]["ratio"],
         **{f"tokens, {name.replace('_', ' + ')}": one for name, one in (report["tokens"] or {}).items()},
     }
-    bets = [
-        [SHORTCUTS[name][0] if name in SHORTCUTS else MODEL, show_figure(one), f"{one['differs']:,}"]
-        for name, one in report["shortcuts"].items()
-    ]
+    bets = [[SHORTCUTS[name], show_figure(one), f"{one['differs']:,}"] for name, one in report["shortcuts"].items()]
     within = ", ".join(f"{limit}x {count:,}" for limit, count in report["length"]["within_ratio"].items())
     parts = [
         "# Data report",

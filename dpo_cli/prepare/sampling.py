@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from dpo_cli.judging.client import Client
 from dpo_cli.judging.judgment import key_of
@@ -25,12 +25,6 @@ Prompts = Sequence[list[Message]]
 Advance = Callable[[int], None]  # is told of answers that are done, the known ones at once
 
 
-class Sampler(Protocol):
-    """Draws `sample.answers` answers to each prompt; what is in its store is not drawn again."""
-
-    def draw(self, prompts: Prompts, sample: Sample, advance: Advance) -> list[list[Drawn]]: ...
-
-
 class ServerSampler:
     """Answers of any OpenAI-compatible server, each asked for by itself and with a seed of its own."""
 
@@ -39,10 +33,9 @@ class ServerSampler:
         self._client = Client(settings, store)
 
     def draw(self, prompts: Prompts, sample: Sample, advance: Advance) -> list[list[Drawn]]:
-        """Draw answers; see `Sampler`. What the server refuses to answer counts as an answer without an end.
+        """Draw `sample.answers` to each prompt, or take them from the store; DpoError where the server is of no use.
 
-        Raises:
-            DpoError: the server can't be reached or used at all.
+        What it refuses to answer counts as an answer without an end.
         """
         server = self.settings.base_url.rstrip("/")
         options = {

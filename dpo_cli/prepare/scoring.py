@@ -50,10 +50,8 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        if isinstance(value, str) and value.rstrip().endswith(("%", "％")):
-            found = float(value.rstrip().rstrip("%％")) / 100
-        else:
-            found = float(value)
+        percent = isinstance(value, str) and value.rstrip().endswith(("%", "％"))
+        found = float(str(value).rstrip().rstrip("%％")) / 100 if percent else float(value)
     except (ValueError, OverflowError):
         return None
     return found if math.isfinite(found) else None
@@ -90,7 +88,7 @@ _score_of_texts = lru_cache(maxsize=4096)(_score)
 
 
 def settle_labels(item: CandidateSet) -> Counter[str]:
-    """Drop answers that are called both good and bad, and all but one of equal ones; how many, by drop reason."""
+    """Drop answers that are called both good and bad, and all but one of equal ones; return how many, by reason."""
     labels: dict[str, set[float | None]] = defaultdict(set)
     for candidate in item.candidates:
         labels[candidate.text.strip()].add(candidate.score)
@@ -113,11 +111,8 @@ def ranking(item: CandidateSet) -> list[int]:
     if item.ranked:
         return list(range(len(item.candidates)))
 
-    def place(index: int) -> tuple[float, int, str, int]:
-        candidate = item.candidates[index]
-        return -(candidate.score or 0.0), len(candidate.text), candidate.text, index
-
-    return sorted(range(len(item.candidates)), key=place)
+    places = sorted((-(one.score or 0.0), len(one.text), one.text, index) for index, one in enumerate(item.candidates))
+    return [index for *_, index in places]
 
 
 def margin(item: CandidateSet, chosen: int, rejected: int) -> float | None:

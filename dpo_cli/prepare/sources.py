@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dpo_cli import smoke
 from dpo_cli.errors import DpoError
-from dpo_cli.prepare.feed import BATCH, Feed, Rows, Ticker
+from dpo_cli.prepare.feed import BATCH, Feed, Rows
 from dpo_cli.prepare.files import SUFFIXES, file_feed
+from dpo_cli.prepare.text import listed
 from dpo_cli.progress import drawn
 from dpo_cli.recipe import Recipe, Source
 
@@ -28,7 +30,7 @@ def is_hub(source: Source) -> bool:
 
 
 def local_files(recipe: Recipe, index: int) -> dict[str, Path]:
-    """The files of a local or built-in source, by their name below its folder; none for a Hub source.
+    """Return the files of a local or built-in source, by their name below its folder; none for a Hub source.
 
     Raises:
         DpoError: it is not there, or the folder holds no data file that fits `data_files` and `split`.
@@ -54,24 +56,28 @@ def _folder_files(root: Path, source: Source, where: str) -> dict[str, Path]:
             paths = [path for name in wanted for path in sorted(root.glob(name)) if path.is_file()]
         except (ValueError, NotImplementedError):  # no pattern, or one from the root
             paths = []
-        found = {_name(path.relative_to(root).as_posix()): path for path in paths}
-        hint = f"{root} has no {', '.join(wanted)}; it holds {_listed([_name(p.name) for p in root.iterdir()])}"
+        found = _named(root, paths)
+        hint = f"{root} has no {', '.join(wanted)}; it holds {listed(sorted(_name(p.name) for p in root.iterdir()))}"
     else:
-        if (root / "dataset_dict.json").is_file():
-            root = _split_folder(root, source.split, where)
-        named = {_name(path.relative_to(root).as_posix()): path for path in _data_files(root, where)}
+        if (root / "dataset_dict.json").is_file():  # what DatasetDict.save_to_disk wrote
+            splits = sorted(_name(path.parent.name) for path in root.glob("*/state.json"))
+            if source.split not in splits:
+                message = f"{root} was written by save_to_disk and has no split {source.split}"
+                raise DpoError(message, where=where, hint=f"set split: to one of {listed(splits)}")
+            root = root / source.split
+        named = _named(root, _data_files(root, where))
         split = re.compile(rf"(?<![a-z0-9_]){re.escape(source.split.lower())}(?![a-z0-9_])")
         found = {n: p for n, p in named.items() if split.search(n.lower())} or {
-            n: p for n, p in named.items() if not _of_another_split(n, source.split)
+            n: p for n, p in named.items() if not of_another_split(n, source.split)
         }
-        held = list(named) or [_name(path.relative_to(root).as_posix()) for path in root.rglob("*") if path.is_file()]
-        hint = f"it holds {_listed(held)}; name files in data_files, or choose another split"
+        held = list(named or _named(root, [path for path in root.rglob("*") if path.is_file()]))
+        hint = f"it holds {listed(sorted(held))}; name files in data_files, or choose another split"
     if not found:
         raise DpoError(f"no data files for split {source.split} in {root}", where=where, hint=hint)
     return found
 
 
-def _of_another_split(name: str, split: str) -> bool:
+def of_another_split(name: str, split: str) -> bool:
     others = set().union(*(words for one, words in SPLITS.items() if one != split))
     return bool(others & set(re.split(r"[^a-z0-9]+", name.lower())))
 
@@ -108,34 +114,22 @@ def _state(folder: Path, where: str) -> list[str] | None:
     return names
 
 
-def _split_folder(root: Path, split: str, where: str) -> Path:
-    """The folder of a split in what `DatasetDict.save_to_disk` wrote."""
-    held = sorted(_name(path.parent.name) for path in root.glob("*/state.json"))
-    if split not in held:
-        hint = f"set split: to one of {_listed(held)}"
-        raise DpoError(f"{root} was written by save_to_disk and has no split {split}", where=where, hint=hint)
-    return root / split
-
-
 def left_out(recipe: Recipe, index: int) -> list[str]:
-    """The files of a source's folder that are not read, by their names below it; what only tells of data left out."""
+    """Return the data files of a source's folder that are not read, by their names below it."""
     source = recipe.data.sources[index]
     root = Path(source.id).expanduser()
     if source.id.startswith("builtin:") or not root.is_dir():
         return []
     read = set(local_files(recipe, index).values())
     paths = [path for path in sorted(root.rglob("*")) if path.is_file() and path not in read]
-    about = (*SUFFIXES, *OTHER_SUFFIXES)
-    return [
-        _name(path.relative_to(root).as_posix())
-        for path in paths
-        if path.name.lower().endswith(about) and path.name not in ABOUT and not path.name.startswith((".", "cache-"))
-    ]
+    data = [path for path in paths if path.name.lower().endswith((*SUFFIXES, *OTHER_SUFFIXES))]
+    return list(
+        _named(root, [path for path in data if path.name not in ABOUT and not path.name.startswith((".", "cache-"))])
+    )
 
 
-def overlooked(source: Source, names: list[str]) -> list[str]:
-    """Of the files that are not read, those that no name of another split and no `data_files` accounts for."""
-    return [] if source.data_files else [name for name in names if not _of_another_split(name, source.split)]
+def _named(root: Path, paths: list[Path]) -> dict[str, Path]:
+    return {_name(path.relative_to(root).as_posix()): path for path in paths}
 
 
 def _name(path: str) -> str:
@@ -143,27 +137,15 @@ def _name(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(sorted(names)[:8]) + (", …" if len(names) > 8 else "") if names else "nothing"
-
-
-# --------------------------------------------------------------------------------------------------------------- Hub
-
-
 def feeds(recipe: Recipe, index: int) -> tuple[list[Feed], str | None]:
-    """What a source's rows are read from, and its commit where it is a data set on the Hub."""
+    """Return what a source's rows are read from, and its commit where it is a data set on the Hub."""
     if is_hub(recipe.data.sources[index]):
-        feed, commit = hub_feed(recipe, index)
+        feed, commit = _hub_feed(recipe, index)
         return [feed], commit
     return [file_feed(name, path) for name, path in local_files(recipe, index).items()], None
 
 
-def hub_feed(recipe: Recipe, index: int) -> tuple[Feed, str]:
-    """A feed of a Hub data set, downloaded at the commit that its revision names now; and that commit.
-
-    Raises:
-        DpoError: no network, no such data set, revision, file or split, or no access to it.
-    """
+def _hub_feed(recipe: Recipe, index: int) -> tuple[Feed, str]:
     from datasets import disable_progress_bars, enable_progress_bars, load_dataset
     from huggingface_hub import HfApi
 
@@ -174,33 +156,23 @@ def hub_feed(recipe: Recipe, index: int) -> tuple[Feed, str]:
         table = load_dataset(source.id, data_files=source.data_files, split=source.split, revision=commit)
     except Exception as error:  # requests, httpx, huggingface_hub and datasets each raise their own kinds
         said = (str(error).strip() or repr(error)).splitlines()[0]
-        raise DpoError(
-            f"can't get the data set {source.id}: {said}",
-            where=recipe.where("data", "sources", index, "id"),
-            hint=_hub_hint(error),
-        ) from error
-
+        where = recipe.where("data", "sources", index, "id")
+        raise DpoError(f"can't get the data set {source.id}: {said}", where=where, hint=_hub_hint(error)) from error
     return table_feed(f"{source.id} ({source.split})", table), commit
 
 
 def table_feed(name: str, table: Any) -> Feed:
-    """A feed of a data set that `datasets` has loaded."""
 
-    def rows(names: frozenset[str] | None, tick: Ticker) -> Rows:
-        feed.count = 0
+    def read(feed: Feed, names: frozenset[str] | None) -> Rows:
         kept = [name for name in table.column_names if names is None or name in names]
         for number, batch in enumerate(table.select_columns(kept).with_format("arrow").iter(batch_size=BATCH)):
-            for row in batch.to_pylist():
-                feed.count += 1
-                yield feed.count, row
-            tick((number + 1) * BATCH / max(len(table), 1))
+            yield from enumerate(batch.to_pylist(), number * BATCH + 1)
+            feed.share = (number + 1) * BATCH / max(len(table), 1)
 
-    feed = Feed(name, rows)
-    return feed
+    return Feed(name, read)
 
 
 def _hub_hint(error: Exception) -> str:
-    """What fixes an error of the Hub, by the kind of the error and of those that caused it."""
     kinds, cause = "", error
     while cause is not None:
         kinds, cause = f"{kinds} {type(cause).__name__}", cause.__cause__ or cause.__context__  # type: ignore[assignment]
@@ -225,11 +197,7 @@ HUB_HINTS = {
 
 
 def contamination_files(recipe: Recipe) -> dict[str, Path]:
-    """The files of `data.contamination`, keyed as in the inputs.
-
-    Raises:
-        DpoError: one is not there.
-    """
+    """Return the files of `data.contamination`, keyed as in the inputs; DpoError where one is not there."""
     found = {}
     for index, name in enumerate(recipe.data.contamination):
         path = Path(name).expanduser()
@@ -241,29 +209,25 @@ def contamination_files(recipe: Recipe) -> dict[str, Path]:
 
 
 def set_files(recipe: Recipe) -> dict[str, Path]:
-    """The local files of `eval.sets` that are on this machine, keyed as in the inputs."""
+    """Return the local files of `eval.sets` that are on this machine, keyed as in the inputs."""
     asked = (recipe.of_test_set(index, recipe.data.filters) for index in range(len(recipe.eval.sets)))
     return {name: path for one in asked for name, path in source_files(one, missing_ok=True).items()}
 
 
 def source_files(recipe: Recipe, missing_ok: bool = False) -> dict[str, Path]:
-    """Every local or built-in input, as `<source label>/<name below its folder>` -> path; Hub sources are left out.
+    """Return every local or built-in input, as `<source label>/<name below its folder>` -> path.
 
-    With `missing_ok`, so are sources that are not on this machine, as in a run that was copied from another one.
+    With `missing_ok`, what is not on this machine is left out, as in a run that was copied from another one.
+
+    Raises:
+        DpoError: one is missing.
     """
     files: dict[str, Path] = {}
+    passed_over = [DpoError] if missing_ok else []
     for index, source in enumerate(recipe.data.sources):
-        try:
-            found = local_files(recipe, index)
-        except DpoError:
-            if not missing_ok:
-                raise
-            continue
         label = source.label.replace("/", ":")  # up to the first slash, a name says which source or model it is of
-        files |= {f"{label}/{name}": path for name, path in found.items()}
-    try:
-        return {**files, **contamination_files(recipe)}
-    except DpoError:
-        if not missing_ok:
-            raise
-        return files
+        with suppress(*passed_over):
+            files |= {f"{label}/{name}": path for name, path in local_files(recipe, index).items()}
+    with suppress(*passed_over):
+        files |= contamination_files(recipe)
+    return files

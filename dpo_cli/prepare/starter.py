@@ -12,10 +12,8 @@ from typing import Any
 from dpo_cli.driver import Driver, find_driver
 from dpo_cli.errors import DpoError
 from dpo_cli.language import language
-from dpo_cli.prepare.detect import candidate_sets
 from dpo_cli.prepare.feed import Broken
-from dpo_cli.prepare.layouts import LAYOUTS
-from dpo_cli.prepare.survey import look
+from dpo_cli.prepare.read import look
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import train_model
 from dpo_cli.records import CandidateSet
@@ -45,9 +43,7 @@ def starter(source: str = BUILT_IN_DATA, folder: Path = Path()) -> str:
     folder = folder.resolve()
     recipe = Recipe.model_validate({"model": {"id": BUILT_IN}, "data": {"sources": [{"id": known}]}})
     read = look(recipe, 0)
-    layout = LAYOUTS[read.layout]
-    rows = islice(candidate_sets(recipe.data.sources[0], read.feeds, layout, read.settings, lambda _: None), LOOKED_AT)
-    sets = [row for row in rows if not isinstance(row, Broken)]
+    sets = [row for row in islice(read.sets(), LOOKED_AT) if not isinstance(row, Broken)]
     if not sets:
         raise DpoError(
             f"no row of {source} can be read as {read.layout}",
@@ -59,14 +55,20 @@ def starter(source: str = BUILT_IN_DATA, folder: Path = Path()) -> str:
     given: Any = train_model(method)()
     step = 8 if len(sets) < FEW else 24
     rate = 8.5e-4 if model == BUILT_IN else given.learning_rate
-    written = _relative(local.resolve(), folder) if local.exists() else source
+    written = source
+    if local.exists():
+        path = local.resolve()
+        written = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
+    spoken = Counter(one.language or language(one.prompt[-1]["content"]) for one in sets)
+    [tongue, *others] = spoken
+    agreed = "" if others or tongue == "und" else f", language: {tongue}"  # else each row decides
     lines = [
-        f"# {_seen(sets, read.layout)}",
+        f"# {_seen(sets, read.layout, spoken)}",
         "# The rest has defaults: dpo-cli check … --all prints them. Every key: recipes/README.md.",
         f"model: {{id: {model}}}  # {why}",
         "data:",
         "  sources:",
-        f"    - {{id: {_scalar(written)}, layout: {read.layout}{_language(sets)}}}",
+        f"    - {{id: {_scalar(written)}, layout: {read.layout}{agreed}}}",
         "train:",
         f"  method: {method}{reason}",
         f"  learning_rate: {rate:.1e}  # lower it where eval says that the text suffers",
@@ -77,28 +79,15 @@ def starter(source: str = BUILT_IN_DATA, folder: Path = Path()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _seen(sets: list[CandidateSet], layout: str) -> str:
-    """Say in one line what the data are like."""
-    counted = Counter(map(_language_of, sets))
-    named = [name for name, count in counted.most_common() if count >= LANGUAGES * len(sets)]
+def _seen(sets: list[CandidateSet], layout: str, spoken: Counter[str]) -> str:
+    named = [name for name, count in spoken.most_common() if count >= LANGUAGES * len(sets)]
     answers = sorted(len(answer.text) for one in sets for answer in one.candidates) or [0]
     rows = f"the first {len(sets):,} prompts" if len(sets) == LOOKED_AT else f"{len(sets):,} prompts"
     typical = answers[len(answers) // 2]
     return f"{rows}, layout {layout}, in {' and '.join(named)}; half of the answers have over {typical:,} characters"
 
 
-def _language_of(item: CandidateSet) -> str:
-    return item.language or language(item.prompt[-1]["content"])
-
-
-def _language(sets: list[CandidateSet]) -> str:
-    """The language to write down where all prompts agree on one; elsewhere each row decides."""
-    languages = set(map(_language_of, sets))
-    return f", language: {languages.pop()}" if len(languages) == 1 and languages != {"und"} else ""
-
-
 def _method(sets: list[CandidateSet]) -> tuple[str, str]:
-    """DPO where prompts have two answers, KTO where each has one that is called good or bad, else SFT; and why."""
     if sum(len(one.candidates) > 1 for one in sets) >= len(sets) / 2:
         return "dpo", ""
     return (
@@ -118,13 +107,7 @@ def _model(driver: Driver | None) -> tuple[str, str]:
     return next((name for least, name in MODELS if size >= least), SMALLEST), f"{card.name}, {size:.0f} GB"
 
 
-def _relative(path: Path, folder: Path) -> str:
-    """A path as the recipe's folder sees it, or whole where it lies elsewhere."""
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
-
-
 def _scalar(text: str) -> str:
-    """A text inside a YAML flow map, quoted where it has to be."""
     return (
         text if re.fullmatch(r"[\w./~-]+", text) and not text.startswith("-") else json.dumps(text, ensure_ascii=False)
     )

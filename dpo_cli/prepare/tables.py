@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpo_cli.prepare.feed import BATCH, Broken, Rows, Ticker
+from dpo_cli.prepare.feed import BATCH, Broken, Feed, Rows
 
 LIST_PARTS = {"list", "element", "item", "array"}  # what parquet writers put between a list and its elements
 
 
-def parquet_rows(path: Path, names: frozenset[str] | None, tick: Ticker) -> Rows:
+def parquet_rows(path: Path, feed: Feed, names: frozenset[str] | None) -> Rows:
     try:
         with pq.ParquetFile(path) as file:
             leaves = [file.schema.column(i).path for i in range(len(file.schema))]
@@ -23,12 +23,12 @@ def parquet_rows(path: Path, names: frozenset[str] | None, tick: Ticker) -> Rows
                 for batch in file.iter_batches(BATCH, row_groups=[group], columns=columns, use_threads=False):
                     yield from _batch_rows(batch, done)
                     done += batch.num_rows
-                    tick(done / total)
+                    feed.share = done / total
     except pa.ArrowException as error:
         raise OSError(str(error).splitlines()[0]) from error
 
 
-def arrow_rows(path: Path, names: frozenset[str] | None, tick: Ticker) -> Rows:
+def arrow_rows(path: Path, feed: Feed, names: frozenset[str] | None) -> Rows:
     """Arrow's stream or file format: what `datasets` keeps and `save_to_disk` writes, and Feather."""
     try:
         with pa.memory_map(str(path)) as source:
@@ -45,7 +45,7 @@ def arrow_rows(path: Path, names: frozenset[str] | None, tick: Ticker) -> Rows:
                     batch = whole.select(kept).slice(start, BATCH)
                     yield from _batch_rows(batch, done)
                     done += batch.num_rows
-                    tick(min(source.tell() / size, 1.0))
+                    feed.share = min(source.tell() / size, 1.0)
     except pa.ArrowException as error:
         raise OSError(str(error).splitlines()[0]) from error
 

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from itertools import islice, pairwise
 
-from dpo_cli.language import HAN, HAN_CLASS, han_characters, mostly_han
+from dpo_cli.language import HAN_CLASS, han_characters, mostly_han
 from dpo_cli.records import Message
 
 _WORD = re.compile(f"[{HAN_CLASS}]|[^\\W{HAN_CLASS}]+")
@@ -42,13 +42,8 @@ def hash64(*parts: object) -> int:
 
 
 def words(text: str) -> list[str]:
-    """Words, and every Han character as a word of its own; punctuation is left out."""
+    """Return words, and every Han character as a word of its own; punctuation is left out."""
     return _WORD.findall(text)
-
-
-def is_han(word: str) -> bool:
-    """Whether a word of `words` is a Han character."""
-    return bool(HAN.match(word))
 
 
 _CONTROLS = bytes(sorted({*range(32), 127} - {9, 10, 13}))  # all but tab and line ends
@@ -83,9 +78,8 @@ def _misread(text: str) -> bool:
     if (latin or "锟斤拷" in text) and _MISREAD.search(text):
         return True
     codecs = ["cp1252"] * latin + ["gbk"] * mostly_han(text)
-    return any(
-        _turns_back(run[0], codec) for codec in codecs for run in islice(_RUNS[codec].finditer(text), TURNED_BACK)
-    )
+    runs = ((run[0], codec) for codec in codecs for run in islice(_RUNS[codec].finditer(text), TURNED_BACK))
+    return any(_turns_back(run, codec) for run, codec in runs)
 
 
 def _turns_back(run: str, codec: str) -> bool:
@@ -110,16 +104,13 @@ def _repeats(units: str | list[str], size: int, limit: float) -> bool:
     enough = (1 - limit) * total + size  # so many different units can't make up so few different runs
     if total < 40 or len(set(units)) >= enough:
         return False
-    if isinstance(units, str):
-        different = len({units[start : start + size] for start in range(total)})
-    else:
-        different = len({tuple(units[start : start + size]) for start in range(total)})
+    runs = (units[start : start + size] for start in range(total))
+    different = len(set(runs if isinstance(units, str) else map(tuple, runs)))
     return total - different > limit * total
 
 
 def similarity(one: str, other: str, least: float) -> float:
-    """Dice coefficient of two texts' word pairs (Han characters are words), 0..1; 0 where a quick look puts it below
-    `least`.
+    """Return the Dice coefficient of two texts' word pairs (Han characters are words), 0..1; 0 if surely below `least`.
 
     Word pairs, because "A beats B" and "B beats A" hold the same words.
     """
@@ -135,3 +126,9 @@ def similarity(one: str, other: str, least: float) -> float:
     one_pairs, other_pairs = (set(pairwise(units)) for units in cut)
     total = len(one_pairs) + len(other_pairs)
     return 2 * len(one_pairs & other_pairs) / total if total else 0.0
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Return the first names, and how many more there are."""
+    shown = ", ".join(name[:40] for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "nothing"

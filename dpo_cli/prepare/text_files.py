@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from dpo_cli.prepare.encoding import ESCAPED
 from dpo_cli.prepare.feed import Broken, Feed, Row, Rows, Unreadable
 
-# ------------------------------------------------------------------------------------------------------------- JSON
+_BETWEEN = re.compile(r"[\s,]*")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Json:
-    """JSON as Python writes it: NaN is a missing value, which is noted; a key that stands twice is an error."""
+    """JSON as Python writes it: NaN is a missing value, which is noted; a repeated key is an error."""
 
     def __init__(self, feed: Feed, clean: bool) -> None:
         self.feed, self.clean = feed, clean
@@ -38,7 +38,6 @@ class _Json:
         self.feed.note("NaN is read as a missing value")
 
     def row(self, text: str) -> Any:
-        """What a line holds, or Broken."""
         bad = None if self.clean else ESCAPED.search(text)
         if bad:
             return Broken(f"not UTF-8: byte 0x{ord(bad[0]) - 0xDC00:02x} at column {bad.start() + 1}")
@@ -63,20 +62,18 @@ class _Json:
 
     def values(self, text: str) -> Iterator[Any]:
         """Values one after the other, with white space or commas between them."""
-        end = 0
+        end = _BETWEEN.match(text).end()  # type: ignore[union-attr]  # it matches everywhere
         while end < len(text):
-            found = re.compile(r"[\s,]*").match(text, end)
-            end = found.end() if found else end
-            if end < len(text):
-                value, end = self._decoder.raw_decode(text, end)
-                yield value
+            value, end = self._decoder.raw_decode(text, end)
+            yield value
+            end = _BETWEEN.match(text, end).end()  # type: ignore[union-attr]
 
 
 AS_LINES = "write one JSON object a line, or one JSON array of them"
 
 
 def json_rows(text: TextIO, feed: Feed, clean: bool) -> Rows:
-    """JSON lines, an array, objects over several lines, or one object with the list of rows in a key of it.
+    """Read JSON lines, an array, objects over several lines, or one object with the list of rows in a key of it.
 
     `clean`: every byte is known to fit the encoding. Raises Unreadable where it is no JSON as a whole.
     """
@@ -93,7 +90,10 @@ def json_rows(text: TextIO, feed: Feed, clean: bool) -> Rows:
         except (ValueError, RecursionError) as error:
             lines = whole.split("\n")  # not where U+2028 stands in a text
             if whole.lstrip().startswith("[") or not any(isinstance(reader.row(one), dict) for one in lines[1:20]):
-                raise Unreadable(f"not JSON: {_at(error, number)}", AS_LINES) from error
+                why = str(error)
+                if isinstance(error, json.JSONDecodeError):
+                    why = f"{error.msg} at line {number + error.lineno - 1}, column {error.colno}"
+                raise Unreadable(f"not JSON: {why}", AS_LINES) from error
         else:
             if not whole.lstrip().startswith("["):
                 feed.note("JSON objects over several lines")
@@ -122,19 +122,12 @@ def _bare(line: str) -> str:
     return line[:-1] if line.endswith("},") else line
 
 
-def _at(error: Exception, start: int) -> str:
-    if not isinstance(error, json.JSONDecodeError):
-        return str(error)
-    return f"{error.msg} at line {start + error.lineno - 1}, column {error.colno}"
-
-
 LISTS = ("data", "rows", "examples", "instances", "train", "items", "records", "samples", "dataset", "pairs")
 A_ROW_HAS = {"prompt", "question", "instruction", "messages", "conversations", "context", "chosen", "completion"}
 KNOWN_COLUMNS = A_ROW_HAS | {"rejected", "label"}
 
 
 def _document(values: list[Any], feed: Feed) -> Rows:
-    """The rows of a whole document: the elements of arrays, objects, or the one list of rows within one object."""
     if len(values) == 1 and isinstance(values[0], dict):
         lists = dict(_lists(values[0], ""))
         if len(lists) > 1:
@@ -156,7 +149,6 @@ def _document(values: list[Any], feed: Feed) -> Rows:
 
 
 def _lists(value: dict[str, Any], path: str) -> Iterator[tuple[str, list[Any]]]:
-    """Lists of rows within an object, by the keys that lead to them."""
     for key, one in value.items():
         if isinstance(one, list) and one and all(isinstance(row, dict) for row in one):
             if (key.lower() in LISTS and not A_ROW_HAS & value.keys()) or A_ROW_HAS & one[0].keys():
@@ -176,8 +168,6 @@ def _by_column(value: dict[str, Any]) -> bool:
     return texts and len({len(one) for one in columns}) == 1
 
 
-# -------------------------------------------------------------------------------------------------------------- CSV
-
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NUMBERS = re.compile("score|rating|reward|rank|margin", re.IGNORECASE)  # in the names of columns that hold numbers
 _DECIMAL_COMMA = re.compile(r"\s*-?\d+,\d+\s*")
@@ -185,7 +175,7 @@ LONGEST_NAME = 80  # of a column; a longer one is a text in a file without a hea
 
 
 def csv_rows(text: TextIO, feed: Feed, tabs: bool = False) -> Rows:
-    """CSV whose first row names the columns; the separator is the one that the header has most of.
+    """Read CSV whose first row names the columns; the separator is the one that the header has most of.
 
     Raises:
         Unreadable: a quote isn't closed, two columns have one name, or the first row looks like data.
@@ -256,13 +246,9 @@ def _header(fields: list[str]) -> list[str]:
 
 def _swallowed(fields: list[str], separator: str, columns: int) -> bool:
     """Whether a field holds rows: between two quotes too many, each line within has as many separators as a row."""
-    if columns < 2:
-        return False
-    for value in fields:
-        inner = value.split("\n")[1:-1]
-        if len(inner) >= 3 and all(line.count(separator) == columns - 1 for line in inner):
-            return True
-    return False
+    inner = (value.split("\n")[1:-1] for value in fields)
+    full = (len(lines) >= 3 and all(line.count(separator) == columns - 1 for line in lines) for lines in inner)
+    return columns > 1 and any(full)
 
 
 def _csv_row(header: list[str], fields: list[str]) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from dpo_cli import chat
 from dpo_cli.errors import DpoError
+from dpo_cli.prepare.markers import special_tokens
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import CandidateSet, Message, Pair
 from dpo_cli.terminal import terminal
@@ -33,10 +35,12 @@ def rendered(
     return list(texts)
 
 
-def special(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Every token that the tokenizer obeys where it stands in a text."""
-    added = tokenizer.added_tokens_decoder.values()
-    return [*tokenizer.all_special_tokens, *(token.content for token in added if token.special)]
+def special(tokenizer: PreTrainedTokenizerBase | None) -> re.Pattern[str]:
+    """Return what finds every token that the tokenizer obeys where it stands in a text."""
+    if tokenizer is None:
+        return special_tokens([])
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return special_tokens([*tokenizer.all_special_tokens, *added])
 
 
 def lengths(

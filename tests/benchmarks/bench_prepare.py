@@ -131,11 +131,10 @@ def prepare_all(path: Path) -> int:
 def score_and_pair(path: Path) -> int:
     """Reading, scoring and pairing alone."""
     from dpo_cli.prepare import scoring
-    from dpo_cli.prepare.detect import candidate_sets
     from dpo_cli.prepare.feed import Broken
     from dpo_cli.prepare.files import file_feed
-    from dpo_cli.prepare.layouts import LAYOUTS
-    from dpo_cli.prepare.preferred import Settings
+    from dpo_cli.prepare.preferred import LAYOUTS, Settings
+    from dpo_cli.prepare.read import candidate_sets
     from dpo_cli.recipe import ScoreWeights
 
     made = recipe(path)
@@ -143,7 +142,7 @@ def score_and_pair(path: Path) -> int:
     settings = Settings(tuple(ScoreWeights().model_dump().items()))
     feeds = [file_feed(path.name, path)]
     count = 0
-    for item in candidate_sets(source, feeds, LAYOUTS["ultrafeedback"], settings, lambda share: None):
+    for item in candidate_sets(source, feeds, LAYOUTS["ultrafeedback"], settings):
         count += 1
         if not isinstance(item, Broken) and len(item.candidates) > 1:
             scoring.pick(item, made.data.pairs, 0, count)

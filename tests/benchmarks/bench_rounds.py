@@ -142,9 +142,9 @@ def rate_in_this_process(answers: int) -> None:
     """Print the peak memory in MB, and the CPU seconds."""
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder, "ratings.sqlite")) as store:
         start = time.process_time()
-        rated = rate(recipe(MODEL), sets(answers), answers, store, Path(folder, "answers.jsonl"), quiet=True)
+        scores, _ = rate(recipe(MODEL), sets(answers), answers, store, Path(folder, "answers.jsonl"), quiet=True)
         seconds = time.process_time() - start
-    assert len(rated.scores) == answers
+    assert len(scores) == answers
     print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} {seconds:.1f}")
 
 
