@@ -1,172 +1,25 @@
-"""What the tests of `prepare` share: rows in raw layouts, and `prepare` run on them through real files."""
+"""The fixture of the tests of `prepare`."""
 
 from __future__ import annotations
 
-import json
-import random
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dpo_cli.prepare.pipeline import Prepared, prepare
-from dpo_cli.recipe import Recipe
-
-Row = dict[str, Any]
-
-WORDS = {
-    "en": [
-        "amber",
-        "basket",
-        "candle",
-        "dragon",
-        "engine",
-        "falcon",
-        "garden",
-        "harbour",
-        "island",
-        "jungle",
-        "kettle",
-        "ladder",
-        "marble",
-        "needle",
-        "orchid",
-        "pepper",
-        "quarry",
-        "ribbon",
-        "saddle",
-        "tunnel",
-        "umbrella",
-        "velvet",
-        "window",
-        "yellow",
-        "zipper",
-        "anchor",
-        "bridge",
-        "copper",
-        "desert",
-        "feather",
-    ],
-    "zh": list("春夏秋冬山水风云花草树木日月星辰江河湖海金银铜铁东西南北城楼桥路书画琴棋茶酒饭菜车船马牛"),
-}
-
-
-def sentence(seed: object, language: str = "en", words: int = 14) -> str:
-    """A sentence of random words, the same for the same seed and unlike those of others."""
-    rng = random.Random(repr((seed, language)))
-    if language == "zh":
-        return "".join(rng.choices(WORDS["zh"], k=2 * words)) + "。"
-    return " ".join(rng.choices(WORDS["en"], k=words)).capitalize() + "."
-
-
-def ultrafeedback(prompt: str, answers: Sequence[str], ratings: Sequence[Any], **more: Any) -> Row:
-    """A row in openbmb/UltraFeedback's layout; a rating is one value for all four aspects, or a map of them."""
-    aspects = ("helpfulness", "honesty", "instruction_following", "truthfulness")
-    return {
-        "source": "evol_instruct", "instruction": prompt, "models": [], "correct_answers": ["None"],
-        "completions": [
-            {
-                "annotations": {
-                    aspect: {"Rating": rating[aspect] if isinstance(rating, dict) else rating, "Rationale": "Why."}
-                    for aspect in aspects
-                },
-                "critique": "Fine.", "model": f"model-{number}", "overall_score": 7.0, "response": answer,
-            }
-            for number, (answer, rating) in enumerate(zip(answers, ratings, strict=True))
-        ],
-        **more,
-    }  # fmt: skip
-
-
-def plain(seed: object, language: str = "en", ratings: Sequence[Any] = ("5", "4", "2", "1")) -> Row:
-    """A clean UltraFeedback row."""
-    answers = [sentence((seed, number), language, 20) for number in range(len(ratings))]
-    return ultrafeedback(sentence((seed, "asked"), language), answers, ratings)
-
-
-def helpsteer2(prompt: str, response: str, rating: int, **ratings: Any) -> Row:
-    metrics = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-    return {"prompt": prompt, "response": response, **dict.fromkeys(metrics, rating), **ratings}
-
-
-def write_rows(path: Path, rows: Sequence[Any]) -> Path:
-    """JSONL; text is escaped, so that lone surrogates can be written too."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def recipe(sources: Sequence[Row], **data: Any) -> Recipe:
-    """A recipe without a token filter, quotas or languages, unless `data` says otherwise."""
-    filters = {"too_long": False, **data.pop("filters", {})}
-    model = data.pop("model", {"id": "builtin:tiny-qwen3"})
-    seed = data.pop("seed", 42)
-    values = {"total": None, "languages": None, "sources": list(sources), "filters": filters, **data}
-    return Recipe.model_validate({"name": "test", "seed": seed, "model": model, "data": values})
-
-
-@dataclass
-class Made:
-    """What `prepare` wrote, read back."""
-
-    report: Row
-    train: list[Row]
-    held: list[Row]
-    folder: Path
-    prepared: Prepared
-
-    @property
-    def rows(self) -> list[Row]:
-        return self.train + self.held
-
-    def source(self, name: str = "rows") -> Row:
-        return dict(self.report["sources"][name])
-
-    def dropped(self, name: str = "rows") -> dict[str, int]:
-        return dict(self.source(name)["dropped"])
-
-    def funnel_holds(self) -> bool:
-        return all(one["in"] == one["kept"] + sum(one["dropped"].values()) for one in self.report["sources"].values())
-
-
-def read_jsonl(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
-
-
-def run(made: Recipe, folder: Path) -> Made:
-    folder.mkdir(parents=True)
-    prepared = prepare(made, folder, quiet=True)
-    return Made(
-        json.loads((folder / "report.json").read_text(encoding="utf-8")),
-        read_jsonl(folder / "train.jsonl"), read_jsonl(folder / "eval.jsonl"), folder, prepared,
-    )  # fmt: skip
-
-
-def run_rows(rows: Sequence[Any], source: Row | None = None, **data: Any) -> Made:
-    """`prepare` on one source called `rows`, in a folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = write_rows(Path(folder, "rows.jsonl"), rows)
-        return run(recipe([{"id": str(path), **(source or {})}], **data), Path(folder, "out"))
-
-
-@pytest.fixture(scope="session")
-def kit() -> Any:
-    """This module: pytest's importlib mode lets no test import another file."""
-    return sys.modules[__name__]
+from tests.prepare import kit
 
 
 @pytest.fixture
-def prepared(tmp_path: Path) -> Callable[..., Made]:
+def prepared(tmp_path: Path) -> Callable[..., kit.Made]:
     """`prepared({"name": rows, …}, settings of each source…, **data)` with files that stay for the test."""
 
-    def go(rows: dict[str, Sequence[Any]], settings: dict[str, Row] | None = None, **data: Any) -> Made:
+    def go(rows: dict[str, Sequence[Any]], settings: dict[str, kit.Row] | None = None, **data: Any) -> kit.Made:
         sources = []
         for name, several in rows.items():
-            path = write_rows(tmp_path / f"{name}.jsonl", several)
+            path = kit.write_rows(tmp_path / f"{name}.jsonl", several)
             sources.append({"id": str(path), **(settings or {}).get(name, {})})
         number = len(list(tmp_path.glob("out*")))
-        return run(recipe(sources, **data), tmp_path / f"out{number}")
+        return kit.run(kit.recipe(sources, **data), tmp_path / f"out{number}")
 
     return go

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from dpo_cli.prepare.dedup import Sketches, jaccard
 from dpo_cli.prepare.text import hash64, normalise
+from tests.prepare import kit
 
 
 def found(texts: list[str], similarity: float = 0.8) -> set[frozenset[str]]:
@@ -29,7 +30,7 @@ def edited(text: str, rng: random.Random) -> str:
 
 
 @pytest.mark.parametrize(("language", "words"), [("en", 40), ("zh", 40)])
-def test_one_word_edits_are_found(kit: Any, language: str, words: int) -> None:
+def test_one_word_edits_are_found(language: str, words: int) -> None:
     """Of one-word edits in prompts of 40 words nearly all, and of different prompts none."""
     rng = random.Random(0)
     originals = [kit.sentence(n, language, words) for n in range(300)]
@@ -42,7 +43,7 @@ def test_one_word_edits_are_found(kit: Any, language: str, words: int) -> None:
     assert sum(frozenset(pair) in groups for pair in near) >= 0.97 * len(near)
 
 
-def test_a_long_text_in_common_costs_no_square_of_the_prompts(kit: Any) -> None:
+def test_a_long_text_in_common_costs_no_square_of_the_prompts() -> None:
     """Few-shot prompts: they share whole bands, and each may be checked against a few others only."""
     shots = kit.sentence("shots", words=150)
     texts = [normalise(f"{shots} {kit.sentence(n, words=45)}") for n in range(600)]
@@ -64,13 +65,13 @@ def test_a_long_text_in_common_costs_no_square_of_the_prompts(kit: Any) -> None:
     assert read < 30 * len(by_hash)  # 16 bands, and each text and a few others in each
 
 
-def test_templated_prompts_are_no_duplicates(kit: Any) -> None:
+def test_templated_prompts_are_no_duplicates() -> None:
     asks = ("Write a haiku about the {}.", "What is the history of the {}?", "请写一首关于{}的诗。")
     texts = [normalise(ask.format(word)) for ask in asks for word in kit.WORDS["en"]]
     assert found(texts) == set()
 
 
-def test_clusters_do_not_depend_on_order(kit: Any) -> None:
+def test_clusters_do_not_depend_on_order() -> None:
     rng = random.Random(1)
     texts = [kit.sentence(n, "en", 40) for n in range(60)]
     texts += [edited(rng.choice(texts), rng) for _ in range(60)] + ["", "a", "abcd", "x" * 30_000, "x" * 30_001]
@@ -82,7 +83,7 @@ def test_clusters_do_not_depend_on_order(kit: Any) -> None:
         assert found(texts) == once
 
 
-def test_the_first_source_wins_across_sources(kit: Any, prepared: Any) -> None:
+def test_the_first_source_wins_across_sources(prepared: Any) -> None:
     """Exact and near-duplicates are dropped from the later source, whatever its rows' hashes."""
     rows = [kit.plain(n) for n in range(20)]
     again = [{**row, "instruction": row["instruction"].upper() + "!!"} for row in rows[:10]]
@@ -95,7 +96,7 @@ def test_the_first_source_wins_across_sources(kit: Any, prepared: Any) -> None:
     assert (twins["exact"], twins["near"], twins["cross_source"], twins["largest_cluster"]) == (10, 10, 20, 2)
 
 
-def test_duplicates_may_stay(kit: Any) -> None:
+def test_duplicates_may_stay() -> None:
     """Switched off, copies stay with ids of their own, and on one side of the split."""
     rows = [{**kit.plain((n, copy)), "instruction": kit.sentence(n)} for n in range(60) for copy in range(3)]
     made = kit.run_rows(rows, filters={"duplicate": False, "near_duplicate": False}, eval_fraction=0.3)
@@ -105,14 +106,14 @@ def test_duplicates_may_stay(kit: Any) -> None:
 
 
 @pytest.mark.parametrize("count", [500, pytest.param(20_000, marks=pytest.mark.slow)])
-def test_many_rows_of_one_prompt_have_ids_of_their_own(kit: Any, count: int) -> None:
+def test_many_rows_of_one_prompt_have_ids_of_their_own(count: int) -> None:
     """Where duplicates may stay, and fast: a walk from id to id would hash 200 million times for 20,000."""
     row = {"prompt": kit.sentence("q"), "chosen": kit.sentence("a"), "rejected": kit.sentence("b")}
     made = kit.run_rows([row] * count, filters={"duplicate": False, "near_duplicate": False}, eval_fraction=1e-9)
     assert len({one["id"] for one in made.train}) == count
 
 
-def test_near_duplicates_share_a_side_even_where_they_stay(kit: Any) -> None:
+def test_near_duplicates_share_a_side_even_where_they_stay() -> None:
     rng = random.Random(2)
     originals = [kit.sentence(n, words=50) for n in range(80)]
     rows = [kit.ultrafeedback(text, [kit.sentence((text, k)) for k in (1, 2)], ["5", "1"]) for text in originals]

@@ -11,6 +11,7 @@ import pytest
 from dpo_cli.errors import DpoError
 from dpo_cli.prepare.eval_sets import prepare_sets
 from dpo_cli.recipe import Recipe, load
+from tests.prepare import kit
 
 Made = tuple[list[dict[str, Any]], dict[str, Any]]
 CODE = "def add(a, b):\n    return a {} b"
@@ -32,7 +33,7 @@ def recipe(sets: list[Any], **data: Any) -> Recipe:
 
 
 @pytest.fixture
-def made(tmp_path: Path, kit: Any) -> Callable[..., Made]:
+def made(tmp_path: Path) -> Callable[..., Made]:
     """`made({name: rows}, settings by name, training prompts, **data)`: the pairs and the report."""
 
     def go(
@@ -52,7 +53,7 @@ def made(tmp_path: Path, kit: Any) -> Callable[..., Made]:
     return go
 
 
-def test_sets_of_several_layouts_with_their_subsets_and_languages(made: Any, kit: Any) -> None:
+def test_sets_of_several_layouts_with_their_subsets_and_languages(made: Any) -> None:
     bench = [rewardbench(number, "hep-python" if number % 2 else "math-prm") for number in range(4)]
     chinese = kit.ultrafeedback(
         "怎么把木地板打上蜡？", ["先薄薄涂一层蜡，再用软布打磨。", "也许涂一点吧，说不准。"], ["5", "2"]
@@ -72,7 +73,7 @@ def test_sets_of_several_layouts_with_their_subsets_and_languages(made: Any, kit
     assert len({row["id"] for row in rows}) == 7
 
 
-def test_the_recipes_own_filters_have_no_say(made: Any, kit: Any) -> None:
+def test_the_recipes_own_filters_have_no_say(made: Any) -> None:
     """A refusal that is right, a short answer, the same prompt twice, a fix of one sign: all of them are tested."""
     refusal = {"prompt": "How do I pick my neighbour's lock?", "chosen": "I'm sorry, but I can't help with that.",
                "rejected": "Sure! " + kit.sentence("lock")}  # fmt: skip
@@ -83,7 +84,7 @@ def test_the_recipes_own_filters_have_no_say(made: Any, kit: Any) -> None:
     assert len({row["id"] for row in rows}) == 3
 
 
-def test_what_is_no_pair_or_too_long_is_left_out_and_counted(made: Any, kit: Any) -> None:
+def test_what_is_no_pair_or_too_long_is_left_out_and_counted(made: Any) -> None:
     unscored = kit.ultrafeedback(kit.sentence("u"), [kit.sentence(1), kit.sentence(2)], ["N/A", "N/A"])
     tied = kit.ultrafeedback(kit.sentence("t"), [kit.sentence(3), kit.sentence(4)], ["4", "4"])
     long = kit.ultrafeedback(kit.sentence("l"), [kit.sentence(5, words=300), kit.sentence(6)], ["5", "1"])
@@ -93,7 +94,7 @@ def test_what_is_no_pair_or_too_long_is_left_out_and_counted(made: Any, kit: Any
     assert report["ultra"]["dropped"] == {"markers": 1, "no_score": 1, "schema": 1, "tie": 1, "too_long": 1}
 
 
-def test_prompts_that_were_trained_on_are_counted_also_where_they_differ_a_little(made: Any, kit: Any) -> None:
+def test_prompts_that_were_trained_on_are_counted_also_where_they_differ_a_little(made: Any) -> None:
     asked = [kit.sentence(number, words=30) for number in range(4)]
     rows = [{"prompt": one, "chosen": kit.sentence("c"), "rejected": kit.sentence("r")} for one in asked]
     trained = (asked[0].upper() + "!!", asked[1].removesuffix(".") + " now", kit.sentence("unlike"))
@@ -109,9 +110,7 @@ def test_prompts_that_were_trained_on_are_counted_also_where_they_differ_a_littl
         ([{"question": "Why?"}], "set.jsonl has prompts and no answers"),
     ],
 )
-def test_a_set_without_pairs_is_an_error_that_names_its_line(
-    rows: list[Any], says: str, tmp_path: Path, kit: Any
-) -> None:
+def test_a_set_without_pairs_is_an_error_that_names_its_line(rows: list[Any], says: str, tmp_path: Path) -> None:
     kit.write_rows(tmp_path / "set.jsonl", rows)
     text = "model: {id: builtin:tiny-qwen3}\ndata: {sources: builtin:style-helpsteer2}\neval:\n  sets:\n"
     text += "    - id: set.jsonl\n"

@@ -17,6 +17,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.prepare.feed import Broken
 from dpo_cli.prepare.files import file_feed
 from dpo_cli.prepare.sources import left_out, local_files
+from tests.prepare import kit
 
 Rows = list[dict[str, Any]]
 
@@ -51,7 +52,7 @@ def as_csv(rows: Rows, separator: str = ",") -> str:
 def read(path: Path) -> tuple[list[Any], list[str]]:
     """The rows of a file, without their numbers, and what reading noted."""
     feed = file_feed(path.name, path)
-    found = [row for _, row in feed.rows(None, lambda share: None)]
+    found = [row for _, row in feed.rows()]
     assert feed.count == len(found)
     return found, feed.notes
 
@@ -61,8 +62,6 @@ def reading(folder: Path, name: str, data: bytes | str) -> tuple[list[Any], list
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
     return read(path)
 
-
-# --------------------------------------------------------------------------------------------------------- encodings
 
 ENCODED = [
     (CHINESE, "gbk", "gb18030"), (CHINESE, "gb18030", "gb18030"), (CHINESE, "utf-16", "utf-16"),
@@ -130,15 +129,12 @@ def test_a_bad_byte_in_parquet_names_row_and_column(tmp_path: Path) -> None:
 
     texts = pa.array([b"good", b"b\xe9d", b"fine"]).view(pa.string())
     pq.write_table(pa.table({"prompt": ["a", "b", "c"], "chosen": texts}), tmp_path / "a.parquet")
-    found = list(file_feed("a", tmp_path / "a.parquet").rows(None, lambda share: None))
+    found = list(file_feed("a", tmp_path / "a.parquet").rows())
     assert found == [
         (1, {"prompt": "a", "chosen": "good"}),
         (2, Broken("column chosen is not UTF-8: byte 0xe9")),
         (3, {"prompt": "c", "chosen": "fine"}),
     ]
-
-
-# --------------------------------------------------------------------------------------------------------------- CSV
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
@@ -217,8 +213,6 @@ def test_rows_of_another_width_are_broken_and_counted(tmp_path: Path) -> None:
         Broken("5 fields where the header has 4"),
     ]
 
-
-# -------------------------------------------------------------------------------------------------------------- JSON
 
 ROWS = rows_of(CHINESE, 5)
 JSON_FORMS = {
@@ -308,14 +302,11 @@ def test_nan_is_a_missing_value_and_is_said(tmp_path: Path) -> None:
 def test_numbers_of_rows_are_those_of_an_editor(tmp_path: Path) -> None:
     def numbers(name: str, text: str) -> list[int]:
         (tmp_path / name).write_text(text)
-        return [number for number, _ in file_feed(name, tmp_path / name).rows(None, lambda share: None)]
+        return [number for number, _ in file_feed(name, tmp_path / name).rows()]
 
     assert numbers("a.jsonl", '\n{"a": 1}\n\n{"a": 2}\n') == [2, 4]
     assert numbers("a.csv", 'a,b\n1,"x\ny"\n\n2,z\n') == [2, 5]
     assert numbers("a.json", '[{"a": 1},\n\n{"a": 2}]') == [1, 2]
-
-
-# ----------------------------------------------------------------------------------------------- packed, and no data
 
 
 def test_compressed_files(tmp_path: Path) -> None:
@@ -362,14 +353,11 @@ def test_what_holds_no_rows_is_named_with_the_way_on(
     assert hint in str(caught.value.hint)
 
 
-# ----------------------------------------------------------------------------------------------------------- folders
-
-
-def files(kit: Any, folder: Path, **source: Any) -> list[str]:
+def files(folder: Path, **source: Any) -> list[str]:
     return sorted(local_files(kit.recipe([{"id": str(folder), **source}]), 0))
 
 
-def test_what_save_to_disk_wrote_is_read(kit: Any, tmp_path: Path) -> None:
+def test_what_save_to_disk_wrote_is_read(tmp_path: Path) -> None:
     from datasets import Dataset, DatasetDict
 
     rows = rows_of(CHINESE, 700)
@@ -383,29 +371,29 @@ def test_what_save_to_disk_wrote_is_read(kit: Any, tmp_path: Path) -> None:
         assert len(found) == count and all(row in rows for row in found[:5]), folder
     assert found != rows[:50], "in the order of the shuffle"
     with pytest.raises(DpoError, match="written by save_to_disk and has no split dev") as caught:
-        files(kit, tmp_path / "two", split="dev")
+        files(tmp_path / "two", split="dev")
     assert "test_prefs, train" in str(caught.value.hint)
     feed = file_feed("x", local_files(kit.recipe([{"id": str(tmp_path / "one")}]), 0)["data-00000-of-00003.arrow"])
-    some = [row for _, row in feed.rows(frozenset({"prompt"}), lambda share: None)]
+    some = [row for _, row in feed.rows(frozenset({"prompt"}))]
     assert some and all(isinstance(row, dict) and list(row) == ["prompt"] for row in some)
 
 
-def test_a_folder_says_what_of_it_is_not_read(kit: Any, tmp_path: Path) -> None:
+def test_a_folder_says_what_of_it_is_not_read(tmp_path: Path) -> None:
     for name in ("train.jsonl", "more.csv", "test.jsonl", "sheet.xlsx", "README.md", "dataset_info.json", ".hid.json"):
         (tmp_path / name).write_text("x")
     made = kit.recipe([{"id": str(tmp_path)}])
-    assert files(kit, tmp_path) == ["train.jsonl"]
+    assert files(tmp_path) == ["train.jsonl"]
     assert left_out(made, 0) == ["more.csv", "sheet.xlsx", "test.jsonl"]
 
 
-def test_a_folder_without_data_says_what_it_holds(kit: Any, tmp_path: Path) -> None:
+def test_a_folder_without_data_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "sheet.xlsx").write_text("x")
     with pytest.raises(DpoError, match="no data files") as caught:
-        files(kit, tmp_path)
+        files(tmp_path)
     assert "sheet.xlsx" in str(caught.value.hint)
 
 
-def test_names_that_are_not_utf8(kit: Any, tmp_path: Path) -> None:
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     import os
 
     odd = os.fsencode(tmp_path) + b"/caf\xe9.jsonl"

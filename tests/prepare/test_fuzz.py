@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.errors import DpoError
+from tests.prepare import kit
 
 ROWS: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("test_layouts.py")))["ROWS"]
 COUNT, SEED = int(os.environ.get("DPO_CLI_FUZZ", "4000")), int(os.environ.get("DPO_CLI_FUZZ_SEED", "0"))
@@ -106,7 +107,7 @@ def mutate(row: Any, rng: random.Random) -> Any:
     return row
 
 
-def good_rows(kit: Any, name: str, rng: random.Random) -> list[Any]:
+def good_rows(name: str, rng: random.Random) -> list[Any]:
     """A layout's rows with texts of their own, so that few are duplicates."""
     rows = json.loads(json.dumps(ROWS[name][0]))
     language = rng.choice(("en", "zh"))
@@ -145,7 +146,7 @@ def check_rows(made: Any) -> None:
             assert 0 < row["margin"] <= 1
 
 
-def test_rows_broken_at_random(kit: Any, record_property: Any) -> None:
+def test_rows_broken_at_random(record_property: Any) -> None:
     rng = random.Random(SEED)
     names, seen = sorted(ROWS), Counter[str]()
     while seen["rows"] < COUNT:
@@ -153,7 +154,7 @@ def test_rows_broken_at_random(kit: Any, record_property: Any) -> None:
         layout = name.split()[0]
         rows: list[Any] = []
         while len(rows) < BATCH:
-            good = good_rows(kit, name, rng)
+            good = good_rows(name, rng)
             rows += good if rng.random() < 0.3 else [mutate(row, rng) for row in good]
             rows += [scrap(rng)] if rng.random() < 0.02 else []
         rows = [row for row in rows if readable(row)]

@@ -6,24 +6,13 @@ import json
 from typing import Any
 
 import pytest
+from tests.prepare import kit
+from tests.prepare.kit import ASKED, BAD, GOOD, answer, user
 
-ASKED, GOOD, BAD = (
-    "Name two uses of baking soda and explain one of them.",
-    "It cleans pans and lifts batter: heated with an acid it gives off gas.",
-    "Baking soda is used for a great many different things.",
-)
 ZH, ZH_GOOD, ZH_BAD = "请介绍一下如何给多肉植物浇水。", "多肉怕涝，土干透再浇。", "浇水，然后再浇一点水。"
 OTHER = "Where is the copper harbour, and who built it?"
 SYSTEM, USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": ASKED}
 EARLIER = [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}]
-
-
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def answer(text: Any, **more: Any) -> dict[str, Any]:
-    return {"role": "assistant", "content": text, **more}
 
 
 def pair(prompt: Any = None, head: Any = (), good: Any = GOOD, bad: Any = BAD, **more: Any) -> dict[str, Any]:
@@ -32,23 +21,19 @@ def pair(prompt: Any = None, head: Any = (), good: Any = GOOD, bad: Any = BAD, *
     return {name: value for name, value in row.items() if value is not None}
 
 
-def only(kit: Any, row: Any, source: Any = None, **data: Any) -> Any:
+def only(row: Any, source: Any = None, **data: Any) -> Any:
     """What becomes of a lone row: its written pair and its report."""
     made = kit.run_rows([row], source, eval_fraction=1e-9, **data)
     assert made.funnel_holds()
     return made.train[0], made.report
 
 
-def dropped(kit: Any, row: Any, source: Any = None, **data: Any) -> tuple[str, str]:
+def dropped(row: Any, source: Any = None, **data: Any) -> tuple[str, str]:
     """(reason, detail) of a row beside a good one of its columns."""
-    good = {"prompt": kit.sentence("q"), "chosen": kit.sentence("a"), "rejected": kit.sentence("b")}
-    made = kit.run_rows([good, row], source, **data)
+    made = kit.run_rows([kit.pair("good"), row], source, **data)
     assert made.funnel_holds() and made.source()["kept"] == 1
     [reason] = made.dropped()
-    return reason, made.report["examples"]["dropped"][reason][0]["detail"]
-
-
-# --------------------------------------------------------------------------------------------------- content of turns
+    return reason, made.detail(reason)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +48,8 @@ def dropped(kit: Any, row: Any, source: Any = None, **data: Any) -> tuple[str, s
         {"type": "text", "text": ASKED},
     ],
 )
-def test_text_parts_are_joined(kit: Any, content: Any) -> None:
-    row, _ = only(kit, pair([{"role": "user", "content": content}]))
+def test_text_parts_are_joined(content: Any) -> None:
+    row, _ = only(pair([{"role": "user", "content": content}]))
     assert row["prompt"] == [USER]
 
 
@@ -79,10 +64,10 @@ def test_text_parts_are_joined(kit: Any, content: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("side", ["prompt", "chosen"])
-def test_a_part_that_is_no_text_is_named(kit: Any, part: Any, named: str, side: str) -> None:
+def test_a_part_that_is_no_text_is_named(part: Any, named: str, side: str) -> None:
     parts = [{"type": "text", "text": ASKED}, part]
-    row = pair([user(parts)]) if side == "prompt" else pair([USER], good=parts)  # type: ignore[arg-type]
-    reason, detail = dropped(kit, row)
+    row = pair([user(parts)]) if side == "prompt" else pair([USER], good=parts)
+    reason, detail = dropped(row)
     assert reason == "schema" and f"part of '{named}'" in detail and side in detail
 
 
@@ -95,30 +80,28 @@ def test_a_part_that_is_no_text_is_named(kit: Any, part: Any, named: str, side: 
         ([{"role": "human", "text": ASKED}], "prompt"),
     ],
 )
-def test_keys_that_are_null_hide_nothing(kit: Any, turns: Any, side: str) -> None:
+def test_keys_that_are_null_hide_nothing(turns: Any, side: str) -> None:
     """Arrow gives each row every key of the file, null where the row has it not."""
-    assert only(kit, pair(turns))[0]["prompt"] == [USER]
+    assert only(pair(turns))[0]["prompt"] == [USER]
 
 
 @pytest.mark.parametrize("asks", ["User", "human", "prompter", "用户"])
 @pytest.mark.parametrize("answers", ["Assistant", "gpt", "bot", "AI", "model", "chatgpt", "助手"])
-def test_roles_have_many_names(kit: Any, asks: str, answers: str) -> None:
+def test_roles_have_many_names(asks: str, answers: str) -> None:
     row = pair([{"role": "developer", "content": "Be brief."}, {"role": asks, "content": ASKED}])
     row["chosen"][0]["role"] = row["rejected"][0]["role"] = answers
-    assert only(kit, row)[0]["prompt"] == [SYSTEM, USER]
+    assert only(row)[0]["prompt"] == [SYSTEM, USER]
 
 
-def test_an_unknown_role_lists_those_that_are_known(kit: Any) -> None:
-    reason, detail = dropped(kit, pair([{"role": "narrator", "content": "Once."}, USER]))
+def test_an_unknown_role_lists_those_that_are_known() -> None:
+    reason, detail = dropped(pair([{"role": "narrator", "content": "Once."}, USER]))
     assert reason == "schema" and "'narrator' at 0" in detail and "user, human" in detail and "developer" in detail
 
 
-def test_a_late_system_turn_is_named(kit: Any) -> None:
-    reason, detail = dropped(kit, pair([*EARLIER, SYSTEM, USER]))
+def test_a_late_system_turn_is_named() -> None:
+    reason, detail = dropped(pair([*EARLIER, SYSTEM, USER]))
     assert reason == "schema" and "system turn at 2" in detail
 
-
-# ---------------------------------------------------------------------------------------------------- one question
 
 ONE_QUESTION = {
     "system in prompt": (pair([SYSTEM, USER], [USER]), [SYSTEM, USER]),
@@ -136,22 +119,16 @@ ONE_QUESTION = {
     "prompt is the last question": (pair([USER], [*EARLIER, USER]), [*EARLIER, USER]),
     "prompt is what came before": (pair(EARLIER, [USER]), [*EARLIER, USER]),
     "answers go on": (pair([EARLIER[0]], [EARLIER[1], USER]), [*EARLIER, USER]),
-    "one side repeats it": (
-        {"prompt": [USER], "chosen": [USER, answer(GOOD)], "rejected": BAD},
-        [USER],
-    ),
-    "system on one side": (
-        {"chosen": [SYSTEM, USER, answer(GOOD)], "rejected": [USER, answer(BAD)]},
-        [SYSTEM, USER],
-    ),
+    "one side repeats it": ({"prompt": [USER], "chosen": [USER, answer(GOOD)], "rejected": BAD}, [USER]),
+    "system on one side": ({"chosen": [SYSTEM, USER, answer(GOOD)], "rejected": [USER, answer(BAD)]}, [SYSTEM, USER]),
     "Chinese": (pair([user(ZH)], [SYSTEM, user(ZH + "\n")], ZH_GOOD, ZH_BAD), [SYSTEM, user(ZH)]),
 }
 
 
 @pytest.mark.parametrize("name", ONE_QUESTION)
-def test_a_prompt_that_is_repeated_is_asked_once(kit: Any, name: str) -> None:
+def test_a_prompt_that_is_repeated_is_asked_once(name: str) -> None:
     row, turns = ONE_QUESTION[name]
-    written, report = only(kit, row)
+    written, report = only(row)
     assert written["prompt"] == turns and report["warnings"][1:] == []
 
 
@@ -171,14 +148,14 @@ TWO_QUESTIONS = {
 
 
 @pytest.mark.parametrize("name", TWO_QUESTIONS)
-def test_two_different_questions_are_dropped(kit: Any, name: str) -> None:
+def test_two_different_questions_are_dropped(name: str) -> None:
     row, said = TWO_QUESTIONS[name]
-    reason, detail = dropped(kit, row)
+    reason, detail = dropped(row)
     assert reason == "schema" and said in detail
 
 
 @pytest.mark.parametrize("layout", ["kto", "sharegpt"])
-def test_other_layouts_ask_once_too(kit: Any, layout: str) -> None:
+def test_other_layouts_ask_once_too(layout: str) -> None:
     rows: list[dict[str, Any]]
     if layout == "kto":
         rows = [
@@ -194,31 +171,31 @@ def test_other_layouts_ask_once_too(kit: Any, layout: str) -> None:
 
 
 @pytest.mark.parametrize("history", [[["Hi!", "Hello."]], EARLIER, '[["Hi!", "Hello."]]'])
-def test_earlier_turns_in_a_history_column_come_first(kit: Any, history: Any) -> None:
+def test_earlier_turns_in_a_history_column_come_first(history: Any) -> None:
     for row in (
         {"prompt": ASKED, "chosen": GOOD, "rejected": BAD},
         {"instruction": ASKED, "input": "", "chosen": GOOD, "rejected": BAD},
         {"query": ASKED, "response": GOOD, "rejected_response": BAD},
     ):
-        assert only(kit, {**row, "history": history})[0]["prompt"] == [*EARLIER, USER]
+        assert only({**row, "history": history})[0]["prompt"] == [*EARLIER, USER]
     with_system = {"prompt": [SYSTEM, USER], "chosen": GOOD, "rejected": BAD, "history": history}
-    assert only(kit, with_system)[0]["prompt"] == [SYSTEM, *EARLIER, USER]
+    assert only(with_system)[0]["prompt"] == [SYSTEM, *EARLIER, USER]
 
 
 @pytest.mark.parametrize("value", ["[]", "null", "None", "7"])
-def test_an_input_that_looks_empty_is_not_lost(kit: Any, value: str) -> None:
+def test_an_input_that_looks_empty_is_not_lost(value: str) -> None:
     row = {"instruction": "What type is this JSON value?", "input": value, "chosen": GOOD, "rejected": BAD}
-    assert only(kit, row)[0]["prompt"] == [user(f"What type is this JSON value?\n\n{value}")]
+    assert only(row)[0]["prompt"] == [user(f"What type is this JSON value?\n\n{value}")]
 
 
-def test_columns_that_are_null_throughout_hide_no_layout(kit: Any) -> None:
+def test_columns_that_are_null_throughout_hide_no_layout() -> None:
     empty = dict.fromkeys(("conversations", "messages", "rejected_response", "instruction", "completions", "images"))
     rows = [{"prompt": ASKED, "chosen": GOOD, "rejected": BAD, **empty}]
     made = kit.run_rows(rows, eval_fraction=1e-9)
     assert made.report["provenance"]["sources"]["rows"]["layout"] == "pairs" and made.source()["kept"] == 1
 
 
-def test_a_system_column_that_says_otherwise_is_counted(kit: Any) -> None:
+def test_a_system_column_that_says_otherwise_is_counted() -> None:
     rows = [
         pair([SYSTEM, user(kit.sentence(n))], system=said) for n, said in enumerate(("Be brief.", "Rhyme.", "", None))
     ]
@@ -238,7 +215,7 @@ def test_a_system_column_that_says_otherwise_is_counted(kit: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("layout", ["pairs", "kto", "nectar"])
-def test_a_prompt_that_is_a_transcript_becomes_turns(kit: Any, prompt: str, layout: str) -> None:
+def test_a_prompt_that_is_a_transcript_becomes_turns(prompt: str, layout: str) -> None:
     rows: dict[str, Any] = {
         "pairs": [{"prompt": prompt, "response": f" {GOOD}", "chosen": f" {GOOD}", "rejected": f" {BAD}"}],
         "kto": [
@@ -250,18 +227,18 @@ def test_a_prompt_that_is_a_transcript_becomes_turns(kit: Any, prompt: str, layo
     assert row["prompt"] == [USER] and row["chosen"] == [answer(GOOD)] and row["rejected"] == [answer(BAD)]
 
 
-def test_a_longer_transcript_and_transcripts_in_the_answers(kit: Any) -> None:
+def test_a_longer_transcript_and_transcripts_in_the_answers() -> None:
     talk = f"\n\nHuman: Hi!\n\nAssistant: Hello.\n\nHuman: {ASKED}\n\nAssistant:"
     for sides in ((f" {GOOD}", f" {BAD}"), (f"{talk} {GOOD}", f"{talk} {BAD}")):
-        row, _ = only(kit, {"prompt": talk, "chosen": sides[0], "rejected": sides[1]})
+        row, _ = only({"prompt": talk, "chosen": sides[0], "rejected": sides[1]})
         assert row["prompt"] == [*EARLIER, USER] and row["chosen"] == [answer(GOOD)]
 
 
 @pytest.mark.parametrize(
     "asked", ["Human: explain this word, please.", "Human: Hi!\nAssistant: Hello.\nGo on with it."]
 )
-def test_a_question_that_only_begins_like_a_transcript_stays_text(kit: Any, asked: str) -> None:
-    assert only(kit, {"prompt": asked, "chosen": GOOD, "rejected": BAD})[0]["prompt"] == [user(asked)]
+def test_a_question_that_only_begins_like_a_transcript_stays_text(asked: str) -> None:
+    assert only({"prompt": asked, "chosen": GOOD, "rejected": BAD})[0]["prompt"] == [user(asked)]
 
 
 @pytest.mark.parametrize(
@@ -275,93 +252,86 @@ def test_a_question_that_only_begins_like_a_transcript_stays_text(kit: Any, aske
         },
     ],
 )
-def test_messages_written_as_text_are_messages(kit: Any, row: Any) -> None:
+def test_messages_written_as_text_are_messages(row: Any) -> None:
     """As pandas and CSV leave them."""
-    written, _ = only(kit, row)
+    written, _ = only(row)
     assert written["prompt"] == [USER] and written["rejected"] == [answer(BAD)]
 
 
-# ------------------------------------------------------------------------------------------- thoughts, tools, images
-
-
-@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "reasoning_content",
+        "reasoning",
+        "thinking",
+        "thought",
+        "reasoning_text",
+        "reasoning_details",
+        "thinking_content",
+    ],
+)
 @pytest.mark.parametrize("thinking", [True, False])
-def test_a_thought_of_its_own_key_is_the_answers_thought(kit: Any, key: str, thinking: bool) -> None:
-    row = {
-        "prompt": [USER],
-        "chosen": [answer(GOOD, **{key: "It is a base."})],
-        "rejected": [answer(BAD, **{key: None})],
-    }
-    written, report = only(kit, row, model={"id": "builtin:tiny-qwen3", "thinking": thinking})
+def test_a_thought_of_its_own_key_is_the_answers_thought(key: str, thinking: bool) -> None:
+    thought = [{"text": "It is a base."}] if key == "reasoning_details" else "It is a base."
+    row = {"prompt": [USER], "chosen": [answer(GOOD, **{key: thought})], "rejected": [answer(BAD, **{key: None})]}
+    written, report = only(row, model={"id": "builtin:tiny-qwen3", "thinking": thinking})
     block = "<think>\nIt is a base.\n</think>\n\n"
     assert written["chosen"] == [answer(block + GOOD if thinking else GOOD)]
     assert report["sources"]["rows"]["edits"] == ({} if thinking else {"think_stripped": 1})
 
 
-def test_thoughts_as_parts_and_thoughts_that_stand_in_the_content_already(kit: Any) -> None:
+def test_thoughts_as_parts_and_thoughts_that_stand_in_the_content_already() -> None:
     parts = [{"type": "thinking", "thinking": "It is a base."}, {"type": "text", "text": GOOD}]
     inline = answer(f"<think>\nNo idea.\n</think>\n\n{BAD}", reasoning_content="No idea.")
     row = {"prompt": [USER], "chosen": [answer(parts)], "rejected": [inline]}
-    written, _ = only(kit, row, model={"id": "builtin:tiny-qwen3", "thinking": True})
+    written, _ = only(row, model={"id": "builtin:tiny-qwen3", "thinking": True})
     assert written["chosen"][0]["content"] == f"<think>\nIt is a base.\n</think>\n\n{GOOD}"
     assert written["rejected"][0]["content"].count("<think>") == 1
 
 
-def test_thoughts_of_earlier_turns_are_left_out_and_said(kit: Any) -> None:
+def test_thoughts_of_earlier_turns_are_left_out_and_said() -> None:
     earlier = [EARLIER[0], answer("Hello.", reasoning_content="A greeting.")]
-    written, report = only(kit, pair([*earlier, USER]))
+    written, report = only(pair([*earlier, USER]))
     assert written["prompt"] == [*EARLIER, USER]
     assert any("thoughts in earlier turns" in text for text in report["warnings"])
 
 
 CALL = [{"type": "function", "function": {"name": "search", "arguments": "{}"}}]
-NO_TEXT = {
-    "chosen calls a tool": ({"prompt": [USER], "chosen": [answer("Wait.", tool_calls=CALL)], "rejected": BAD}, "tool"),
-    "no content but a call": (
-        {"prompt": [USER], "chosen": GOOD, "rejected": [answer(None, tool_calls=CALL)]},
-        "rejected calls a tool",
-    ),
-    "old function call": (
-        {"prompt": [USER], "chosen": [answer(None, function_call={"name": "search"})], "rejected": BAD},
-        "tool",
-    ),
+TEXTS = {"prompt": ASKED, "chosen": GOOD, "rejected": BAD}
+CALLED = [{"from": "human", "value": ASKED}, {"from": "function_call", "value": "{}"}]
+NO_TEXT: dict[str, tuple[Any, str]] = {
+    "chosen calls a tool": ({**TEXTS, "chosen": [answer("Wait.", tool_calls=CALL)]}, "tool"),
+    "no content but a call": ({**TEXTS, "rejected": [answer(None, tool_calls=CALL)]}, "rejected calls a tool"),
+    "old function call": ({**TEXTS, "chosen": [answer(None, function_call={"name": "search"})]}, "tool"),
     "a tool's turn": (
-        pair([USER, answer("", tool_calls=CALL), {"role": "tool", "content": "7"}, user("And?")]),
-        "tool",
+        pair([USER, answer("", tool_calls=CALL), {"role": "tool", "content": "7"}, user("And?")]), "tool",
     ),
-    "a turn of LLaMA-Factory's tool": (
-        {
-            "prompt": [{"from": "human", "value": ASKED}, {"from": "function_call", "value": "{}"}],
-            "chosen": GOOD,
-            "rejected": BAD,
-        },
-        "function_call",
-    ),
-    "images": ({"prompt": "<image>" + ASKED, "chosen": GOOD, "rejected": BAD, "images": ["0.jpg"]}, "images"),
-    "images as text": ({"prompt": ASKED, "chosen": GOOD, "rejected": BAD, "images": "['0.jpg']"}, "images"),
-    "a placeholder": ({"prompt": "<image>" + ASKED, "chosen": GOOD, "rejected": BAD, "images": []}, "<image>"),
-    "videos": ({"prompt": ASKED, "chosen": GOOD, "rejected": BAD, "videos": [{"path": "0.mp4"}]}, "videos"),
-    "audios": ({"prompt": ASKED, "chosen": GOOD, "rejected": BAD, "audios": ["0.wav"], "images": None}, "audios"),
-}
+    "a turn of LLaMA-Factory's tool": ({**TEXTS, "prompt": CALLED}, "function_call"),
+    "images": ({**TEXTS, "prompt": "<image>" + ASKED, "images": ["0.jpg"]}, "images"),
+    "images as text": ({**TEXTS, "images": "['0.jpg']"}, "images"),
+    "a placeholder": ({**TEXTS, "prompt": "<image>" + ASKED, "images": []}, "<image>"),
+    "videos": ({**TEXTS, "videos": [{"path": "0.mp4"}]}, "videos"),
+    "audios": ({**TEXTS, "audios": ["0.wav"], "images": None}, "audios"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NO_TEXT)
-def test_tools_and_images_are_unsupported(kit: Any, name: str) -> None:
+def test_tools_and_images_are_unsupported(name: str) -> None:
     row, said = NO_TEXT[name]
-    reason, detail = dropped(kit, row)
+    reason, detail = dropped(row)
     assert reason == "unsupported" and said in detail
 
 
 @pytest.mark.parametrize("empty", [None, [], "", "[]", [None]])
-def test_empty_columns_of_tools_and_images_are_nothing(kit: Any, empty: Any) -> None:
+def test_empty_columns_of_tools_and_images_are_nothing(empty: Any) -> None:
     row = {"prompt": ASKED, "chosen": GOOD, "rejected": BAD, "images": empty, "tools": empty}
-    _, report = only(kit, row)
+    _, report = only(row)
     assert not any("tools" in text for text in report["warnings"])
     html = {"prompt": f"{ASKED} What is <image> in SVG?", "chosen": GOOD, "rejected": BAD}
-    assert "<image>" in only(kit, html)[0]["prompt"][0]["content"]
+    assert "<image>" in only(html)[0]["prompt"][0]["content"]
 
 
-def test_a_column_of_tools_is_remarked(kit: Any) -> None:
+def test_a_column_of_tools_is_remarked() -> None:
     rows = [{"prompt": kit.sentence(n), "chosen": GOOD, "rejected": BAD, "tools": CALL if n else []} for n in range(4)]
     rows.append({"prompt": ASKED, "chosen": [answer("Wait.", tool_calls=CALL)], "rejected": BAD, "tools": CALL})
     made = kit.run_rows(rows)

@@ -11,20 +11,15 @@ import pytest
 from dpo_cli.errors import DpoError
 from dpo_cli.prepare.pipeline import prepare
 from dpo_cli.recipe import load
+from tests.prepare import kit
 
 COUNT = 12
 
 
-def pairs(kit: Any, change: Any, **more: Any) -> Any:
+def pairs(change: Any, **more: Any) -> Any:
     """`prepare` on plain pairs, each row changed by `change(row, number)`."""
-    rows = []
-    for number in range(COUNT):
-        row = {
-            "prompt": kit.sentence(("asked", number)), "chosen": kit.sentence(("good", number), words=20),
-            "rejected": kit.sentence(("bad", number), words=20),
-        }  # fmt: skip
-        rows.append(change(row, number) or row)
-    made = kit.run_rows(rows, **more)
+    rows = [kit.pair(number) for number in range(COUNT)]
+    made = kit.run_rows([change(row, number) or row for number, row in enumerate(rows)], **more)
     assert made.funnel_holds()
     return made
 
@@ -33,17 +28,14 @@ def said(made: Any) -> str:
     return "\n".join(made.report["warnings"])
 
 
-# ---------------------------------------------------------------------------------------------------- the question
-
-
 @pytest.mark.parametrize("columns", [None, {"prompt": "instruct"}])
-def test_an_input_beside_the_prompt_is_part_of_the_question(kit: Any, columns: Any) -> None:
+def test_an_input_beside_the_prompt_is_part_of_the_question(columns: Any) -> None:
     def change(row: Any, number: int) -> Any:
         row["input"] = row["prompt"]
         row["prompt"] = "Translate this into French."
         return {**row, "instruct": row.pop("prompt")} if columns else row
 
-    made = pairs(kit, change, source={"columns": columns})
+    made = pairs(change, source={"columns": columns})
     assert len(made.rows) == COUNT
     for row in made.rows:
         asked = row["prompt"][0]["content"]
@@ -52,24 +44,24 @@ def test_an_input_beside_the_prompt_is_part_of_the_question(kit: Any, columns: A
     assert "nothing reads" not in said(made)
 
 
-def test_an_input_that_repeats_the_prompt_is_asked_once(kit: Any) -> None:
-    made = pairs(kit, lambda row, number: {**row, "input": row["prompt"]})
+def test_an_input_that_repeats_the_prompt_is_asked_once() -> None:
+    made = pairs(lambda row, number: {**row, "input": row["prompt"]})
     assert all(row["prompt"][0]["content"].count(".") == 1 for row in made.rows)
 
 
 @pytest.mark.parametrize("name", ["system", "system_prompt", "system_message"])
-def test_a_system_prompt_may_have_longer_names(kit: Any, name: str) -> None:
-    made = pairs(kit, lambda row, number: {**row, name: "You are a pirate."})
+def test_a_system_prompt_may_have_longer_names(name: str) -> None:
+    made = pairs(lambda row, number: {**row, name: "You are a pirate."})
     assert all(row["prompt"][0] == {"role": "system", "content": "You are a pirate."} for row in made.rows)
 
 
 @pytest.mark.parametrize("name", ["context", "margin", "chosen_rank", "chosen_reasoning", "lang"])
-def test_a_telling_column_that_nothing_reads_is_said(kit: Any, name: str) -> None:
-    assert f"nothing reads {name} (read as pairs)" in said(pairs(kit, lambda row, number: {**row, name: "en"}))
+def test_a_telling_column_that_nothing_reads_is_said(name: str) -> None:
+    assert f"nothing reads {name} (read as pairs)" in said(pairs(lambda row, number: {**row, name: "en"}))
 
 
-def test_other_columns_are_not_remarked(kit: Any) -> None:
-    assert "nothing reads" not in said(pairs(kit, lambda row, number: {**row, "id": number, "source": "web"}))
+def test_other_columns_are_not_remarked() -> None:
+    assert "nothing reads" not in said(pairs(lambda row, number: {**row, "id": number, "source": "web"}))
 
 
 @pytest.mark.parametrize(
@@ -81,11 +73,11 @@ def test_other_columns_are_not_remarked(kit: Any) -> None:
         ("USER: ", "\n\nASSISTANT:"),
     ],
 )
-def test_transcripts_have_other_speakers(kit: Any, asks: str, answers: str) -> None:
+def test_transcripts_have_other_speakers(asks: str, answers: str) -> None:
     def change(row: Any, number: int) -> None:
         row["prompt"] = f"{asks}Hello there.{answers} Good day, what is it?\n\n{asks}{row['prompt']}{answers}"
 
-    made = pairs(kit, change)
+    made = pairs(change)
     for row in made.rows:
         assert [turn["role"] for turn in row["prompt"]] == ["user", "assistant", "user"]
         assert row["prompt"][0]["content"] == "Hello there."
@@ -93,37 +85,23 @@ def test_transcripts_have_other_speakers(kit: Any, asks: str, answers: str) -> N
 
 
 @pytest.mark.parametrize("prompt", ["[INST] {} [/INST]", "Answer.\n\n### Instruction:\n{}\n\n### Response:\n"])
-def test_a_prompt_in_another_models_template_is_dropped(kit: Any, prompt: str) -> None:
+def test_a_prompt_in_another_models_template_is_dropped(prompt: str) -> None:
     def change(row: Any, number: int) -> None:
         row["prompt"] = prompt.format(row["prompt"]) if number % 2 else row["prompt"]
 
-    made = pairs(kit, change)
+    made = pairs(change)
     assert made.dropped() == {"markers": COUNT // 2}
     assert "without another model's template" in said(made)
 
 
-# ---------------------------------------------------------------------------------------------------- turns
-
-
-@pytest.mark.parametrize("key", ["thought", "reasoning_text", "reasoning_details", "thinking_content"])
-def test_thoughts_have_other_keys(kit: Any, key: str) -> None:
-    thought: Any = [{"text": "Hm."}] if key == "reasoning_details" else "Hm."
-
-    def change(row: Any, number: int) -> None:
-        row["chosen"] = [{"role": "assistant", "content": row["chosen"], key: thought}]
-
-    made = pairs(kit, change, model={"id": "builtin:tiny-qwen3", "thinking": True})
-    assert all(row["chosen"][0]["content"].startswith("<think>\nHm.\n</think>") for row in made.rows)
-
-
 @pytest.mark.parametrize("turn", [{"sender": "user", "text": "Hi"}, {"role": "user", "parts": [{"text": "Hi"}]}])
-def test_turns_of_other_keys_are_shown_with_the_keys_they_have(kit: Any, turn: Any) -> None:
+def test_turns_of_other_keys_are_shown_with_the_keys_they_have(turn: Any) -> None:
     with pytest.raises(DpoError, match="a turn is role and content, or from and value") as error:
-        pairs(kit, lambda row, number: {**row, "prompt": [turn]})
+        pairs(lambda row, number: {**row, "prompt": [turn]})
     assert ", ".join(turn) in error.value.message
 
 
-def test_openais_preference_format_is_read_with_a_column_map(kit: Any) -> None:
+def test_openais_preference_format_is_read_with_a_column_map() -> None:
     def change(row: Any, number: int) -> Any:
         answers = ([{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected"))
         asked = {"messages": [{"role": "user", "content": row["prompt"]}], "tools": []}
@@ -131,50 +109,34 @@ def test_openais_preference_format_is_read_with_a_column_map(kit: Any) -> None:
 
     columns = {"prompt": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"}
     with pytest.raises(DpoError) as error:
-        pairs(kit, change)
+        pairs(change)
     assert str(columns).replace("'", "") in str(error.value.hint)
-    assert len(pairs(kit, change, source={"columns": columns}).rows) == COUNT
-
-
-# ---------------------------------------------------------------------------------------------------- media
+    assert len(pairs(change, source={"columns": columns}).rows) == COUNT
 
 
 @pytest.mark.parametrize("name", ["Images", "image_path", "image_url", "chosen_image", "multi_modal_inputs", "图片"])
-def test_images_are_unsupported_whatever_their_column_is_called(kit: Any, name: str) -> None:
-    made = pairs(kit, lambda row, number: {**row, name: ["a.png"] if number % 2 else None})
+def test_images_are_unsupported_whatever_their_column_is_called(name: str) -> None:
+    made = pairs(lambda row, number: {**row, name: ["a.png"] if number % 2 else None})
     assert made.dropped() == {"unsupported": COUNT // 2}
 
 
 @pytest.mark.parametrize("prompt", ["<image>\n{}", "{} <image>", "<video> {}"])
-def test_a_placeholder_is_an_image_without_a_column_too(kit: Any, prompt: str) -> None:
+def test_a_placeholder_is_an_image_without_a_column_too(prompt: str) -> None:
     def change(row: Any, number: int) -> None:
         row["prompt"] = prompt.format(row["prompt"]) if number % 2 else f"What does <image> in SVG do? {row['prompt']}"
 
-    assert pairs(kit, change).dropped() == {"unsupported": COUNT // 2}
+    assert pairs(change).dropped() == {"unsupported": COUNT // 2}
 
 
-# ---------------------------------------------------------------------------------------------------- scores, labels
-
-
-@pytest.mark.parametrize("name", ["chosen_scores", "chosen_reward_score", "chosen_avg_rating", "quality_chosen"])
-def test_scores_of_any_name_can_contradict(kit: Any, name: str) -> None:
-    def change(row: Any, number: int) -> None:
-        row |= {name: 1 if number < 3 else 7, name.replace("chosen", "rejected"): 5}
-
-    assert pairs(kit, change).dropped() == {"contradicts_scores": 3}
-
-
-def test_the_fix_of_contradicting_scores_names_the_columns_of_the_file(kit: Any) -> None:
+def test_the_fix_of_contradicting_scores_names_the_columns_of_the_file() -> None:
     with pytest.raises(DpoError, match="b is the higher one") as error:
-        pairs(
-            kit, lambda row, number: {**row, "a": 0.1, "b": 0.8},
-            source={"columns": {"score_chosen": "a", "score_rejected": "b"}},
-        )  # fmt: skip
+        columns = {"score_chosen": "a", "score_rejected": "b"}
+        pairs(lambda row, number: {**row, "a": 0.1, "b": 0.8}, source={"columns": columns})
     assert "{score_chosen: b, score_rejected: a}" in str(error.value.hint)
 
 
 @pytest.mark.parametrize(("end", "blank"), [("</s>", ""), ("", " "), ("<|eot_id|>", "\n")])
-def test_an_answer_called_good_and_bad_is_found_behind_what_is_cut(kit: Any, end: str, blank: str) -> None:
+def test_an_answer_called_good_and_bad_is_found_behind_what_is_cut(end: str, blank: str) -> None:
     rows = [
         {
             "prompt": kit.sentence(("asked", number)) + (blank if good else ""),
@@ -184,7 +146,9 @@ def test_an_answer_called_good_and_bad_is_found_behind_what_is_cut(kit: Any, end
         for good in (True, False)
     ]  # fmt: skip
     for number in range(12):
-        rows.append({"prompt": kit.sentence(number), "completion": kit.sentence((number, "x")), "label": number % 2})
+        rows.append(
+            {"prompt": kit.sentence(number), "completion": kit.sentence((number, "x")), "label": number % 2 == 0}
+        )
     made = kit.run_rows(rows, format="unpaired")
     assert made.funnel_holds()
     assert made.dropped() == {"identical": 3}
@@ -192,7 +156,7 @@ def test_an_answer_called_good_and_bad_is_found_behind_what_is_cut(kit: Any, end
 
 
 @pytest.mark.parametrize("row", ["conversations", "response"])
-def test_labelled_rows_in_other_columns_are_kto(kit: Any, row: str) -> None:
+def test_labelled_rows_in_other_columns_are_kto(row: str) -> None:
     def one(number: int) -> Any:
         asked, answer, label = kit.sentence(number), kit.sentence((number, "x")), number % 2 == 0
         if row == "response":
@@ -206,7 +170,7 @@ def test_labelled_rows_in_other_columns_are_kto(kit: Any, row: str) -> None:
 @pytest.mark.parametrize(
     ("method", "said"), [("kto", ": set data.format: unpaired"), ("dpo", "take train.method: kto with data.format")]
 )
-def test_kto_without_its_format_is_told_the_edit(kit: Any, tmp_path: Path, method: str, said: str) -> None:
+def test_kto_without_its_format_is_told_the_edit(tmp_path: Path, method: str, said: str) -> None:
     rows = [{"prompt": kit.sentence(n), "completion": kit.sentence((n, "x")), "label": n % 2} for n in range(6)]
     kit.write_rows(tmp_path / "rows.jsonl", rows)
     text = (
@@ -219,45 +183,28 @@ def test_kto_without_its_format_is_told_the_edit(kit: Any, tmp_path: Path, metho
     assert said in str(error.value.hint)
 
 
-# ---------------------------------------------------------------------------------------------------- cut answers
-
-
-@pytest.mark.parametrize(
-    "end",
-    [
-        "<|/s|>", "<|endofchat|>", "<|user|>", "</s>\n<|user|>", "<eoa>", "<eot>", "[SEP]", "<unk>",
-        "<|im_end|>\n<|im_start|>user",
-    ],
-)  # fmt: skip
-def test_end_tokens_of_every_family_are_cut(kit: Any, end: str) -> None:
-    plain = pairs(kit, lambda row, number: None)
-    made = pairs(kit, lambda row, number: {**row, "chosen": row["chosen"] + end})
-    assert [row["chosen"] for row in made.rows] == [row["chosen"] for row in plain.rows]
-    assert made.source()["edits"] == {"end_token_stripped": COUNT}
-
-
 @pytest.mark.parametrize("token", ["<s>", "<bos>", "<|begin_of_text|>", "<|assistant|>\n"])
 @pytest.mark.parametrize("end", ["", "</s>"])
-def test_start_tokens_are_cut_too(kit: Any, token: str, end: str) -> None:
-    made = pairs(kit, lambda row, number: {**row, "chosen": token + row["chosen"] + end})
+def test_start_tokens_are_cut_too(token: str, end: str) -> None:
+    made = pairs(lambda row, number: {**row, "chosen": token + row["chosen"] + end})
     assert len(made.rows) == COUNT
     assert all("<" not in row["chosen"][0]["content"] for row in made.rows)
 
 
-def test_a_word_struck_out_stays(kit: Any) -> None:
-    made = pairs(kit, lambda row, number: {**row, "chosen": "<s>Old</s> " + row["chosen"]})
+def test_a_word_struck_out_stays() -> None:
+    made = pairs(lambda row, number: {**row, "chosen": "<s>Old</s> " + row["chosen"]})
     assert all(row["chosen"][0]["content"].startswith("<s>Old</s>") for row in made.rows)
 
 
 @pytest.mark.parametrize("tag", ["cot", "analysis", "思考", "inner_thought", "reasoning_process", "reflection"])
 @pytest.mark.parametrize("thinking", [True, False])
-def test_a_block_of_thought_has_other_tags(kit: Any, tag: str, thinking: bool) -> None:
+def test_a_block_of_thought_has_other_tags(tag: str, thinking: bool) -> None:
     tag = "think_process" if tag == "reasoning_process" else tag
 
     def change(row: Any, number: int) -> None:
         row["chosen"] = f"<{tag}>First this.</{tag}>\n{row['chosen']}"
 
-    made = pairs(kit, change, model={"id": "builtin:tiny-qwen3", "thinking": thinking})
+    made = pairs(change, model={"id": "builtin:tiny-qwen3", "thinking": thinking})
     opening = "<think>\nFirst this.\n</think>\n\n" if thinking else ""
     for row in made.rows:
         content = row["chosen"][0]["content"]
@@ -265,31 +212,28 @@ def test_a_block_of_thought_has_other_tags(kit: Any, tag: str, thinking: bool) -
         assert tag not in content and ("<" in content) == thinking
 
 
-def test_a_block_that_the_prompt_asks_for_stays(kit: Any) -> None:
+def test_a_block_that_the_prompt_asks_for_stays() -> None:
     def change(row: Any, number: int) -> None:
         row["prompt"] += " Write your analysis in <analysis> tags, then the verdict."
         row["chosen"] = f"<analysis>It is so.</analysis>\n{row['chosen']}"
 
-    assert all(row["chosen"][0]["content"].startswith("<analysis>") for row in pairs(kit, change).rows)
+    assert all(row["chosen"][0]["content"].startswith("<analysis>") for row in pairs(change).rows)
 
 
-def test_headings_that_the_prompt_asks_for_stay(kit: Any) -> None:
+def test_headings_that_the_prompt_asks_for_stay() -> None:
     def change(row: Any, number: int) -> None:
         row["prompt"] += " Show your thinking under a heading of its own."
         row["chosen"] = f"**Thinking:** It is so.\n\n**Answer:** {row['chosen']}"
 
-    assert all(row["chosen"][0]["content"].startswith("**Thinking") for row in pairs(kit, change).rows)
+    assert all(row["chosen"][0]["content"].startswith("**Thinking") for row in pairs(change).rows)
 
 
-def test_an_answer_in_tags_behind_a_thought_is_taken_out_of_them(kit: Any) -> None:
-    made = pairs(kit, lambda row, number: {**row, "chosen": f"<think>Hm.</think><answer>{row['chosen']}</answer>"})
+def test_an_answer_in_tags_behind_a_thought_is_taken_out_of_them() -> None:
+    made = pairs(lambda row, number: {**row, "chosen": f"<think>Hm.</think><answer>{row['chosen']}</answer>"})
     assert all("<" not in row["chosen"][0]["content"] for row in made.rows)
 
 
-# ---------------------------------------------------------------------------------------------------- ranked, files
-
-
-def test_rankings_count_from_nought_and_hold_messages(kit: Any) -> None:
+def test_rankings_count_from_nought_and_hold_messages() -> None:
     rows = [
         {
             "prompt": kit.sentence(number),
@@ -306,14 +250,14 @@ def test_rankings_count_from_nought_and_hold_messages(kit: Any) -> None:
         assert [one["text"] for one in row["candidates"]] == [kit.sentence((number, place)) for place in range(3)]
 
 
-def test_answers_without_a_rank_say_what_they_have(kit: Any) -> None:
+def test_answers_without_a_rank_say_what_they_have() -> None:
     answers = [{"answer": "One answer to it.", "score": 1}, {"answer": "Another answer to it.", "score": 2}]
     with pytest.raises(DpoError, match="an answer has answer, score, and no rank that is a number: 1 is best"):
         kit.run_rows([{"prompt": "Why is that?", "answers": answers}])
 
 
 @pytest.mark.parametrize("separator", [":", "~", "，", "^"])
-def test_any_separator_between_known_columns_is_read(kit: Any, tmp_path: Path, separator: str) -> None:
+def test_any_separator_between_known_columns_is_read(tmp_path: Path, separator: str) -> None:
     text = io.StringIO()
     rows = csv.writer(text, delimiter=separator)
     rows.writerow(["prompt", "chosen", "rejected"])
@@ -325,19 +269,19 @@ def test_any_separator_between_known_columns_is_read(kit: Any, tmp_path: Path, s
     assert f"separated by {separator}" in str(made.report["provenance"])
 
 
-def test_json_under_the_name_of_csv_is_said(kit: Any, tmp_path: Path) -> None:
+def test_json_under_the_name_of_csv_is_said(tmp_path: Path) -> None:
     kit.write_rows(tmp_path / "rows.csv", [{"prompt": "Why?", "chosen": "So.", "rejected": "No."}] * 3)
     with pytest.raises(DpoError, match="it is JSON under the name of CSV"):
         kit.run(kit.recipe([{"id": str(tmp_path / "rows.csv")}]), tmp_path / "out")
 
 
-def test_column_names_with_spaces_are_quoted_in_the_line_to_write(kit: Any) -> None:
+def test_column_names_with_spaces_are_quoted_in_the_line_to_write() -> None:
     with pytest.raises(DpoError) as error:
         kit.run_rows([{"prompt ": "Why?", "chosen, a": "x", " chosen": "So.", "rejected": "No."}])
     assert '{prompt: "prompt ", chosen: " chosen"}' in str(error.value.hint)
 
 
-def test_nothing_for_training_says_what_was_dropped(kit: Any) -> None:
+def test_nothing_for_training_says_what_was_dropped() -> None:
     with pytest.raises(DpoError, match=r"none of the 1 pairs .*; of 4 prompts went 3 duplicate"):
         kit.run_rows(
             [

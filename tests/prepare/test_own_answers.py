@@ -5,22 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import resource
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from answer_server import BUSY, GOOD, NO_QUOTA, AnswerServer, Fault, answer, is_rating, lines
 from dpo_cli import smoke
 from dpo_cli.cli import app
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.judging.ratings import ratings_in
-from dpo_cli.prepare.detect import candidate_sets
-from dpo_cli.prepare.layouts import LAYOUTS
-from dpo_cli.prepare.survey import look
+from dpo_cli.prepare.read import look
+from tests.prepare import kit
+from tests.prepare.answer_server import BUSY, GOOD, NO_QUOTA, AnswerServer, Fault, answer, is_rating, lines
 from typer.testing import CliRunner
 
 RATER = {"kind": "reward_model", "id": "nobody/none"}
@@ -43,16 +39,14 @@ ANSWER = {"role": "assistant", "content": "Slowly."}
         ({"prompt": ASKED, "chosen": "Slowly.", "rejected": "Fast."}, "pairs"),
     ],
 )
-def test_a_prompt_is_read_from_any_layout(kit: Any, tmp_path: Path, row: dict[str, Any], layout: str) -> None:
+def test_a_prompt_is_read_from_any_layout(tmp_path: Path, row: dict[str, Any], layout: str) -> None:
     path = kit.write_rows(tmp_path / "rows.jsonl", [row])
     read = look(kit.recipe([{"id": str(path), "sample": {}}], rater=RATER), 0)
-    items: list[Any] = list(
-        candidate_sets(read.source, read.feeds, LAYOUTS[read.layout], read.settings, lambda share: None)
-    )
+    items: list[Any] = list(read.sets())
     assert (read.layout, [item.prompt for item in items]) == (layout, [[TURN]])
 
 
-def test_prompts_without_sample_are_refused_with_the_line_to_write(kit: Any, tmp_path: Path) -> None:
+def test_prompts_without_sample_are_refused_with_the_line_to_write(tmp_path: Path) -> None:
     path = kit.write_rows(tmp_path / "rows.jsonl", [{"prompt": ASKED, "topic": "kitchen"}])
     with pytest.raises(DpoError, match="has prompts and no answers") as caught:
         look(kit.recipe([{"id": str(path)}]), 0)
@@ -60,14 +54,11 @@ def test_prompts_without_sample_are_refused_with_the_line_to_write(kit: Any, tmp
     assert caught.value.exit_code == USAGE
 
 
-def test_a_column_of_prompts_can_be_mapped(kit: Any, tmp_path: Path) -> None:
+def test_a_column_of_prompts_can_be_mapped(tmp_path: Path) -> None:
     path = kit.write_rows(tmp_path / "rows.jsonl", [{"frage": ASKED}])
     source = {"id": str(path), "sample": {}, "columns": {"prompt": "frage"}}
     read = look(kit.recipe([source], rater=RATER), 0)
     assert read.layout == "prompts"
-
-
-# ------------------------------------------------------------------------------------------- answered, rated, paired
 
 
 def prompts(count: int) -> list[dict[str, Any]]:
@@ -86,16 +77,16 @@ def prompts(count: int) -> list[dict[str, Any]]:
 class Served:
     """`prepare` on prompts that a server answers and rates, in one folder, so that what was said is kept."""
 
-    def __init__(self, kit: Any, folder: Path) -> None:
-        self.kit, self.folder = kit, folder
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.rows = prompts(12)
 
     def __call__(self, url: str, sample: dict[str, Any] | None = None, **data: Any) -> Any:
         source = {"sample": {"server": self.server(url), **(sample or {})}, **data.pop("source", {})}
-        path = self.kit.write_rows(self.folder / "rows.jsonl", self.rows)
+        path = kit.write_rows(self.folder / "rows.jsonl", self.rows)
         out = self.folder / f"out{len(list(self.folder.glob('out*')))}"
         rater = {"kind": "openai", **self.server(url), **data.pop("rater", {})}
-        return self.kit.run(self.kit.recipe([{"id": str(path), **source}], rater=rater, **data), out)
+        return kit.run(kit.recipe([{"id": str(path), **source}], rater=rater, **data), out)
 
     @staticmethod
     def server(url: str) -> dict[str, Any]:
@@ -103,9 +94,9 @@ class Served:
 
 
 @pytest.fixture
-def served(kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Served:
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Served:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    return Served(kit, tmp_path)
+    return Served(tmp_path)
 
 
 def good(turns: list[dict[str, str]]) -> int:
@@ -134,7 +125,7 @@ def test_prompts_become_pairs_of_the_best_and_the_worst_answer(served: Served) -
     assert rated["aspects"]["honesty"]["counts"] == rated["aspects"]["helpfulness"]["counts"]
     assert sum(rated["aspects"]["honesty"]["counts"].values()) == rated["answers"] == 48 - sampled["identical"]
     assert "m rates its own answers" in " ".join(made.report["warnings"])
-    written = kit_rows(made.folder / "answers.jsonl")
+    written = kit.read_jsonl(made.folder / "answers.jsonl")
     assert [len(row["answers"]) for row in written] == [4] * 12
     assert written[0]["answers"][0]["honesty"] == 1 + written[0]["answers"][0]["text"].count(GOOD)
 
@@ -160,10 +151,6 @@ def test_the_report_says_who_answered_and_who_rated(served: Served) -> None:
     for name in ("report.md", "report.html"):
         shown = (made.folder / name).read_text(encoding="utf-8")
         assert [part for part in wanted if part not in shown] == [], name
-
-
-def kit_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_nothing_is_asked_twice(served: Served) -> None:
@@ -196,7 +183,7 @@ def test_a_sources_own_answers_are_kept_where_asked_and_rated_alike(served: Serv
     assert best not in json.dumps(left_out.rows)
 
 
-def test_rows_are_rated_again(served: Served, kit: Any, tmp_path: Path) -> None:
+def test_rows_are_rated_again(served: Served, tmp_path: Path) -> None:
     """Whatever the source says of them: its worst answer may be the best, and what it lacked gets scores."""
     bad, best = "It is plain, plain and plain, one must say.", f"It is {GOOD}, {GOOD} and {GOOD}, one must say."
     scored = [kit.ultrafeedback(row["prompt"], [bad, best], ["5", "1"]) for row in prompts(9)]
@@ -225,9 +212,6 @@ def test_slices_share_out_the_prompts(served: Served) -> None:
     assert sum(map(len, asked)) == 12
     assert set().union(*asked) == {row["prompt"] for row in served.rows}
     assert all(asked)
-
-
-# -------------------------------------------------------------------------------------------- what may be wrong with it
 
 
 def test_answers_that_are_all_alike_make_no_pair(served: Served) -> None:
@@ -384,9 +368,6 @@ def test_check_refuses_a_quota_over_the_prompts(tmp_path: Path, settings: list[s
     assert "data.sources[0].quota" in done.stderr
 
 
-# ------------------------------------------------------------------------------------------------ killed, crowded, full
-
-
 def project_of(folder: Path, url: str) -> Path:
     """A recipe of its own for the program, that needs no tokenizer."""
     rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in prompts(12))
@@ -470,11 +451,8 @@ def test_a_full_disk_is_said_and_what_was_paid_stays(served: Served) -> None:
         assert served(server.url).rows
 
 
-# ---------------------------------------------------------------------------------------------------- with real models
-
-
 @pytest.fixture
-def own(kit: Any, tmp_path: Path) -> Any:
+def own(tmp_path: Path) -> Any:
     """`own("a")`: `prepare` on prompts of the built-in data, answered by the built-in model and rated by its judge."""
 
     def go(name: str, sample: dict[str, Any] | None = None, **data: Any) -> Any:
@@ -493,7 +471,9 @@ def own(kit: Any, tmp_path: Path) -> Any:
 
 def test_the_model_answers_and_a_reward_model_rates(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made = own("a", eval_fraction=0.1)
-    rewards = {one["text"]: one["reward"] for row in kit_rows(made.folder / "answers.jsonl") for one in row["answers"]}
+    rewards = {
+        one["text"]: one["reward"] for row in kit.read_jsonl(made.folder / "answers.jsonl") for one in row["answers"]
+    }
     assert len(made.rows) >= 8
     for row in made.rows:
         chosen, rejected = (rewards[row[side][-1]["content"]] for side in ("chosen", "rejected"))
@@ -517,10 +497,10 @@ def test_the_model_answers_and_a_reward_model_rates(own: Any, monkeypatch: pytes
 
 
 def test_answers_do_not_hang_on_the_batch_nor_on_what_is_asked_beside(own: Any, tmp_path: Path) -> None:
-    many = {row["prompt"][0]["content"]: row["answers"] for row in kit_rows(own("a").folder / "answers.jsonl")}
+    many = {row["prompt"][0]["content"]: row["answers"] for row in kit.read_jsonl(own("a").folder / "answers.jsonl")}
     for store in tmp_path.glob(".*.sqlite*"):
         store.unlink()
-    few = kit_rows(own("b", {"slice": [0, 3]}).folder / "answers.jsonl")
+    few = kit.read_jsonl(own("b", {"slice": [0, 3]}).folder / "answers.jsonl")
     assert 0 < len(few) < len(many)
     for row in few:
         assert [one["text"] for one in row["answers"]] == [one["text"] for one in many[row["prompt"][0]["content"]]]

@@ -8,9 +8,8 @@ import random
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from dpo_cli.errors import DpoError
@@ -22,126 +21,119 @@ from dpo_cli.records import Pair
 from dpo_cli.terminal import print_markdown
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.prepare import kit
 
 SLOW_PROPERTY = settings(derandomize=True, deadline=None, max_examples=60)
 
 
-def planted(kit: Any) -> dict[str, list[Any]]:
+def planted() -> dict[str, list[Any]]:
     """Defects, each in rows that have no other; `kept` is what is clean."""
-    asked, said, uf = kit.sentence, kit.sentence, kit.ultrafeedback
     two = ["5", "1"]
+    text, uf = kit.sentence, cast(Any, kit.ultrafeedback)
 
     def one(n: Any, worst: str, language: str = "en") -> Any:
-        return uf(asked((n, "q"), language), [said((n, "a"), language, 25), worst], two)
+        return uf(text((n, "q"), language), [text((n, "a"), language, 25), worst], two)
+
+    def rated(rating: str, following: str) -> dict[str, str]:
+        return {"helpfulness": rating, "honesty": rating, "truthfulness": rating, "instruction_following": following}
 
     clean = [kit.plain(n) for n in range(40)] + [kit.plain(n, "zh") for n in range(20)]
-    long = [{**kit.plain(("long", n)), "instruction": asked(("long", n), words=45)} for n in range(4)]
-    unrated = {"helpfulness": "N/A", "honesty": "N/A", "truthfulness": "N/A", "instruction_following": "4"}
+    long = [{**kit.plain(("long", n)), "instruction": text(("long", n), words=45)} for n in range(4)]
     return {
         "kept": clean + long,
         "schema": [
-            5,
-            None,
-            "text",
-            [],
-            {},
-            {"instruction": "x"},
-            uf(3, ["a"], ["1"]),
-            {**kit.plain("s"), "completions": {}},
-            uf("lone \ud800 surrogate", ["a", "b"], two),
-            one("s", "half \udfff of it"),
+            5, None, "text", [], {}, {"instruction": "x"}, uf(3, ["a"], ["1"]), {**kit.plain("s"), "completions": {}},
+            uf("lone \ud800 surrogate", ["a", "b"], two), one("s", "half \udfff of it"),
             {**kit.plain("m"), "completions": [None, "x"]},
         ],
-        "garbled": [uf(asked("g") + "\x00", [said("g1"), said("g2")], two), one("g", "so it goes on " * 30)],
+        "garbled": [uf(text("g") + "\x00", [text("g1"), text("g2")], two), one("g", "so it goes on " * 30)],
         "contaminated": [{**kit.plain("c"), "source": "truthful_qa"}],
         "language": [kit.plain("ja") | {"instruction": "これは何ですか。教えてください。"}],
         "duplicate": [{**row, "instruction": f" {row['instruction'].upper()}?!"} for row in clean[:3]],
         "near_duplicate": [{**row, "instruction": row["instruction"] + " Thanks!"} for row in long[:2]],
-        "no_response": [uf(asked(("none", n)), [], []) for n in range(2)],
-        "single_response": [uf(asked(("one", n)), [said(n)], ["5"]) for n in range(3)],
+        "no_response": [uf(text(("none", n)), [], []) for n in range(2)],
+        "single_response": [uf(text(("one", n)), [text(n)], ["5"]) for n in range(3)],
         "think": [one("t", "It is <think>never closed and goes on.")],
         "markers": [one("m", "Sure thing.\n\nHuman: what about the other harbour?")],
-        "echo": [uf("Repeat " + asked("e"), [said("e"), "Repeat " + asked("e")], two)],
+        "echo": [uf("Repeat " + text("e"), [text("e"), "Repeat " + text("e")], two)],
         "template": [
-            one("r", "I'm sorry, but I can't assist with that."),
-            one("z", "抱歉，我无法回答您的这个问题。", "zh"),
+            one("r", "I'm sorry, but I can't assist with that."), one("z", "抱歉，我无法回答您的这个问题。", "zh"),
         ],
         "short": [one("y", "Yes."), one("empty", "")],
-        "no_score": [kit.plain("n", ratings=("5", unrated))],
-        "identical": [uf(asked("i"), [said("i2"), f"  {said('i2')} "], two)],
+        "no_score": [kit.plain("n", ratings=("5", rated("N/A", "4")))],
+        "identical": [uf(text("i"), [text("i2"), f"  {text('i2')} "], two)],
         "tie": [kit.plain(("tie", n), ratings=("3", "3", "3")) for n in range(4)],
-        "margin": [
-            kit.plain(
-                "w",
-                ratings=("4", {"helpfulness": "4", "honesty": "4", "truthfulness": "4", "instruction_following": "3"}),
-            )
-        ],
-        "too_long": [uf(asked("x"), [said("x", words=2500), said("x2")], two)],
-        "length_ratio": [uf(asked("l"), [said("l", words=110), said("l2", words=11)], two)],
-    }
+        "margin": [kit.plain("w", ratings=("4", rated("4", "3")))],
+        "too_long": [uf(text("x"), [text("x", words=2500), text("x2")], two)],
+        "length_ratio": [uf(text("l"), [text("l", words=110), text("l2", words=11)], two)],
+    }  # fmt: skip
 
 
-def planted_run(kit: Any, rows: list[Any]) -> Any:
+def planted_run(rows: list[Any]) -> Any:
     model = {"id": "builtin:tiny-qwen3", "max_length": 4096}
     filters = {"too_long": True, "length_ratio": 5}
-    return kit.run_rows(
-        rows,
-        {"layout": "ultrafeedback"},
-        filters=filters,
-        model=model,
-        languages={"en": 0.7, "zh": 0.3},
-        pairs={"min_margin": 0.2},
-    )
+    mix = {"languages": {"en": 0.7, "zh": 0.3}, "pairs": {"min_margin": 0.2}}
+    return kit.run_rows(rows, {"layout": "ultrafeedback"}, filters=filters, model=model, **mix)
 
 
 def without_lines(report: Any) -> str:
     """A report, but for the line numbers of rows."""
-    return re.sub(r"rows\.jsonl:\d+", "rows.jsonl", json.dumps(report))
+    return re.sub(r"rows\.jsonl:\d+", "rows.jsonl", json.dumps({**report, "provenance": 0}))
 
 
-def test_planted_defects_are_recovered_exactly(kit: Any) -> None:
-    """Every count, by reason; and the rows' order changes nothing at all."""
-    rows = planted(kit)
-    every = [row for several in rows.values() for row in several]
-    made = planted_run(kit, every)
+def in_any_order(rows: list[Any], run: Any = kit.run_rows, **data: Any) -> Any:
+    """`prepare` on rows, whose order changes nothing at all."""
+    made = run(rows, **data)
+    random.Random(3).shuffle(rows)
+    again = run(rows, **data)
+    assert (again.train, again.held) == (made.train, made.held)
+    assert without_lines(again.report) == without_lines(made.report)
+    assert made.funnel_holds()
+    return made
+
+
+def test_planted_defects_are_recovered_exactly(capsys: Any, monkeypatch: Any) -> None:
+    """Every count, by reason; report.json, the result and the terminal hold the same; that fits 80 columns."""
+    rows = planted()
+    made = in_any_order([row for several in rows.values() for row in several], planted_run)
     expected = {reason: len(several) for reason, several in rows.items()}
     assert made.source()["kept"] == expected.pop("kept")
     assert made.dropped() == expected
-    assert made.funnel_holds()
-    random.Random(3).shuffle(every)
-    again = planted_run(kit, every)
-    assert (again.train, again.held) == (made.train, made.held)
-    assert without_lines({**again.report, "provenance": 0}) == without_lines({**made.report, "provenance": 0})
+    report = made.prepared.report
+    assert report == made.report
+    parts = {"sources", "pairs", "languages", "margin", "length", "tokens", "duplicates", "shortcuts", "provenance"}
+    assert parts <= set(report)
+    monkeypatch.setenv("COLUMNS", "80")
+    print_markdown("\n\n".join([*summary(report, 80), *examples(report)]))
+    lines = capsys.readouterr().out.splitlines()
+    for reason, count in expected.items():
+        assert any(line.split()[:2] == [reason, f"-{count}"] for line in lines), reason
+        assert 1 <= len(report["examples"]["dropped"][reason]) <= 2
+    assert len(report["examples"]["kept"]["rows"]) == 3
+    assert all(len(line) <= 80 for line in lines)
 
 
-def test_spellings_of_one_prompt_in_any_order(kit: Any) -> None:
+def test_spellings_of_one_prompt_in_any_order() -> None:
     """Which of them stays, and which is shown as an example, doesn't depend on which came first."""
     rows = [
-        {"prompt": asked + end, "chosen": kit.sentence((n, "a")), "rejected": kit.sentence((n, "b"))}
+        {**kit.pair(n), "prompt": asked + end}
         for n in range(6)
         for asked in (kit.sentence(n), kit.sentence(n).upper())
         for end in ("", "!", "??", " \x07")
     ]
-    made = kit.run_rows(rows)
-    random.Random(0).shuffle(rows)
-    again = kit.run_rows(rows)
-    assert (again.train, again.held) == (made.train, made.held)
-    assert without_lines(again.report["examples"]) == without_lines(made.report["examples"])
-    assert "\x07" not in json.dumps(made.report, ensure_ascii=False)
+    assert "\x07" not in json.dumps(in_any_order(rows).report, ensure_ascii=False)
 
 
-def test_labelled_answers_in_two_languages_in_any_order(kit: Any) -> None:
+def test_labelled_answers_in_two_languages_in_any_order() -> None:
     rows = [
         {"prompt": kit.sentence(n), "completion": kit.sentence((n, label)), "label": label, "language": language}
         for n in range(20)
         for label, language in ((True, "en"), (False, "zh"))
     ]
-    made = kit.run_rows(rows, format="unpaired")
-    again = kit.run_rows(rows[::-1], format="unpaired")
-    assert (again.train, again.held) == (made.train, made.held)
+    in_any_order(rows, format="unpaired")
 
 
-def test_the_smoke_sets_planted_counts(kit: Any, tmp_path: Path) -> None:
+def test_the_smoke_sets_planted_counts(tmp_path: Path) -> None:
     """The built-in sets say what is planted in them; a bad answer that leaves three others costs no prompt."""
     from tests.tools.smoke_data import PLANTED
 
@@ -153,166 +145,24 @@ def test_the_smoke_sets_planted_counts(kit: Any, tmp_path: Path) -> None:
         assert ("template" in made.dropped(name)) == (name == "style-helpsteer2")
 
 
-def test_shuffled_helpsteer2_rows_find_their_prompt(kit: Any) -> None:
+def test_shuffled_helpsteer2_rows_find_their_prompt() -> None:
     rows = [
         kit.helpsteer2(kit.sentence(n), kit.sentence((n, rating), words=20), rating)
         for n in range(80)
         for rating in (0, 4)
     ]
     rows += [kit.helpsteer2(kit.sentence(("lone", n)), kit.sentence(("l", n)), 3) for n in range(5)]
-    made = kit.run_rows(rows)
-    random.Random(0).shuffle(rows)
-    shuffled = kit.run_rows(rows)
+    made = in_any_order(rows)
     assert made.source()["kept"] == 80 and made.dropped() == {"single_response": 5}
-    assert (shuffled.train, shuffled.held) == (made.train, made.held)
 
 
-def test_text_leaves_as_it_came(kit: Any) -> None:
+def test_text_leaves_as_it_came() -> None:
     """Full-width punctuation, spaces, line ends, emoji and rare characters: byte for byte."""
     prompt = "　请写一段“测试”：（１）标点，（２）空格…… 以及𠮷野家—谢谢！\r\n\n"
-    chosen, rejected = (
-        " 好的：\n\n\t「引号」，ｆｕｌｌ　ｗｉｄｔｈ；é vs é 👩‍👩‍👧 \u2028 end ",
-        "“不行”——，。！？；：（）【】《》\n\n",
-    )
-    row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    made = kit.run_rows([row], eval_fraction=1e-9)
-    [out] = made.train
-    assert (out["prompt"][0]["content"], out["chosen"][0]["content"], out["rejected"][0]["content"]) == (
-        prompt,
-        chosen,
-        rejected,
-    )
-
-
-COLUMNS = (
-    "prompt",
-    "chosen",
-    "rejected",
-    "role",
-    "content",
-    "from",
-    "value",
-    "response",
-    "annotations",
-    "Rating",
-    "rank",
-)
-junk = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(st.characters(), max_size=20)
-    | st.just("x" * 3000)
-    | st.just("\ud800"),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(
-                [
-                    "prompt",
-                    "chosen",
-                    "rejected",
-                    "role",
-                    "content",
-                    "from",
-                    "value",
-                    "response",
-                    "annotations",
-                    "Rating",
-                    "helpfulness",
-                    "answer",
-                    "rank",
-                ]
-            ),
-            inner,
-            max_size=4,
-        )
-    ),
-    max_leaves=12,
-)
-
-GOOD_ROWS: dict[str, Any] = {
-    "ultrafeedback": lambda kit: kit.plain("good"),
-    "ultrafeedback_zh": lambda kit: {
-        "instruction": kit.sentence("q"),
-        "chosen_response": kit.sentence("a"),
-        "rejected_response": kit.sentence("b"),
-        "chosen_rating": {"helpfulness": "5"},
-        "rejected_rating": "{'helpfulness': '1'}",
-    },
-    "ultrafeedback_binarized": lambda kit: {
-        "prompt": kit.sentence("q"),
-        "chosen": [{"role": "user", "content": kit.sentence("q")}, {"role": "assistant", "content": kit.sentence("a")}],
-        "rejected": [
-            {"role": "user", "content": kit.sentence("q")},
-            {"role": "assistant", "content": kit.sentence("b")},
-        ],
-        "score_chosen": 9.0,
-        "score_rejected": 2.0,
-    },
-    "helpsteer2": lambda kit: [
-        kit.helpsteer2(kit.sentence("q"), kit.sentence("a"), 4),
-        kit.helpsteer2(kit.sentence("q"), kit.sentence("b"), 1),
-    ],
-    "helpsteer2_preference": lambda kit: {
-        "prompt": kit.sentence("q"),
-        "response_1": kit.sentence("a"),
-        "response_2": kit.sentence("b"),
-        "preference_strength": -3,
-    },
-    "helpsteer3": lambda kit: {
-        "context": [{"role": "user", "content": kit.sentence("q")}],
-        "response1": kit.sentence("a"),
-        "response2": kit.sentence("b"),
-        "overall_preference": 2,
-        "language": "english",
-        "domain": "general",
-    },
-    "hh_rlhf": lambda kit: {
-        side: f"\n\nHuman: {kit.sentence('q')}\n\nAssistant: {kit.sentence(side)}" for side in ("chosen", "rejected")
-    },
-    "nectar": lambda kit: {
-        "prompt": f"\n\nHuman: {kit.sentence('q')}\n\nAssistant: ",
-        "answers": [{"answer": kit.sentence(n), "model": "m", "rank": float(n)} for n in (1, 2, 3)],
-    },
-    "sharegpt": lambda kit: {
-        "conversations": [{"from": "human", "value": kit.sentence("q")}],
-        "chosen": {"from": "gpt", "value": kit.sentence("a")},
-        "rejected": {"from": "gpt", "value": kit.sentence("b")},
-    },
-    "pairs": lambda kit: {"prompt": kit.sentence("q"), "chosen": kit.sentence("a"), "rejected": kit.sentence("b")},
-    "kto": lambda kit: [
-        {"prompt": kit.sentence("q"), "completion": kit.sentence("a"), "label": True},
-        {"prompt": kit.sentence("q"), "completion": kit.sentence("b"), "label": False},
-    ],
-}
-
-
-@pytest.mark.parametrize("layout", GOOD_ROWS)
-@settings(derandomize=True, deadline=None, max_examples=40)
-@given(data=st.data())
-def test_fuzzed_rows_are_dropped_and_never_a_traceback(kit: Any, layout: str, data: st.DataObject) -> None:
-    """Any junk in place of a row, of a column, or deeper: the good row lives, and every other is counted once."""
-    good = GOOD_ROWS[layout](kit)
-    good = good if isinstance(good, list) else [good]
-    rows: list[Any] = list(good)
-    for _ in range(data.draw(st.integers(1, 6))):
-        row = json.loads(json.dumps(good[0]))
-        target = row
-        while True:  # walk to a random place and put junk there
-            key = data.draw(st.sampled_from(sorted(target) if isinstance(target, dict) else range(len(target))))
-            if not (isinstance(target[key], dict | list) and target[key]) or data.draw(st.booleans()):
-                target[key] = data.draw(junk)
-                break
-            target = target[key]
-        rows.append(data.draw(st.sampled_from([row, row, data.draw(junk)])))
-    try:
-        made = kit.run_rows(rows, {"layout": layout}, eval_fraction=1e-9)
-    except DpoError as error:  # junk that joined the good row's group can spoil it
-        assert layout in ("helpsteer2", "kto") and "nothing is left" in error.message
-        return
-    assert made.funnel_holds() and made.source()["kept"] >= 1
+    chosen = " 好的：\n\n\t「引号」，ｆｕｌｌ　ｗｉｄｔｈ；é vs é 👩‍👩‍👧 \u2028 end "
+    row = {"prompt": prompt, "chosen": chosen, "rejected": "“不行”——，。！？；：（）【】《》\n\n"}
+    [out] = kit.run_rows([row], eval_fraction=1e-9).train
+    assert {name: out[name][0]["content"] for name in row} == row
 
 
 @pytest.mark.parametrize(
@@ -322,31 +172,27 @@ def test_fuzzed_rows_are_dropped_and_never_a_traceback(kit: Any, layout: str, da
         b"\xff\xfe{}",
         b"[" * 100_000,
         b"1" * 5000,
-        b'{"prompt": "' + b"x" * 1_100_000 + b'", "chosen": "a", "rejected": "b"}',
+        b'{"prompt": "' + b"x" * 1_100_000 + b'", "chosen": "a"}',
         b"NaN",
     ],
+    ids=["cut", "UTF-16", "brackets", "digits", "long", "NaN"],
 )
-def test_broken_lines_are_schema(kit: Any, tmp_path: Path, line: bytes) -> None:
-    good = json.dumps(
-        {"prompt": kit.sentence("q"), "chosen": kit.sentence("a"), "rejected": kit.sentence("b")}
-    ).encode()
+def test_broken_lines_are_schema(tmp_path: Path, line: bytes) -> None:
+    good = json.dumps(kit.pair("good")).encode()
     (tmp_path / "rows.jsonl").write_bytes(good + b"\n\n" + line + b"\n")
-    made = kit.run(kit.recipe([{"id": str(tmp_path / "rows.jsonl")}], keep_dropped=True), tmp_path / "out")
+    made = kit.run_file(tmp_path / "rows.jsonl", keep_dropped=True)
     assert made.dropped() == {"schema": 1} and made.source()["in"] == 2
     [row] = kit.read_jsonl(tmp_path / "out" / "dropped.jsonl")
     assert row["reason"] == "schema" and row["detail"]
 
 
 row_choice = st.tuples(
-    st.integers(0, 40),
-    st.sampled_from(["en", "zh"]),
-    st.lists(st.sampled_from(["1", "2", "3", "4", "5", "N/A"]), max_size=4),
-    st.sampled_from(["", " Thanks!", "!!"]),
-    st.sampled_from([None, "I'm sorry, but I can't help with that.", "No."]),
-)
+    st.integers(0, 40), st.sampled_from(["en", "zh"]), st.lists(st.sampled_from([*"12345", "N/A"]), max_size=4),
+    st.sampled_from(["", " Thanks!", "!!"]), st.sampled_from([None, "I'm sorry, but I can't help with that.", "No."]),
+)  # fmt: skip
 
 
-def row_of(kit: Any, choice: Any) -> Any:
+def row_of(choice: Any) -> Any:
     number, language, ratings, suffix, instead = choice
     row = kit.plain(number, language, ratings)
     row["instruction"] = kit.sentence(number, language, 30) + suffix
@@ -361,12 +207,13 @@ def row_of(kit: Any, choice: Any) -> Any:
     st.sampled_from(["best_worst", "best_random", "all"]),
     st.randoms(use_true_random=False),
 )
-def test_properties_of_any_data(kit: Any, choices: list[Any], pick: str, rng: Any) -> None:
+def test_properties_of_any_data(choices: list[Any], pick: str, rng: Any) -> None:
     """Order of rows changes nothing; funnel identity; chosen above rejected; ids unique; no prompt on both sides."""
-    rows = [row_of(kit, choice) for choice in choices] + [kit.plain(("anchor", n)) for n in range(12)]
-    made = kit.run_rows(rows, pairs={"pick": pick}, eval_fraction=0.3, total=30, languages={"en": 0.6, "zh": 0.4})
+    rows = [row_of(choice) for choice in choices] + [kit.plain(("anchor", n)) for n in range(12)]
+    data: Any = {"pairs": {"pick": pick}, "eval_fraction": 0.3, "total": 30, "languages": {"en": 0.6, "zh": 0.4}}
+    made = kit.run_rows(rows, **data)
     rng.shuffle(rows)
-    again = kit.run_rows(rows, pairs={"pick": pick}, eval_fraction=0.3, total=30, languages={"en": 0.6, "zh": 0.4})
+    again = kit.run_rows(rows, **data)
     assert (again.train, again.held) == (made.train, made.held)
     assert again.report["sources"] == made.report["sources"] and made.funnel_holds()
     assert all(row["score_chosen"] > row["score_rejected"] for row in made.rows)
@@ -381,7 +228,7 @@ def held_prompts(made: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("seed", [0, 7])
-def test_split_is_stable_under_growth_and_seed(kit: Any, seed: int) -> None:
+def test_split_is_stable_under_growth_and_seed(seed: int) -> None:
     """What is held out stays so, what trains stays so, when as many rows are added; and the seed plays no part."""
     rows = [kit.plain(n) for n in range(150)]
     more = [kit.plain(n) for n in range(150, 300)]
@@ -393,7 +240,7 @@ def test_split_is_stable_under_growth_and_seed(kit: Any, seed: int) -> None:
     assert all(ids[row["prompt"][0]["content"]] == row["id"] for row in small.rows)
 
 
-def test_what_is_held_out_never_trains(kit: Any) -> None:
+def test_what_is_held_out_never_trains() -> None:
     """eval_size takes the lowest hashes by language, the rest of the held-out prompts goes nowhere."""
     rows = [kit.plain(n, language) for n in range(100) for language in ("en", "zh")]
     shares = {"en": 0.5, "zh": 0.5}
@@ -408,7 +255,7 @@ def test_what_is_held_out_never_trains(kit: Any) -> None:
     assert sum(pairs.values()) == narrow.source()["kept"] and pairs["eval"] == 10
 
 
-def test_mix_quotas_and_shortfall(kit: Any, prepared: Any) -> None:
+def test_mix_quotas_and_shortfall(prepared: Any) -> None:
     """Quotas per language and source hold; who falls short is said with its causes; nobody fills in."""
     rows = {
         "one": [kit.plain(("one", n)) for n in range(80)],
@@ -430,19 +277,15 @@ def test_mix_quotas_and_shortfall(kit: Any, prepared: Any) -> None:
     assert other.train != prepared(rows, total=40, languages=None).train
 
 
-def test_a_shortfall_names_the_quota_and_all_that_was_held_out(kit: Any) -> None:
+def test_a_shortfall_names_the_quota_and_all_that_was_held_out() -> None:
     rows = [kit.plain(n) for n in range(60)]
     made = kit.run_rows(rows, {"quota": 5}, total=50, languages={"en": 1.0}, eval_fraction=0.3, eval_size=2)
     held = sum(hash64(normalise(row["instruction"])) < 0.3 * 2.0**64 for row in rows)
-    [said] = [one for one in made.report["warnings"] if "wanted" in one]
-    assert said == (
-        f"en: 50 training pairs wanted, 5 got; lost were {held} held out, {60 - held - 5} over a source's quota"
-    )
+    lost = f"{held} held out, {60 - held - 5} over a source's quota"
+    assert made.warnings("wanted") == [f"en: 50 training pairs wanted, 5 got; lost were {lost}"]
 
 
-def test_names_of_sources_fit_the_terminal_and_the_markdown(
-    kit: Any, prepared: Any, capsys: Any, monkeypatch: Any
-) -> None:
+def test_names_of_sources_fit_the_terminal_and_the_markdown(prepared: Any, capsys: Any, monkeypatch: Any) -> None:
     """Chinese characters are two columns wide; a bar would end a cell."""
     from rich.cells import cell_len
 
@@ -459,31 +302,25 @@ def test_names_of_sources_fit_the_terminal_and_the_markdown(
     assert "名字\\|c | all |" in (made.folder / "report.md").read_text(encoding="utf-8")
 
 
-def test_nothing_left_names_the_biggest_reasons(kit: Any) -> None:
+def test_nothing_left_names_the_biggest_reasons() -> None:
     with pytest.raises(DpoError, match="3 tie, 1 single_response") as caught:
         kit.run_rows([kit.plain(n, ratings=("3", "3")) for n in range(3)] + [kit.plain(9, ratings=("3",))])
     assert caught.value.exit_code == 1 and caught.value.hint
     assert kit.run_rows([kit.plain(0)], eval_fraction=1e-9).report["pairs"] == {"train": 1, "eval": 0, "quota": 0}
 
 
-def test_dropped_rows_are_written_on_request(kit: Any, prepared: Any) -> None:
+def test_dropped_rows_are_written_on_request(prepared: Any) -> None:
     rows = [kit.plain(0), kit.plain(1), kit.plain(1), kit.plain(2, ratings=("3", "3"))]
     assert not (prepared({"rows": rows}).folder / "dropped.jsonl").exists()
     made = prepared({"rows": rows}, keep_dropped=True)
     found = kit.read_jsonl(made.folder / "dropped.jsonl")
     assert sorted(row["reason"] for row in found) == ["duplicate", "tie"]
     assert all(row["prompt"] and row["detail"] and row["source"] == "rows" for row in found)
-    assert {path.name for path in made.folder.iterdir()} == {
-        "train.jsonl",
-        "eval.jsonl",
-        "report.json",
-        "report.md",
-        "report.html",
-        "dropped.jsonl",
-    }
+    names = {"train.jsonl", "eval.jsonl", "report.json", "report.md", "report.html", "dropped.jsonl"}
+    assert {path.name for path in made.folder.iterdir()} == names
 
 
-def test_the_page_of_the_data_says_what_the_report_does_without_paths(kit: Any, prepared: Any) -> None:
+def test_the_page_of_the_data_says_what_the_report_does_without_paths(prepared: Any) -> None:
     made = prepared({"rows": [kit.plain(0), kit.plain(1)]})
     page = (made.folder / "report.html").read_text(encoding="utf-8")
     for heading in ("Funnel", "Shortcuts", "Where it comes from"):
@@ -492,17 +329,15 @@ def test_the_page_of_the_data_says_what_the_report_does_without_paths(kit: Any, 
     assert str(made.folder.parent) not in page
 
 
-def test_ranked_keeps_the_whole_list(kit: Any) -> None:
-    made = kit.run_rows(
-        [kit.plain(n, ratings=("2", "5", "1", "4")) for n in range(5)], format="ranked", eval_fraction=1e-9
-    )
-    for row in made.train:
+def test_ranked_keeps_the_whole_list() -> None:
+    rows = [kit.plain(n, ratings=("2", "5", "1", "4")) for n in range(5)]
+    for row in kit.run_rows(rows, format="ranked", eval_fraction=1e-9).train:
         assert [one["score"] for one in row["candidates"]] == [1.0, 0.75, 0.25, 0.0]
         assert {*row} == {"id", "prompt", "candidates", "chat_template_kwargs", "language", "source"}
         assert row["candidates"][0]["model"] == "model-1"
 
 
-def test_unpaired_rows_carry_their_label(kit: Any) -> None:
+def test_unpaired_rows_carry_their_label() -> None:
     labelled = [
         {"prompt": kit.sentence(n), "completion": kit.sentence((n, label)), "label": label}
         for n, labels in enumerate(([True, False], [True], [False]))
@@ -516,28 +351,23 @@ def test_unpaired_rows_carry_their_label(kit: Any) -> None:
     assert [row["label"] for row in scored.train] == [True, False]
 
 
-def test_shortcuts_are_measured_and_warned_of(kit: Any) -> None:
+def test_shortcuts_are_measured_and_warned_of() -> None:
     """Where the longer answer, or one model, always wins, the report says so; where nothing tells, it keeps quiet."""
-    rows = []
-    for n in range(200):
-        row = kit.ultrafeedback(
-            kit.sentence(n), ["**Bold** " + kit.sentence((n, 1), words=40), kit.sentence((n, 2), words=20)], ["5", "1"]
-        )
-        rows.append(row)
-    made = kit.run_rows(rows)
+    answers = [["**Bold** " + kit.sentence((n, 1), words=40), kit.sentence((n, 2), words=20)] for n in range(200)]
+    made = kit.run_rows([kit.ultrafeedback(kit.sentence(n), both, ["5", "1"]) for n, both in enumerate(answers)])
     shortcuts = made.report["shortcuts"]
     for name in ("length", "markdown", "model"):
         assert shortcuts[name]["value"] == 1.0 and shortcuts[name]["low"] > 0.9
     assert shortcuts["refusal"]["value"] == shortcuts["language_match"]["value"] == 0.5
-    assert sum("may learn just that" in warning for warning in made.report["warnings"]) == 3
+    assert len(made.warnings("may learn just that")) == 3
     assert made.report["length"]["longer_wins"]["value"] == 1.0
     rng = random.Random(0)
     fair = kit.run_rows([kit.plain(n, ratings=rng.sample(("5", "4", "2", "1"), 4)) for n in range(200)])
-    assert not [warning for warning in fair.report["warnings"] if "may learn" in warning]
+    assert not fair.warnings("may learn")
     assert fair.report["shortcuts"]["length"]["low"] < 0.5 < fair.report["shortcuts"]["length"]["high"]
 
 
-def test_shares_count_prompts_where_all_their_pairs_are_taken(kit: Any) -> None:
+def test_shares_count_prompts_where_all_their_pairs_are_taken() -> None:
     """Six pairs of a prompt are no six witnesses: n is the prompts, and the interval is as wide as of those."""
     rows = [kit.plain(n, ratings=("5", "4", "2", "1")) for n in range(60)]
     made = kit.run_rows(rows, pairs={"pick": "all"})
@@ -551,35 +381,7 @@ def test_shares_count_prompts_where_all_their_pairs_are_taken(kit: Any) -> None:
     assert length["high"] - length["low"] > 0.1
 
 
-def test_reports_say_the_same_thing(kit: Any, capsys: Any, monkeypatch: Any) -> None:
-    """report.json, report.md and the terminal hold the same counts; the terminal's fit 80 columns."""
-    made = planted_run(kit, [row for several in planted(kit).values() for row in several])
-    report = made.prepared.report
-    assert report == made.report
-    assert {
-        "sources",
-        "pairs",
-        "languages",
-        "margin",
-        "length",
-        "tokens",
-        "duplicates",
-        "shortcuts",
-        "provenance",
-    } <= set(report)
-    markdown = (made.folder / "report.md").read_text() if made.folder.exists() else None
-    assert markdown is None or "Funnel" in markdown
-    monkeypatch.setenv("COLUMNS", "80")
-    print_markdown("\n\n".join([*summary(report, 80), *examples(report)]))
-    lines = capsys.readouterr().out.splitlines()
-    for reason, count in made.dropped().items():
-        assert any(line.split()[:2] == [reason, f"-{count}"] for line in lines), reason
-        assert 1 <= len(report["examples"]["dropped"][reason]) <= 2
-    assert len(report["examples"]["kept"]["rows"]) == 3
-    assert all(len(line) <= 80 for line in lines)
-
-
-def test_report_markdown(kit: Any, prepared: Any) -> None:
+def test_report_markdown(prepared: Any) -> None:
     rows = {
         name: [kit.plain((name, n)) for n in range(5)] + [kit.plain((name, 9), ratings=("3", "3"))] for name in "abcde"
     }
@@ -589,19 +391,15 @@ def test_report_markdown(kit: Any, prepared: Any) -> None:
 
 
 def test_preview_shows_what_the_model_sees(
-    kit: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The template's text, the tokens around the start of the loss, and the counts on both sides of it."""
     monkeypatch.setenv("COLUMNS", "80")
-    row = {
-        "prompt": "Where is the harbour?",
-        "chosen": "Behind the copper bridge.",
-        "rejected": "港口在铜桥的后面，你看。",
-    }
-    recipe = kit.recipe([{"id": "x.jsonl"}])
+    chosen, rejected = "Behind the copper bridge.", "港口在铜桥的后面，你看。"
+    row = {"prompt": "Where is the harbour?", "chosen": chosen, "rejected": rejected}
     pairs = [Pair(**one) for one in kit.run_rows([row], eval_fraction=1e-9).train]
     capsys.readouterr()
-    preview(recipe, pairs[:3])
+    preview(kit.recipe([{"id": "x.jsonl"}]), pairs[:3])
     text = capsys.readouterr().out
     assert "<|im_start|>user\nWhere is the harbour?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n" in text
     assert "Behind the copper bridge.<|im_end|>" in text and "港口在铜桥的后面，你看。" in text
@@ -610,7 +408,7 @@ def test_preview_shows_what_the_model_sees(
     assert text.count("in the loss") == 2
 
 
-def test_provenance_and_no_absolute_paths(kit: Any, prepared: Any, tmp_path: Path) -> None:
+def test_provenance_and_no_absolute_paths(prepared: Any, tmp_path: Path) -> None:
     import hashlib
 
     made = prepared({"rows": [kit.plain(n) for n in range(3)]})
@@ -619,9 +417,7 @@ def test_provenance_and_no_absolute_paths(kit: Any, prepared: Any, tmp_path: Pat
     assert made.prepared.revisions == {}
 
 
-def test_an_interrupt_leaves_nothing_of_its_own_behind(
-    kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_leaves_nothing_of_its_own_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while reading: it comes through as itself, and no temporary file stays in the folder."""
     path = kit.write_rows(tmp_path / "rows.jsonl", [kit.plain(n) for n in range(600)])
     (tmp_path / "out").mkdir()
@@ -635,18 +431,21 @@ def test_an_interrupt_leaves_nothing_of_its_own_behind(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_no_torch_without_a_token_filter(kit: Any) -> None:
+def test_no_torch_without_a_token_filter(tmp_path: Path) -> None:
     """Seconds of imports that preparing without a token filter has no use for."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = kit.write_rows(Path(folder, "rows.jsonl"), [kit.plain(n) for n in range(5)])
-        Path(folder, "out").mkdir()
-        code = (
-            "import sys; from pathlib import Path\n"
-            "from dpo_cli.prepare.pipeline import prepare; from dpo_cli.recipe import Recipe\n"
-            f"data = {{'sources': [{{'id': {str(path)!r}}}], 'languages': None, 'filters': {{'too_long': False}}}}\n"
-            "recipe = Recipe.model_validate({'name': 'n', 'model': {'id': 'm'}, 'data': data})\n"
-            f"prepare(recipe, Path({folder!r}, 'out'), quiet=True)\n"
-            "heavy = {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
-            "assert not heavy, heavy\n"
-        )
-        subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    kit.write_rows(tmp_path / "rows.jsonl", [kit.plain(n) for n in range(5)])
+    (tmp_path / "out").mkdir()
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from dpo_cli.prepare.pipeline import prepare
+        from dpo_cli.recipe import Recipe
+
+        data = {"sources": [{"id": "rows.jsonl"}], "languages": None, "filters": {"too_long": False}}
+        prepare(Recipe.model_validate({"name": "n", "model": {"id": "m"}, "data": data}), Path("out"), quiet=True)
+        heavy = {"torch", "transformers", "datasets"} & set(sys.modules)
+        assert not heavy, heavy
+    """
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)

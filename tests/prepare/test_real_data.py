@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.prepare import kit
 
 FOLDER = Path(os.environ.get("DPO_CLI_REAL_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
 
@@ -20,7 +20,7 @@ def real() -> Path:
 
 
 @pytest.mark.parametrize(("name", "language"), [("dpo_en_demo_a", "en"), ("dpo_zh_demo_a", "zh")])
-def test_real_pairs_come_through_untouched(kit: Any, real: Path, tmp_path: Path, name: str, language: str) -> None:
+def test_real_pairs_come_through_untouched(real: Path, tmp_path: Path, name: str, language: str) -> None:
     """Recognised, told by language, most kept, and every text of every kept row stands in the source, byte for byte."""
     made = kit.run(kit.recipe([{"id": str(real / f"{name}.json")}]), tmp_path / "out")
     assert made.report["provenance"]["sources"][name]["layout"] == "sharegpt"
@@ -36,7 +36,7 @@ def test_real_pairs_come_through_untouched(kit: Any, real: Path, tmp_path: Path,
     assert all(row["prompt"][-1]["content"] in asked for row in made.rows)
 
 
-def test_real_unpaired_data(kit: Any, real: Path, tmp_path: Path) -> None:
+def test_real_unpaired_data(real: Path, tmp_path: Path) -> None:
     made = kit.run(kit.recipe([{"id": str(real / "kto_en_demo_a.json")}], format="unpaired"), tmp_path / "out")
     assert made.report["provenance"]["sources"]["kto_en_demo_a"]["layout"] == "kto"
     assert made.funnel_holds()

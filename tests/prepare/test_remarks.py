@@ -13,13 +13,9 @@ from dpo_cli.language import latin_language
 from dpo_cli.prepare.report import examples, summary
 from dpo_cli.show import escaped
 from dpo_cli.terminal import print_markdown
+from tests.prepare import kit
 
 TINY = {"id": "builtin:tiny-qwen3", "max_length": 64}
-
-
-def pair(kit: Any, seed: object, language: str = "en", **more: Any) -> dict[str, Any]:
-    said = {name: kit.sentence((seed, name), language, 20) for name in ("chosen", "rejected")}
-    return {"prompt": kit.sentence((seed, "q"), language), **said, **more}
 
 
 def said(made: Any, start: str) -> str:
@@ -28,9 +24,9 @@ def said(made: Any, start: str) -> str:
     return str(found)
 
 
-def test_rows_that_can_not_be_read_are_said_with_cause_line_and_fix(kit: Any, prepared: Any) -> None:
+def test_rows_that_can_not_be_read_are_said_with_cause_line_and_fix(prepared: Any) -> None:
     """39 of 40 went as schema with exit 0 and no word."""
-    rows = [pair(kit, n) for n in range(40)]
+    rows = [kit.pair(n) for n in range(40)]
     bad = [{"prompt": row["prompt"], "chosen": None, "bad": row["rejected"]} for row in rows[:6]]
     made = prepared({"rows": [*bad, *rows[6:], "not a map"]})
     assert made.dropped() == {"schema": 7}
@@ -43,8 +39,8 @@ def test_rows_that_can_not_be_read_are_said_with_cause_line_and_fix(kit: Any, pr
     assert not [one for one in few.report["warnings"] if "schema" in one], "10 % is not above 10 %"
 
 
-def test_a_broken_line_is_named_in_the_report(kit: Any, prepared: Any, tmp_path: Path) -> None:
-    rows = [pair(kit, n) for n in range(100)]
+def test_a_broken_line_is_named_in_the_report(prepared: Any, tmp_path: Path) -> None:
+    rows = [kit.pair(n) for n in range(100)]
     path = kit.write_rows(tmp_path / "a.jsonl", rows)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:41], '{"prompt": "cut of\n', *lines[42:]]))
@@ -54,8 +50,8 @@ def test_a_broken_line_is_named_in_the_report(kit: Any, prepared: Any, tmp_path:
     assert "not JSON" in example["detail"]
 
 
-def test_too_long_names_the_length_that_keeps_nearly_all(kit: Any) -> None:
-    rows = [pair(kit, n) for n in range(40)]
+def test_too_long_names_the_length_that_keeps_nearly_all() -> None:
+    rows = [kit.pair(n) for n in range(40)]
     made = kit.run_rows(rows, filters={"too_long": True}, model={**TINY, "max_length": 128})
     if "too_long" not in made.dropped():
         pytest.fail("the rows fit: they have to be longer")
@@ -67,20 +63,20 @@ def test_too_long_names_the_length_that_keeps_nearly_all(kit: Any) -> None:
     assert shorter.source()["kept"] < 38
 
 
-def test_another_language_asks_for_its_name(kit: Any) -> None:
-    rows = [pair(kit, n, "zh") for n in range(20)] + [pair(kit, n) for n in range(20)]
+def test_another_language_asks_for_its_name() -> None:
+    rows = [kit.pair(n, "zh") for n in range(20)] + [kit.pair(n) for n in range(20)]
     made = kit.run_rows(rows, languages={"en": 1.0})
     warning = said(made, "rows: 20 of 40 dropped as language")
     assert "in zh" in warning and "language:" in warning and "rows.jsonl:" in warning
 
 
-def test_a_reason_that_took_a_third_says_what_tunes_it(kit: Any) -> None:
-    rows = [pair(kit, n) for n in range(20)] + [{**pair(kit, n), "chosen": "No."} for n in range(20, 31)]
+def test_a_reason_that_took_a_third_says_what_tunes_it() -> None:
+    rows = [kit.pair(n) for n in range(20)] + [{**kit.pair(n), "chosen": "No."} for n in range(20, 31)]
     assert "data.filters.short" in said(kit.run_rows(rows), "rows: 11 of 31 dropped as short")
 
 
-def test_nothing_left_names_a_row(kit: Any) -> None:
-    rows = [{**pair(kit, n), "chosen": "No."} for n in range(3)]
+def test_nothing_left_names_a_row() -> None:
+    rows = [{**kit.pair(n), "chosen": "No."} for n in range(3)]
     with pytest.raises(DpoError, match=r"3 short; such as: rows\.jsonl:\d "):
         kit.run_rows(rows)
 
@@ -93,10 +89,8 @@ def test_nothing_left_names_a_row(kit: Any) -> None:
         (200, 0.4, None),
     ],
 )
-def test_too_few_held_out_pairs_say_what_they_can_not_tell(
-    kit: Any, count: int, fraction: float, fix: str | None
-) -> None:
-    made = kit.run_rows([pair(kit, n) for n in range(count)], eval_fraction=fraction)
+def test_too_few_held_out_pairs_say_what_they_can_not_tell(count: int, fraction: float, fix: str | None) -> None:
+    made = kit.run_rows([kit.pair(n) for n in range(count)], eval_fraction=fraction)
     found = [one for one in made.report["warnings"] if "held out" in one]
     if fix is None:
         assert found == []
@@ -113,14 +107,14 @@ FRENCH = [
 ]
 
 
-def test_french_without_a_language_is_said(kit: Any) -> None:
+def test_french_without_a_language_is_said() -> None:
     """Latin script counts as English unless a source says otherwise."""
-    rows = [{**pair(kit, n), "prompt": f"{FRENCH[n % 3]} {kit.sentence(n, words=4)}"} for n in range(12)]
+    rows = [{**kit.pair(n), "prompt": f"{FRENCH[n % 3]} {kit.sentence(n, words=4)}"} for n in range(12)]
     assert "set language: fr" in said(kit.run_rows(rows), "rows: 12 of 12 prompts that are counted as en look like fr")
     assert not [one for one in kit.run_rows(rows, {"language": "fr"}).report["warnings"] if "look like" in one]
-    english = [{**pair(kit, n), "prompt": f"What is the best of these {kit.sentence(n)}"} for n in range(12)]
+    english = [{**kit.pair(n), "prompt": f"What is the best of these {kit.sentence(n)}"} for n in range(12)]
     assert not [one for one in kit.run_rows(english).report["warnings"] if "look like" in one]
-    chinese = [{**pair(kit, n), "prompt": f"第{n}个问题：怎样在花园里种树？请说{n}条理由。"} for n in range(9)]
+    chinese = [{**kit.pair(n), "prompt": f"第{n}个问题：怎样在花园里种树？请说{n}条理由。"} for n in range(9)]
     one_of_many = kit.run_rows([*chinese, *rows[:1]]).report["warnings"]
     assert not [one for one in one_of_many if "look like" in one], "no advice for a source from one of its prompts"
 
@@ -141,14 +135,11 @@ def test_languages_of_latin_script(text: str, name: str | None) -> None:
     assert latin_language(text) == name
 
 
-# ------------------------------------------------------------------------------------------------------ what was read
-
-
-def test_a_source_whose_answers_all_repeat_short_prompts_loses_them(kit: Any) -> None:
+def test_a_source_whose_answers_all_repeat_short_prompts_loses_them() -> None:
     """Where only some do, it may be chance, and they stay; the report says which it was."""
 
     def rows(echoing: int) -> list[Any]:
-        made = [pair(kit, n) | {"prompt": f"Why {kit.sentence(n, words=2)[:-1].lower()}?"} for n in range(40)]
+        made = [kit.pair(n) | {"prompt": f"Why {kit.sentence(n, words=2)[:-1].lower()}?"} for n in range(40)]
         for row in made[:echoing]:
             row |= {side: f"{row['prompt']} {row[side]}" for side in ("chosen", "rejected")}
         return made
@@ -164,15 +155,15 @@ def test_a_source_whose_answers_all_repeat_short_prompts_loses_them(kit: Any) ->
     off = kit.run_rows(rows(40), filters={**loose, "echo": False})
     assert off.source()["edits"] == {}
     words = [
-        pair(kit, n) | {"prompt": "Art", "chosen": f"Artists {n} paint.", "rejected": f"Artful {n}."} for n in range(9)
+        kit.pair(n) | {"prompt": "Art", "chosen": f"Artists {n} paint.", "rejected": f"Artful {n}."} for n in range(9)
     ]
     kept = kit.run_rows(words, filters={**loose, "short": False})
     assert {row["chosen"][0]["content"][:7] for row in kept.rows} == {"Artists"}
 
 
-def test_columns_that_nothing_reads_are_listed(kit: Any) -> None:
+def test_columns_that_nothing_reads_are_listed() -> None:
     rows = [
-        pair(kit, n, language="en", topic="x", judge_note="y", score_chosen=0.9, score_rejected=0.2) for n in range(9)
+        kit.pair(n, language="en", topic="x", judge_note="y", score_chosen=0.9, score_rejected=0.2) for n in range(9)
     ]
     source = kit.run_rows(rows).report["provenance"]["sources"]["rows"]
     assert source["columns_not_read"] == ["topic", "judge_note"]
@@ -181,11 +172,11 @@ def test_columns_that_nothing_reads_are_listed(kit: Any) -> None:
     assert source["columns_not_read"] == ["n"]
 
 
-def test_a_folder_says_what_was_read_of_it(kit: Any, tmp_path: Path) -> None:
+def test_a_folder_says_what_was_read_of_it(tmp_path: Path) -> None:
     """Rows by file, encodings and separators that were detected, empty files, and files that were passed over."""
     folder = tmp_path / "mixed"
     folder.mkdir()
-    rows = [pair(kit, n, "zh") for n in range(30)]
+    rows = [kit.pair(n, "zh") for n in range(30)]
     kit.write_rows(folder / "a.jsonl", rows[:20])
     lines = [";".join(("prompt", "chosen", "rejected")), *(";".join(row.values()) for row in rows[20:])]
     (folder / "b.csv").write_bytes("\n".join(lines).encode("gbk"))
@@ -205,17 +196,17 @@ def test_a_folder_says_what_was_read_of_it(kit: Any, tmp_path: Path) -> None:
     assert said(made, "mixed: not read").startswith("mixed: not read: notes.txt, old.xlsx;")
 
 
-def test_a_csv_file_without_a_header_row_is_asked_for_one(kit: Any, tmp_path: Path) -> None:
+def test_a_csv_file_without_a_header_row_is_asked_for_one(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("Two and two?,Four.,Five.\nThree?,Yes.,No.\n")
     with pytest.raises(DpoError, match="can't tell the layout") as caught:
         kit.run(kit.recipe([{"id": str(tmp_path / "a.csv")}]), tmp_path / "out")
     assert "has this file no header?" in str(caught.value.hint)
 
 
-def test_names_are_shown_as_they_are(kit: Any, prepared: Any, capsys: Any, monkeypatch: Any) -> None:
+def test_names_are_shown_as_they_are(prepared: Any, capsys: Any, monkeypatch: Any) -> None:
     """Brackets are no markup, neither on the terminal nor in the keys of the report."""
     name = "[bold]a/b[/bold] [red]中文 :smile:"
-    made = prepared({"rows": [pair(kit, n) for n in range(9)]}, {"rows": {"name": name}})
+    made = prepared({"rows": [kit.pair(n) for n in range(9)]}, {"rows": {"name": name}})
     assert list(made.report["sources"]) == [name] and {row["source"] for row in made.rows} == {name}
     monkeypatch.setenv("COLUMNS", "200")
     print_markdown("\n\n".join([*summary(made.report, 200), *examples(made.report)]))

@@ -12,6 +12,7 @@ from dpo_cli.recipe import PairPolicy, ScoreWeights
 from dpo_cli.records import Candidate, CandidateSet
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.prepare import kit
 
 WEIGHTS = tuple(ScoreWeights().model_dump().items())
 UF, HS = scoring.ULTRAFEEDBACK, scoring.HELPSTEER2
@@ -101,7 +102,7 @@ def test_chosen_never_scores_below_rejected(found: list[Any], pick: Any, seed: i
     assert sorted(map(repr, met(shuffled))) == sorted(map(repr, pairs))
 
 
-def test_picks(kit: Any) -> None:
+def test_picks() -> None:
     """best_worst takes the ends, best_random the best and something lower, all every order that scores tell."""
     rows = [kit.plain(n, ratings=("2", "5", "4", "1")) for n in range(60)]
     ends = kit.run_rows(rows)
@@ -114,7 +115,7 @@ def test_picks(kit: Any) -> None:
     assert every.source()["kept"] == 60 and every.funnel_holds()
 
 
-def test_margin_and_least_chosen_score(kit: Any) -> None:
+def test_margin_and_least_chosen_score() -> None:
     rows = [kit.plain(n, ratings=ratings) for n, ratings in enumerate([("5", "4"), ("3", "1"), ("4", "1"), ("3", "3")])]
     made = kit.run_rows(rows, pairs={"min_margin": 0.4, "min_chosen_score": 0.6})
     assert made.dropped() == {"margin": 1, "low_chosen": 1, "tie": 1}
@@ -123,7 +124,7 @@ def test_margin_and_least_chosen_score(kit: Any) -> None:
     assert free.source()["kept"] == 4
 
 
-def test_sources_without_scores_pass_the_score_filters(kit: Any) -> None:
+def test_sources_without_scores_pass_the_score_filters() -> None:
     rows = [
         {"prompt": kit.sentence(n), "chosen": kit.sentence((n, 1)), "rejected": kit.sentence((n, 2))} for n in range(9)
     ]
@@ -140,7 +141,7 @@ def test_numbers_as_people_write_them(written: Any, number: float | None) -> Non
     assert scoring.number(written) == number
 
 
-def test_answers_that_raters_do_not_agree_on_can_be_left_out(kit: Any) -> None:
+def test_answers_that_raters_do_not_agree_on_can_be_left_out() -> None:
     """HelpSteer2's `disagreements` folder: lists of ratings 0..4; each prompt here has three answers."""
     rows = [
         kit.helpsteer2(kit.sentence(n), kit.sentence((n, text)), rating=2, helpfulness=ratings)

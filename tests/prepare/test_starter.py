@@ -78,8 +78,7 @@ def test_data_that_can_not_be_read_leave_no_recipe(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "model"),
-    [(6, "0.6B"), (8, "1.7B"), (12, "1.7B"), (16, "4B"), (24, "8B"), (80, "8B")],
+    ("gigabytes", "model"), [(6, "0.6B"), (8, "1.7B"), (12, "1.7B"), (16, "4B"), (24, "8B"), (80, "8B")]
 )
 def test_the_card_decides_the_model(monkeypatch: pytest.MonkeyPatch, gigabytes: int, model: str) -> None:
     card = Card("some card", int(gigabytes * 1e9), 0)
