@@ -7,8 +7,7 @@ know are ignored. To add a layout: write its function where `auto` is to try it,
 
 from __future__ import annotations
 
-from collections import ChainMap
-from typing import Any, cast
+from typing import Any
 
 from dpo_cli.prepare import rated_layouts, scoring  # noqa: F401 (whose layouts are tried first)
 from dpo_cli.prepare.messages import (
@@ -144,12 +143,11 @@ def _is_chat(row: Row) -> bool:
 )  # fmt: skip
 def chat(row: Row, settings: Settings) -> CandidateSet:
     """Instruction data with one answer, a good one: `messages`, ShareGPT's, prompt and response, Alpaca's."""
-    ours = _mapped(row, settings)
-    talk = first(ours, "messages", "conversations")
+    talk = first(row, "messages", "conversations")
     if talk is not None:
-        return _one_answer(ours, None, (talk, "the answer"), 1.0)
-    prompt = _prompt(ours, settings, "query", "question")
-    return _one_answer(ours, prompt, (first(ours, *ANSWERS), "the answer"), 1.0)
+        return _one_answer(row, None, (talk, "the answer"), 1.0)
+    prompt = _prompt(row, settings, "query", "question")
+    return _one_answer(row, prompt, (first(row, *ANSWERS), "the answer"), 1.0)
 
 
 def _one_answer(
@@ -199,9 +197,8 @@ def alpaca(row: Row, settings: Settings) -> CandidateSet:
 @layout("prompt chosen rejected", "chosen rejected", looks_so=has_prompt)
 def pairs(row: Row, settings: Settings) -> CandidateSet:
     """Any prompt, chosen, rejected, as text or messages; scores count where they are on 0..1. Columns can be mapped."""
-    ours = _mapped(row, settings)
-    item = preferred(ours, _prompt(ours, settings), sides(ours))
-    item.subset = text_if_any(ours.get("subset"), "subset")
+    item = preferred(row, _prompt(row, settings), sides(row))
+    item.subset = text_if_any(row.get("subset"), "subset")
     return item
 
 
@@ -223,11 +220,10 @@ LABELS = {**dict.fromkeys(_GOOD.split(), 1.0), **dict.fromkeys(_BAD.split(), 0.0
 )  # fmt: skip
 def kto(row: Row, settings: Settings) -> CandidateSet:
     """Unpaired: a prompt, one completion and whether it is good; or `messages` and a label. Columns can be mapped."""
-    ours = _mapped(row, settings)
-    completion = first(ours, "completion", "messages", "conversations", "output", "response")
-    label = first(ours, "label", "kto_tag")
+    completion = first(row, "completion", "messages", "conversations", "output", "response")
+    label = first(row, "label", "kto_tag")
     written = str(label).strip().lower() if isinstance(label, str | int | float) else type(label).__name__
-    item = _one_answer(ours, _prompt(ours, settings, "query"), (completion, "completion"), LABELS.get(written))
+    item = _one_answer(row, _prompt(row, settings, "query"), (completion, "completion"), LABELS.get(written))
     if written not in LABELS:
         good, bad = (", ".join([one for one, of in LABELS.items() if of == value][:5]) for value in (1.0, 0.0))
         raise Malformed(f"label is {written[:40]!r}, neither good ({good}) nor bad ({bad})")
@@ -240,12 +236,11 @@ PROMPTS = ("question", "query", "messages", "conversations")
 @layout("prompt", "instruction", *PROMPTS, sampled=True)
 def prompts(row: Row, settings: Settings) -> CandidateSet:
     """A prompt without answers, as text or messages, for a source that the model answers; a last answer is left out."""
-    ours = _mapped(row, settings)
-    turns = conversation(_prompt(ours, settings, *PROMPTS), "prompt", asks=True)
+    turns = conversation(_prompt(row, settings, *PROMPTS), "prompt", asks=True)
     while not isinstance(turns, str) and turns and turns[-1]["role"] == "assistant":
         turns = turns[:-1]
-    prompt, _, notes = prompt_and_answers(turns, [], ours)
-    return CandidateSet(prompt, [], source="", language=spoken(ours.get("language")), notes=notes)
+    prompt, _, notes = prompt_and_answers(turns, [], row)
+    return CandidateSet(prompt, [], source="", language=spoken(row.get("language")), notes=notes)
 
 
 MAPPABLE = {
@@ -257,10 +252,3 @@ MAPPABLE = {
     "prompts": ("prompt", "messages", "system", "language", "history"),
     "chat": ("prompt", "response", "messages", "system", "language", "model", "history"),
 }  # fmt: skip
-
-
-def _mapped(row: Row, settings: Settings) -> Row:
-    """The row under our names; a view, so that what is read of it is known."""
-    if not settings.columns:
-        return row
-    return ChainMap({ours: row.get(theirs) for ours, theirs in settings.columns.items()}, cast(dict[str, Any], row))

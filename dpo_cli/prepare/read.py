@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import ChainMap
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -44,8 +45,9 @@ def read_row(row: Any, layout: LayoutOf, settings: Settings) -> CandidateSet:
     for name in media:
         if holds(row[name]):
             raise Unsupported(f"{name} is not empty, and only text can be trained on")
-    try:
-        item = layout.read(row, settings)
+    mapped = {ours: row.get(theirs) for ours, theirs in settings.columns.items()}
+    try:  # through a view of the row, so that what is read of it is known
+        item = layout.read(ChainMap(mapped, row) if mapped else row, settings)
     except RecursionError as error:
         raise Malformed("lists or maps nested too deep") from error
     asked = item.prompt[-1]["content"]
