@@ -11,6 +11,7 @@ from typing import Any
 from rich.cells import cell_len
 
 from dpo_cli import __version__
+from dpo_cli.disk import write_json
 from dpo_cli.page import markdown_page
 from dpo_cli.prepare import remarks
 from dpo_cli.prepare.audit import QUANTILES, SHORTCUTS, Audit, shortcut_warnings
@@ -121,8 +122,7 @@ def _provenance(one: Read) -> dict[str, Any]:
 
 def write(report: dict[str, Any], folder: Path) -> None:
     """Write report.json, report.md, and report.html: the same without paths of this machine, to be shown around."""
-    text = json.dumps(report, ensure_ascii=False, indent=2)
-    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    write_json(folder / "report.json", report)
     (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
     shown = report | {part: clean(report[part]) for part in ("provenance", "warnings")}
     (folder / "report.html").write_text(markdown_page("Data report", to_markdown(shown)), encoding="utf-8")
