@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import ChainMap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -158,16 +158,18 @@ def _repeats_prompts(read: Read, below: int) -> bool:
 
     All rows are read for it only where at least half of the first ones do.
     """
-    alone = replace(LAYOUTS[read.layout], grouped=False)
+    layout = LAYOUTS[read.layout]
 
     def repetitions(most: int | None) -> tuple[int, int]:
-        sets: Iterable[CandidateSet | Broken] = candidate_sets(read.source, read.feeds, alone, read.settings)
         answers = repeated = 0
-        for item in islice(sets, most):
-            asked = "" if isinstance(item, Broken) else item.prompt[-1]["content"].strip()
-            if isinstance(item, CandidateSet) and 0 < len(asked) < below:
-                answers += len(item.candidates)
-                repeated += sum(begins_with(asked, candidate.text.lstrip()) for candidate in item.candidates)
+        rows = (row for feed in read.feeds for _, row in feed.rows(layout.reads))
+        for row in islice(rows, most):
+            with suppress(Malformed):
+                item = read_row(row, layout, read.settings)
+                asked = item.prompt[-1]["content"].strip()
+                if 0 < len(asked) < below:
+                    answers += len(item.candidates)
+                    repeated += sum(begins_with(asked, candidate.text.lstrip()) for candidate in item.candidates)
         return answers, repeated
 
     answers, repeated = repetitions(LOOKED_AT)
