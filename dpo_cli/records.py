@@ -50,7 +50,7 @@ class CandidateSet:
 
     prompt: list[Message]
     candidates: list[Candidate]
-    source: str
+    source: str = ""
     language: str | None = None
     subset: str | None = None
     ranked: bool = False

@@ -43,7 +43,7 @@ def nectar(row: Row, settings: Settings) -> CandidateSet:
     )
     models = (text_if_any(one.get("model"), "model") for one in ordered)
     candidates = [Candidate(text, None, model) for text, model in zip(texts, models, strict=True)]
-    return CandidateSet(prompt, candidates, source="", ranked=True, notes=notes)
+    return CandidateSet(prompt, candidates, ranked=True, notes=notes)
 
 
 TIES = ("tie", "tie (bothbad)", "both_bad", "bothbad", "both_good")
@@ -70,7 +70,7 @@ def arena(row: Row, settings: Settings) -> CandidateSet:
         for text, name in zip(texts, ("model_a", "model_b"), strict=True)
     ]
     ordered = candidates[::-1] if side == "b" else candidates
-    return CandidateSet(asked, ordered, source="", language=spoken(row.get("language")), ranked=True, notes=notes)
+    return CandidateSet(asked, ordered, language=spoken(row.get("language")), ranked=True, notes=notes)
 
 
 def _arena_turns(row: Row, side: str) -> Any:
@@ -156,7 +156,7 @@ def _one_answer(
     """A set of one candidate, labelled where it is not ranked."""
     asked, texts, notes = prompt_and_answers(prompt, [answer], row)
     candidate = Candidate(texts[0], score, text_if_any(row.get("model"), "model"))
-    item = CandidateSet(asked, [candidate], source="", language=spoken(row.get("language")), notes=notes)
+    item = CandidateSet(asked, [candidate], language=spoken(row.get("language")), notes=notes)
     item.ranked, item.labelled = ranked, not ranked
     return item
 
@@ -240,7 +240,7 @@ def prompts(row: Row, settings: Settings) -> CandidateSet:
     while not isinstance(turns, str) and turns and turns[-1]["role"] == "assistant":
         turns = turns[:-1]
     prompt, _, notes = prompt_and_answers(turns, [], row)
-    return CandidateSet(prompt, [], source="", language=spoken(row.get("language")), notes=notes)
+    return CandidateSet(prompt, [], language=spoken(row.get("language")), notes=notes)
 
 
 MAPPABLE = {

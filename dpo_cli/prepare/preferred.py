@@ -91,7 +91,7 @@ def preferred(row: Row, prompt: Any, answers: Sequence[tuple[Any, str]], scores:
         scores: names that their scores may have, with `{}` for the side, and their scale.
     """
     asked, texts, notes = prompt_and_answers(prompt, answers, row)
-    item = CandidateSet(asked, [Candidate(text) for text in texts], source="", ranked=True, notes=notes)
+    item = CandidateSet(asked, [Candidate(text) for text in texts], ranked=True, notes=notes)
     for candidate, side in zip(item.candidates, SIDES, strict=True):
         candidate.model = text_if_any(first(row, *(name.format(side) for name in MODELS)), "model")
     for name, scale in scores.items():

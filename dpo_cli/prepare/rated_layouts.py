@@ -25,7 +25,7 @@ def _strength(prompt: list[Message], texts: list[str], strength: Any) -> Candida
     """Two answers and how much better the second is, -3..3: scores are 1/2 -+ strength/6, margins |strength|/3."""
     second = scoring.rating(strength, -3, 3)
     values = [None, None] if second is None else [round(1 - second, 6), round(second, 6)]
-    return CandidateSet(prompt, [Candidate(t, v) for t, v in zip(texts, values, strict=True)], source="")
+    return CandidateSet(prompt, [Candidate(t, v) for t, v in zip(texts, values, strict=True)])
 
 
 def _openbmb(row: Row) -> bool:  # whose completions carry a critique; the Chinese set's don't
@@ -54,7 +54,7 @@ def ultrafeedback(row: Row, settings: Settings) -> CandidateSet:
         }
         value = scoring.score(ratings, scoring.ULTRAFEEDBACK, settings.weights)
         candidates.append(Candidate(text, value, text_if_any(completion.get("model"), "model")))
-    return CandidateSet(asked_by(row.get("instruction"), "instruction"), candidates, source="", subset=_subset(row))
+    return CandidateSet(asked_by(row.get("instruction"), "instruction"), candidates, subset=_subset(row))
 
 
 def _subset(row: Row) -> str | None:
@@ -81,8 +81,8 @@ def ultrafeedback_zh(row: Row, settings: Settings) -> CandidateSet:
     prompt = asked_by(row.get("instruction"), "instruction")
     if None in values.values():
         candidates = [Candidate(text, value) for text, value in zip(texts, values.values(), strict=True)]
-        return CandidateSet(prompt, candidates, source="", subset=_subset(row))
-    item = CandidateSet(prompt, [Candidate(text) for text in texts], source="", subset=_subset(row), ranked=True)
+        return CandidateSet(prompt, candidates, subset=_subset(row))
+    item = CandidateSet(prompt, [Candidate(text) for text in texts], subset=_subset(row), ranked=True)
     score_both(item, {name: value or 0.0 for name, value in values.items()}, scoring.UNIT)
     return item
 
@@ -115,7 +115,7 @@ def helpsteer2(row: Row, settings: Settings) -> CandidateSet:
     value = scoring.score(row, scoring.HELPSTEER2, settings.weights)
     spread = scoring.spread(row.get("helpfulness"))
     candidate = Candidate(text_of(row.get("response"), "response"), value, spread=spread)
-    return CandidateSet(_helpsteer_prompt(row.get("prompt")), [candidate], source="")
+    return CandidateSet(_helpsteer_prompt(row.get("prompt")), [candidate])
 
 
 _EXTRA_ID = re.compile(r"\n<extra_id_1>(Assistant|User)\n")
