@@ -71,6 +71,8 @@ def candidate_sets(
     """
     groups: dict[tuple[tuple[str, str], ...], CandidateSet] = {}
     for feed in feeds:
+        feed.share = 0.0  # of all, before the first is read
+    for feed in feeds:
         for line, row in feed.rows(layout.reads):
             place = f"{feed.name}:{line}"
             if isinstance(row, Broken):
