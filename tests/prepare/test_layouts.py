@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from dpo_cli.errors import USAGE, DpoError
+from dpo_cli.prepare.read import look
 from dpo_cli.prepare.sources import source_files
 from tests.prepare import kit
 from tests.prepare.kit import ASKED, BAD, GOOD, answer, user
@@ -331,3 +332,12 @@ def test_a_loaded_data_set_reads_like_a_file(tmp_path: Path) -> None:
     assert [set(row) for _, row in feed.rows(wanted) if isinstance(row, dict)] == [wanted] * 600
     path = kit.write_rows(tmp_path / "rows.jsonl", rows)
     assert list(file_feed("file", path).rows()) == numbered
+
+
+def test_the_share_that_is_read_of_several_files_only_grows(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name in "abc":
+        kit.write_rows(tmp_path / "data" / f"{name}.jsonl", [kit.pair((name, n)) for n in range(600)])
+    read = look(kit.recipe([{"id": str(tmp_path / "data")}]), 0)
+    shares = [read.share for _ in read.sets()]
+    assert shares == sorted(shares) and shares[0] < 0.1 and shares[-1] > 0.6
