@@ -390,9 +390,7 @@ def test_report_markdown(prepared: Any) -> None:
     assert "| tie | -1 | -1 | -1 | -1 | -1 | -5 | ██ |" in text and "| kept | 5 | 5 | 5 | 5 | 5 | 25 | █" in text
 
 
-def test_preview_shows_what_the_model_sees(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_preview_shows_what_the_model_sees(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The template's text, the tokens around the start of the loss, and the counts on both sides of it."""
     monkeypatch.setenv("COLUMNS", "80")
     chosen, rejected = "Behind the copper bridge.", "港口在铜桥的后面，你看。"
