@@ -61,8 +61,8 @@ class Comparison:
     def best(self) -> tuple[str, str]:
         """Which run is the best, or that none can be told; and a sentence of what that rests on."""
         if self.leads is None:
-            return self.say("unshared"), self.say("unshared_means")
-        nearest, kind = self.leads.nearest, "told" if self.leads.clear else "untold"
+            return self.say("nothing_shared"), self.say("nothing_shared_means")
+        nearest, kind = self.leads.nearest, "best" if self.leads.clear else "no_best"
         values = {
             "run": self.leads.run,
             "other": nearest.against,

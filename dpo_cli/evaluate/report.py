@@ -53,8 +53,8 @@ class Section(NamedTuple):
 
 def write_report(metrics: dict[str, Any], folder: Path) -> None:
     """Write report.md and report.html into `folder`, from what stands in `eval/metrics.json`."""
-    said = {"examples": metrics["examples"], "verdict": metrics["verdict"]}  # what models wrote stays as it is
-    metrics = clean({name: one for name, one in metrics.items() if name not in said}) | said
+    whole = {name: metrics[name] for name in ("examples", "verdict")}  # what models wrote stays as it is
+    metrics = clean({name: one for name, one in metrics.items() if name not in whole}) | whole
     write_text(folder / "report.md", markdown(metrics))
     language = metrics["report_language"]
     page = render(

@@ -97,7 +97,7 @@ def _preference(metrics: Mapping[str, Any], say: Say) -> tuple[str, str]:
     area = None if metrics["pairs"] else metrics["answers"].get("auroc")
     if area:
         interval = show_interval(area, to=say("to"))
-        return _state(area), say("told_apart", share=show_figure(area, interval=False), interval=interval)
+        return _state(area), say("auroc", share=show_figure(area, interval=False), interval=interval)
     if not metrics["pairs"]:
         return _learned(metrics["answers"], say)
     accuracy, longer = metrics["pairs"]["reward_accuracy"], metrics["pairs"]["longer_wins"]

@@ -33,7 +33,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "moved": ("{share} of {n} held-out prompts moved towards the chosen answer (95% interval {interval}; 50% before "
         "training, {length} by always taking {bet})",
         "{n} 个留出的提示中有 {share} 向偏好的回答移动（95% 区间 {interval}；训练前为 50%，{bet}时为 {length}）"),
-    "told_apart": ("{share} of good answers gained more than bad ones to other prompts (AUROC, 95% interval "
+    "auroc": ("{share} of good answers gained more than bad ones to other prompts (AUROC, 95% interval "
         "{interval}; 50% before training)",
         "好的回答提升多于其他提示的坏回答的比例为 {share}（AUROC，95% 区间 {interval}；训练前为 50%）"),
     "bet_longer": ("the longer answer", "较长的回答"),
@@ -198,15 +198,15 @@ WORDS: dict[str, tuple[str, str]] = {
         "{n} 个留出偏好对的奖励间隔，其中 {right} 个大于 0"),
     # several runs side by side
     "compared": ("{n} runs side by side", "{n} 次运行并排比较"),
-    "told": ("Best: {run}", "最佳：{run}"),
-    "told_means": ("By {measure} {run} is ahead of every other run; of {other}, the nearest, by {change}, on {n} "
+    "best": ("Best: {run}", "最佳：{run}"),
+    "best_means": ("By {measure} {run} is ahead of every other run; of {other}, the nearest, by {change}, on {n} "
         "prompts.",
         "按{measure}，{run} 领先其他每次运行；领先最接近的 {other} {change}，共 {n} 个提示。"),
-    "untold": ("No difference can be told", "无法区分优劣"),
-    "untold_means": ("By {measure} {run} is ahead of {other} by {change}, on {n} prompts: chance may be all of it.",
+    "no_best": ("No difference can be told", "无法区分优劣"),
+    "no_best_means": ("By {measure} {run} is ahead of {other} by {change}, on {n} prompts: chance may be all of it.",
         "按{measure}，{run} 领先 {other} {change}，共 {n} 个提示：可能只是随机。"),
-    "unshared": ("Nothing to compare by", "没有可比之处"),
-    "unshared_means": ("The runs were measured on no pairs in common; eval.sets gives them some.",
+    "nothing_shared": ("Nothing to compare by", "没有可比之处"),
+    "nothing_shared_means": ("The runs were measured on no pairs in common; eval.sets gives them some.",
         "这些运行没有在相同的偏好对上测量；可用 eval.sets 提供相同的测试集。"),
     "no_candidate": ("{run} is no candidate: by its own verdict it is worse than what it started from",
         "{run} 不参评：按其自身的结论，它不如微调前的模型"),
