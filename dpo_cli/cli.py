@@ -164,16 +164,10 @@ def train(
         def work() -> None:
             from dpo_cli.train.trainer import train as stage
 
-            trained = stage(loaded, run, fresh=not resume, quiet=job.quiet)
-            best = trained.metrics.get("best")
-            kept = f", step {best['step']} was the best" if best else ""
-            rate = f"{trained.metrics[f'{trained.rows_are}_per_second']:.1f} {trained.rows_are}/s"
-            job.say(
-                f"train: {trained.metrics['steps']} steps in {trained.metrics['seconds']:.0f} s, "
-                f"{rate}{kept} -> {trained.adapter}"
-            )
+            stage(loaded, run, fresh=not resume, quiet=job.quiet)
 
         job.run_stage("train", work, again=again)
+    processes.leave()
     job.next("eval")
 
 

@@ -71,6 +71,16 @@ def _from_all(value: T) -> list[T]:
     return [value] if count() == 1 else list(_joined().gather_object([value]))
 
 
+def leave() -> None:
+    """End the process group, once all have come to the end of the command: one that ends with its threads may abort."""
+    if count() > 1:
+        from accelerate import PartialState
+
+        _joined()
+        PartialState().wait_for_everyone()
+        PartialState().destroy_process_group()
+
+
 def _joined() -> Any:
     """Accelerate's utilities, once the processes know each other."""
     from accelerate import PartialState, utils

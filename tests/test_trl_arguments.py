@@ -11,15 +11,15 @@ import dpo_cli
 import pytest
 from dpo_cli.recipe.foreign import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS
 from dpo_cli.recipe.train import trl_arguments
-from dpo_cli.train.arguments import describe_arguments
 from dpo_cli.train.methods import LOSSES, METHODS
+from tests.tools.trl_arguments import describe_arguments
 
 PINNED = "1.16.0"
 
 
 @pytest.mark.skipif(version("trl") != PINNED, reason=f"trl_arguments.json describes TRL {PINNED}, not {version('trl')}")
 def test_the_file_says_what_the_installed_trl_declares() -> None:
-    assert trl_arguments() == describe_arguments(), "write it anew: python -m dpo_cli.train.arguments"
+    assert trl_arguments() == describe_arguments(), "write it anew: python -m tests.tools.trl_arguments"
 
 
 @pytest.mark.parametrize("method", METHODS)

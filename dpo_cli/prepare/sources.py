@@ -14,7 +14,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.prepare.feed import BATCH, Feed, Rows
 from dpo_cli.prepare.files import SUFFIXES, file_feed
 from dpo_cli.prepare.text import listed
-from dpo_cli.progress import drawn
+from dpo_cli.progress import draw_bars_of_datasets, drawn
 from dpo_cli.recipe import Recipe, Source
 
 SPLITS = {"train": {"train", "training"}, "validation": {"validation", "valid", "val", "dev"}, "test": {"test", "eval"}}
@@ -146,11 +146,11 @@ def feeds(recipe: Recipe, index: int) -> tuple[list[Feed], str | None]:
 
 
 def _hub_feed(recipe: Recipe, index: int) -> tuple[Feed, str]:
-    from datasets import disable_progress_bars, enable_progress_bars, load_dataset
+    from datasets import load_dataset
     from huggingface_hub import HfApi
 
     source = recipe.data.sources[index]
-    (enable_progress_bars if drawn() else disable_progress_bars)()
+    draw_bars_of_datasets(drawn())
     try:
         commit = str(HfApi().dataset_info(source.id, revision=source.revision).sha)
         table = load_dataset(source.id, data_files=source.data_files, split=source.split, revision=commit)

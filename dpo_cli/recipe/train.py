@@ -70,7 +70,7 @@ TRAIN_RANGES = {name: limits for names, limits in _RANGES for name in names.spli
 
 @cache
 def trl_arguments() -> dict[str, Any]:
-    """By method, what `train/methods.py` says of it and what TRL declares: see `train/arguments.py`."""
+    """By method, what `train/methods.py` says of it and what TRL declares: see `tests/tools/trl_arguments.py`."""
     described = json.loads((Path(__file__).parent / "trl_arguments.json").read_text(encoding="utf-8"))
     shared = described.pop("shared")
     return {method: {**one, "arguments": {**shared, **one["arguments"]}} for method, one in described.items()}

@@ -1,7 +1,7 @@
 """Checkpoints: which ones are whole and which stay, where a training sets in again, and its log up to there.
 
-A checkpoint is whole where all its files are what they were when it was saved: their sizes and hashes are written into
-it last (`files.json`). What is not whole is passed over for the one before it, and said.
+A checkpoint is whole where its files have the sizes and hashes that were written into it last (`files.json`). One that
+is not is passed over for the one before it.
 """
 
 from __future__ import annotations
@@ -26,21 +26,14 @@ SEAL = "files.json"
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training sets in.
-
-    Attributes:
-        checkpoint: to go on from; None: from nothing.
-        longer: it goes on from the end of a finished run, for more steps.
-        remarks: what a person should know of the choice.
-    """
+    """Where a training sets in: at a checkpoint, or at nothing; with remarks on the choice for a person."""
 
     checkpoint: Path | None = None
-    longer: bool = False
+    longer: bool = False  # from the end of a finished run, for more steps
     remarks: list[str] = field(default_factory=list)
 
     @property
     def step(self) -> int:
-        """Optimizer steps that are done already."""
         return step_of(self.checkpoint) if self.checkpoint else 0
 
 
@@ -117,13 +110,12 @@ def _refusal(run: Run, changes: list[Reason], finished: bool, another: str | Non
 
 
 def saved(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, by step; what else lies there, such as a copy under another name, is none."""
+    """The checkpoints in a folder, by step."""
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[1-9]\d*", path.name)]
     return sorted((path for path in found if path.is_dir()), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step after which a checkpoint was written."""
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
@@ -159,26 +151,18 @@ def rotate(folder: Path, limit: int | None, best: int | None) -> None:
     """Remove the oldest checkpoints, by step, until `limit` are left; the last one and the best one always stay."""
     there = saved(folder)
     removable = [path for path in there[:-1] if step_of(path) != best]
-    for path in removable[: len(there) - limit] if limit and len(there) > limit else []:
+    for path in removable[: max(len(there) - limit, 0)] if limit else []:
         remove(path)
 
 
 def is_last(checkpoint: Path, continued_from: Sequence[int] = ()) -> bool:
-    """Whether nothing is left to train: the run was cut short between its last step and its end.
-
-    Args:
-        continued_from: the last steps of a run that was finished before, and then went on for more.
-    """
+    """Whether nothing is left to train; `continued_from`: last steps of a run that then went on for more."""
     state = _state(checkpoint)
     return bool(state["global_step"] >= state["max_steps"] and state["global_step"] not in continued_from)
 
 
 def best_checkpoint(folder: Path, step: int) -> Path:
-    """The checkpoint of the best step, in this run's folder, wherever it was when that was written.
-
-    Raises:
-        DpoError: it is gone, or not whole.
-    """
+    """The checkpoint of the best step, in this run's folder; a DpoError where it is gone, or not whole."""
     best = folder / f"checkpoint-{step}"
     why_not = damage(best) if best.is_dir() else "it is gone"
     if why_not:
@@ -193,8 +177,7 @@ def best_checkpoint(folder: Path, step: int) -> Path:
 def start_log(log: Path, checkpoints: Path, start: Start, limit: int | None = None) -> None:
     """Begin `log.jsonl`, or cut it back to the step that is gone on from, with the checkpoints after it.
 
-    Args:
-        limit: checkpoints to keep; a kill may have come before the older ones were removed.
+    `limit` of them stay: a kill may have come before the older ones were removed.
     """
     for later in saved(checkpoints):
         if step_of(later) > start.step:
@@ -210,17 +193,9 @@ def start_log(log: Path, checkpoints: Path, start: Start, limit: int | None = No
     write_text(log, "".join(row + "\n" for row in rows))
 
 
-# ------------------------------------------------------------------------------------------------------------ pieces
-
-
 def _last_whole(folder: Path) -> Start:
-    """The last whole checkpoint, and what was passed over.
-
-    Raises:
-        DpoError: none is whole, though some once were.
-    """
-    passed: list[str] = []
-    lost = False
+    """The last whole checkpoint, and what was passed over; a DpoError where none is whole, though some once were."""
+    passed, lost = list[str](), False
     for checkpoint in reversed(saved(folder)):
         why_not = damage(checkpoint)
         if why_not is None:

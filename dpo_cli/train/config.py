@@ -19,38 +19,45 @@ ROWS_A_TOKENISER, MOST_TOKENISERS = 1000, 8
 
 
 def trl_config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
-    """TRL's config with every argument passed, because Unsloth changes the defaults of those that are not."""
-    tokenisers = min(os.cpu_count() or 1, MOST_TOKENISERS, rows // ROWS_A_TOKENISER)
-    on_gpu, dtype = torch.cuda.is_available(), models.resolve_dtype(recipe)
+    """Build the config of the method's TRL trainer, for so many training rows."""
+    train, on_gpu, dtype = recipe.train, torch.cuda.is_available(), models.resolve_dtype(recipe)
     _check_precision(recipe, dtype)
-    mixed = on_gpu and recipe.train.bf16 is None and not recipe.train.fp16
-    padded = getattr(recipe.train, "pad_to_multiple_of", None)
-    arguments = recipe.train.model_dump(exclude={"method"}) | {
+    tokenisers = min(os.cpu_count() or 1, MOST_TOKENISERS, rows // ROWS_A_TOKENISER)
+    mixed = on_gpu and train.bf16 is None and not train.fp16
+    padded = getattr(train, "pad_to_multiple_of", None)
+    arguments = train.model_dump(exclude={"method"}) | {
         "output_dir": str(run.checkpoints),
         "save_total_limit": None,  # `Fixes` keeps to it, by step
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         "max_length": recipe.model.max_length,
         "use_cpu": not on_gpu,
-        "bf16": dtype == torch.bfloat16 if mixed else bool(recipe.train.bf16),
-        "fp16": dtype == torch.float16 if mixed else recipe.train.fp16,
-        "dataset_num_proc": recipe.train.dataset_num_proc or (tokenisers if tokenisers > 1 else None),
+        "bf16": dtype == torch.bfloat16 if mixed else bool(train.bf16),
+        "fp16": dtype == torch.float16 if mixed else train.fp16,
+        "dataset_num_proc": train.dataset_num_proc or (tokenisers if tokenisers > 1 else None),
         # TRL 1.16's "auto" is None but on Neuron; 1.15, which Unsloth takes, does not know the word.
         "pad_to_multiple_of": None if padded == "auto" else padded,
-        # Where the recipe leaves it open, `engine.choose` decides.
-        "gradient_checkpointing": bool(recipe.train.gradient_checkpointing),
+        "gradient_checkpointing": bool(train.gradient_checkpointing),  # left open, `engine.choose` decides
         "disable_tqdm": True,
         # Else early stopping forgets, at a resume, how long nothing got better.
         "restore_callback_states_from_checkpoint": True,
-        "run_name": recipe.train.run_name or recipe.name,
+        "run_name": train.run_name or recipe.name,
         # A LoRA that is trained is used, all of it; looking for what is not costs a walk over the graph at each step.
-        "ddp_find_unused_parameters": bool(recipe.train.ddp_find_unused_parameters),
+        "ddp_find_unused_parameters": bool(train.ddp_find_unused_parameters),
         # Two CPUs pin no memory, and asking for it prints a warning.
-        "dataloader_pin_memory": recipe.train.dataloader_pin_memory and on_gpu,
+        "dataloader_pin_memory": train.dataloader_pin_memory and on_gpu,
     }
-    arguments |= _of_early_stopping(recipe)
+    if stopping := recipe.engine.early_stopping:
+        arguments |= {
+            "metric_for_best_model": stopping.metric,
+            "greater_is_better": not stopping.metric.endswith("loss"),
+            "load_best_model_at_end": True,
+            # The best adapter is one of those that were saved, so each one that is evaluated is saved.
+            "save_strategy": train.eval_strategy,
+            "save_steps": train.eval_steps or train.logging_steps,
+        }
     known = {field.name for field in fields(config_class)}
-    foreign = [name for name in recipe.train.model_fields_set if name not in known and name != "method"]
+    foreign = [name for name in train.model_fields_set if name not in known and name != "method"]
     if foreign:
         raise DpoError(
             f"the installed TRL has no argument {foreign[0]}",
@@ -65,33 +72,17 @@ def trl_config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
 
 def _check_precision(recipe: Recipe, dtype: torch.dtype) -> None:
     """Refuse a precision that this machine, or the model's own dtype, can't be trained in."""
-    on_gpu = torch.cuda.is_available()
-    if not on_gpu and (recipe.train.fp16 or dtype == torch.float16):
-        key = ("train", "fp16") if recipe.train.fp16 else ("model", "dtype")
-        raise DpoError("float16 training needs a GPU", where=recipe.where(*key), hint="remove it; a CPU takes float32")
-    if on_gpu and best_dtype() == torch.float16 and (recipe.train.bf16 or dtype == torch.bfloat16):
-        key = ("train", "bf16") if recipe.train.bf16 else ("model", "dtype")
+    train, on_gpu = recipe.train, torch.cuda.is_available()
+    asked = torch.float16 if train.fp16 else torch.bfloat16 if train.bf16 else dtype
+    name = "fp16" if train.fp16 else "bf16"
+    if not on_gpu and torch.float16 in (asked, dtype):
+        of_train, problem, hint = train.fp16, "float16 training needs a GPU", "remove it; a CPU takes float32"
+    elif on_gpu and best_dtype() == torch.float16 and (train.bf16 or dtype == torch.bfloat16):
+        of_train, problem = train.bf16, "this GPU does not compute in bfloat16"
         hint = "remove it: float16 is taken on this card"
-        raise DpoError("this GPU does not compute in bfloat16", where=recipe.where(*key), hint=hint)
-    asked = torch.float16 if recipe.train.fp16 else torch.bfloat16 if recipe.train.bf16 else dtype
-    if on_gpu and asked != dtype != torch.float32:
-        key = ("train", "fp16") if recipe.train.fp16 else ("train", "bf16")
-        name = str(dtype).removeprefix("torch.")
-        raise DpoError(
-            f"train.{key[1]} does not go with model.dtype: {name}", where=recipe.where(*key), hint="remove one of them"
-        )
-
-
-def _of_early_stopping(recipe: Recipe) -> dict[str, Any]:
-    """What `engine.early_stopping` means in TRL's arguments."""
-    if not recipe.engine.early_stopping:
-        return {}
-    metric = recipe.engine.early_stopping.metric
-    return {
-        "metric_for_best_model": metric,
-        "greater_is_better": not metric.endswith("loss"),
-        "load_best_model_at_end": True,
-        # The best adapter is one of those that were saved, so each one that is evaluated is saved.
-        "save_strategy": recipe.train.eval_strategy,
-        "save_steps": recipe.train.eval_steps or recipe.train.logging_steps,
-    }
+    elif on_gpu and asked != dtype != torch.float32:
+        of_train, hint = True, "remove one of them"
+        problem = f"train.{name} does not go with model.dtype: {str(dtype).removeprefix('torch.')}"
+    else:
+        return
+    raise DpoError(problem, where=recipe.where(*(("train", name) if of_train else ("model", "dtype"))), hint=hint)

@@ -17,7 +17,7 @@ from dpo_cli.gpu import limit_memory
 from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
 from dpo_cli.train import prefix_check, reference_cache, shared_prefix, token_budget
-from dpo_cli.train.memory import CUDA_CONTEXT, Device, parse_memory_limit
+from dpo_cli.train.memory import CUDA_CONTEXT, parse_memory_limit
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.plan import available_memory, plan
 from dpo_cli.train.preflight import DoesNotFit, checkpoint_layers, fit, lengths_of, row_lengths, use_micro_batch
@@ -34,8 +34,7 @@ class Chosen:
     gradient_checkpointing: bool = False
     shared_prefix: bool = False
     reference_cache: bool = False
-    # Why a part that the recipe leaves open is not taken.
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # why a part that the recipe leaves open is not taken
     unit: str = "pairs"
 
     def record(self) -> dict[str, Any]:
@@ -61,17 +60,16 @@ def choose(recipe: Recipe, trainer: Any, before: dict[str, Any] | None, say: Cal
     Raises:
         DpoError: a part that the recipe insists on can't be had, or one pair does not fit the memory.
     """
-    args, engine = trainer.args, recipe.engine
+    args, method = trainer.args, METHODS[recipe.train.method]
     if args.device.type == "cuda":  # for training too, whether rows are tried before it or not
-        limit = parse_memory_limit(engine.memory_limit)
+        limit = parse_memory_limit(recipe.engine.memory_limit)
         limit_memory(None if limit is None else limit - CUDA_CONTEXT)
-    method = METHODS[recipe.train.method]
-    chosen = Chosen(args.per_device_train_batch_size, unit=method.rows_are)
+    notes: list[str] = []
     off = [part for part in PARTS if part not in method.engine and (method.reference or part != "reference_cache")]
     if off:
-        chosen.notes.append(f"no {either(off).replace('_', ' ')}: made for train.method dpo")
-    shared = _install_sharing(recipe, trainer, chosen.notes) if before is None or before["shared_prefix"] else None
-    cut = before is None and _can_be_cut(recipe, trainer, chosen.notes)
+        notes.append(f"no {either(off).replace('_', ' ')}: made for train.method dpo")
+    shared = _install_sharing(recipe, trainer, notes) if before is None or before["shared_prefix"] else None
+    cut = before is None and _can_be_cut(recipe, trainer, notes)
 
     def take(sharing: bool) -> None:
         trainer.shared_prefix = sharing
@@ -83,15 +81,18 @@ def choose(recipe: Recipe, trainer: Any, before: dict[str, Any] | None, say: Cal
             checkpoint_layers(trainer, before["gradient_checkpointing"])
 
     take(shared is not None)  # first, for what is checked and tried has to run with the checkpointing of training
-    if shared is not None and not _shares_exactly(recipe, trainer, shared, chosen.notes):
+    if shared is not None and not _shares_exactly(recipe, trainer, shared, notes):
         take(False)
-    if before is None and engine.preflight:
-        _fit(recipe, trainer, cut, chosen.unit, say)
-    chosen.shared_prefix = trainer.shared_prefix
-    chosen.micro_batch = args.per_device_train_batch_size
-    chosen.token_budget = trainer.token_budget
-    chosen.gradient_checkpointing = args.gradient_checkpointing
-    return chosen
+    if before is None and recipe.engine.preflight:
+        _fit(recipe, trainer, cut, method.rows_are, say)
+    return Chosen(
+        args.per_device_train_batch_size,
+        trainer.token_budget,
+        args.gradient_checkpointing,
+        trainer.shared_prefix,
+        notes=notes,
+        unit=method.rows_are,
+    )
 
 
 def cache_reference(
@@ -105,25 +106,23 @@ def cache_reference(
 
     It pays where each pair is seen more than once, or where the rows are there already.
     """
-    asked, args = recipe.engine.reference_cache, trainer.args
-    if "reference_cache" not in METHODS[recipe.train.method].engine:
+    asked, data = recipe.engine.reference_cache, trainer.train_dataset
+    if asked == "off" or "reference_cache" not in METHODS[recipe.train.method].engine:
         return False
-    if asked == "off" or (before is not None and not before["reference_cache"]):
+    if before is not None and not before["reference_cache"]:
         return False
     why_not = reference_cache.unsupported(recipe, trainer)
+    if why_not and asked == "on":
+        raise _refused(recipe, "reference_cache", f"the reference can't be cached: {why_not}")
     if why_not:
-        if asked == "on":
-            raise _refused(recipe, "reference_cache", f"the reference can't be cached: {why_not}")
         return False
-    facts = reference_cache.facts(recipe, trainer.model, trainer)
-    cache = reference_cache.ReferenceCache(runs / ".reference_cache", facts)
-    data = trainer.train_dataset
+    cache = reference_cache.ReferenceCache(runs / ".reference_cache", reference_cache.facts(recipe, trainer))
     missing = processes.from_main(lambda: cache.missing(data))
     if asked == "auto" and before is None and missing and not sees_pairs_again(trainer):
         return False
     kept = cache.folder.parent
     say(f"train: reference of {missing} of {len(data)} pairs to compute, {len(data) - missing} from {kept}")
-    budget = trainer.token_budget or 2 * args.max_length
+    budget = trainer.token_budget or 2 * trainer.args.max_length
     with Step("computing the reference", total=missing, named=False) as step:
         reference_cache.use(trainer, cache, batch_tokens=budget, report=step.advance)
     return True
@@ -135,11 +134,22 @@ def sees_pairs_again(trainer: Any) -> bool:
     return bool(args.max_steps * _step_pairs(trainer) > rows if args.max_steps > 0 else args.num_train_epochs > 1)
 
 
+def rows_of_a_pass(trainer: Any, indices: list[int]) -> list[dict[str, Any]]:
+    """As many of these rows as one planned pass takes; the first even where it is too long."""
+    rows, tokens = list[dict[str, Any]](), 0
+    for index in indices[: trainer.args.per_device_train_batch_size]:
+        row = trainer.train_dataset[index]
+        tokens += sum(row_lengths(row))
+        if rows and trainer.token_budget and tokens > trainer.token_budget:
+            break
+        rows.append(row)
+    return rows
+
+
 # ------------------------------------------------------------------------------------------------------------ pieces
 
 
 def _refused(recipe: Recipe, key: str, message: str) -> DpoError:
-    """For a part that the recipe insists on."""
     return DpoError(message, where=recipe.where("engine", key), hint=f"set engine.{key}: auto")
 
 
@@ -162,8 +172,9 @@ def _install_sharing(recipe: Recipe, trainer: Any, notes: list[str]) -> shared_p
 def _shares_exactly(recipe: Recipe, trainer: Any, shared: shared_prefix.SharedPrefix, notes: list[str]) -> bool:
     """Compare sharing with the stock path on real rows, forward and backward; switch it off where they differ."""
     compiled = backends.patched_by_unsloth(type(trainer)) and trainer.args.device.type == "cuda"
+    rows = rows_of_a_pass(trainer, list(range(min(4, len(trainer.train_dataset)))))
     with Step("compiling kernels, once (a minute or two)" if compiled else "checking the shared prompt"):
-        check = prefix_check.check(trainer, shared, trainer.data_collator(_rows_of_a_pass(trainer)))
+        check = prefix_check.check(trainer, shared, trainer.data_collator(rows))
     if not processes.any_of(not check.ok):
         return True
     shared.enabled = False
@@ -179,33 +190,22 @@ def _go_without_sharing(recipe: Recipe, why_not: str, notes: list[str]) -> None:
     notes.append(f"no shared prefix: {why_not}")
 
 
-def _rows_of_a_pass(trainer: Any) -> list[dict[str, Any]]:
-    """Up to four rows that fit one planned pass; one where even that does not."""
-    data, tokens = trainer.train_dataset, 0
-    rows = [data[index] for index in range(min(4, len(data), trainer.args.per_device_train_batch_size))]
-    for count, lengths in enumerate(map(row_lengths, rows)):
-        tokens += sum(lengths)
-        if count and trainer.token_budget and tokens > trainer.token_budget:
-            return rows[:count]
-    return rows
-
-
 def _can_be_cut(recipe: Recipe, trainer: Any, notes: list[str]) -> bool:
     """Whether a step's pairs may be cut by tokens; ask before the micro-batch is made the step."""
-    asked, fits = recipe.engine.token_budget, "token_budget" in METHODS[recipe.train.method].engine
-    why_not: str | None = "engine.token_budget: off" if asked == "off" else "made for train.method dpo"
-    if asked != "off" and fits:
-        why_not = token_budget.stays_whole(trainer)
-    if why_not and isinstance(asked, int):
+    asked = recipe.engine.token_budget
+    if asked == "off":
+        return False
+    fits = "token_budget" in METHODS[recipe.train.method].engine
+    why_not = token_budget.stays_whole(trainer) if fits else "made for train.method dpo"
+    if why_not and asked != "auto":
         raise _refused(recipe, "token_budget", f"a step can't be cut by tokens: {why_not}")
-    if why_not and asked == "auto" and fits:
+    if why_not and fits:
         notes.append(f"no token budget: {why_not}")
     return why_not is None
 
 
 def _plan_step(recipe: Recipe, trainer: Any, cut: bool) -> None:
     """Take the token budget and the checkpointing that the memory plan says, where the recipe leaves them open."""
-    device: Device = "cuda" if trainer.args.device.type == "cuda" else "cpu"
     available = processes.least(available_memory(recipe))  # all have to take the same, and a desktop is on one card
     try:
         found = plan(
@@ -213,7 +213,7 @@ def _plan_step(recipe: Recipe, trainer: Any, cut: bool) -> None:
             lengths_of(trainer.train_dataset),
             trainer.model.config,
             available,
-            device=device,
+            device="cuda" if trainer.args.device.type == "cuda" else "cpu",
             unsloth=backends.patched_by_unsloth(type(trainer)),
             shared=trainer.shared_prefix,
             budgeted=cut,

@@ -37,33 +37,49 @@ def rows(dataset: Dataset, seed: int) -> Dataset:
 
 
 def relevance(scores: Sequence[float | None]) -> list[float]:
-    """The labels psi of a list, in 0..1.
-
-    Args:
-        scores: of the answers, best first, in 0..1; None where the source gives an order and no scores.
-
-    Returns:
-        The scores themselves. Of an order, even steps from 1 for the best to 0 for the worst: (K - rank) / (K - 1).
-    """
+    """The labels psi of a list, in 0..1: its scores, best first, or of an order without them (K - rank) / (K - 1)."""
     if None not in scores:
         return [float(score) for score in scores if score is not None]
     last = len(scores) - 1
     return [(last - place) / max(last, 1) for place in range(last + 1)]
 
 
+def tokenize(dataset: Dataset, tokenizer: Any, args: Any, name: str) -> Dataset:
+    """Add the tokens of prompts and answers, `prompt_ids` and `answer_ids`, split where TRL's DPOTrainer splits them.
+
+    Rows have `answers`, or one `completion`. Those whose prompt fills `max_length` are left out, as there.
+    """
+
+    def ids_of(messages: Any, **options: Any) -> Any:
+        return trl_dpo._tokenize(tokenizer, messages, **options)["input_ids"]
+
+    def tokenised(row: dict[str, Any]) -> dict[str, Any]:
+        kwargs = row["chat_template_kwargs"]
+        prompt = ids_of(row["prompt"], add_generation_prompt=True, **kwargs)
+        answers = row["answers"] if "answers" in row else [row["completion"]]
+        texts = [ids_of(row["prompt"] + answer, **kwargs) for answer in answers]
+        start = min(trl_dpo.common_prefix_length(prompt, text) for text in texts)
+        return {"prompt_ids": prompt[:start], "answer_ids": [text[start:] for text in texts]}
+
+    with trl_dpo.global_then_local_main_first():
+        options = {"num_proc": args.dataset_num_proc}
+        dataset = dataset.map(tokenised, desc=f"Tokenizing {name} dataset", **options)
+        if args.max_length is None or getattr(args, "truncation_mode", "keep_start") != "keep_start":
+            return dataset
+        return dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length, **options)
+
+
 @dataclass
 class Collator:
     """Prompts with their lists as one batch: B prompts, N answers in all, the longest list of K.
 
-    Returns `relevance` (0 where there is no answer) and `present`, each [B, K]; of the N texts, prompt by prompt and
-    best first, TRL's `input_ids`, `attention_mask` and `completion_mask` [N, L], cut and padded as TRL does it; and
-    `id`, the prompts' ids.
+    Returns `relevance` (0 where there is no answer) and `present`, each [B, K]; the N texts, prompt by prompt and best
+    first, as TRL's collator has them, each of its columns [N, L]; and `id`, the prompts' ids.
     """
 
     of_pairs: Any  # TRL's DataCollatorForPreference
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-
         longest = max(len(one["relevance"]) for one in examples)
         padding = [longest - len(one["relevance"]) for one in examples]
         relevance = [[*one["relevance"], *[0.0] * more] for one, more in zip(examples, padding, strict=True)]
@@ -89,9 +105,9 @@ trl_dpo: Any = dpo_trainer
 class Listwise(Trainer):  # type: ignore[misc]
     """Stands before TRL's DPOTrainer (1.15 or 1.16): learns from lists, and logs them under DPO's names.
 
-    `rewards/chosen` and all else of chosen is of the best answers, of rejected of the worst ones, `rewards/margins`
-    their difference, so that these read as of DPO on best-and-worst pairs. `rewards/accuracies` is the share of a
-    list's pairs that the rewards order rightly, equal labels left out. Rewards are sums, for the `_norm` losses too.
+    What is logged of chosen is of the best answers, of rejected of the worst ones, as of DPO on best-and-worst pairs.
+    `rewards/accuracies` is the share of a list's pairs that the rewards order rightly, equal labels left out. Rewards
+    are sums, for the `_norm` losses too.
     """
 
     _name = "LiPO"
@@ -107,24 +123,9 @@ class Listwise(Trainer):  # type: ignore[misc]
         self.data_collator: Any = Collator(vars(self)["data_collator"])
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        def ids_of(messages: Any, **options: Any) -> Any:
-            return trl_dpo._tokenize(processing_class, messages, **options)["input_ids"]
-
-        def tokenised(row: dict[str, Any]) -> dict[str, Any]:
-            kwargs = row["chat_template_kwargs"]
-            prompt = ids_of(row["prompt"], add_generation_prompt=True, **kwargs)
-            texts = [ids_of(row["prompt"] + answer, **kwargs) for answer in row["answers"]]
-            start = min(trl_dpo.common_prefix_length(prompt, text) for text in texts)
-            return {"prompt_ids": prompt[:start], "answer_ids": [text[start:] for text in texts]}
-
         if "answer_ids" in dataset.column_names:  # TRL's `evaluate` prepares what it is given, prepared or not
             return dataset
-        with trl_dpo.global_then_local_main_first():
-            options = {"num_proc": args.dataset_num_proc}
-            dataset = dataset.map(tokenised, desc=f"Tokenizing {dataset_name} dataset", **options)
-            if args.max_length is None or args.truncation_mode != "keep_start":
-                return dataset
-            return dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length, **options)
+        return tokenize(dataset, processing_class, args, dataset_name)
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["id", "prompt_ids", "answer_ids", "relevance"]
@@ -193,11 +194,7 @@ class Listwise(Trainer):  # type: ignore[misc]
 
 
 def ordered_rightly(rewards: Tensor, labels: Tensor, present: Tensor) -> Tensor:
-    """[B]: of the pairs of a list with unequal labels, the share whose better answer has the higher reward.
-
-    Args:
-        rewards, labels, present: [B, K].
-    """
+    """[B] from [B, K]: of a list's pairs with unequal labels, the share whose better answer has the higher reward."""
     above = listwise.better(labels, present)
     right = above & (rewards[..., :, None] > rewards[..., None, :])
     return right.sum((-1, -2)) / above.sum((-1, -2)).clamp(min=1)

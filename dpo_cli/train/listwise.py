@@ -1,13 +1,12 @@
 """Losses over a prompt's whole list of answers: LiPO (Liu et al. 2024, arXiv 2402.01878).
 
 An answer y_i of K has a score s_i = beta x log(pi(y_i | x) / pi_ref(y_i | x)) and a label psi_i, higher for better. Of
-the labels, `list_mle`, `softmax` and the `pair_` losses see the order alone, `lambda` and the `point_` losses the
-labels themselves. Answers with equal labels are never compared, and the order in which a list stands plays no part.
-With two answers, `list_mle`, `softmax` and `pair_logistic` are DPO's sigmoid loss, `lambda` is that times a weight.
+the labels, `list_mle`, `softmax` and the `pair_` losses see the order alone. Answers with equal labels are never
+compared, and the order in which a list stands plays no part. With two answers, `list_mle`, `softmax` and
+`pair_logistic` are DPO's sigmoid loss, `lambda` is that times a weight.
 
-All take `scores`, `labels` (floats) and `present` (bool), each [..., K]; an answer that is not present counts for
-nothing, so that lists of any length stand in one tensor. They return [...], the loss of each list: but for the
-`point_` losses, 0 where no answer is better than another.
+All take `scores`, `labels` (floats) and `present` (bool: which answers there are), each [..., K], and return the loss
+of each list, [...]: but for the `point_` losses, 0 where no answer is better than another.
 """
 
 from __future__ import annotations
@@ -26,18 +25,15 @@ def better(labels: Tensor, present: Tensor) -> Tensor:
 
 
 def list_mle(scores: Tensor, labels: Tensor, present: Tensor) -> Tensor:
-    """The list's negative log-likelihood under Plackett and Luce: each answer is drawn before all that are worse.
+    """The list's negative log-likelihood under Plackett and Luce, the paper's list MLE where all labels differ.
 
-    -sum_i log(exp s_i / (exp s_i + sum over psi_j < psi_i of exp s_j)), the paper's list MLE where all labels differ.
+    -sum_i log(exp s_i / (exp s_i + sum over psi_j < psi_i of exp s_j))
     """
     return _first_among_worse(scores, better(labels, present)).sum(-1)
 
 
 def softmax(scores: Tensor, labels: Tensor, present: Tensor) -> Tensor:
-    """The best answer against all others at once, one positive among negatives: -log(exp s_best / sum_j exp s_j).
-
-    Several best answers stand each against the others that are worse, and the loss is their mean.
-    """
+    """The best answer against all others: -log(exp s_best / sum_j exp s_j); of several best ones the mean."""
     above = better(labels, present)
     best = present & ~above.any(-2)
     losses = _first_among_worse(scores, above).masked_fill(~best, 0.0)
@@ -49,10 +45,7 @@ def lambda_rank(scores: Tensor, labels: Tensor, present: Tensor) -> Tensor:
 
     sum over psi_i > psi_j of |G_i - G_j| x |1/D(tau_i) - 1/D(tau_j)| x log(1 + exp(s_j - s_i)), where the gain G is
     2^psi - 1, the discount D is log(1 + tau), and tau is an answer's place by its score, 1 for the highest. The weights
-    are constants for the gradient.
-
-    Of equal scores the worse answer is placed first: before the first step all scores are 0, and a list must not
-    count as sorted because it happens to stand so, nor its answers as sharing a place, which would weigh nothing.
+    are constants for the gradient. Of equal scores, as all are before the first step, the worse answer is placed first.
     """
     above = better(labels, present)
     with torch.no_grad():
@@ -75,12 +68,12 @@ def pair_hinge(scores: Tensor, labels: Tensor, present: Tensor) -> Tensor:
 
 
 def point_mse(scores: Tensor, labels: Tensor, present: Tensor) -> Tensor:
-    """Each answer by itself, its score towards its label: sum of (psi_i - s_i)^2."""
+    """Each answer alone, its score towards its label: sum of (psi_i - s_i)^2."""
     return (labels - scores).square().masked_fill(~present, 0.0).sum(-1)
 
 
 def point_sigmoid(scores: Tensor, labels: Tensor, present: Tensor) -> Tensor:
-    """Each answer by itself, its label as a probability: -sum of psi_i log sigma(s_i) + (1 - psi_i) log sigma(-s_i)."""
+    """Each answer alone, its label as a probability: -sum of psi_i log sigma(s_i) + (1 - psi_i) log sigma(-s_i)."""
     losses = binary_cross_entropy_with_logits(scores, labels.to(scores.dtype), reduction="none")
     return losses.masked_fill(~present, 0.0).sum(-1)
 

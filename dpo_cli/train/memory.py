@@ -1,8 +1,7 @@
-"""What a step takes of the memory, predicted from the architecture.
+"""What a step takes of the memory, predicted from the architecture; what layers keep is in `shape.py`.
 
-Sizes are bytes, GiB is 2**30. What layers keep is in `shape.py`. The rest of the GPU formula is the one that
-`tests/train/test_preflight.py` compares with published figures; no constant of it was measured on a GPU by us. The CPU
-formula is compared with resident memory there.
+Sizes are bytes, GiB is 2**30. `tests/train/test_preflight.py` compares the GPU formula with published figures (no
+constant of it was measured on a GPU by us), and the CPU's with resident memory.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 HEAD_ROWS, HEAD_COLUMNS = 4096, 32768
 # `_backward_tile` there, the torch fallback: y, z, log_p, p, grad and two products in float32, a mask of one byte.
 CPU_TILE = 7 * 4 + 1
+LORA_BYTES = 4  # float32 on both backends, see `trainer.build`
 # Optimizer state a trained parameter has, in parameters of its own dtype; Adam's two moments where nothing is named.
 STATES = {"sgd": 0, "adafactor": 0, "lion": 1, "rmsprop": 1, "adagrad": 1}
 
@@ -59,38 +59,25 @@ class Memory:
 def predict(
     shape: Shape,
     *,
-    precision: Precision,
+    precision: Precision,  # of the frozen weights; activations are 16-bit, but 32-bit for fp32, and for nf4 on a CPU
     rank: int,
     targets: Sequence[str],
     optimizer: str,
     checkpointing: bool,
-    tokens: int,
+    tokens: int,  # positions of one micro-batch, padding included; `scored` of them are answers'
     scored: int,
-    row: int = 0,
+    row: int = 0,  # of padded rows and, `again`, of shared prefixes, see `Shape.kept`
     again: float = 0.0,
-    fused_head: bool = True,
+    fused_head: bool = True,  # TRL >= 1.15 makes logits tile by tile; the trainers of CPO and ORPO hold them all
     device: Device = "cuda",
-    unsloth: bool = False,
-    offloading: bool = False,
-    reference_copy: bool = False,
+    unsloth: bool = False,  # the layers are Unsloth's
+    offloading: bool = False,  # checkpointing keeps the inputs of layers in the host's memory; see `offloaded`
+    reference_copy: bool = False,  # a frozen second adapter, where training goes on from an SFT adapter
 ) -> Memory:
-    """Predict the peak of one forward and backward of a method with LoRA.
-
-    Args:
-        precision: of the frozen weights; activations are 16-bit, but 32-bit for fp32 and for nf4 on a CPU.
-        tokens: positions of one micro-batch, padding included: answers x longest row.
-        scored: answer tokens among them.
-        row, again: of padded rows and of shared prefixes, see `Shape.kept`; 0 where there are none.
-        unsloth: the layers are Unsloth's.
-        offloading: checkpointing keeps the inputs of layers in the host's memory; see `offloaded`.
-        fused_head: TRL >= 1.15 makes the logits tile by tile: on a GPU for `scored` positions, else for all. The
-            trainers of CPO and ORPO hold them all.
-        reference_copy: a frozen second adapter, kept where training goes on from an SFT adapter.
-    """
+    """Predict the peak of one forward and backward of a method with LoRA."""
     on_gpu = device == "cuda"
     width = 4 if precision == "fp32" or (precision == "nf4" and not on_gpu) else 2
     lora = shape.lora(rank, targets)
-    lora_bytes = 4  # float32 on both backends, see `trainer.build`
     unsloth = unsloth and on_gpu
     if unsloth and shape.fuses(targets):
         layer = tokens * shape.kept_fused(width, flex=again > 0)
@@ -98,37 +85,30 @@ def predict(
         row, again = (0, 0.0) if unsloth else (row, again)
         casts = precision in ("bf16", "fp16")
         layer = tokens * shape.kept(width, rank, targets, row=row, again=again, casts=casts)
-    activations = _inputs(shape, width, tokens, offloading) if checkpointing else shape.layers * layer
-    if width < lora_bytes and not unsloth:
+    # Checkpointing keeps each layer's input; of offloaded ones, the two buffers that they go through.
+    inputs = tokens * width * shape.hidden * (2 if offloading else shape.layers)
+    activations, workspace = (inputs, layer) if checkpointing else (shape.layers * layer, 0)
+    if width < LORA_BYTES and not unsloth:
         activations += lora * width  # autocast's copy of the LoRA; Unsloth's kernels cast what they are about to read
-    workspace = layer if checkpointing else 0
+    in_4bit = 0
     if precision == "nf4":
+        in_4bit = shape.linear - shape.whole
         workspace += width * shape.hidden * shape.intermediate
     head = _head(shape, width, tokens, scored, fused_head, on_gpu)
     if not on_gpu:
         workspace += tokens * width * shape.intermediate  # gradient of the MLP's product
         head = max(0, head - workspace)  # the head's tiles are given back before the layers' backward
     parts = {
-        "weights": _weights(shape, width, precision),
-        "adapter": lora * lora_bytes * (2 if reference_copy else 1),
-        "gradients": lora * lora_bytes,
-        "optimizer": lora * state_bytes(optimizer, lora_bytes),
+        "weights": round(in_4bit * NF4_BYTES) + (shape.parameters - in_4bit) * width,
+        "adapter": lora * LORA_BYTES * (2 if reference_copy else 1),
+        "gradients": lora * LORA_BYTES,
+        "optimizer": lora * state_bytes(optimizer, LORA_BYTES),
         "activations": activations,
         "workspace": workspace,
         "head": head,
         "context": CUDA_CONTEXT if on_gpu else CPU_LIBRARIES + CPU_TRAINER,
     }
     return Memory(**parts, margin=round(CUDA_MARGIN * sum(parts.values())) if on_gpu else 0)
-
-
-def _weights(shape: Shape, width: int, precision: Precision) -> int:
-    in_4bit = shape.linear - shape.whole if precision == "nf4" else 0
-    return round(in_4bit * NF4_BYTES) + (shape.parameters - in_4bit) * width
-
-
-def _inputs(shape: Shape, width: int, tokens: int, offloading: bool) -> int:
-    """What checkpointing keeps: each layer's input; of offloaded ones, the two buffers that they go through."""
-    return tokens * width * shape.hidden * (2 if offloading else shape.layers)
 
 
 def _head(shape: Shape, width: int, tokens: int, scored: int, fused: bool, on_gpu: bool) -> int:
@@ -156,11 +136,7 @@ def state_bytes(optimizer: str, parameter_bytes: int) -> int:
 
 
 def parse_memory_limit(value: str | float | None) -> int | None:
-    """`engine.memory_limit` in bytes. GB means GiB here, as it does on a graphics card's box; a bare number is GB.
-
-    Raises:
-        DpoError: (exit code 2) it is no such size, or not above 0.
-    """
+    """`engine.memory_limit` in bytes (GB means GiB, as on a graphics card's box); a DpoError where it is no size."""
     if value is None:
         return None
     match = MEMORY_SIZE.fullmatch(str(value).lower())

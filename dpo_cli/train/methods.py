@@ -1,6 +1,6 @@
 """The training methods and their losses, a row each: all that sets one apart from the others stands here.
 
-What `check` has to know of it without torch, `arguments.py` writes into `dpo_cli/recipe/trl_arguments.json`.
+What `check` has to know of it without torch, `tests/tools/trl_arguments.py` writes into `recipe/trl_arguments.json`.
 """
 
 from __future__ import annotations
@@ -27,50 +27,30 @@ def _as_it_is(dataset: Dataset, seed: int) -> Dataset:
 
 @dataclass(frozen=True)
 class Method:
-    """What sets a method apart from the others.
+    """What sets a method apart from the others."""
 
-    Attributes:
-        config, trainer: the names of its classes in `module`.
-        data: each `data.format` that it learns from, the usual one first.
-        row: what a training row is: a pair, one answer, or a prompt's whole list of answers.
-        rows: the prepared rows as its trainer takes them, given the recipe's seed.
-        mixins: classes that stand before its trainer, to do what DPO's does already.
-        reference: whether it compares with the model as it was.
-        compares: whether it learns from bad answers as well; False: from good ones alone, each by itself.
-        losses: of `train.loss_type`; None: all that the trainer has.
-        neighbours: those of them with a KL term that is a mean over the rows of a micro-batch, so that these have to
-            be two at least, and stay the same ones.
-        without: arguments of its config that its losses don't look at.
-        defaults: `train` arguments whose default is neither TRL's nor ours for all methods.
-        engine: parts of the `engine` section that fit its trainer.
-        whole_logits: its trainer holds the logits of all tokens at once, where others make them tile by tile.
-        not_logged: held-out figures (`recipe_train.HELD_OUT`) that its trainer does not log.
-        label_weights: of `train`, how much good and bad answers weigh, for rows with a label.
-        keeps_chosen: what keeps chosen answers from becoming less likely; empty: sft among the losses.
-    """
-
-    config: str
+    config: str  # the names of its classes in `module`
     trainer: str
     module: str = "trl"
-    data: tuple[str, ...] = ("pairs",)
-    row: Row = "pair"
-    rows: Callable[[Dataset, int], Dataset] = _as_it_is
-    mixins: tuple[type, ...] = ()
-    reference: bool = True
-    compares: bool = True
-    losses: tuple[str, ...] | None = None
-    neighbours: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
-    defaults: dict[str, Any] = field(default_factory=dict)
-    engine: tuple[str, ...] = ()
-    whole_logits: bool = False
-    not_logged: tuple[str, ...] = ()
-    label_weights: Callable[[Any], tuple[float, float]] | None = None
-    keeps_chosen: str = ""
+    data: tuple[str, ...] = ("pairs",)  # each `data.format` that it learns from, the usual one first
+    row: Row = "pair"  # what a training row is; of a list, a prompt with all its answers
+    rows: Callable[[Dataset, int], Dataset] = _as_it_is  # the prepared rows for its trainer, given the recipe's seed
+    mixins: tuple[type, ...] = ()  # classes that stand before its trainer, to do what DPO's does already
+    reference: bool = True  # whether it compares with the model as it was
+    compares: bool = True  # whether it learns from bad answers as well
+    losses: tuple[str, ...] | None = None  # of `train.loss_type`; None: all that the trainer has
+    neighbours: tuple[str, ...] = ()  # those with a KL term over a micro-batch's rows, which have to be two at least
+    without: tuple[str, ...] = ()  # arguments of its config that its losses don't look at
+    defaults: dict[str, Any] = field(default_factory=dict)  # of `train`, neither TRL's nor ours for all methods
+    engine: tuple[str, ...] = ()  # parts of the `engine` section that fit its trainer
+    whole_logits: bool = False  # its trainer holds the logits of all tokens, where others make them tile by tile
+    not_logged: tuple[str, ...] = ()  # held-out figures (`HELD_OUT`) that its trainer does not log
+    label_weights: Callable[[Any], tuple[float, float]] | None = None  # of good and bad answers, by `train`
+    keeps_chosen: str = ""  # what keeps chosen answers from becoming less likely; empty: sft among the losses
 
     def classes(self) -> tuple[Any, Any]:
         """The config and the trainer, TRL imported."""
-        os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # that it may change: our pin and our tests know
+        os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # it says that it may change; our pin does not
         module = importlib.import_module(self.module)
         return getattr(module, self.config), getattr(module, self.trainer)
 
@@ -115,28 +95,17 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Loss:
-    """What has to be known of a loss, of whichever method.
+    """What has to be known of a loss, of whichever method."""
 
-    Attributes:
-        first: its value, by beta, where the policy equals its reference (TRL's `_compute_loss` with all log-ratios 0);
-            None: not known, for it depends on more.
-        whole: why a step can't be cut into passes of any pairs, to follow its name; empty: it is a mean over pairs.
-        per_token: its rewards are divided by tokens, so a large sum is nothing special.
-        in_nats: its pull does not weaken as rewards grow, so the margin is looked at in nats.
-        lowers_chosen: it is meant for chosen answers that are worse than the model's own.
-        compares: chosen answers with rejected ones; False: it learns from chosen ones alone.
-        least_beta: below it, `train.beta` is likely one of another loss.
-        computed_as: the loss that TRL makes of it, with other arguments.
-    """
-
+    # Its value, by beta, where the policy equals its reference (TRL's `_compute_loss` with all log-ratios 0).
     first: Callable[[float], float] | None = None
-    whole: str = ""
-    per_token: bool = False
-    in_nats: bool = False
-    lowers_chosen: bool = False
-    compares: bool = True
-    least_beta: float = 0.0
-    computed_as: str = ""
+    whole: str = ""  # why a step can't be cut into passes of any pairs, to follow its name; empty: a mean over pairs
+    per_token: bool = False  # its rewards are divided by tokens, so a large sum is nothing special
+    in_nats: bool = False  # its pull does not weaken as rewards grow, so the margin is looked at in nats
+    lowers_chosen: bool = False  # it is meant for chosen answers that are worse than the model's own
+    compares: bool = True  # chosen answers with rejected ones; False: it learns from chosen ones alone
+    least_beta: float = 0.0  # below it, `train.beta` is likely one of another loss
+    computed_as: str = ""  # the loss that TRL makes of it, with other arguments
 
 
 def _always(value: float) -> Callable[[float], float]:

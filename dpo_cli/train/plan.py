@@ -12,15 +12,7 @@ import torch
 from dpo_cli import gpu, machine
 from dpo_cli.families import with_targets
 from dpo_cli.recipe import Recipe
-from dpo_cli.train.memory import (
-    CUDA_CONTEXT,
-    Device,
-    Memory,
-    Precision,
-    offloaded,
-    parse_memory_limit,
-    predict,
-)
+from dpo_cli.train.memory import CUDA_CONTEXT, Device, Memory, Precision, offloaded, parse_memory_limit, predict
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.shape import LINEARS, Shape
 
@@ -45,7 +37,7 @@ class Setting:
     host: int = 0  # bytes that Unsloth's checkpointing keeps in the host's memory
 
     @property
-    def says(self) -> str:
+    def as_settings(self) -> str:
         checkpointing = f"gradient_checkpointing: {str(self.checkpointing).lower()}"
         if self.token_budget:
             return f"engine: {{token_budget: {self.token_budget}}}, train: {{{checkpointing}}}"
@@ -82,10 +74,10 @@ class Plan:
         if self.proposal is None:
             return "It does not fit, not even one pair at a time: lower model.max_length, or take a smaller model."
         if not self.fits:
-            return f"It does not fit. This does, with the same effective batch: {self.proposal.says}"
+            return f"It does not fit. This does, with the same effective batch: {self.proposal.as_settings}"
         if self.proposal == self.recipe:
             return "It fits."
-        return f"It fits. So does this, without computing layers twice: {self.proposal.says}"
+        return f"It fits. So does this, without computing layers twice: {self.proposal.as_settings}"
 
 
 def plan(
@@ -108,15 +100,14 @@ def plan(
     effective batch stays as it is.
 
     Args:
-        pairs: token counts of the pairs, KTO's rows or LiPO's lists; of the longest ones, at least as many as make a
-            micro-batch.
+        pairs: token counts of the pairs, KTO's rows or LiPO's lists.
         config: the model's transformers config.
         available_bytes: the card's memory, or `engine.memory_limit`; None where nobody knows.
         unsloth: the layers and their checkpointing are Unsloth's, which keep less on the card.
         shared: the prompt is computed once a pair, and nothing is padded.
         budgeted: a step is cut by tokens: `engine.token_budget`.
     """
-    train, data = recipe.train, _Batches.of(pairs, recipe.model.max_length, shared)
+    train, method, data = recipe.train, METHODS[recipe.train.method], _Batches(pairs, recipe.model.max_length, shared)
     sizes = _sizes(recipe, data.tokens(1), device, budgeted)
     peaks = [
         _setting(recipe, config, data, device, unsloth, size, checkpointing)
@@ -136,14 +127,8 @@ def plan(
 
     own = next(filter(fits, allowed), allowed[-1])
     proposal = own if available_bytes is None else next(filter(fits, peaks), None)
-    method, micro = METHODS[train.method], train.per_device_train_batch_size
-    notes = [] if method.reference else [f"No reference: {train.method} needs none."]
-    if proposal and not budgeted and proposal.micro_batch not in {micro / 2**times for times in range(64)}:
-        notes.append(
-            f"{micro} {method.rows_are} can't be halved evenly: "
-            f"{proposal.micro_batch} at once keeps the effective batch."
-        )
-    return Plan(own, available_bytes, card or device, data.longest, proposal, tuple(notes), method.rows_are)
+    notes = () if method.reference else (f"No reference: {train.method} needs none.",)
+    return Plan(own, available_bytes, card or device, data.longest, proposal, notes, method.rows_are)
 
 
 def available_memory(recipe: Recipe) -> int:
@@ -153,6 +138,28 @@ def available_memory(recipe: Recipe) -> int:
     else:
         there = machine.total_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes beside this one
     return min(there, parse_memory_limit(recipe.engine.memory_limit) or there)
+
+
+def budgets(largest: int, alone: int) -> list[int]:
+    """Tokens of a pass to try: the largest, then 2**n and 3 * 2**n down to a pass that holds the longest pair alone.
+
+    So whoever goes on from a smaller one, as the preflight does, tries the same: 8192, 6144, 4096, 3072, …
+    """
+    steps = {largest, *(part << times for part in (2, 3) for times in range(largest.bit_length()))}
+    tried = sorted((step for step in steps if alone < step <= largest), reverse=True)
+    return [*tried, alone] if tried else [largest]
+
+
+def cuts(micro_batch: int, accumulation: int) -> Iterator[tuple[int, int]]:
+    """(micro-batch, accumulation) with the same product, halving the first: down, where it is odd, to what divides."""
+    effective = micro_batch * accumulation
+    while True:
+        yield micro_batch, effective // micro_batch
+        if micro_batch == 1:
+            return
+        micro_batch //= 2
+        while effective % micro_batch:
+            micro_batch -= 1
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces
@@ -205,22 +212,13 @@ def _sizes(recipe: Recipe, alone: int, device: Device, budgeted: bool) -> list[t
     return [(*cut, None) for cut in cuts(micro, accumulation) if cut[0] >= least]
 
 
-@dataclass(frozen=True)
 class _Batches:
     """What the longest rows of a data set take, as many of them at once as are asked for."""
 
-    rows: list[Lengths]  # those that take most come first
-    shared: bool
-
-    @classmethod
-    def of(cls, pairs: Sequence[Lengths], limit: int, shared: bool) -> _Batches:
-        rows = [(prompt, *(min(answer, limit - prompt) for answer in answers)) for prompt, *answers in pairs]
-        return cls(sorted(rows, key=sum, reverse=True), shared)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest text."""
-        return max((prompt + max(answers) for prompt, *answers in self.rows), default=0)
+    def __init__(self, pairs: Sequence[Lengths], limit: int, shared: bool) -> None:
+        cut = [(prompt, *(min(answer, limit - prompt) for answer in answers)) for prompt, *answers in pairs]
+        self.rows, self.shared = sorted(cut, key=sum, reverse=True), shared
+        self.longest = max((prompt + max(answers) for prompt, *answers in cut), default=0)  # tokens of a text
 
     @property
     def again(self) -> float:
@@ -242,28 +240,6 @@ class _Batches:
         """Answer tokens of as many rows at most."""
         answers = sorted((sum(max(answer, 0) for answer in some) for _, *some in self.rows), reverse=True)
         return sum(answers[:count])
-
-
-def budgets(largest: int, alone: int) -> list[int]:
-    """Tokens of a pass to try: the largest, then 2**n and 3 * 2**n down to a pass that holds the longest pair alone.
-
-    So whoever goes on from a smaller one, as the preflight does, tries the same: 8192, 6144, 4096, 3072, …
-    """
-    steps = {largest, *(part << times for part in (2, 3) for times in range(largest.bit_length()))}
-    tried = sorted((step for step in steps if alone < step <= largest), reverse=True)
-    return [*tried, alone] if tried else [largest]
-
-
-def cuts(micro_batch: int, accumulation: int) -> Iterator[tuple[int, int]]:
-    """(micro-batch, accumulation) with the same product, halving the first: down, where it is odd, to what divides."""
-    effective = micro_batch * accumulation
-    while True:
-        yield micro_batch, effective // micro_batch
-        if micro_batch == 1:
-            return
-        micro_batch //= 2
-        while effective % micro_batch:
-            micro_batch -= 1
 
 
 def _precision(recipe: Recipe, config: Any, device: Device) -> Precision:

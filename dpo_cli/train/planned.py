@@ -22,7 +22,7 @@ from dpo_cli.train.methods import METHODS, cannot_be_cut
 from dpo_cli.train.plan import Lengths, Plan, available_memory, plan
 from dpo_cli.train.rehearsal import refuse_cpu
 from dpo_cli.train.rows import train_rows
-from dpo_cli.train.timing import timed
+from dpo_cli.train.timing import time_needed
 
 PARTS = {
     "weights": "weights",
@@ -34,6 +34,7 @@ PARTS = {
     "head": "logits, a tile at a time",
     "context": "context: driver and libraries",
     "margin": "margin for fragments",
+    "total": "total",
 }
 
 
@@ -69,38 +70,38 @@ def print_plan(recipe: Recipe, run: Run) -> bool:
 
 def memory_table(found: Plan) -> str:
     """The predicted peak by its parts, and how a step is cut; of the recipe, and of what is proposed instead."""
-    columns = [found.recipe]
-    heads = ["predicted peak memory, GiB", "recipe"]
+    columns = {"recipe": found.recipe}
     if found.proposal and found.proposal != found.recipe:
-        columns.append(found.proposal)
-        heads.append("proposed")
+        columns["proposed"] = found.proposal
     places = 2 if found.recipe.memory.total >= GIB else 3
-    rows = [
-        [label, *(f"{getattr(one.memory, name) / GIB:.{places}f}" for one in columns)] for name, label in PARTS.items()
-    ]
-    rows.append(["total", *(f"{one.memory.total / GIB:.{places}f}" for one in columns)])
     there_is = "not known" if found.available is None else gib(found.available)
-    rows.append([f"there is ({found.card})", *(there_is for _ in columns)])
     by = "at once" if found.recipe.token_budget else f"{found.rows_are} at once x accumulation"
-    rows.append([by, *(one.at_once for one in columns)])
-    rows.append(["gradient checkpointing", *("on" if one.checkpointing else "off" for one in columns)])
-    return table(heads, rows)
+    rows = [
+        *(
+            [label, *(f"{getattr(one.memory, name) / GIB:.{places}f}" for one in columns.values())]
+            for name, label in PARTS.items()
+        ),
+        [f"there is ({found.card})", *(there_is for _ in columns)],
+        [by, *(one.at_once for one in columns.values())],
+        ["gradient checkpointing", *("on" if one.checkpointing else "off" for one in columns.values())],
+    ]
+    return table(["predicted peak memory, GiB", *columns], rows)
 
 
 def sentences(found: Plan) -> list[str]:
     """What the table comes to."""
-    said = [f"The longest row has {found.longest} tokens. {found.verdict}", *found.notes]
+    made = [f"The longest row has {found.longest} tokens. {found.verdict}", *found.notes]
     host = max(one.host for one in (found.recipe, found.proposal or found.recipe))
     if host:
-        said.append(f"Unsloth's checkpointing keeps {gib(host)} GiB more in the machine's own memory.")
-    return said
+        made.append(f"Unsloth's checkpointing keeps {gib(host)} GiB more in the machine's own memory.")
+    return made
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces
 
 
 def _time(recipe: Recipe, run: Run, backend: Backend, config: Any, found: Plan) -> str:
-    """How long it would take, or why that is not said."""
+    """How long it would take, or why that is not known."""
     if not found.fits:
         return "Time: not measured, for it does not fit."
     try:
@@ -109,7 +110,7 @@ def _time(recipe: Recipe, run: Run, backend: Backend, config: Any, found: Plan) 
         return f"Time: not measured: {error.message}."
     if not weights_are_here(recipe.model.id, recipe.model.revision):
         return f"Time: not measured: the weights of {recipe.model.id} are not here yet, and --plan downloads none."
-    return timed(recipe, run, backend).sentence
+    return time_needed(recipe, run, backend)
 
 
 def _lengths(tokenizer: Any, row: dict[str, Any], max_length: int) -> Lengths:

@@ -27,17 +27,17 @@ class Check:
     """Sharing against the untouched model on one batch; differences are nats of a completion token's log-probability.
 
     Args:
-        difference: the largest between sharing and the untouched model; infinite where sharing failed.
+        difference: the largest between sharing and the untouched model.
         noise: the largest of the untouched model with itself, rows in a batch against rows alone.
         limit: twice the noise, or what rounding makes of the largest log-probability, whichever is more.
         gradient: norm of the difference of the gradients, as a share of the untouched model's norm.
         error: why sharing failed or did not take place; empty otherwise.
     """
 
-    difference: float
-    noise: float
-    limit: float
-    gradient: float
+    difference: float = math.inf
+    noise: float = math.inf
+    limit: float = math.inf
+    gradient: float = math.inf
     error: str = ""
 
     @property
@@ -67,8 +67,6 @@ def check(trainer: Any, shared: SharedPrefix, batch: Mapping[str, Tensor]) -> Ch
     random state. Any error of sharing is a miss, memory that runs out too.
 
     Args:
-        trainer: TRL's.
-        shared: what `install` returned for its model; it may be switched off at the time.
         batch: `input_ids`, `attention_mask` and `completion_mask`, each `[2B, L]`, right-padded; or `[N, L]` of lists,
             with the `present` of `SharedPrefix.lists`.
     """
@@ -89,36 +87,32 @@ def check(trainer: Any, shared: SharedPrefix, batch: Mapping[str, Tensor]) -> Ch
                 found.sum().backward()
         return torch.nn.functional.pad(found.detach(), (0, ids.shape[1] - end))
 
-    every = list(range(len(ids)))
-    error, ours, alone, together = "", None, torch.zeros_like(scored, dtype=torch.float), 0.0
-    counts, enabled = (shared.padded_tokens, shared.stream_tokens), shared.enabled
+    every, alone, noise = list(range(len(ids))), torch.zeros_like(scored, dtype=torch.float), 0.0
+    before = shared.padded_tokens, shared.stream_tokens, shared.enabled
     with trainer.accelerator.autocast(), _as_in_a_step(model), warnings.catch_warnings(), shared.lists(present):
         warnings.simplefilter("ignore")  # reentrant checkpointing wants inputs with gradients
         precision = max(torch.finfo(dtype).eps for dtype in _dtypes(model, device.type))
         try:
-            with shared.off():
-                for row in every:
-                    alone[row] = log_probs([row], backward=True)[0]
-                expected = _take_gradients(model)
-                for rows in members(len(ids), lists):
-                    together = max(together, _largest(log_probs(rows, backward=False) - alone[rows]))
+            shared.enabled = False
+            for row in every:
+                alone[row] = log_probs([row], backward=True)[0]
+            expected = _take_gradients(model)
+            for rows in members(len(ids), lists):
+                noise = max(noise, _largest(log_probs(rows, backward=False) - alone[rows]))
             shared.enabled = True
             ours = log_probs(every, backward=True)
             found = _take_gradients(model)
-            if shared.stream_tokens == counts[1]:
-                error = "the batch took the untouched path"
+            if shared.stream_tokens == before[1]:
+                return Check(error="the batch took the untouched path")
         except Exception as failure:  # a kernel that does not compile here, say, or memory that runs out
-            error = f"{type(failure).__name__}: {failure}"
+            return Check(error=f"{type(failure).__name__}: {failure}")
         finally:
-            _take_gradients(model)
-            shared.enabled = enabled
-            shared.padded_tokens, shared.stream_tokens = counts
-    if error or ours is None:
-        return Check(math.inf, together, math.inf, math.inf, error)
+            model.zero_grad(set_to_none=True)
+            shared.padded_tokens, shared.stream_tokens, shared.enabled = before
     floor = FLOAT32_FLOOR if precision < 1e-6 else precision
-    limit = max(2 * together, floor * max(1.0, _largest(alone)))
+    limit = max(2 * noise, floor * max(1.0, _largest(alone)))
     gradient = float((found - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float32).tiny))
-    return Check(_largest(ours - alone), together, limit, gradient)
+    return Check(_largest(ours - alone), noise, limit, gradient)
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces

@@ -6,13 +6,11 @@ import copy
 import ctypes
 import gc
 import math
-import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 
@@ -22,7 +20,7 @@ from dpo_cli.machine import ran_out_of_memory
 from dpo_cli.progress import Step
 from dpo_cli.train.memory import CUDA_CONTEXT, gib, state_bytes
 from dpo_cli.train.plan import budgets, cuts
-from dpo_cli.train.shared_prefix import row_tokens
+from dpo_cli.train.shared_prefix import pair_tokens
 from dpo_cli.train.token_budget import groups, padded_groups
 
 PROMPT, ANSWERS, LIST = "prompt_ids", ("chosen_ids", "rejected_ids", "completion_ids"), "answer_ids"
@@ -37,12 +35,11 @@ class DoesNotFit(DpoError):
 def fit(trainer: Any, limit_bytes: int | None = None) -> int:
     """Try one forward and backward on the longest pairs; halve until they fit. Before `train()` only.
 
-    Halved are the tokens of a pass where the trainer has a `token_budget`, else the pairs of a micro-batch. The
-    effective batch stays. Nothing else changes: no step is taken, and gradients, random states and TRL's counters
-    are put back, so that a run after it is the run without it.
+    Halved are the tokens of a pass where the trainer has a `token_budget`, else the pairs of a micro-batch; the
+    effective batch stays. No step is taken, and gradients, random states and TRL's counters are put back, so that a
+    run after it is the run without it.
 
     Args:
-        trainer: TRL's, with its tokenised `train_dataset`.
         limit_bytes: what the process may take; on a CPU, its resident memory. None: all of the GPU, and on a CPU
             nothing is tried, for it knows no such error; nor where a CPU's peak can't be measured.
 
@@ -52,14 +49,12 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
     Raises:
         DoesNotFit: one pair at a time takes too much.
     """
-    args, data = trainer.args, trainer.train_dataset
-    on_gpu = args.device.type == "cuda"
-    budget, micro = getattr(trainer, "token_budget", None), args.per_device_train_batch_size
+    args, budget, micro = trainer.args, getattr(trainer, "token_budget", None), trainer.args.per_device_train_batch_size
     sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled  # shards exist only once train() has begun
-    known = PROMPT in (getattr(data, "column_names", None) or ()) and hasattr(data, "__len__")
-    if sharded or not known or not (on_gpu or (limit_bytes is not None and machine.can_reset_peak())):
+    measurable = args.device.type == "cuda" or (limit_bytes is not None and machine.can_reset_peak())
+    if sharded or not measurable:
         return int(budget or micro)
-    rows = _longest_rows(data, micro)
+    rows = _longest_rows(trainer.train_dataset, micro)
     sizes = list(cuts(micro, args.gradient_accumulation_steps))
     # KTO's KL term is a mean over the rows at once, and TRL has made its pairs of them: fewer would be another loss.
     fixed = getattr(trainer, "calculate_KL", False)
@@ -81,8 +76,9 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
     at_once = "one pair at a time does"
     if fixed:
         at_once, fix = f"{micro} rows at once do", f"lower train.per_device_train_batch_size (2 or more), {fix}"
+    prompt, *answers = row_lengths(rows[0])
     raise DoesNotFit(
-        f"{at_once} not fit: the longest ({_row_length(rows[0])} tokens a row) takes {took}{may}",
+        f"{at_once} not fit: the longest ({prompt + max(answers)} tokens a row) takes {took}{may}",
         where="model.max_length, train.gradient_checkpointing",
         hint=f"{fix}, or take a smaller model",
     )
@@ -90,8 +86,9 @@ def fit(trainer: Any, limit_bytes: int | None = None) -> int:
 
 def _passes(trainer: Any, rows: list[dict[str, Any]]) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
     """(tokens, 1, the rows of the fullest pass) from the trainer's budget down to the longest pair."""
-    shared = trainer.shared_prefix
-    tokens = [row_tokens(row) if shared else _row_length(row) for row in rows]
+    shared, batch = trainer.shared_prefix, trainer.data_collator(rows)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    tokens = (pair_tokens(ids, mask) if shared else mask.sum(1).view(2, -1).amax(0)).tolist()
     alone = max(tokens) if shared else 2 * max(tokens)
 
     def cost(group: list[int]) -> int:
@@ -133,13 +130,13 @@ def use_micro_batch(trainer: Any, pairs: int) -> None:
 
 
 def lengths_of(data: Any) -> list[tuple[int, ...]]:
-    """Of each row the tokens of its prompt and of its answers: a pair's two, a labelled row's one, all of a list."""
+    """Of each row the tokens of its prompt and of each of its answers."""
     columns = [name for name in (PROMPT, *ANSWERS, LIST) if name in data.column_names]
     return [row_lengths(row) for row in data.select_columns(columns)]
 
 
 def row_lengths(row: dict[str, Any]) -> tuple[int, ...]:
-    """Return the tokens of one row's prompt and of each of its answers."""
+    """`lengths_of` a row: a pair's two answers, a labelled row's one, all of a list."""
     answers = [row[name] for name in ANSWERS if name in row] + row.get(LIST, [])
     return len(row[PROMPT]), *map(len, answers)
 
@@ -147,29 +144,22 @@ def row_lengths(row: dict[str, Any]) -> tuple[int, ...]:
 def _longest_rows(data: Any, count: int) -> list[dict[str, Any]]:
     """Those whose answers take most, padded to the longest, as they are in a batch."""
     sizes = [(len(answers) * (prompt + max(answers))) for prompt, *answers in lengths_of(data)]
-    order = sorted(range(len(data)), key=lambda index: -sizes[index])
-    return [data[index] for index in order[:count]]
-
-
-def _row_length(row: dict[str, Any]) -> int:
-    prompt, *answers = row_lengths(row)
-    return prompt + max(answers)
+    return [data[index] for index in sorted(range(len(data)), key=lambda index: -sizes[index])[:count]]
 
 
 def _try(trainer: Any, rows: list[dict[str, Any]], accumulation: int) -> float:
     """The peak of one training step on these rows, in bytes; infinity where memory ran out."""
-    args, model = trainer.args, trainer.model
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    args, trained = trainer.args, [one for one in trainer.model.parameters() if one.requires_grad]
     state = sum(one.numel() * state_bytes(str(args.optim), one.element_size()) for one in trained)
     with _put_back(trainer):
-        trainer.current_gradient_accumulation_steps = accumulation
         _start_measuring(args.device)
         peak, optimizer = math.inf, None
         try:
             # Stands for the optimizer's state, which the first step will make. Ones: zeros may not be resident.
             optimizer = torch.ones(state, dtype=torch.uint8, device=args.device)
-            _step(trainer, rows)
-            peak = _peak(args.device)
+            _step(trainer, rows, accumulation)
+            on_gpu = args.device.type == "cuda"
+            peak = torch.cuda.max_memory_allocated() + CUDA_CONTEXT if on_gpu else machine.peak_memory()
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise
@@ -180,63 +170,44 @@ def _try(trainer: Any, rows: list[dict[str, Any]], accumulation: int) -> float:
 def seconds_of(trainer: Any, rows: list[dict[str, Any]]) -> float:
     """Time one forward and backward on these rows, after which the trainer is as it was."""
     with _put_back(trainer):
-        trainer.current_gradient_accumulation_steps = 1
         start = time.perf_counter()
-        _step(trainer, rows)
+        _step(trainer, rows, 1)
         if trainer.args.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
 
-def _step(trainer: Any, rows: list[dict[str, Any]]) -> None:
+def _step(trainer: Any, rows: list[dict[str, Any]], accumulation: int) -> None:
     """One training step of these rows, as `train()` computes it."""
-    with (
-        trainer.accelerator.autocast(),
-        _outputs_of_mixed_precision(trainer),  # as train() wraps the forward
-        _without_gathering(trainer.accelerator),
-    ):
-        trainer.training_step(trainer.model, trainer.data_collator(rows))
-
-
-@contextmanager
-def _outputs_of_mixed_precision(trainer: Any) -> Iterator[None]:
-    """What accelerate makes float32 in a 16-bit training; of whole logits it is more than half of the peak."""
-    attributes = vars(trainer.model)
-    before = attributes.get("forward")
+    trainer.current_gradient_accumulation_steps = accumulation
+    own, gathering = vars(trainer.model), vars(trainer.accelerator)
+    forward = own.get("forward")
     if trainer.accelerator.native_amp:
-        attributes["forward"] = convert_outputs_to_fp32(trainer.model.forward)
+        # As train() wraps it: accelerate makes outputs float32, of whole logits more than half of the peak.
+        own["forward"] = convert_outputs_to_fp32(trainer.model.forward)
+    # Each process is left to itself: one whose memory runs out would keep the others waiting for its metrics.
+    gathering["gather"] = gathering["gather_for_metrics"] = lambda values, *_, **__: values
     try:
-        yield
+        with trainer.accelerator.autocast():
+            trainer.training_step(trainer.model, trainer.data_collator(rows))
     finally:
-        attributes.pop("forward", None)
-        if before is not None:
-            attributes["forward"] = before
-
-
-@contextmanager
-def _without_gathering(accelerator: Any) -> Iterator[None]:
-    """Leave each process to itself: one whose memory runs out would keep the others waiting for its metrics."""
-    own = vars(accelerator)
-    own["gather"] = own["gather_for_metrics"] = lambda values, *_, **__: values
-    try:
-        yield
-    finally:
-        del own["gather"], own["gather_for_metrics"]
+        del gathering["gather"], gathering["gather_for_metrics"]
+        own.pop("forward", None)
+        if forward is not None:
+            own["forward"] = forward
 
 
 @contextmanager
 def _put_back(trainer: Any) -> Iterator[None]:
-    """Random states, counters, gradients and training mode as they were."""
+    """torch's random states, counters, gradients and training mode as they were."""
     model = trainer.model
     counters = {name: copy.deepcopy(vars(trainer)[name]) for name in COUNTERS if name in vars(trainer)}
-    training, python, array = model.training, random.getstate(), numpy.random.get_state()
+    training = model.training
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=gpus):
             yield
     finally:
-        random.setstate(python)
-        numpy.random.set_state(array)
         for name in COUNTERS:
             vars(trainer).pop(name, None)
         vars(trainer).update(counters)
@@ -257,10 +228,3 @@ def _start_measuring(device: Any) -> None:
         if trim:
             trim(0)
         machine.reset_peak()
-
-
-def _peak(device: Any) -> int:
-    """Bytes at the highest since `_start_measuring`."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) + CUDA_CONTEXT
-    return machine.peak_memory()

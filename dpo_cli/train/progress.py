@@ -47,11 +47,10 @@ class Progress(TrainerCallback):
 
     On a terminal that is a live line and a row every tenth of the run, elsewhere one line a log row. The callback also
     logs the last step, and saves and ends the training where `stop` was asked for. It is a context, which the live
-    lines end with.
+    lines end with. `patience`: after how many evaluations without gain transformers stops early.
     """
 
     def __init__(self, log: Path, stop: StopAfterStep, quiet: bool, patience: int | None = None) -> None:
-        """Take the file of the log, and `patience`: after how many evaluations transformers stops early."""
         self.log, self.stop, self.quiet, self.patience = log, stop, quiet, patience
         self.every_row = not (drawn() and sys.stdout.isatty())
         self.row: dict[str, Any] = {}
@@ -93,10 +92,8 @@ class Progress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         row = state.log_history[-1]
-        if "train_runtime" in row:
+        if "train_runtime" in row or not state.is_world_process_zero:
             return  # the summary at the end; metrics.json has its figures
-        if not state.is_world_process_zero:
-            return
         with open(self.log, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if "loss" in row:
@@ -140,6 +137,4 @@ def print_remark(text: str) -> None:
 
 def peak_memory() -> int:
     """The most memory this process held, in bytes: on the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return machine.peak_memory()
+    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else machine.peak_memory()

@@ -39,6 +39,7 @@ from dpo_cli.store import Store
 TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 LOGPS = ("ref_chosen_logps", "ref_rejected_logps")  # the columns that TRL's collator takes
 LIBRARIES = ("torch", "transformers", "trl", "bitsandbytes", "unsloth")
+Report = Callable[[int], None]
 
 
 class ReferenceCache:
@@ -50,7 +51,7 @@ class ReferenceCache:
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Read what is there; nothing is written, and nobody waited for."""
+        """Read what is there; without writing or waiting."""
         text = json.dumps(facts, sort_keys=True, default=str)
         self.key = hashlib.sha256(text.encode()).hexdigest()[:32]
         self.folder = folder / self.key
@@ -63,22 +64,16 @@ class ReferenceCache:
         """How many different rows of a tokenised dataset are not known yet."""
         return len({key for key, _ in _keys(dataset)} - self.rows.keys())
 
-    def fill(
-        self, trainer: Any, dataset: Dataset, *, batch_tokens: int, report: Callable[[int], None] | None = None
-    ) -> Dataset:
-        """Compute what is missing, longest rows first, each batch put on disk before the next one.
+    def fill(self, trainer: Any, dataset: Dataset, batch_tokens: int, report: Report | None = None) -> Dataset:
+        """Add `LOGPS` to a tokenised dataset; what is missing is computed, longest rows first, and put on disk.
 
         One process at a time fills a cache; a second one waits, and then finds the rows there. With several ranks
         each computes its share of the batches and rank 0 writes. No random number is drawn.
 
         Args:
-            trainer: TRL's; its model on its device, and the reference as it was before the first step.
-            dataset: tokenised by TRL: `prompt_ids`, `chosen_ids`, `rejected_ids`.
+            trainer: TRL's, before its first step.
             batch_tokens: padded tokens of a batch, chosen and rejected together; a longer row is a batch of its own.
             report: called with the number of rows of each batch, on rank 0.
-
-        Returns:
-            The dataset with the columns `ref_chosen_logps` and `ref_rejected_logps`.
 
         Raises:
             DpoError: a reference value is NaN or infinite; it is not kept.
@@ -104,10 +99,9 @@ class ReferenceCache:
                 self.rows |= new
                 if rank == 0:
                     store.put(new)
-                if report and rank == 0:
-                    report(len(new))
+                    if report:
+                        report(len(new))
         self.computed += len(todo)
-        dataset = dataset.remove_columns([name for name in LOGPS if name in dataset.column_names])
         for position, name in enumerate(LOGPS):
             dataset = dataset.add_column(name, [self.rows[key][position] for key, _ in keys])  # as float64
         return dataset
@@ -118,7 +112,7 @@ class ReferenceCache:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the cache; the system lets go of it for a process that was killed."""
+        """Lock the cache; the system unlocks it for a process that was killed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock")
         try:
@@ -141,28 +135,23 @@ def row_key(row: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def facts(recipe: Recipe, model: Any, trainer: Any) -> dict[str, Any]:
+def facts(recipe: Recipe, trainer: Any) -> dict[str, Any]:
     """What decides the reference's numbers beside a row's tokens, without absolute paths.
 
-    Learning rate, seed, beta, loss and the fresh LoRA are not among it: the reference knows nothing of them.
-
-    Args:
-        recipe: names the base.
-        model: the PEFT model; with an adapter "ref" (TRL's copy of the start), that one is part of the reference.
-        trainer: TRL's, built.
-        hashes: sha256 that are known already, under the names of `model_files.local_files`; weights are gigabytes.
+    Learning rate, seed, beta, loss and the fresh LoRA are not among it: the reference knows nothing of them. An
+    adapter that training starts from, TRL's "ref", is.
     """
-    args, config, device = trainer.args, model.config, trainer.accelerator.device
-    quantisation: Any = getattr(config, "quantization_config", None)
+    args, model, device = trainer.args, trainer.model, trainer.accelerator.device
+    quantisation: Any = getattr(model.config, "quantization_config", None)
     files = {name: sha256(path) for name, path in _base_files(recipe).items()}
     installed = versions()
     return {
-        "base": files or {"id": recipe.model.id, "commit": getattr(config, "_commit_hash", None)},
+        "base": files or {"id": recipe.model.id, "commit": getattr(model.config, "_commit_hash", None)},
         "adapter": _adapter_sha256(model),
         "quantisation": quantisation.to_dict() if hasattr(quantisation, "to_dict") else quantisation,
         "dtype": str(model.dtype),
         "mixed_precision": trainer.accelerator.mixed_precision,
-        "attention": config._attn_implementation,
+        "attention": model.config._attn_implementation,
         "max_length": args.max_length,
         "truncation_mode": args.truncation_mode,
         "ld_alpha": args.ld_alpha,
@@ -177,19 +166,11 @@ def unsupported(recipe: Recipe, trainer: Any) -> str | None:
 
     It has to be the same from the first step to the last, and the same in training as in `fill`.
     """
-    if getattr(trainer, "_is_vision_dataset", False):
-        return "images are not part of a row's key"
-    evaluated = trainer.eval_dataset
-    sets = [trainer.train_dataset, *(evaluated.values() if isinstance(evaluated, dict) else [evaluated])]
-    if not all(hasattr(one, "__len__") for one in sets if one is not None):
-        return "the data are streamed"
+    model = trainer.model
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         return "DeepSpeed and FSDP place the model only when training begins"
     if trainer.args.sync_ref_model:
         return "train.sync_ref_model moves the reference"
-    model = trainer.model
-    if trainer.ref_model is not None or not hasattr(model, "peft_config"):
-        return "the reference is not the base under a LoRA"
     changed = [name for name, one in model.named_parameters() if one.requires_grad and "lora_" not in name]
     if changed:
         return f"training changes the reference itself ({changed[0]})"
@@ -200,27 +181,18 @@ def unsupported(recipe: Recipe, trainer: Any) -> str | None:
     return None
 
 
-def use(trainer: Any, cache: ReferenceCache, *, batch_tokens: int, report: Callable[[int], None] | None = None) -> None:
-    """Fill the cache for all of a trainer's data and have TRL read the columns in place of a reference pass.
-
-    Before `trainer.train()`. Arguments and errors as `ReferenceCache.fill`.
-    """
-
-    def fill(dataset: Any, *_: Any) -> Any:
-        return cache.fill(trainer, dataset, batch_tokens=batch_tokens, report=report)
-
-    trainer.train_dataset = fill(trainer.train_dataset)
-    if isinstance(trainer.eval_dataset, dict):
-        trainer.eval_dataset = {name: fill(one) for name, one in trainer.eval_dataset.items()}
-    elif trainer.eval_dataset is not None:
-        trainer.eval_dataset = fill(trainer.eval_dataset)
+def use(trainer: Any, cache: ReferenceCache, batch_tokens: int, report: Report | None = None) -> None:
+    """Have TRL read the columns of `ReferenceCache.fill` in place of a reference pass, for all of a trainer's data."""
+    trainer.train_dataset = cache.fill(trainer, trainer.train_dataset, batch_tokens, report)
+    if trainer.eval_dataset is not None:
+        held_out = trainer.eval_dataset.items()
+        trainer.eval_dataset = {name: cache.fill(trainer, one, batch_tokens, report) for name, one in held_out}
     trainer.precompute_ref_logps = True
-    # For a dataset given to evaluate(). TRL's own would keep it under a key without the model, since the model is
-    # hashed in the constructor and only with precompute_ref_log_probs.
-    trainer._precompute_ref_logps = fill
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces
+
+Todo = list[tuple[int, str, int]]  # length, key and row
 
 
 def _keys(dataset: Dataset) -> list[tuple[str, int]]:
@@ -231,10 +203,8 @@ def _keys(dataset: Dataset) -> list[tuple[str, int]]:
     ]
 
 
-def _batches(
-    todo: list[tuple[int, str, int]], batch_tokens: int, max_length: int | None
-) -> Iterator[list[tuple[int, str, int]]]:
-    """Cut (length, key, row), longest first, into batches that are at most `batch_tokens` when padded."""
+def _batches(todo: Todo, batch_tokens: int, max_length: int | None) -> Iterator[Todo]:
+    """Cut rows, longest first, into batches that are at most `batch_tokens` when padded."""
     start = 0
     while start < len(todo):
         longest = min(todo[start][0], max_length or todo[start][0])
@@ -243,27 +213,25 @@ def _batches(
         start = end
 
 
-def _compute(trainer: Any, dataset: Dataset, batch: list[tuple[int, str, int]]) -> list[tuple[int, str, float, float]]:
+def _compute(trainer: Any, dataset: Dataset, batch: Todo) -> list[tuple[int, str, float, float]]:
     """(row, key, chosen, rejected) of a batch, by TRL's own function."""
     if not batch:
         return []
     columns = dataset.select_columns(list(TOKENS))
     padded = trainer.data_collator([columns[row] for _, _, row in batch])
     inputs = {name: value.to(trainer.accelerator.device) for name, value in padded.items()}
-    chosen, rejected = trainer.compute_ref_log_probs(trainer.ref_model or trainer.model, inputs)
+    chosen, rejected = trainer.compute_ref_log_probs(trainer.model, inputs)
     pairs = zip(batch, chosen.tolist(), rejected.tolist(), strict=True)
     return [(row, key, one, other) for (_, key, row), one, other in pairs]
 
 
 def _check_finite(dataset: Dataset, row: int, values: list[float]) -> None:
-    if all(map(math.isfinite, values)):
-        return
-    name = dataset[row]["id"] if "id" in dataset.column_names else row
-    raise DpoError(
-        f"the reference's log-probabilities of a pair are {values[0]} (chosen) and {values[1]} (rejected)",
-        where=f"row {name}",
-        hint="look at this row; with float16, set model.dtype to bfloat16 or float32; check the base's weights",
-    )
+    if not all(map(math.isfinite, values)):
+        raise DpoError(
+            f"the reference's log-probabilities of a pair are {values[0]} (chosen) and {values[1]} (rejected)",
+            where=f"row {dataset[row]['id']}",
+            hint="look at this row; with float16, set model.dtype to bfloat16 or float32; check the base's weights",
+        )
 
 
 def _base_files(recipe: Recipe) -> dict[str, Path]:
@@ -277,7 +245,6 @@ def _adapter_sha256(model: Any) -> str | None:
     """Of the weights and scale of the adapter "ref"; None where the reference is the base alone."""
     if "ref" not in model.peft_config:
         return None
-
     config = model.peft_config["ref"]
     digest = hashlib.sha256(json.dumps([config.lora_alpha, config.r, config.use_rslora]).encode())
     for name, tensor in sorted(get_peft_model_state_dict(model, adapter_name="ref").items()):

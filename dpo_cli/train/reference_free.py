@@ -15,8 +15,6 @@ from datasets import DatasetDict
 from trl.trainer.dpo_trainer import DPOTrainer
 
 TOKENS = ["prompt_ids", "chosen_ids", "rejected_ids"]
-
-
 Trainer: Any = object
 
 
@@ -26,7 +24,6 @@ class ReferenceFree(Trainer):  # type: ignore[misc]
     def __init__(
         self, *, args: Any, train_dataset: Any, eval_dataset: Any, processing_class: Any, **options: Any
     ) -> None:
-
         args.remove_unused_columns = False  # TRL's collator takes all of them, and says so in a warning
         self._total_train_tokens = 0
         as_dpo: Any = SimpleNamespace(
@@ -37,14 +34,9 @@ class ReferenceFree(Trainer):  # type: ignore[misc]
             tokens = DPOTrainer._prepare_dataset(self, dataset, processing_class, as_dpo, name)
             return tokens.select_columns(["id", *TOKENS])
 
+        options["train_dataset"] = tokenised(train_dataset, "train")
         sets = eval_dataset and DatasetDict({name: tokenised(one, name) for name, one in eval_dataset.items()})
-        super().__init__(
-            args=args,
-            train_dataset=tokenised(train_dataset, "train"),
-            eval_dataset=sets,
-            processing_class=processing_class,
-            **options,
-        )
+        super().__init__(args=args, eval_dataset=sets, processing_class=processing_class, **options)
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
         """The columns of these trainers from those of DPO; truncated at the end, as there."""

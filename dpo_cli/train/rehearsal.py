@@ -1,8 +1,6 @@
-"""Everything that settings can be tried on without data or weights, before the work on either begins.
+"""What only TRL, transformers and this machine know of the settings, asked before hours of `prepare`.
 
-`check` knows most of it from the recipe. The rest only TRL, transformers and this machine know: whether the card has
-TF32, whether a DeepSpeed file can be read, whether an optimizer takes its arguments. They are asked here, so that it
-is said before hours of `prepare`, not after.
+Such as whether the card has TF32, whether a DeepSpeed file can be read, whether an optimizer takes its arguments.
 """
 
 from __future__ import annotations
@@ -53,10 +51,10 @@ def rehearse(recipe: Recipe, run: Run) -> None:
     except DpoError:
         raise
     except Exception as error:  # whatever a library raises of a setting: it is the setting that is wrong
-        said = " ".join(str(error).split())
-        key = next((name for name in recipe.train.model_fields_set if re.search(rf"\b{name}\b", said)), None)
+        problem = " ".join(str(error).split())
+        key = next((name for name in recipe.train.model_fields_set if re.search(rf"\b{name}\b", problem)), None)
         raise DpoError(
-            f"the train section can't be used here: {said[:300] or type(error).__name__}",
+            f"the train section can't be used here: {problem[:300] or type(error).__name__}",
             where=recipe.where("train", *([key] if key else [])),
             hint="change or remove that setting",
             exit_code=USAGE,
@@ -66,9 +64,8 @@ def rehearse(recipe: Recipe, run: Run) -> None:
 def refuse_cpu(recipe: Recipe, config: Any) -> None:
     """Raise where a model too large for a CPU would be trained on one, unless `engine.allow_cpu` says so.
 
-    The time is that of 8 operations a weight and token (Kaplan et al. 2020: 2 for a
-    forward, 2 for the backward to the activations; of policy and reference, and the layers computed twice), at the
-    speed of one matrix product here.
+    The time is that of 8 operations a weight and token (Kaplan et al. 2020: 2 for a forward, 2 for the backward to the
+    activations; of policy and reference, and the layers computed twice), at the speed of one matrix product here.
     """
     if torch.cuda.is_available() or recipe.engine.allow_cpu or recipe.model.id.startswith("builtin:"):
         return
@@ -93,7 +90,7 @@ def refuse_cpu(recipe: Recipe, config: Any) -> None:
 
 
 def _operations_a_second() -> float:
-    """Measure floating-point operations a second of a matrix product, within about a tenth of a second."""
+    """Of a matrix product, measured for a tenth of a second."""
     one = torch.ones(512, 512)
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < 0.1:

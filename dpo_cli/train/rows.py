@@ -30,7 +30,7 @@ def train_rows(recipe: Recipe, path: Path) -> Dataset:
 
     Datasets caches by the file's content, whatever its name and its time.
     """
-    features = features_of(path)
+    features = _features(path)
 
     def columns() -> Iterator[dict[str, Any]]:
         for row in read_jsonl(path):
@@ -70,7 +70,7 @@ def held_out_rows(recipe: Recipe, path: Path) -> dict[str, Dataset]:
             where=recipe.where(*key),
             hint="name one of these languages, or none for all of them: eval_loss",
         )
-    features = features_of(path)
+    features = _features(path)
 
     def dataset(rows: list[dict[str, Any]]) -> Dataset:
         wanted = [{name: row[name] for name in features} for row in rows]
@@ -83,8 +83,7 @@ def check_answers(recipe: Recipe, tokenised: Dataset, what: str) -> list[str]:
     """Whether the answers are there once they are tokens: a chat template may leave them out, or cut them.
 
     Args:
-        tokenised: the trainer's own rows.
-        what: they are called: pairs, rows or prompts.
+        tokenised: the trainer's own rows, which are called `what`: pairs, rows or prompts.
 
     Returns:
         A remark where single rows teach nothing.
@@ -96,55 +95,28 @@ def check_answers(recipe: Recipe, tokenised: Dataset, what: str) -> list[str]:
     empty, alike, seen = list[str](), list[str](), set[tuple[int, ...]]()
     for row in tokenised.select_columns(["id", *columns]):
         answers = [answer for name in columns for answer in (row[name] if name == "answer_ids" else [row[name]])]
+        different = {tuple(answer) for answer in answers}
         if not all(answers):
             empty.append(row["id"])
-        different = {tuple(answer) for answer in answers}
         if len(answers) > 1 and len(different) == 1:
             alike.append(row["id"])
         seen = seen if len(seen) > 1 else seen | different
-    if not seen:
-        return []
-    whole = [*empty, *alike]
-    differ = len(seen) > 1 or (len(tokenised) == 1 and not alike)
-    if differ and not empty and len(alike) <= len(tokenised) / 2:
-        return [f"! in {len(alike)} of {len(tokenised)} {what} all answers have the same tokens"] if alike else []
-    said = "have an answer without tokens" if empty else "have answers that all come to the same tokens"
-    count = len(empty or alike) or len(tokenised)
+    total = len(tokenised)
+    differ = len(seen) > 1 or (total == 1 and not alike)
+    if not seen or (differ and not empty and len(alike) <= total / 2):
+        return [f"! in {len(alike)} of {total} {what} all answers have the same tokens"] if alike else []
+    named = [*empty, *alike]
+    problem = "have an answer without tokens" if empty else "have answers that all come to the same tokens"
+    which = f": {', '.join(named[:3])}{' …' if named[3:] else ''}" if named else ""
     raise DpoError(
-        f"{count} of {len(tokenised)} {what} {said}, so there is nothing to learn"
-        + (f": {', '.join(whole[:3])}{' …' if whole[3:] else ''}" if whole else ""),
+        f"{len(empty or alike) or total} of {total} {what} {problem}, so there is nothing to learn{which}",
         where=recipe.where("model", "id"),
         hint="the chat template leaves answers out: look at them with `dpo-cli prepare --preview 3`",
     )
 
 
-def features_of(path: Path) -> Features:
-    """The columns of a `data/*.jsonl` that trainers read, with their types; which ones, its first row says."""
-    first = next(read_jsonl(path))
-    messages = List({"role": Value("string"), "content": Value("string")})
-    candidates = List({"text": Value("string"), "score": Value("float64")})
-    known = {
-        "id": Value("string"),
-        "prompt": messages,
-        "chosen": messages,
-        "rejected": messages,
-        "completion": messages,
-        "label": Value("bool"),
-        "candidates": candidates,
-        "chat_template_kwargs": {name: Value("bool") for name in first["chat_template_kwargs"]},
-    }
-    return Features({name: kind for name, kind in known.items() if name in first})
-
-
 def check_fills_a_step(recipe: Recipe, rows: int) -> None:
-    """Refuse to begin where `dataloader_drop_last` would leave nothing of the data.
-
-    Args:
-        rows: training rows, of all processes.
-
-    Raises:
-        DpoError: there are fewer than one optimizer step takes.
-    """
+    """Raise a DpoError where `dataloader_drop_last` would leave nothing of so many rows."""
     train = recipe.train
     step = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes.count()
     if train.dataloader_drop_last and rows < step:
@@ -153,3 +125,17 @@ def check_fills_a_step(recipe: Recipe, rows: int) -> None:
             where=recipe.where("train", "dataloader_drop_last"),
             hint="remove it, or lower train.gradient_accumulation_steps",
         )
+
+
+def _features(path: Path) -> Features:
+    """The columns of a `data/*.jsonl` that trainers read, with their types; which ones, its first row says."""
+    first = next(read_jsonl(path))
+    messages = List({"role": Value("string"), "content": Value("string")})
+    known = {
+        "id": Value("string"),
+        **dict.fromkeys(("prompt", "chosen", "rejected", "completion"), messages),
+        "label": Value("bool"),
+        "candidates": List({"text": Value("string"), "score": Value("float64")}),
+        "chat_template_kwargs": {name: Value("bool") for name in first["chat_template_kwargs"]},
+    }
+    return Features({name: kind for name, kind in known.items() if name in first})

@@ -18,7 +18,7 @@ FUSED = ("qkv_proj", "gate_up_proj")  # Phi's, each several of them in one
 
 @dataclass(frozen=True)
 class Shape:
-    """What of an architecture decides its memory; widths are in elements."""
+    """Of a decoder with gated MLPs; widths are in elements."""
 
     layers: int
     hidden: int
@@ -36,11 +36,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Any) -> Shape:
-        """Read a shape off a transformers config.
-
-        Raises:
-            DpoError: a mixture of experts, or no decoder with gated MLPs, which the formulas don't know.
-        """
+        """Read a shape off a transformers config; a DpoError where the formulas don't know such an architecture."""
         text = config.get_text_config()
         names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
         family = family_of(config.to_dict())
@@ -82,9 +78,14 @@ class Shape:
         return replace(shape, whole=shape.weights_of(in_16bit)) if in_16bit else shape
 
     @property
+    def _widths(self) -> tuple[int, int, int, int]:
+        """Of the hidden state, the MLP, the queries, and the keys or values."""
+        return self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_heads * self.head_dim
+
+    @property
     def sides(self) -> dict[str, tuple[int, int]]:
         """A layer's linear modules, as (inputs, outputs)."""
-        h, i, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        h, i, q, kv = self._widths
         sides = ((h, q), (h, kv), (h, kv), (q, h), (h, i), (h, i), (i, h), (h, q + 2 * kv), (h, 2 * i))
         return {name: one for name, one in zip(LINEARS + FUSED, sides, strict=True) if name in self.modules}
 
@@ -120,14 +121,7 @@ class Shape:
         return self.layers * rank * sum(sum(sides) for name, sides in self.sides.items() if name in targets)
 
     def kept(
-        self,
-        width: int,
-        rank: int,
-        targets: Sequence[str],
-        *,
-        row: int = 0,
-        again: float = 0.0,
-        casts: bool = False,
+        self, width: int, rank: int, targets: Sequence[str], *, row: int = 0, again: float = 0.0, casts: bool = False
     ) -> int:
         """Bytes that one layer keeps for the backward, per token, with frozen weights and transformers' forward.
 
@@ -137,16 +131,15 @@ class Shape:
 
         Args:
             width: bytes of an activation (2 for bfloat16, 4 for float32).
-            row: tokens of a padded row; its mask then repeats keys and values for each head, and is kept, as a bias,
-                for each layer. 0: no padding.
-            again: where a prefix is shared, the tokens of the texts after the first, for each token of the stream.
-                Keys and values are repeated there too, and once more for each of these texts; and the outputs are
-                kept in parts and as one. 0: nothing is shared.
+            row: tokens of a padded row, 0 without padding; its mask repeats keys and values for each head, and is
+                kept, as a bias, for each layer.
+            again: where a prefix is shared, the tokens of the texts after the first, for each token of the stream:
+                keys and values are repeated there too, and once more for each of these texts; and the outputs are
+                kept in parts and as one.
             casts: the frozen weights are 16-bit, where PEFT casts each LoRA's input to the LoRA's float32, and
-                autocast back: a copy for each, and not one for all that read the same. (PEFT's 4-bit layers leave it
-                to autocast.)
+                autocast back: a copy for each, not one for all that read the same. (4-bit layers leave it to autocast.)
         """
-        h, i, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        h, i, q, kv = self._widths
         norms = 4 * (self.norms * h + self.norms)
         norms += 4 * (q + kv + self.heads + self.kv_heads) if self.qk_norm else 0
         products = width * (4 * i + 2 * h + 2 * q + 2 * kv) + 4 * self.heads
@@ -170,15 +163,10 @@ class Shape:
         """Bytes that one layer keeps for the backward, per token, in Unsloth's fused kernels.
 
         What their `save_for_backward` name (2026.10.9; rms_layernorm, qk_norm_rope, fast_lora), and
-        `tests/unsloth_real/test_memory.py` counts: the input of both norms and their output, which LoRA_QKV and
-        LoRA_MLP read again; q and k before their norms; attention's q, k, v and output, which LoRA_W reads again; the
-        MLP's e and g; factors and log-sum-exp in float32. For 1.7B about 60 KiB. The adapters' inner activations are
-        computed again.
-
-        Args:
-            flex: the prefix is shared; FlexAttention keeps a padded output, and LoRA_W another (not counted: there is
-                no such kernel without a GPU).
+        `tests/unsloth_real/test_memory.py` counts: the input of both norms and their output; q and k before their
+        norms; attention's q, k, v and output; the MLP's e and g; factors and log-sum-exp in float32. With `flex`, the
+        shared prefix, FlexAttention keeps a padded output, and LoRA_W another (not counted: a GPU's kernel).
         """
-        h, i, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        h, i, q, kv = self._widths
         factors = 4 * (2 + 2 * self.heads + self.kv_heads)
         return width * (4 * h + 2 * i + 3 * q + 3 * kv + (q if flex else 0)) + factors

@@ -7,11 +7,8 @@ pair, runs it as a single row
     [common opening | rest of chosen | rest of rejected] x B
 
 with the positions the tokens had, and puts the hidden states back into `[2B, L, H]`. Lists of any number of answers
-have their rows one after the other, and a rest each (`SharedPrefix.lists`). Loss, metrics, reference pass and
-evaluation stay as they are. For every right-padded batch this is the identity on real tokens: rows that have nothing
-in common cost speed, never the result. (What PaddleNLP's DPO does with a mask over one row, and arXiv 2410.20305 with
-FlexAttention.)
-
+have their rows one after the other, and a rest each (`SharedPrefix.lists`). On the real tokens of a right-padded batch
+this is the identity. (What PaddleNLP's DPO does with a mask over one row, and arXiv 2410.20305 with FlexAttention.)
 With dropout on, the opening gets one mask and not one per text: valid training, but not TRL's numbers.
 """
 
@@ -19,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -40,10 +37,7 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 class Group(NamedTuple):
-    """Where texts of one prompt lie in the row: [start, prefix) is of all of them, then come the rests.
-
-    [prefix, ends[0]) is of the first (of a pair, chosen), [ends[0], ends[1]) of the second, and so on.
-    """
+    """Where texts of one prompt lie in the row: [start, prefix) is of all of them, then come the rests up to `ends`."""
 
     start: int
     prefix: int
@@ -65,35 +59,18 @@ class SharedPrefix:
 
     Attributes:
         enabled: False sends everything through the untouched forward.
-        padded_tokens: N x L of each forward that shared, added up.
-        stream_tokens: what those forwards computed instead.
+        padded_tokens, stream_tokens: N x L of each forward that shared, and what it computed instead, added up.
     """
-
-    _lists: list[int] | None = None  # rows of each list in the batch; None where rows are pairs
 
     def __init__(self, backbone: Any, unsloth: bool) -> None:
         self.enabled = True
         self.padded_tokens = self.stream_tokens = 0
-        self._backbone = backbone
-        self._untouched = backbone.forward
-        self._unsloth = unsloth
-
-    @contextmanager
-    def off(self) -> Iterator[None]:
-        """The untouched forward while this is open."""
-        before, self.enabled = self.enabled, False
-        try:
-            yield
-        finally:
-            self.enabled = before
+        self._backbone, self._untouched, self._unsloth = backbone, backbone.forward, unsloth
+        self._lists: list[int] | None = None  # rows of each list in the batch; None where rows are pairs
 
     @contextmanager
     def lists(self, present: Tensor | None) -> Iterator[None]:
-        """While this is open, batches are of lists, their rows one after the other.
-
-        Args:
-            present: `[B, K]`, which of K answers each list has; None leaves pairs.
-        """
+        """Take batches for lists with the answers `present` `[B, K]`, their rows one after the other; None: pairs."""
         self._lists = None if present is None else present.sum(1).tolist()
         try:
             yield
@@ -140,21 +117,11 @@ class SharedPrefix:
 
 
 def unsupported(model: Any, unsloth: bool = False) -> str | None:
-    """Why this model cannot share, to follow "the prompt is not shared: "; None if it can.
-
-    Args:
-        model: a causal language model of transformers or Unsloth, in PEFT or not.
-        unsloth: its forward is Unsloth's.
-    """
-    for adapter in getattr(model, "peft_config", {}).values():
-        if adapter.is_prompt_learning:
-            return f"{adapter.peft_type} puts tokens of its own before the text"
-        if getattr(adapter, "alora_invocation_tokens", None):
-            return "its adapter (aLoRA) begins at another token in each row"
+    """Why this causal language model (with `unsloth`, of Unsloth's) cannot share a prompt; None if it can."""
     config, backbone = model.config, _backbone(model)
     kinds = set(getattr(config, "layer_types", None) or ())
     window = not kinds and getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    if config.get_text_config() is not config or hasattr(config, "vision_config") or config.is_encoder_decoder:
+    if config.get_text_config() is not config or hasattr(config, "vision_config"):
         return "it is not a plain text decoder"
     if any(getattr(config, name, None) for name in EXPERTS):
         return "it is a mixture of experts, whose router sees the whole batch"
@@ -187,13 +154,10 @@ def of(model: Any) -> SharedPrefix | None:
 
 
 def install(model: Any, unsloth: bool = False) -> SharedPrefix:
-    """Share prefixes in this model from now on, in training, reference pass and evaluation alike.
+    """Share prefixes in this model from now on; a DpoError where `unsupported` gives a reason.
 
     The model's own config is left as it is, so that nothing of this is ever saved: its attention layers get a copy.
     Doing it twice gives the same object again.
-
-    Raises:
-        DpoError: `unsupported` gives a reason.
     """
     backbone, there = _backbone(model), of(model)
     if there is not None:
@@ -212,32 +176,17 @@ def install(model: Any, unsloth: bool = False) -> SharedPrefix:
     return shared
 
 
-def row_tokens(row: Mapping[str, Sequence[int]], max_length: int | None = None) -> int:
-    """Tokens that a pair takes when its common opening is computed once.
-
-    Args:
-        row: TRL's `prompt_ids`, `chosen_ids` and `rejected_ids`.
-        max_length: where TRL's collator cuts each text off at the end; None: nowhere.
-    """
-    prompt = len(row["prompt_ids"])
-    room = None if max_length is None else max(max_length - prompt, 0)
-    chosen, rejected = row["chosen_ids"][:room], row["rejected_ids"][:room]
-    least = min(len(chosen), len(rejected))
-    common = next((at for at in range(least) if chosen[at] != rejected[at]), least)
-    return min(prompt, max_length or prompt) + len(chosen) + len(rejected) - common
-
-
 def pair_tokens(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """`row_tokens` of each pair of a right-padded batch.
+    """Tokens `[B]` of each pair of a right-padded batch `[2B, L]`, chosen first, its common opening counted once."""
+    (chosen, rejected), (real, other_real) = input_ids.chunk(2), attention_mask.bool().chunk(2)
+    return attention_mask.bool().sum(1).view(2, -1).sum(0) - _in_common(chosen, real, rejected, other_real)
 
-    Args:
-        input_ids: `[2B, L]`, the chosen texts first.
-        attention_mask: `[2B, L]`, 1 at tokens and 0 at padding.
 
-    Returns:
-        `[B]`, whole numbers.
-    """
-    return attention_mask.bool().sum(1).view(2, -1).sum(0) - _openings(input_ids, attention_mask)
+def members(rows: int, lists: Sequence[int] | None) -> list[list[int]]:
+    """The rows of each pair, i and B + i, or of each list, one after the other."""
+    if lists is None:
+        return [[index, rows // 2 + index] for index in range(rows // 2)]
+    return [list(range(end - count, end)) for count, end in zip(lists, accumulate(lists), strict=True)]
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces
@@ -253,15 +202,9 @@ def _backbone(model: Any) -> Any:
 
 
 def _unsloth_hook() -> Callable[..., Any]:
-    """What makes Unsloth's segment table. Looked up by name at run time, for Unsloth has to be imported before us."""
+    """What makes Unsloth's segment table; by name, for Unsloth has to be imported before us."""
     kernel: Any = importlib.import_module("unsloth.utils.prefix_grouper_kernel")
     return kernel.build_seg_info_multigroup
-
-
-def _openings(ids: Tensor, mask: Tensor) -> Tensor:
-    """Tokens that the two texts of each pair begin with in common, `[B]`."""
-    (chosen, rejected), (first, second) = ids.chunk(2), mask.bool().chunk(2)
-    return _in_common(chosen, first, rejected, second)
 
 
 def _in_common(one: Tensor, real: Tensor, other: Tensor, other_real: Tensor) -> Tensor:
@@ -270,10 +213,7 @@ def _in_common(one: Tensor, real: Tensor, other: Tensor, other_real: Tensor) -> 
 
 
 def _lay_out(ids: Tensor, mask: Tensor, lists: Sequence[int] | None = None) -> Stream | None:
-    """The row for a batch of pairs `[2B, L]`, or of lists with so many rows each, one after the other.
-
-    None if these are not all rows, or not right-padded texts with at least a token each.
-    """
+    """The row for a batch of pairs or lists `[N, L]`; None if it is not right-padded texts with a token each."""
     if getattr(mask, "shape", None) != ids.shape or ids.shape[1] < 2:
         return None
     rows, length = ids.shape
@@ -324,8 +264,8 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Attention of a row of groups, `[1, heads, T, D]`: a causal call for each text, so nothing of T x T is ever made.
 
-    Of T queries those of a group's opening and first text see what is before them in it, as always; those of another
-    rest see the opening and what is before them in their rest. Without `shared_groups`, transformers' own.
+    Queries of a group's opening and first text see what is before them in it; those of another rest see the opening and
+    what is before them in their rest. Without `shared_groups`, transformers' own.
     """
     if shared_groups is None:
         return sdpa_attention_forward(
@@ -354,10 +294,3 @@ def _lower_right(queries: int, keys: int, device: Any) -> Any:
     if device.type == "cuda":
         return causal_lower_right(queries, keys)  # flash kernels know it, so no mask is made
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril_(keys - queries)
-
-
-def members(rows: int, lists: Sequence[int] | None) -> list[list[int]]:
-    """The rows of each pair, i and B + i, or of each list, one after the other."""
-    if lists is None:
-        return [[index, rows // 2 + index] for index in range(rows // 2)]
-    return [list(range(end - count, end)) for count, end in zip(lists, accumulate(lists), strict=True)]

@@ -1,7 +1,6 @@
 """SFT in TRL's SFTTrainer on the data of the other methods: of each prompt the best answer, and its tokens alone.
 
-Prompt and answer are rendered apart and together and split where the two part, as TRL's DPOTrainer does it, so that an
-SFT and the DPO after it see the same tokens.
+Prompt and answer are split as TRL's DPOTrainer does it, so that an SFT and the DPO after it see the same tokens.
 """
 
 from __future__ import annotations
@@ -9,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from datasets import Dataset
-from trl.trainer import dpo_trainer
 
 from dpo_cli.records import best_pairs
+from dpo_cli.train.lipo import tokenize
 
 COLUMNS = ["id", "prompt", "completion", "chat_template_kwargs"]
 
@@ -33,7 +32,6 @@ def _best_of_list(row: dict[str, Any]) -> dict[str, Any]:
 
 
 Trainer: Any = object
-trl_dpo: Any = dpo_trainer
 
 
 class AnswersOnly(Trainer):  # type: ignore[misc]
@@ -45,26 +43,11 @@ class AnswersOnly(Trainer):  # type: ignore[misc]
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: Any, formatting_func: Any, dataset_name: str
     ) -> Any:
-        def ids_of(messages: Any, **options: Any) -> Any:
-            return trl_dpo._tokenize(processing_class, messages, **options)["input_ids"]
-
-        def tokenised(row: dict[str, Any]) -> dict[str, Any]:
-            kwargs = row["chat_template_kwargs"]
-            prompt = ids_of(row["prompt"], add_generation_prompt=True, **kwargs)
-            text = ids_of(row["prompt"] + row["completion"], **kwargs)
-            start = trl_dpo.common_prefix_length(prompt, text)
-            text = text[: args.max_length]
-            answer = text[start:]
-            return {
-                "prompt_ids": text[:start],
-                "completion_ids": answer,
-                "input_ids": text,
-                "labels": [-100] * (len(text) - len(answer)) + answer,
-            }
+        def labelled(row: dict[str, Any]) -> dict[str, Any]:
+            prompt, answer = row["prompt_ids"], row["answer_ids"][0][: args.max_length - len(row["prompt_ids"])]
+            labels = [-100] * len(prompt) + answer
+            return {"completion_ids": answer, "input_ids": prompt + answer, "labels": labels}
 
         if "input_ids" in dataset.column_names:  # TRL's `evaluate` prepares what it is given, prepared or not
             return dataset
-        with trl_dpo.global_then_local_main_first():
-            options = {"num_proc": args.dataset_num_proc}
-            dataset = dataset.map(tokenised, desc=f"Tokenizing {dataset_name} dataset", **options)
-            return dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length, **options)
+        return tokenize(dataset, processing_class, args, dataset_name).map(labelled, remove_columns="answer_ids")

@@ -33,31 +33,20 @@ def groups(tokens: Sequence[int], budget: int) -> list[list[int]]:
         budget: tokens a pass; a pair longer than that goes alone.
 
     Returns:
-        Indices into `tokens`, each once; the group of the longest pair first. The same input gives the same groups.
+        Indices into `tokens`, each once; the group of the longest pair first.
     """
-    filled: list[int] = []
     made: list[list[int]] = []
     for index in sorted(range(len(tokens)), key=lambda index: -tokens[index]):
-        fits = (group for group, used in enumerate(filled) if used + tokens[index] <= budget)
-        group = next(fits, len(made))
-        if group == len(made):
-            filled.append(0)
-            made.append([])
-        filled[group] += tokens[index]
-        made[group].append(index)
+        fits = (group for group in made if sum(tokens[one] for one in group) + tokens[index] <= budget)
+        group = next(fits, None)
+        if group is None:
+            made.append(group := [])
+        group.append(index)
     return made
 
 
 def padded_groups(rows: Sequence[int], budget: int) -> list[list[int]]:
-    """Pairs for passes of at most `budget` tokens, padding counted: 2 x pairs x the longest row.
-
-    Args:
-        rows: tokens of each pair's longer row.
-        budget: as for `groups`.
-
-    Returns:
-        As `groups`; from the longest pair to the shortest, so that like goes with like.
-    """
+    """As `groups`, by tokens of each pair's longer row, padding counted: 2 x pairs x the longest row."""
     made: list[list[int]] = []
     for index in sorted(range(len(rows)), key=lambda index: -rows[index]):
         if not made or 2 * (len(made[-1]) + 1) * rows[made[-1][0]] > budget:
@@ -67,24 +56,24 @@ def padded_groups(rows: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def stays_whole(trainer: Any) -> str | None:
-    """Why this trainer's steps can't be cut to the same numbers, or None; ask before its micro-batch is made the step.
+    """Why the steps of TRL's DPOTrainer can't be cut to the same numbers, or None.
 
-    Args:
-        trainer: TRL's DPOTrainer, with the recipe's batch and accumulation.
+    Ask before its micro-batch is made the step.
     """
     args = trainer.args
-    reason = cannot_be_cut(trainer.loss_types)
-    if reason is None and trainer.aux_loss_enabled:
-        reason = "the auxiliary loss of a mixture of experts is taken over the batch"
-    if reason is None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
-        reason = "DeepSpeed and FSDP keep the books of a step themselves"
-    if reason is None and any(name in str(args.optim).lower() for name in ("lomo", "layerwise")):
-        reason = "the optimizer steps within the backward pass"
+    if reason := cannot_be_cut(trainer.loss_types):
+        return reason
+    if trainer.aux_loss_enabled:
+        return "the auxiliary loss of a mixture of experts is taken over the batch"
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        return "DeepSpeed and FSDP keep the books of a step themselves"
+    if any(name in str(args.optim).lower() for name in ("lomo", "layerwise")):
+        return "the optimizer steps within the backward pass"
     # accelerate drops or fills up an epoch's last batch, so its size would show.
     uneven = args.gradient_accumulation_steps > 1 and (args.dataloader_drop_last or args.world_size > 1)
-    if reason is None and uneven and len(trainer.train_dataset) % trainer.get_total_train_batch_size(args):
-        reason = "the pairs don't fill the last step, which would then be dropped or filled up with repeats"
-    return reason
+    if uneven and len(trainer.train_dataset) % trainer.get_total_train_batch_size(args):
+        return "the pairs don't fill the last step, which would then be dropped or filled up with repeats"
+    return None
 
 
 Trainer: Any = object
@@ -98,14 +87,10 @@ class TokenBudget(Trainer):  # type: ignore[misc]
 
     Several processes take as many passes, each with as many pairs as the others' (TRL gathers rows of equal count):
     their pairs are grouped by rank of length, at the longest of that rank. Gradients are exchanged once a step.
-
-    Attributes:
-        token_budget: the most tokens a pass may take; None for TRL's own step.
-        shared_prefix: whether they are counted as `groups` does, or as `padded_groups`.
     """
 
-    token_budget: int | None = None
-    shared_prefix: bool = True
+    token_budget: int | None = None  # the most tokens a pass may take; None for TRL's own step
+    shared_prefix: bool = True  # whether they are counted as `groups` does, or as `padded_groups`
     _share = 1.0  # of the step's pairs in this pass
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:

@@ -9,19 +9,17 @@ import shutil
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import disable_progress_bars
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
-from dpo_cli import adapters, backends, chat, models, processes
+from dpo_cli import adapters, backends, chat, models, processes, show
 from dpo_cli.disk import write_json
 from dpo_cli.errors import INTERRUPTED, DpoError
 from dpo_cli.machine import ran_out_of_memory
-from dpo_cli.progress import Step
+from dpo_cli.progress import Step, draw_bars_of_datasets
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import DEFAULT_METHOD
 from dpo_cli.run import Run
@@ -37,16 +35,7 @@ from dpo_cli.train.unpaired import imbalance
 from dpo_cli.train.watchdog import Watchdog, WatchdogCallback
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What `train` prints when it is done: where the adapter is, `train/metrics.json`, and what its rows are called."""
-
-    adapter: Path
-    metrics: dict[str, Any]
-    rows_are: str
-
-
-def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False) -> Trained:
+def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False) -> None:
     """Train a LoRA on `data/train.jsonl`; a run that was cut short goes on from its last whole checkpoint.
 
     Of several processes, as `accelerate launch` starts them, only the main one writes and prints.
@@ -56,22 +45,23 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
             interrupted (exit code 130).
     """
     quiet = quiet or not processes.is_main()
-    say: Callable[[str], None] = (lambda line: None) if quiet else print
+    say: Callable[[str], None] = (lambda line: None) if quiet else show.say
     begun = Start() if fresh else processes.from_main(lambda: start_of(recipe, run))
     backend = backends.choose_backend(recipe)
     backends.import_backend(backend)
     trainer = build(recipe, run, backend)
     _check_longer(recipe, trainer, begun)
-    trainer.still = -1 if begun.checkpoint else 0
+
     before = processes.from_main(lambda: run.record("train").get("engine")) if begun.checkpoint else None
     chosen = choose(recipe, trainer, before, say)
     chosen.reference_cache = cache_reference(recipe, trainer, run.folder.parent, before, say)
+
     log, stop = run["train"] / "log.jsonl", StopAfterStep()
     early = recipe.engine.early_stopping
     shown = Progress(log, stop, quiet, early.patience if early else None)
     for callback in (shown, SetIn(begun, say), *_watchers(recipe, trainer, quiet)):
         trainer.add_callback(callback)
-    facts = _facts(recipe, trainer, backend) | {"engine": chosen.record()}
+    facts = {"backend": backend.name, "engine": chosen.record(), **_facts(recipe, trainer)}
     record = processes.from_main(lambda: _begin(recipe, run, begun, facts, log))
     say(f"{_introduction(recipe, trainer, begun, record['device'])}\n  backend {backend.name}: {backend.why}")
     for line in (*begun.remarks, *trainer.remarks, chosen.line(), *_notes(recipe, trainer), *chosen.notes):
@@ -81,33 +71,11 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     with stop, shown:
         _go(recipe, trainer, begun, record)
     seconds = time.monotonic() - start
-    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
-        raise DpoError(
-            f"interrupted after step {trainer.state.global_step} of {trainer.state.max_steps}, which is saved",
-            where=str(run.checkpoints),
-            hint=None if recipe.train.save_only_model else "the same command goes on from there",
-            exit_code=INTERRUPTED,
-        )
+    _check_not_stopped(recipe, run, trainer, stop)
     trainer.check_gradients(at_least=1)
-
-    # A sharded model is put together by all processes.
-    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
-    rows_are = METHODS[recipe.train.method].rows_are
-
-    def finish() -> dict[str, Any]:
-        metrics = _metrics(trainer, log, seconds, begun.step, rows_are)
-        record["seconds"] = round(seconds, 3)
-        with run.stage("train", recipe, record) as draft:
-            adapter = draft.folder / "adapter"
-            trainer.model.save_pretrained(str(adapter), state_dict=weights, selected_adapters=["default"])
-            _sort_modules(adapter / "adapter_config.json")
-            trainer.processing_class.save_pretrained(str(adapter))
-            shutil.copyfile(log, draft.folder / "log.jsonl")
-            write_json(draft.folder / "metrics.json", metrics)
-        return metrics
-
-    return Trained(run.adapter, processes.from_main(finish), rows_are)
+    metrics = _metrics(recipe, trainer, log, seconds, begun.step)
+    _save(recipe, run, trainer, record, metrics)
+    say(_summary(recipe, run, metrics))
 
 
 def build(recipe: Recipe, run: Run, backend: backends.Backend, output: Path | None = None) -> Any:
@@ -126,7 +94,7 @@ def build(recipe: Recipe, run: Run, backend: backends.Backend, output: Path | No
         raise DpoError("Unsloth did not replace TRL's trainer", hint="set engine.backend: hf, or reinstall unsloth")
     # KTO's long remark on the weights of its labels, which `_notes` makes too.
     logging.getLogger(trainer_class.__module__).setLevel(logging.ERROR)
-    disable_progress_bars()  # of datasets: a line for each pass over the rows
+    draw_bars_of_datasets(False)  # a line for each pass over the rows
     args = trl_config(recipe, run, config_class, len(train_set))
     args.output_dir = str(output or run.checkpoints)
     with Step(f"tokenizing {len(train_set)} {method.rows_are}", forks=True):
@@ -140,15 +108,40 @@ def build(recipe: Recipe, run: Run, backend: backends.Backend, output: Path | No
     trainer.checkpoint_limit = recipe.train.save_total_limit
     _check_nothing_dropped(train_set["id"], trainer.train_dataset["id"], recipe, method.rows_are)
     trainer.remarks = check_answers(recipe, trainer.train_dataset, method.rows_are)
-    if recipe.model.adapter is None:
-        _forget_reference_copy(trainer.model)
+    if recipe.model.adapter is None and "ref" in trainer.model.peft_config:
+        # TRL's frozen copy of a fresh LoRA, B = 0, equals the base, which TRL takes where there is no copy. Saved with
+        # a checkpoint, transformers (5.17) would restore the copy and not the policy.
+        trainer.model.delete_adapter("ref")
     for parameter in trainer.model.parameters():
         # TRL casts the LoRA of a 4-bit model to bfloat16, where a step of a small learning rate rounds to nothing, and
         # PEFT loads it back as float32 at a resume. Unsloth's is float32, like PEFT's own of a 16-bit model.
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    _remove_printers(trainer)
+    for printer in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printer)
     return trainer
+
+
+def total_steps(trainer: Any) -> int:
+    """Optimizer steps of the whole run."""
+    args = trainer.args
+    epoch = math.ceil(len(trainer.train_dataset) / trainer.get_total_train_batch_size(args))
+    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+
+
+class SetIn(TrainerCallback):
+    """For the moment when a checkpoint has been loaded."""
+
+    def __init__(self, begun: Start, say: Callable[[str], None]) -> None:
+        self.begun, self.say = begun, say
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        if args.load_best_model_at_end and state.best_global_step:
+            # Of a run that was moved or copied, transformers looks where it was.
+            state.best_model_checkpoint = str(best_checkpoint(Path(args.output_dir), state.best_global_step))
+        if self.begun.longer:
+            rate, step = optimizer.param_groups[0]["lr"], self.begun.step + 1
+            self.say(f"  learning rate {rate:.2e} at step {step}: the schedule is laid out anew over all steps")
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces
@@ -168,6 +161,132 @@ def _begin(recipe: Recipe, run: Run, begun: Start, facts: dict[str, Any], log: P
     return record
 
 
+def _go(recipe: Recipe, trainer: Any, begun: Start, record: dict[str, Any]) -> None:
+    """Train, or restore a training that had come to its last step, where transformers would take one step more."""
+    checkpoint = begun.checkpoint
+    if checkpoint and is_last(checkpoint, record.get("continued_from", [])):
+        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+        folder = best_checkpoint(checkpoint.parent, best) if best else checkpoint
+        adapters.load_adapter_weights(trainer.accelerator.unwrap_model(trainer.model), folder)
+        return
+    trainer.still = -1 if checkpoint else 0
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        tried = "" if recipe.engine.preflight else "set engine.preflight: true, "
+        goes_on = "" if recipe.train.save_only_model else "; the same command goes on from the last checkpoint"
+        raise DpoError(
+            f"memory ran out in step {trainer.state.global_step + 1} of {trainer.state.max_steps}",
+            where=recipe.where("engine", "preflight"),
+            hint=f"{tried}end what else uses the card (nvidia-smi names it){goes_on}, or start over with --fresh and a "
+            "lower engine.memory_limit",
+        ) from error
+
+
+def _check_not_stopped(recipe: Recipe, run: Run, trainer: Any, stop: StopAfterStep) -> None:
+    state = trainer.state
+    if stop.asked and state.global_step < state.max_steps:
+        raise DpoError(
+            f"interrupted after step {state.global_step} of {state.max_steps}, which is saved",
+            where=str(run.checkpoints),
+            hint=None if recipe.train.save_only_model else "the same command goes on from there",
+            exit_code=INTERRUPTED,
+        )
+
+
+def _save(recipe: Recipe, run: Run, trainer: Any, record: dict[str, Any], metrics: dict[str, Any]) -> None:
+    """Write adapter, log and metrics on the main process; a sharded model is put together by all of them."""
+    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+
+    def write() -> None:
+        record["seconds"] = metrics["seconds"]
+        with run.stage("train", recipe, record) as draft:
+            adapter = draft.folder / "adapter"
+            trainer.model.save_pretrained(str(adapter), state_dict=weights, selected_adapters=["default"])
+            _sort_modules(adapter / "adapter_config.json")
+            trainer.processing_class.save_pretrained(str(adapter))
+            shutil.copyfile(run["train"] / "log.jsonl", draft.folder / "log.jsonl")
+            write_json(draft.folder / "metrics.json", metrics)
+
+    processes.from_main(write)
+
+
+def _summary(recipe: Recipe, run: Run, metrics: dict[str, Any]) -> str:
+    best = metrics.get("best")
+    kept = f", step {best['step']} was the best" if best else ""
+    rows_are = METHODS[recipe.train.method].rows_are
+    rate = f"{metrics[f'{rows_are}_per_second']:.1f} {rows_are}/s"
+    return f"train: {metrics['steps']} steps in {metrics['seconds']:.0f} s, {rate}{kept} -> {run.adapter}"
+
+
+def _sort_modules(config: Path) -> None:
+    """PEFT writes `target_modules` in another order in each process; equal trainings should give equal files."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    if isinstance(content["target_modules"], list):
+        content["target_modules"].sort()
+    config.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _metrics(recipe: Recipe, trainer: Any, log: Path, seconds: float, resumed_from: int) -> dict[str, Any]:
+    """`train/metrics.json`; rates count this session's steps only."""
+    lines = log.read_text(encoding="utf-8").splitlines() if processes.is_main() else []
+    state, size = trainer.state, len(trainer.train_dataset)
+    step_rows = trainer.get_total_train_batch_size(trainer.args)
+    per_epoch = math.ceil(size / step_rows)  # an epoch's last step has what is left
+
+    def rows_until(step: int) -> int:
+        return step // per_epoch * size + min(step % per_epoch * step_rows, size)
+
+    done = rows_until(state.global_step) - rows_until(resumed_from)
+    metrics = {
+        "steps": state.global_step,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(float(trainer._total_train_tokens) / seconds, 1),
+        f"{METHODS[recipe.train.method].rows_are}_per_second": round(done / seconds, 3),
+        "peak_memory_bytes": peak_memory(),
+        "final": json.loads(lines[-1]) if lines else {},
+        "resumed_from": resumed_from or None,
+    }
+    if state.best_global_step:
+        metrics["best"] = {trainer.args.metric_for_best_model: state.best_metric, "step": state.best_global_step}
+    return metrics
+
+
+def _facts(recipe: Recipe, trainer: Any) -> dict[str, Any]:
+    """What the manifest keeps of a training beside what every stage's record has."""
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "processes": processes.count(),
+        "revisions": models.revisions(recipe, trainer.model),
+        "chat_template_sha256": chat.chat_template_sha256(trainer.processing_class),
+        "effective_lora_dropout": 0.0 if getattr(recipe.train, "disable_dropout", False) else recipe.lora.dropout,
+    }
+
+
+def _watchers(recipe: Recipe, trainer: Any, quiet: bool) -> Iterator[TrainerCallback]:
+    """What looks at the figures as they come: the watchdog, and the early stopping that the recipe asks for."""
+    train, method = recipe.train, METHODS[recipe.train.method]
+    # The heavier label, so that a run is never called worse than no training too early.
+    weights = [max(method.label_weights(train))] if method.label_weights else None
+    watchdog = Watchdog(
+        losses=train.losses,
+        beta=train.reward_scale,
+        batch=trainer.get_total_train_batch_size(trainer.args),
+        steps=total_steps(trainer),
+        weights=getattr(train, "loss_weights", weights),
+        max_grad_norm=train.max_grad_norm,
+        fp16=trainer.args.fp16,
+        method=method,
+    )
+    yield WatchdogCallback(watchdog, (lambda remark: None) if quiet else print_remark)
+    if recipe.engine.early_stopping:
+        yield EarlyStoppingCallback(recipe.engine.early_stopping.patience)
+
+
 def _introduction(recipe: Recipe, trainer: Any, begun: Start, device: str) -> str:
     """What is trained, on what, and from where."""
     name, method = recipe.train.method, METHODS[recipe.train.method]
@@ -178,32 +297,6 @@ def _introduction(recipe: Recipe, trainer: Any, begun: Start, device: str) -> st
     finished = " of the finished run" if begun.longer else ""
     rows = f"{len(trainer.train_dataset)} {method.rows_are}{split}"
     return f"train: {rows}, {step} a step{by}, on {device}{from_step}{finished}"
-
-
-def _go(recipe: Recipe, trainer: Any, begun: Start, record: dict[str, Any]) -> None:
-    """Train, or restore a training that had come to its last step."""
-    checkpoint = begun.checkpoint
-    if checkpoint and is_last(checkpoint, record.get("continued_from", [])):
-        _restore(trainer, checkpoint)
-        return
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out_of_memory(error):
-            raise
-        raise _out_of_memory(recipe, trainer) from error
-
-
-def _out_of_memory(recipe: Recipe, trainer: Any) -> DpoError:
-    """For memory that runs out in training: something else took it, or the longest rows were not tried before."""
-    tried = "" if recipe.engine.preflight else "set engine.preflight: true, "
-    goes_on = "" if recipe.train.save_only_model else "; the same command goes on from the last checkpoint"
-    return DpoError(
-        f"memory ran out in step {trainer.state.global_step + 1} of {trainer.state.max_steps}",
-        where=recipe.where("engine", "preflight"),
-        hint=f"{tried}end what else uses the card (nvidia-smi names it){goes_on}, or start over with --fresh and a "
-        "lower engine.memory_limit",
-    )
 
 
 def _notes(recipe: Recipe, trainer: Any) -> list[str]:
@@ -223,17 +316,10 @@ def _notes(recipe: Recipe, trainer: Any) -> list[str]:
             f"! the chat template ends an answer with {end}, which the model's generation_config doesn't name as an "
             "end: eval stops there, and export adds it"
         )
-    if method.label_weights:
-        uneven = imbalance(trainer.train_dataset["label"], *method.label_weights(train))
-        notes += [f"! {uneven}"] if uneven else []
+    uneven = method.label_weights and imbalance(trainer.train_dataset["label"], *method.label_weights(train))
+    if uneven:
+        notes.append(f"! {uneven}")
     return notes + _warmup_note(trainer)
-
-
-def total_steps(trainer: Any) -> int:
-    """Optimizer steps of the whole run."""
-    args = trainer.args
-    epoch = math.ceil(len(trainer.train_dataset) / trainer.get_total_train_batch_size(args))
-    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
 
 
 def _warmup_note(trainer: Any) -> list[str]:
@@ -250,23 +336,12 @@ def _check_nothing_dropped(given: Sequence[str], kept: Sequence[str], recipe: Re
     there = set(kept)
     gone = [one for one in given if one not in there]
     if gone:
+        named = ", ".join(gone[:3]) + (" …" if gone[3:] else "")
         raise DpoError(
-            f"the prompts of {len(gone)} of {len(given)} {what} fill all {recipe.model.max_length} tokens: "
-            + ", ".join(gone[:3])
-            + (" …" if gone[3:] else ""),
+            f"the prompts of {len(gone)} of {len(given)} {what} fill all {recipe.model.max_length} tokens: {named}",
             where=recipe.where("model", "max_length"),
             hint="raise model.max_length, or switch data.filters.too_long back on",
         )
-
-
-def _forget_reference_copy(model: Any) -> None:
-    """Remove the frozen copy of a fresh LoRA that TRL adds as its reference.
-
-    With B = 0 the copy equals the base model, which TRL takes as the reference where there is no copy. Kept, it
-    would be saved with each checkpoint, and transformers (seen with 5.17) then restores the copy and not the policy.
-    """
-    if "ref" in model.peft_config:
-        model.delete_adapter("ref")
 
 
 def _check_longer(recipe: Recipe, trainer: Any, begun: Start) -> None:
@@ -278,98 +353,3 @@ def _check_longer(recipe: Recipe, trainer: Any, begun: Start) -> None:
             where=recipe.where("train", "num_train_epochs"),
             hint="raise it further",
         )
-
-
-class SetIn(TrainerCallback):
-    """For the moment when a checkpoint has been loaded."""
-
-    def __init__(self, begun: Start, say: Callable[[str], None]) -> None:
-        self.begun, self.say = begun, say
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        if args.load_best_model_at_end and state.best_global_step:
-            # A run that was moved or copied must not look where it was.
-            state.best_model_checkpoint = str(best_checkpoint(Path(args.output_dir), state.best_global_step))
-        if self.begun.longer:
-            rate, step = optimizer.param_groups[0]["lr"], self.begun.step + 1
-            self.say(f"  learning rate {rate:.2e} at step {step}: the schedule is laid out anew over all steps")
-
-
-def _watchers(recipe: Recipe, trainer: Any, quiet: bool) -> Iterator[TrainerCallback]:
-    """What looks at the figures as they come: the watchdog, and the early stopping that the recipe asks for."""
-    train, method = recipe.train, METHODS[recipe.train.method]
-    # The heavier label, so that a run is never called worse than no training too early.
-    weights = [max(method.label_weights(train))] if method.label_weights else None
-    watchdog = Watchdog(
-        losses=train.losses,
-        beta=train.reward_scale,
-        batch=trainer.get_total_train_batch_size(trainer.args),
-        weights=getattr(train, "loss_weights", weights),
-        max_grad_norm=train.max_grad_norm,
-        fp16=trainer.args.fp16,
-        method=method,
-    )
-    yield WatchdogCallback(watchdog, (lambda remark: None) if quiet else print_remark)
-    if recipe.engine.early_stopping:
-        yield EarlyStoppingCallback(recipe.engine.early_stopping.patience)
-
-
-def _facts(recipe: Recipe, trainer: Any, backend: backends.Backend) -> dict[str, Any]:
-    """What the manifest keeps of a training beside what every stage's record has."""
-    return {
-        "backend": backend.name,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "processes": processes.count(),
-        "revisions": models.revisions(recipe, trainer.model),
-        "chat_template_sha256": chat.chat_template_sha256(trainer.processing_class),
-        "effective_lora_dropout": 0.0 if getattr(recipe.train, "disable_dropout", False) else recipe.lora.dropout,
-    }
-
-
-def _restore(trainer: Any, checkpoint: Path) -> None:
-    """A training that had come to its last step; transformers would take one step more."""
-    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
-    folder = best_checkpoint(checkpoint.parent, best) if best else checkpoint
-    adapters.load_adapter_weights(trainer.accelerator.unwrap_model(trainer.model), folder)
-
-
-def _sort_modules(config: Path) -> None:
-    """PEFT writes `target_modules` in another order in each process; equal trainings should give equal files."""
-    content = json.loads(config.read_text(encoding="utf-8"))
-    if isinstance(content["target_modules"], list):
-        content["target_modules"].sort()
-    config.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
-
-
-def _remove_printers(trainer: Any) -> None:
-    """transformers' own log printers; ours says the same in one line."""
-    for printer in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(printer)
-
-
-def _metrics(trainer: Any, log: Path, seconds: float, resumed_from: int, rows_are: str) -> dict[str, Any]:
-    """`train/metrics.json`; rates count this session's steps only."""
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    final = rows[-1] if rows else {}
-    steps = trainer.state.global_step
-    size, step_rows = len(trainer.train_dataset), trainer.get_total_train_batch_size(trainer.args)
-    per_epoch = math.ceil(size / step_rows)  # an epoch's last step has what is left
-
-    def rows_until(step: int) -> int:
-        return step // per_epoch * size + min(step % per_epoch * step_rows, size)
-
-    done = rows_until(steps) - rows_until(resumed_from)
-    metrics = {
-        "steps": steps,
-        "seconds": round(seconds, 3),
-        "tokens_per_second": round(float(trainer._total_train_tokens) / seconds, 1),
-        f"{rows_are}_per_second": round(done / seconds, 3),
-        "peak_memory_bytes": peak_memory(),
-        "final": final,
-        "resumed_from": resumed_from or None,
-    }
-    state = trainer.state
-    if state.best_global_step:
-        metrics["best"] = {trainer.args.metric_for_best_model: state.best_metric, "step": state.best_global_step}
-    return metrics

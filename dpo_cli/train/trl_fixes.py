@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,8 @@ from dpo_cli.disk import writing
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import HELD_OUT
 from dpo_cli.train.checkpoints import best_checkpoint, rotate, seal
-from dpo_cli.train.watchdog import check_finite
 
 STILL = 3  # logged rows without any gradient are no accident
-
-
 Trainer: Any = object  # what the fixes stand before; one class of its method, or Unsloth's of that
 
 
@@ -42,7 +40,14 @@ class Fixes(Trainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
-            check_finite(float(loss), _ids_of(inputs, self.train_dataset))
+            ids = _ids_of(inputs, self.train_dataset)
+            named = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+            raise DpoError(
+                f"the loss is {float(loss)}",
+                where=f"data/train.jsonl, rows {named}",
+                hint="look at these rows; lower train.learning_rate; with float16, set model.dtype to bfloat16 or "
+                "float32",
+            )
         return loss
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -80,13 +85,12 @@ class Fixes(Trainer):  # type: ignore[misc]
             self._language = metric_key_prefix.removeprefix("eval_")
             return super().evaluate(eval_dataset, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         metrics = super().evaluate(eval_dataset, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        pairs = {language: len(rows) for language, rows in sets.items()}
-        overall = {
-            f"eval_{name}": sum(metrics[f"eval_{language}_{name}"] * count for language, count in pairs.items())
-            / sum(pairs.values())
-            for name in HELD_OUT
-            if all(f"eval_{language}_{name}" in metrics for language in pairs)  # KTO has no accuracy
-        }
+        overall = {}
+        for name in HELD_OUT:
+            values = [metrics.get(f"eval_{language}_{name}") for language in sets]
+            if None not in values:  # KTO has no accuracy
+                counts = [len(rows) for rows in sets.values()]
+                overall[f"eval_{name}"] = sum(map(mul, values, counts)) / sum(counts)
         self.log(overall)
         # Callbacks hear of each language on its own; those that wait for a figure over all hear it here.
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, overall)
@@ -115,7 +119,7 @@ class Fixes(Trainer):  # type: ignore[misc]
 
 
 def _ids_of(inputs: Any, dataset: Any) -> list[str]:
-    """The ids of the rows in a TRL batch: said there, or found by the tokens of chosen answers, or of labelled ones."""
+    """The ids of the rows in a TRL batch: its own, or found by the tokens of chosen answers, or of labelled ones."""
     if "id" in inputs:
         return list(inputs["id"])
     answer = "completion_ids" if "completion_ids" in dataset.column_names else "chosen_ids"

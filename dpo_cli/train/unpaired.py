@@ -26,15 +26,9 @@ def rows(dataset: Dataset, seed: int) -> Dataset:
 
 
 def order(labels: Sequence[bool], seed: int) -> list[int]:
-    """Shuffled, with both labels spread evenly, so that few rows at once have their share of both.
+    """Indices of the rows, shuffled, with both labels spread evenly, so that few rows at once have their share of both.
 
     Where the labels are those of pairs, chosen and rejected in turn, a pair's two rows stand half the data apart.
-
-    Args:
-        labels: whether each row is desirable.
-
-    Returns:
-        Indices into `labels`, each once; the same for the same seed.
     """
     placed: list[tuple[float, int]] = []
     for label in (True, False):
@@ -47,13 +41,10 @@ def order(labels: Sequence[bool], seed: int) -> list[int]:
 
 
 def imbalance(labels: Sequence[bool], desirable: float, undesirable: float) -> str | None:
-    """What to say where one label outweighs the other; None where desirable : undesirable is 1 to 4/3 or its inverse.
+    """What to say where one label outweighs the other, given the weights of the two.
 
     Eq. (8) of the KTO paper (Ethayarajh et al. 2024, arXiv 2402.01306) asks for weight x rows of the desirable answers
-    to be 1 to 4/3 times that of the undesirable ones; nothing is said either where it is as much below.
-
-    Args:
-        desirable, undesirable: `train.desirable_weight` and `train.undesirable_weight`.
+    to be 1 to 4/3 times that of the undesirable ones; as much below is no news either.
     """
     good = sum(map(bool, labels))
     bad = len(labels) - good
@@ -71,11 +62,8 @@ def imbalance(labels: Sequence[bool], desirable: float, undesirable: float) -> s
 
 def _split(pairs: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """Chosen and rejected in turn."""
-    split: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    for index in range(len(pairs["id"])):
-        for side, label in (("chosen", True), ("rejected", False)):
-            split["completion"].append(pairs[side][index])
-            split["label"].append(label)
-            for name in ("id", "prompt", "chat_template_kwargs"):
-                split[name].append(pairs[name][index])
-    return split
+    split: dict[str, list[Any]] = {
+        name: [value for value in pairs[name] for _ in range(2)] for name in ("id", "prompt", "chat_template_kwargs")
+    }
+    sides = zip(pairs["chosen"], pairs["rejected"], strict=True)
+    return split | {"completion": [side for both in sides for side in both], "label": [True, False] * len(pairs["id"])}

@@ -6,64 +6,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from transformers import TrainerCallback
 
-from dpo_cli.errors import DpoError
 from dpo_cli.recipe.train import DEFAULT_METHOD
 from dpo_cli.stats import wilson
 from dpo_cli.train.methods import LOSSES, METHODS, Loss, Method
 
 # Every threshold. A reward is beta x nats: TRL logs beta x (log-prob of the policy - of the reference), summed over an
-# answer's tokens. "Cards" are runs published on the Hub, by their own figures. Sound: alignment-handbook's
-# zephyr-7b-dpo-full and -qlora and a dozen reproductions (beta 0.01; reward of chosen -0.7 to -3.7, which is 70 to 370
-# nats or 0.25 to 1.4 times the reference's; of rejected to -5.0; margin 0.4 to 1.6; accuracy 0.69 to 0.78),
-# lewtun/dpo-model-lora (Qwen2-0.5B), Wenboz/llama3-dpo-lora, WDong/dpo_0621 (Qwen2-7B, margin 4.5). Broken:
-# tsavage68/v1_1000_STEPS_1e5_rate_03_beta_DPO and _05_ (loss 1 to 7, chosen -22 and -28, margins below 0),
-# just1nseo/zephyr-dpo-qlora-uf-ours-5e-6-epoch1 (loss 0.89, chosen 1.7 times the reference's nats), and the issue
-# eric-mitchell/direct-preference-optimization#36 (learning rate near 5e-4: rejected -10.9, worse than its reference).
+# answer's tokens. "Cards" are runs published on the Hub, sound and broken; tests/train/test_watchdog.py has figures.
 
 # Pairs under a mean. The per-pair loss of a sound run has a spread of about 0.4, so 200 pairs know it to 0.03.
 WINDOW_PAIRS = 200
-
 # Chosen answers less likely is normal with DPO (eric-mitchell/direct-preference-optimization#8 and #32, and arXiv
-# 2402.13228, 2410.08847 on when it harms). Not normal, on a window's means:
-# - nearly as far as rejected (sound cards 0.55 to 0.88 of it), once it is far enough not to be noise, in nats;
-RACE_SHARE = 0.95
-RACE_NATS = 20.0
-# - or further than any sound card, as a reward or as a multiple of the reference's nats, whichever comes first. With
-#   beta 0.1 the first means 50 nats.
-FAR_REWARD = -5.0
-FAR_MULTIPLE = 1.5
-
+# 2402.13228, 2410.08847 on when it harms). Not normal, on a window's means: nearly as far as rejected (sound cards
+# 0.55 to 0.88 of it), once it is far enough not to be noise, in nats;
+RACE_SHARE, RACE_NATS = 0.95, 20.0
+# or further than any sound card, as a reward or as a multiple of the reference's nats, whichever comes first.
+FAR_REWARD, FAR_MULTIPLE = -5.0, 1.5
 # Unseen pairs nearly all right. UltraFeedback's cards end at 0.69 to 0.78, and raters agree on 73 % (InstructGPT, arXiv
-# 2203.02155), so 0.95 before half of the data was seen is a shortcut. To have Wilson's 95 % lower bound above it takes
-# 73 pairs, all right. Later and in a second pass it is no news: pairs seen before are remembered.
-EARLY_EPOCH = 0.5
-EARLY_ACCURACY = 0.95
-
+# 2203.02155), so 0.95 before half of the data was seen is a shortcut; later, pairs seen before are remembered.
+EARLY_EPOCH, EARLY_ACCURACY = 0.5, 0.95
 # Half of the run is over, and since its first quarter the margin is below this: sigmoid's loss has moved by 1.5 %.
 # The slowest sound card (lewtun) is at 0.03 to 0.06 there. ipo's pull does not weaken with the reward: counted in nats.
+# Where answers moved by more and still no more than half are right (by Wilson's bound), labels look random.
 FLAT_FROM, FLAT_AFTER = 0.25, 0.5
-FLAT_REWARD = 0.02
-FLAT_NATS = 0.2
-# The answers of a row moved by more than that, one way or the other, and still no more than half are right (by Wilson's
-# bound): then it is not the step size that is missing. Seen with smoke data whose labels were shuffled.
-
+FLAT_REWARD, FLAT_NATS = 0.02, 0.2
 # Mean loss above where it started, for a window. Sound cards never are; just1nseo's ends at 1.29 times that.
 WORSE_LOSS = 1.1
 # A reward or margin at which sigmoid's gradient is 1 - sigmoid(10) = 0.005 % of its first: what still moves, drifts.
 RUNAWAY_REWARD = 10.0
-
 # Gradient norm against the median of the last rows and the largest before. Our choice, far above where ZClip (arXiv
-# 2504.02507) scales steps down, 2.5 standard deviations: a lognormal norm with sigma 0.5 gets there twice in a million
-# rows. The smoke run at 60 times its learning rate, whose norms are wilder, stays below.
-SPIKE_MEDIANS = 10.0
-SPIKE_RECORD = 2.0
+# 2504.02507) scales steps down: a lognormal norm with sigma 0.5 gets there twice in a million rows.
+SPIKE_MEDIANS, SPIKE_RECORD = 10.0, 2.0
 SPIKE_ROWS, SPIKE_MEMORY = 10, 50
 # float16's loss scaler finds its scale by overflowing, so one infinite norm there is normal (torch.amp's GradScaler).
 FP16_OVERFLOWS = 3
@@ -71,26 +50,15 @@ FP16_OVERFLOWS = 3
 
 @dataclass
 class Watchdog:
-    """Reads a run's log rows.
-
-    Args:
-        losses: `train.loss_type`.
-        beta: `train.beta`.
-        batch: pairs a step, over all devices and accumulation.
-        steps: of the whole run; 0 = not known, which leaves out what depends on it (`WatchdogCallback` fills it in).
-        weights: `train.loss_weights`.
-        max_grad_norm: `train.max_grad_norm`; 0 = no clipping.
-        fp16: whether a loss scaler is at work.
-        method: without a reference its rewards are beta x log-probability, and start anywhere.
-    """
+    """Reads a run's log rows; losses, beta, weights and max_grad_norm are those of `train`."""
 
     losses: Sequence[str]
     beta: float
-    batch: int
-    steps: int = 0
+    batch: int  # pairs a step, over all devices and accumulation
+    steps: int  # of the whole run
     weights: Sequence[float] | None = None
     max_grad_norm: float = 1.0
-    fp16: bool = False
+    fp16: bool = False  # whether a loss scaler is at work
     method: Method = METHODS[DEFAULT_METHOD]
     _rows: list[Mapping[str, float]] = field(default_factory=list, init=False)
     _pairs: list[float] = field(default_factory=list, init=False)  # how many each row is a mean over
@@ -102,38 +70,34 @@ class Watchdog:
     _said: set[str] = field(default_factory=set, init=False)
 
     def observe(self, row: Mapping[str, Any]) -> list[str]:
-        """The remarks that this row gives rise to and that were not made before.
+        """The remarks that a row of TRL's log gives rise to and that were not made before.
 
-        Args:
-            row: what TRL logs: loss in the loss's own unit, rewards/* in beta x nats, logps/* in nats an answer.
+        Its loss is in the loss's own unit, rewards/* in beta x nats, logps/* in nats an answer.
         """
-        broken = self._broken(row)
-        found = [("finite", broken)] if broken else []
-        if not broken and "loss" in row:  # else an evaluation's row, or the summary at the end
+        found = {"finite": self._broken(row)}
+        if not found["finite"] and "loss" in row:  # else an evaluation's row, or the summary at the end
             self._rows.append(row)
             self._pairs.append(max(row["step"] - self._last_step, 0) * self.batch)
             self._last_step = row["step"]
-            found = list(self._remarks(row))
-        new = [(kind, text) for kind, text in found if kind not in self._said]
-        self._said.update(kind for kind, _ in new)
-        return [text for _, text in new]
+            found = {kind: check(row) for kind, check in self._checks(row).items()}
+        new = {kind: text for kind, text in found.items() if text and kind not in self._said}
+        self._said.update(new)
+        return [f"step {row.get('step', '?')}: {text}" for text in new.values()]
 
-    def _remarks(self, row: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-        spike = self._spike(row)
-        if spike:
-            yield "spike", spike
+    def _checks(self, row: Mapping[str, float]) -> Mapping[str, Callable[[Mapping[str, float]], str | None]]:
         if not self._compares:  # nothing here is about preference
-            worse = self._worse(row)
-            if worse:
-                yield "high", worse
-            return
+            return {"spike": self._spike, "high": self._worse}
         if "rewards/margins" not in row:
-            return
-        checks = [("chosen", self._chosen), ("shortcut", self._shortcut), ("flat", self._flat), ("high", self._high)]
-        for kind, check in checks if self.method.reference else checks[1:2]:
-            text = check(row)
-            if text:
-                yield kind, text
+            return {"spike": self._spike}
+        if not self.method.reference:
+            return {"spike": self._spike, "shortcut": self._shortcut}
+        return {
+            "spike": self._spike,
+            "chosen": self._chosen,
+            "shortcut": self._shortcut,
+            "flat": self._flat,
+            "high": self._high,
+        }
 
     # ------------------------------------------------------------------------------------------------ what is looked at
 
@@ -145,7 +109,7 @@ class Watchdog:
         if not names or (self.fp16 and names == ["grad_norm"] and self._overflows < FP16_OVERFLOWS):
             return None
         return (
-            f"step {row.get('step', '?')}: {names[0]} is {row[names[0]]}, not a number to learn from. Start over with "
+            f"{names[0]} is {row[names[0]]}, not a number to learn from. Start over with "
             "a lower train.learning_rate; with float16, set model.dtype to bfloat16 or float32."
         )
 
@@ -166,7 +130,7 @@ class Watchdog:
             else f"Set train.max_grad_norm: {2 * usual:.2g} to cut such steps; if more come, lower "
         )
         return (
-            f"step {row['step']}: the gradient's norm is {norm:.3g}, {norm / usual:.0f} times the usual {usual:.2g}: "
+            f"the gradient's norm is {norm:.3g}, {norm / usual:.0f} times the usual {usual:.2g}: "
             f"an odd batch or too large steps. {fix}train.learning_rate."
         )
 
@@ -185,20 +149,15 @@ class Watchdog:
             return None
         why = "as much as the rejected ones or more" if race else "further than sound runs go"
         alone = next((name for name in self.losses if not LOSSES[name].compares), None)
-        fix = self.method.keeps_chosen or (
-            f"raise the weight of {alone} in train.loss_weights" if alone else self._with_sft()
-        )
+        sft = f"try train.loss_type: [{', '.join([*self.losses, 'sft'])}]"
+        fix = self.method.keeps_chosen or (f"raise the weight of {alone} in train.loss_weights" if alone else sft)
         return (
-            f"step {row['step']}: the chosen answers have become {nats:.0f} nats less likely, {why}. Some of that is "
+            f"the chosen answers have become {nats:.0f} nats less likely, {why}. Some of that is "
             f"normal with DPO, this is not: lower train.learning_rate, or {fix}."
         )
 
-    def _with_sft(self) -> str:
-        return f"try train.loss_type: [{', '.join([*self.losses, 'sft'])}]"
-
     def _shortcut(self, row: Mapping[str, float]) -> str | None:
-        epoch = row.get("epoch", row["step"] / self.steps if self.steps else math.inf)
-        if epoch > EARLY_EPOCH or "rewards/accuracies" not in row:
+        if row.get("epoch", math.inf) > EARLY_EPOCH or "rewards/accuracies" not in row:
             return None
         right = pairs = 0.0
         for past, count in zip(reversed(self._rows), reversed(self._pairs), strict=True):
@@ -206,7 +165,7 @@ class Watchdog:
             low = wilson(right, round(pairs))["low"]
             if low is not None and low > EARLY_ACCURACY:
                 return (
-                    f"step {row['step']}: {100 * right / pairs:.0f}% of the last {pairs:.0f} pairs right, none seen "
+                    f"{100 * right / pairs:.0f}% of the last {pairs:.0f} pairs right, none seen "
                     "before: something easier than quality tells chosen from rejected. See Shortcuts in "
                     "data/report.md; data.sources and data.filters decide what stays in."
                 )
@@ -215,7 +174,7 @@ class Watchdog:
         return None
 
     def _flat(self, row: Mapping[str, float]) -> str | None:
-        if self._halfway_seen or not self.steps or row["step"] < FLAT_AFTER * self.steps:
+        if self._halfway_seen or row["step"] < FLAT_AFTER * self.steps:
             return None
         since = [index for index, past in enumerate(self._rows) if past["step"] > FLAT_FROM * self.steps]
         margin, accuracy = self._mean("rewards/margins", since), self._mean("rewards/accuracies", since)
@@ -229,24 +188,23 @@ class Watchdog:
         moved = sum(max(abs(one["rewards/chosen"]), abs(one["rewards/rejected"])) for one in rows) / len(rows)
         if accuracy is not None and moved >= limit and (wilson(accuracy * pairs, pairs)["low"] or 0.0) <= 0.5:
             return (
-                f"step {row['step']}: the model has moved, and still {100 * accuracy:.0f}% of {pairs} pairs are "
+                f"the model has moved, and still {100 * accuracy:.0f}% of {pairs} pairs are "
                 "right: these preferences look random to it. Raise data.pairs.min_margin, or check the scores."
             )
         if any(loss.per_token and not loss.in_nats for loss in self._known):
             return None  # it sees the margin per token, thousandths: 0.69 all along is what it looks like
         return (
-            f"step {row['step']}: well into the run the margin is {margin:+.3f}, about where it began: the steps are "
+            f"well into the run the margin is {margin:+.3f}, about where it began: the steps are "
             "too small. Raise train.learning_rate, or train.num_train_epochs."
         )
 
     def _worse(self, row: Mapping[str, float]) -> str | None:
-        """The loss is above that of no training."""
         loss, first = self._recent("loss"), self._first_loss()
         if loss is None or first is None or loss <= WORSE_LOSS * first:
             return None
         rows_are = self.method.rows_are
         return (
-            f"step {row['step']}: the loss was {loss:.2f} over the last {WINDOW_PAIRS} {rows_are} or more, worse than "
+            f"the loss was {loss:.2f} over the last {WINDOW_PAIRS} {rows_are} or more, worse than "
             f"no training ({first:.2f}): the steps are too large. Lower train.learning_rate"
             f"{' or raise train.beta' if self._compares else ''}."
         )
@@ -263,7 +221,7 @@ class Watchdog:
             return None
         what = "the margin" if name == "margins" else f"the reward of {name}"
         return (
-            f"step {row['step']}: {what} is {far:+.1f}. Beyond {RUNAWAY_REWARD:g} the loss hardly changes, and the "
+            f"{what} is {far:+.1f}. Beyond {RUNAWAY_REWARD:g} the loss hardly changes, and the "
             "model only drifts from its reference: lower train.learning_rate or train.num_train_epochs."
         )
 
@@ -314,31 +272,10 @@ class WatchdogCallback(TrainerCallback):
         self.watchdog, self.say = watchdog, say
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.watchdog.steps = self.watchdog.steps or state.max_steps
-        for row in state.log_history:  # a resumed run's: what was said of them was said then
+        for row in state.log_history:  # those of a resumed run have had their remarks
             self.watchdog.observe(row)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for remark in self.watchdog.observe(state.log_history[-1]):
             if state.is_world_process_zero:
                 self.say(remark)
-
-
-def check_finite(loss: float, ids: Sequence[str]) -> None:
-    """Stop at a micro-batch whose loss is no number, before its gradient spoils the weights.
-
-    Args:
-        loss: of the micro-batch.
-        ids: of its pairs, as in `data/train.jsonl`.
-
-    Raises:
-        DpoError: it is NaN or infinite.
-    """
-    if math.isfinite(loss):
-        return
-    shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-    raise DpoError(
-        f"the loss is {loss}",
-        where=f"data/train.jsonl, rows {shown}",
-        hint="look at these rows; lower train.learning_rate; with float16, set model.dtype to bfloat16 or float32",
-    )

@@ -90,13 +90,16 @@ class Gate:
     noise: tuple[float, float]  # TRL at micro-batch 4 against TRL at micro-batch 1, where both took part
 
     @property
+    def limits(self) -> list[float]:
+        return [max(TOLERANCE, 2 * noise) for noise in self.noise]
+
+    @property
     def failing(self) -> list[str]:
-        """Whose numbers are further off than allowed."""
+        """Whose numbers are further off than allowed, or NaN."""
         found = set()
         for errors, limit in zip((self.losses, self.gradients), self.limits, strict=True):
-            for key, error in errors.items():
-                if not error <= (max(BY_HAND, limit) if key.startswith("by_hand") else limit):
-                    found.add(key)
+            allowed = {key: max(BY_HAND, limit) if key.startswith("by_hand") else limit for key in errors}
+            found |= {key for key, error in errors.items() if not error <= allowed[key]}
         return sorted(found)
 
     @property
@@ -104,19 +107,15 @@ class Gate:
         """No figure of dpo-cli's is worth anything otherwise; a rival that fails only has none of its own."""
         return not any(key.startswith("dpo_cli") for key in self.failing)
 
-    @property
-    def limits(self) -> list[float]:
-        return [max(TOLERANCE, 2 * noise) for noise in self.noise]
-
 
 def gate(results: Results) -> Gate:
-    """Hold every contender's steps against TRL at micro-batch 1 (`stock_1`)."""
+    """Compare every contender's steps with TRL's at micro-batch 1 (`stock_1`)."""
     truth = results["stock_1"][0]
+    size = truth.gradient.norm()
     losses, gradients = {}, {}
     for key, every in results.items():
         pairs = [zip(one.losses, truth.losses, strict=True) for one in every]
         losses[key] = worst(abs(mine - its) for one in pairs for mine, its in one)
-        size = truth.gradient.norm()
         gradients[key] = worst(float((one.gradient - truth.gradient).norm() / size) for one in every)
     return Gate(losses, gradients, (losses.get("stock_4", 0.0), gradients.get("stock_4", 0.0)))
 
@@ -140,11 +139,6 @@ def report(title: str, some: Sequence[Contender], results: Results, work: Work) 
         "title": title,
         "pairs": pairs,
         "pairs_a_step": work.step_pairs,
-        "padded_over_shared": {
-            str(size): round(lengths.padded_tokens(work.rows, size) / lengths.shared_tokens(work.rows), 3)
-            for size in (1, 4)
-            if size <= work.step_pairs
-        },
         "loss_differences": checked.losses,
         "gradient_relative_errors": checked.gradients,
         "noise": checked.noise,
@@ -471,16 +465,12 @@ class Bench:
 
 def token_ratio(micro_batch: int) -> float:
     """Tokens of padded rows over those that dpo-cli computes, for all pairs of both languages at real lengths."""
-    from dpo_cli.train.shared_prefix import row_tokens
-
     padded = shared = 0
     for language in LANGUAGES:
         rows = lengths.load(language)
         rows = rows[: len(rows) // micro_batch * micro_batch]
         padded += lengths.padded_tokens(rows, micro_batch)
-        for pair in lengths.tokens(rows, vocabulary=8000):
-            row = {"prompt_ids": pair.prompt, "chosen_ids": pair.chosen, "rejected_ids": pair.rejected}
-            shared += row_tokens(row, 1024)
+        shared += lengths.shared_tokens(rows)
     return padded / shared
 
 
@@ -504,50 +494,9 @@ def machine(asked: argparse.Namespace) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load": [round(one, 2) for one in os.getloadavg()],
         "gpu": torch.cuda.get_device_name() if asked.device == "cuda" else None,
-        "driver": driver() if asked.device == "cuda" else None,
         "python": platform.python_version(),
         "versions": versions(),
     }
-
-
-def driver() -> str | None:
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        return None
-
-
-def plot(growth: Sequence[dict[str, Any]], file: Path) -> None:
-    """A picture of the section `growth`: seconds a pair of TRL and dpo-cli. Nothing where there is no matplotlib."""
-    if not find_spec("matplotlib"):
-        print("no plot: matplotlib is not installed")
-        return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = {"stock_1": "TRL, micro-batch 1", "stock_4": "TRL, micro-batch 4"}
-    names["dpo_cli_without_reference_cache"] = "dpo-cli"
-    figure, axes = pyplot.subplots(1, len(growth), figsize=(5 * len(growth), 4), constrained_layout=True)
-    for picture, one in zip(axes, growth, strict=True):
-        for color, (key, label) in enumerate(names.items()):
-            points = [(point["x"], point[key]) for point in one["points"] if key in point]
-            if points:
-                picture.plot(*zip(*points, strict=True), marker="o", label=label, color=f"C{color}")
-        picture.set_xlabel(one["axis"])
-        picture.set_ylabel("seconds a pair")
-        every = [point[key] for point in one["points"] for key in names if key in point]
-        if max(every) > 10 * min(every):
-            picture.set_yscale("log")
-        else:
-            picture.set_ylim(bottom=0)
-        if one["points"][-1]["x"] > 1:
-            picture.set_xscale("log", base=2)
-        picture.legend()
-    figure.savefig(file, dpi=120)
-    print(f"plot: {file}")
 
 
 SECTIONS: dict[str, Callable[[Bench], Any]] = {
@@ -566,7 +515,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, help="of an optimizer step; default: 4, on a GPU 8")
     parser.add_argument("--repeat", type=int, default=2, help="measurements of each contender")
     parser.add_argument("--token-budget", type=budget, default="auto", help="of dpo-cli; default: what it takes itself")
-    parser.add_argument("--json", type=Path, help="write everything there, and the plot beside it")
+    parser.add_argument("--json", type=Path, help="write everything there")
     asked = parser.parse_args()
     asked.pairs = asked.pairs or (8 if asked.device == "cuda" else 4)
     strange = sorted(set(asked.sections) - SECTIONS.keys())
@@ -591,8 +540,6 @@ def main() -> int:
             found[section] = SECTIONS[section](bench)
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1, default=float) + "\n", encoding="utf-8")
-        if "growth" in found:
-            plot(found["growth"], asked.json.with_suffix(".png"))
     # Unsloth patches TRL for a whole process, so its contenders get one of their own.
     if asked.device == "cuda" and asked.backend == "hf" and find_spec("unsloth"):
         again = [sys.executable, __file__, *sys.argv[1:], "--backend", "unsloth"]

@@ -54,27 +54,17 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Work:
-    """What all contenders of a table are given.
+    """What all contenders of a table are given."""
 
-    Attributes:
-        rows: lengths of the pairs, `step_pairs` for each step, in the order in which they are used.
-        model: folder of the base model and its tokenizer.
-        folder: a run's folder, with `data/train.jsonl`.
-        device: `cpu` (float32) or `cuda` (NF4, bfloat16).
-        backend: `hf` or `unsloth`, for TRL's script and dpo-cli alike.
-        warm_up: steps before the clock starts, on the pairs of the first steps; only a GPU needs them.
-        token_budget: of dpo-cli; `auto` is what it takes by itself.
-    """
-
-    rows: Sequence[Lengths]
+    rows: Sequence[Lengths]  # lengths of the pairs, `step_pairs` for each step, in the order in which they are used
     step_pairs: int
-    model: Path
-    folder: Path
+    model: Path  # folder of the base model and its tokenizer
+    folder: Path  # a run's folder, with `data/train.jsonl`
     max_length: int = 1024
-    device: str = "cpu"
-    backend: str = "hf"
-    warm_up: int = 0
-    token_budget: int | str = "auto"
+    device: str = "cpu"  # (float32) or cuda (NF4, bfloat16)
+    backend: str = "hf"  # or unsloth, for TRL's script and dpo-cli alike
+    warm_up: int = 0  # steps before the clock starts, on the pairs of the first steps; only a GPU needs them
+    token_budget: int | str = "auto"  # of dpo-cli
     learning_rate: float = 1e-4
     seed: int = 0
     rank: int = 16
@@ -91,27 +81,16 @@ class Work:
 
 @dataclass
 class Measured:
-    """Some steps of a contender.
+    """Some steps of a contender."""
 
-    Attributes:
-        wall, cpu: seconds of the steps, without warm-up, loading and what the reference cost before the first step.
-        losses: of each step.
-        gradient: of all adapter weights at the first step, flat.
-        reference_cpu: CPU seconds of reference passes before the first step; `reference_pairs` of them.
-        peak: bytes on the GPU; 0 on a CPU.
-        seen: tokens of the forwards that shared a prefix: as they were padded, and as they were computed.
-        token_budget: that dpo-cli took.
-    """
-
-    wall: float = 0.0
+    wall: float = 0.0  # seconds of the steps, without warm-up, loading and what the reference cost before them
     cpu: float = 0.0
-    losses: list[float] = field(default_factory=list)
-    gradient: Any = None
-    reference_cpu: float = 0.0
-    reference_pairs: int = 0
-    peak: int = 0
-    seen: tuple[int, int] = (0, 0)
-    token_budget: int | None = None
+    losses: list[float] = field(default_factory=list)  # of each step
+    gradient: Any = None  # of all adapter weights at the first step, flat
+    reference_cpu: float = 0.0  # CPU seconds of reference passes before the first step
+    peak: int = 0  # bytes on the GPU; 0 on a CPU
+    seen: tuple[int, int] = (0, 0)  # tokens of the forwards that shared a prefix: padded, and as computed
+    token_budget: int | None = None  # that dpo-cli took
 
 
 @dataclass
@@ -197,7 +176,7 @@ def measure(contender: Contender, work: Work) -> Measured:
     shared = built.shared
     before = (shared.padded_tokens, shared.stream_tokens) if shared else (0, 0)
     made.token_budget = built.token_budget
-    made.reference_cpu, made.reference_pairs = passes.cpu, passes.pairs
+    made.reference_cpu = passes.cpu
     with first_gradient() as gradient:
         made.losses = built.go(begin, end)
     made.gradient = gradient[0]

@@ -7,15 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER))
-import bench_train  # noqa: E402
 import lengths  # noqa: E402
-from contenders import Contender, Measured, Work  # noqa: E402
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -42,24 +39,6 @@ def test_five_runs_of_a_sweep_compute_each_reference_row_once(tmp_path: Path) ->
     sweep = json.loads(file.read_text(encoding="utf-8"))["sweep"]
     assert sweep["reference_rows"]["dpo-cli"] == [sweep["pairs"], 0, 0, 0, 0]
     assert sum(sweep["reference_rows"]["TRL, precompute_ref_log_probs"]) == 5 * sweep["pairs"]
-
-
-@pytest.mark.parametrize(("loss", "gradient"), [(0.5, 1.0), (0.50003, 1.0), (0.5, 1.0001), (float("nan"), 1.0)])
-def test_no_ratio_is_given_for_other_numbers_than_trls(
-    loss: float, gradient: float, tmp_path: Path, capsys: Any
-) -> None:
-    import torch
-
-    def some(loss: float, gradient: float) -> list[Measured]:
-        return [Measured(1.0, 1.0, [0.7, loss], torch.tensor([3.0, gradient])) for _ in range(2)]
-
-    both = [Contender(key, key, build=None) for key in ("stock_1", "dpo_cli")]
-    work = Work([lengths.Lengths(3, 2, 2, 0)] * 4, 2, tmp_path, tmp_path)
-    results = {"stock_1": some(0.5, 1.0), "dpo_cli": some(loss, gradient)}
-    found = bench_train.report("a table", both, results, work)
-    equal = (loss, gradient) == (0.5, 1.0)
-    assert ["ratio" in row for row in found["contenders"].values()] == [equal, equal]
-    assert ("NO RATIOS" in capsys.readouterr().out) is not equal
 
 
 def test_a_sample_stands_for_all_pairs_and_its_tokens_have_these_lengths() -> None:

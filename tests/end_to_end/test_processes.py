@@ -16,13 +16,15 @@ from tests import program
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 
 
-# A desktop or another training on the card of one process.
+# A desktop or another training on the card of one process. Each says at its end whether it is still in their group.
 ONE_HAS_LESS = """
-import os
+import atexit, os
+import torch.distributed
 from dpo_cli.cli import main
 from dpo_cli.train import engine
 if os.environ["RANK"] == "1":
     engine.available_memory = lambda recipe: 545 * 2**20
+atexit.register(lambda: print("in a group:", torch.distributed.is_initialized()))
 main()
 """
 
@@ -62,6 +64,7 @@ def test_two_processes_give_the_losses_and_the_adapter_of_one(by: str, tmp_path:
         "data.eval_size=24",
     )
     together += ("train.per_device_eval_batch_size=1",)  # transformers' means are over batches
+    together += ("engine.token_budget=150",)  # one or two pairs: each process alone would take other passes
     alone = ("train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=4")
     shared: tuple[str, ...] = ("train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2")
     one, two = tmp_path / "one", tmp_path / "two"
@@ -126,5 +129,6 @@ def test_where_one_process_has_less_memory_all_take_what_fits_it(tmp_path: Path)
     options = [part for one in (*settings, "data.total=40", "data.eval_size=8") for part in ("--set", one)]
     both = ranks("-c", ONE_HAS_LESS, "train", SMOKE, "--runs-dir", tmp_path, *options)
     assert all(one.returncode == 0 for one in both), both
+    assert ["in a group: False" in one.stdout for one in both] == [True, True], "else one may abort at its exit"
     taken = json.loads((tmp_path / "smoke" / "manifest.json").read_text())["stages"]["train"]["engine"]
     assert 0 < taken["token_budget"] < 1024

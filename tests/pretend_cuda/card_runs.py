@@ -6,19 +6,18 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from dpo_cli.cli import app
 from tests.pretend_cuda.pretended import Card
 from tests.pretend_cuda.pretended_torch import pretending
+from tests.train.runs import SMOKE, dpo_cli, log, record
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
-from typer.testing import CliRunner
 
-SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 SMALL = (
     "data.total=24", "data.eval_size=6", "model.max_length=192", "model.dtype=float32", "engine.backend=hf",
     "engine.token_budget=400", "train.max_steps=2", "train.logging_steps=1", "train.save_strategy=no",
@@ -48,14 +47,9 @@ class Runs:
 
     def go(self, command: str, *settings: str, card: Card | None = None) -> str:
         """Run a command on the smoke recipe, on a card or on the CPU; what it prints. It has to end well."""
-        options = [part for one in (*SMALL, *settings) for part in ("--set", one)]
-        arguments = [command, str(SMOKE), "--runs-dir", str(self.folder), "--debug", *options]
-        if card is None:
-            done = CliRunner().invoke(app, arguments)
-        else:
-            with pretending(card):
-                done = CliRunner().invoke(app, arguments)
-            assert not card.refused, card.refused
+        with pretending(card) if card else nullcontext():
+            done = dpo_cli(command, SMOKE, self.folder, *SMALL, *settings, options=("--debug",))
+        assert not (card and card.refused), card
         assert done.exit_code == 0, done.output
         return done.output
 
@@ -65,30 +59,16 @@ class Runs:
     @property
     def engine(self) -> dict[str, Any]:
         """What training chose, as the manifest keeps it."""
-        return dict(self.read("manifest.json")["stages"]["train"]["engine"])
+        return dict(record(self.run)["engine"])
 
     def figures(self) -> list[list[float]]:
         """Those of the training's log that the CPU's have to equal."""
-        lines = (self.run / "train" / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = log(self.run)
         assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
         return [[row[key] for key in FIGURES if key in row] for row in rows]
 
     def copy(self, folder: Path) -> Runs:
         return Runs(shutil.copytree(self.folder, folder))
-
-    def weights(self) -> bytes:
-        return (self.run / "train" / "adapter" / "adapter_model.safetensors").read_bytes()
-
-    def cut_short(self, after: int) -> None:
-        """Leave training as a kill does some time after the checkpoint of a step."""
-        for checkpoint in (self.run / "train" / "checkpoints").glob("checkpoint-*"):
-            if int(checkpoint.name.removeprefix("checkpoint-")) > after:
-                shutil.rmtree(checkpoint)
-        shutil.rmtree(self.run / "train" / "adapter")
-        manifest = self.read("manifest.json")
-        manifest["stages"]["train"]["status"] = "running"
-        (self.run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def small_card(monkeypatch: pytest.MonkeyPatch, error: Exception, too_large: Callable[[Any], bool]) -> None:

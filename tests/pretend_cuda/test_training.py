@@ -12,6 +12,7 @@ from dpo_cli.train.memory import CUDA_CONTEXT
 from dpo_cli.train.methods import METHODS
 from tests.pretend_cuda.card_runs import OUT_OF_MEMORY, Runs, small_card
 from tests.pretend_cuda.pretended import Card
+from tests.train.runs import cut_short, weights
 
 EVALUATED = ("train.eval_strategy=steps", "train.eval_steps=2")
 OFF = ("engine.shared_prefix=off", "engine.token_budget=off")
@@ -78,11 +79,11 @@ def test_a_training_that_was_cut_short_goes_on_from_its_checkpoint(runs: Runs) -
     stopping = "engine.early_stopping={metric: eval_loss, patience: 5}"
     settings = (*EVALUATED, "train.save_strategy=steps", "train.save_steps=2", "train.max_steps=4", stopping)
     runs.go("train", *settings, card=Card())
-    weights, figures = runs.weights(), runs.figures()
-    runs.cut_short(after=2)
+    trained, figures = weights(runs.run), runs.figures()
+    cut_short(runs.run, step=2)
     assert "resumed from step 2" in runs.go("train", *settings, card=Card())
     assert runs.figures() == figures
-    assert runs.weights() == weights
+    assert weights(runs.run) == trained
 
 
 @pytest.mark.slow
@@ -107,7 +108,7 @@ def test_the_preflight_leaves_a_training_as_it_was(new_runs: NewRuns) -> None:
     untried.go("train", *settings, "engine.preflight=false", card=Card())
     assert card.emptied >= 2
     assert tried.figures() == untried.figures()
-    assert tried.weights() == untried.weights()
+    assert weights(tried.run) == weights(untried.run)
 
 
 @pytest.mark.parametrize(

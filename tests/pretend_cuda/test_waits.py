@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import pytest
-import torch
 from tests.pretend_cuda.card_runs import Runs
-from tests.pretend_cuda.waits import OFF, Step, count, step_of
-from transformers import Trainer
+from tests.pretend_cuda.waits import Step, count
 
 # tests/benchmarks/RESULTS.md has them with the libraries' own. One more needs a reason, and one fewer a lower number.
 WAITS = {"stock": 1, "each_pass": 5, "beside": 11}
@@ -27,15 +23,3 @@ def test_our_code_waits_no_more_often_than_it_did(prepared: Runs, tmp_path: Path
         assert waits <= WAITS[name], f"{name}: {waits:g} waits; python -m tests.pretend_cuda.waits"
         assert copies <= COPIES[name], f"{name}: {copies:g} copies"
     assert counted.stock.waits["trl"] > 10, "TRL's own, or the counting is broken"
-
-
-def test_an_item_put_into_a_step_is_seen(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Trainer.training_step
-
-    def planted(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        assert inputs["attention_mask"].sum().item() > 0
-        torch.tensor([1], device=inputs["attention_mask"].device)
-        return step(self, model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "training_step", planted)
-    assert ours(step_of(runs, 4, *OFF)) == (WAITS["stock"] + 1, COPIES["stock"] + 1)

@@ -10,24 +10,23 @@ from typing import Any
 
 import pytest
 from dpo_cli import smoke
-from dpo_cli.cli import app
-from typer.testing import CliRunner, Result
+from tests.train.runs import SMOKE, cut_short, dpo_cli, log, record
+from typer.testing import Result
 
-SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 Train = Callable[..., Result]
 
 
-def dpo_cli(command: str, runs: Path, *settings: str) -> Result:
-    """A command on few of the smoke recipe's pairs, four steps of them at most."""
-    few = ("train.max_steps=4", "train.logging_steps=1", "train.per_device_train_batch_size=2", "data.total=32")
-    options = [part for setting in (*few, "data.eval_size=16", *settings) for part in ("--set", setting)]
-    return CliRunner().invoke(app, [command, str(SMOKE), "--runs-dir", str(runs), *options])
+# Few of the smoke recipe's pairs, four steps of them at most.
+FEW = (
+    "train.max_steps=4", "train.logging_steps=1", "train.per_device_train_batch_size=2", "data.total=32",
+    "data.eval_size=16",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("prepared")
-    assert dpo_cli("prepare", runs).exit_code == 0
+    assert dpo_cli("prepare", SMOKE, runs, *FEW).exit_code == 0
     return runs / "smoke"
 
 
@@ -38,17 +37,13 @@ def train(prepared: Path, tmp_path: Path) -> Train:
     def go(name: str, *settings: str) -> Result:
         if not (tmp_path / name).exists():
             shutil.copytree(prepared, tmp_path / name)
-        return dpo_cli("train", tmp_path, f"name={name}", *settings)
+        return dpo_cli("train", SMOKE, tmp_path, f"name={name}", *FEW, *settings)
 
     return go
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "train" / "log.jsonl").read_text().splitlines()]
-
-
 def taken(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "manifest.json").read_text())["stages"]["train"]["engine"])
+    return dict(record(folder)["engine"])
 
 
 OFF = ("engine.shared_prefix=off", "engine.token_budget=off", "engine.reference_cache=off")
@@ -66,10 +61,10 @@ def test_every_part_alone_and_all_together_train_to_the_same_figures(train: Trai
     for name, settings in runs.items():
         done = train(name, *settings, "train.max_steps=2")
         assert done.exit_code == 0, done.output
-    stock = rows(tmp_path / "off")
+    stock = log(tmp_path / "off")
     keys = ("loss", "grad_norm", "rewards/margins", "logps/chosen", "num_tokens", "learning_rate")
     for name in runs:
-        for row, same in zip(rows(tmp_path / name), stock, strict=True):
+        for row, same in zip(log(tmp_path / name), stock, strict=True):
             assert {key: row[key] for key in keys} == pytest.approx(
                 {key: same[key] for key in keys}, rel=1e-4, abs=1e-5
             ), name
@@ -95,7 +90,7 @@ def test_the_reference_is_cached_where_pairs_are_seen_again_and_then_for_every_r
         assert "reference of 0 of 10 pairs to compute" in done.output
     assert taken(tmp_path / "beta")["reference_cache"]
     assert train("online", *again, "engine.reference_cache=off").exit_code == 0
-    for row, same in zip(rows(tmp_path / "first"), rows(tmp_path / "online"), strict=True):
+    for row, same in zip(log(tmp_path / "first"), log(tmp_path / "online"), strict=True):
         assert row["loss"] == pytest.approx(same["loss"], abs=1e-5)
         assert row["rewards/margins"] == pytest.approx(same["rewards/margins"], abs=1e-4)
 
@@ -104,7 +99,7 @@ def test_held_out_figures_during_training_are_the_same_with_all_of_it(train: Tra
     look = ("train.eval_strategy=steps", "train.eval_steps=4")
     assert train("stock", *look, *OFF).exit_code == 0
     assert train("fast", *look, "engine.reference_cache=on").exit_code == 0
-    stock, fast = (next(row for row in rows(tmp_path / name) if "eval_loss" in row) for name in ("stock", "fast"))
+    stock, fast = (next(row for row in log(tmp_path / name) if "eval_loss" in row) for name in ("stock", "fast"))
     figures = [key for key in stock if key.startswith("eval_")]
     assert {key: fast[key] for key in figures} == pytest.approx(
         {key: stock[key] for key in figures}, rel=1e-4, abs=1e-4
@@ -149,7 +144,7 @@ def test_layers_are_computed_twice_only_where_the_memory_asks_for_it(train: Trai
     assert train("tight", "engine.memory_limit=0.3", "engine.preflight=false").exit_code == 0
     tight = taken(tmp_path / "tight")
     assert tight["gradient_checkpointing"] and tight["token_budget"] < taken(tmp_path / "roomy")["token_budget"]
-    for row, same in zip(rows(tmp_path / "tight"), rows(tmp_path / "roomy"), strict=True):
+    for row, same in zip(log(tmp_path / "tight"), log(tmp_path / "roomy"), strict=True):
         assert row["loss"] == pytest.approx(same["loss"], abs=1e-5)
 
 
@@ -171,7 +166,7 @@ def test_a_row_that_does_not_fit_turns_checkpointing_on_where_the_recipe_leaves_
     done = train("open", limit)
     assert done.exit_code == 0, done.output
     assert "doesn't fit the memory: gradient checkpointing is on" in done.output
-    assert taken(tmp_path / "open")["gradient_checkpointing"] and len(rows(tmp_path / "open")) == 4
+    assert taken(tmp_path / "open")["gradient_checkpointing"] and len(log(tmp_path / "open")) == 4
     insisted = train("insisted", limit, "train.gradient_checkpointing=false")
     assert insisted.exit_code == 1 and "set train.gradient_checkpointing: true" in insisted.stderr
 
@@ -198,7 +193,7 @@ def test_a_sharing_that_computes_something_else_is_noticed(
     assert not taken(tmp_path / "mixed")["shared_prefix"]
     monkeypatch.undo()
     assert train("stock", "engine.shared_prefix=off").exit_code == 0
-    assert [row["loss"] for row in rows(tmp_path / "mixed")] == [row["loss"] for row in rows(tmp_path / "stock")]
+    assert [row["loss"] for row in log(tmp_path / "mixed")] == [row["loss"] for row in log(tmp_path / "stock")]
 
 
 @pytest.mark.parametrize("preflight", ["true", pytest.param("false", marks=pytest.mark.slow)])
@@ -207,16 +202,12 @@ def test_a_resumed_run_keeps_the_choice_it_was_begun_with(train: Train, tmp_path
     settings = ("train.save_steps=2", "data.total=10", "data.languages=null", f"engine.preflight={preflight}")
     assert train("resumed", *settings).exit_code == 0
     folder = tmp_path / "resumed"
-    whole, chosen = rows(folder), taken(folder)
+    whole, chosen = log(folder), taken(folder)
     assert chosen["reference_cache"] and chosen["token_budget"]
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["stages"]["train"]["status"] = "running"  # as a kill after the second step leaves it
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    shutil.rmtree(folder / "train" / "adapter")
-    shutil.rmtree(folder / "train" / "checkpoints" / "checkpoint-4")
+    cut_short(folder, step=2)
     shutil.rmtree(tmp_path / ".reference_cache")
     done = train("resumed", *settings)
     assert "resumed from step 2" in done.output and "reference of 10 of 10 pairs to compute" in done.output
     assert taken(folder) == chosen
     keys = ("loss", "rewards/margins", "logps/chosen")
-    assert [[row[key] for key in keys] for row in rows(folder)] == [[row[key] for key in keys] for row in whole]
+    assert [[row[key] for key in keys] for row in log(folder)] == [[row[key] for key in keys] for row in whole]

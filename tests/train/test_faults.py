@@ -15,9 +15,8 @@ from dpo_cli.cli import app
 from dpo_cli.train.checkpoints import saved
 from safetensors.torch import load_file, save_file
 from tests import mounts, program
+from tests.train.runs import SMOKE, cut_short, dpo_cli, log, weights
 from typer.testing import CliRunner, Result
-
-SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +25,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Result]:
     runs = tmp_path_factory.mktemp("runs")
 
     def go(*settings: str) -> Result:
-        options = [part for setting in ("train.max_steps=1", *settings) for part in ("--set", setting)]
-        return CliRunner().invoke(app, ["train", str(SMOKE), "--runs-dir", str(runs), "--quiet", *options])
+        return dpo_cli("train", SMOKE, runs, "train.max_steps=1", *settings, options=("--quiet",))
 
     return go
 
@@ -67,20 +65,10 @@ def test_a_folder_without_weights(train: Callable[..., Result], model: Path) -> 
     assert "model.safetensors" in said(train(f"model.id={model}"))
 
 
-def test_max_length_beyond_the_models_positions(train: Callable[..., Result]) -> None:
-    message = said(train("model.max_length=9000"))
-    assert "more than the model's 8192" in message and "model.max_length: 8192" in message
-
-
 @pytest.mark.parametrize("setting", ["train.fp16=true", "model.dtype=float16"])
 def test_float16_on_a_cpu(train: Callable[..., Result], setting: str) -> None:
     message = said(train(setting))
     assert "needs a GPU" in message and setting.split("=")[0] in message
-
-
-def test_every_prompt_too_long(train: Callable[..., Result]) -> None:
-    message = said(train("model.max_length=16"))
-    assert "too_long" in message and "max_length" in message
 
 
 def test_lora_on_layers_that_are_not_there(train: Callable[..., Result]) -> None:
@@ -94,12 +82,6 @@ def test_quantised_weights_against_the_recipe(train: Callable[..., Result], mode
     assert "quantised" in message and "model.load_in_4bit: true" in message
 
 
-def test_a_memory_limit_that_is_no_size(train: Callable[..., Result]) -> None:
-    done = train("engine.memory_limit=lots")
-    assert done.exit_code == 2
-    assert "engine.memory_limit\n    must be a size above 0" in done.stderr
-
-
 # ------------------------------------------------------------------------------------ a run that was cut short
 
 
@@ -111,35 +93,16 @@ def trainer(project: Any, model: Path, **more: Any) -> Callable[..., Result]:
     options += [f"model.id={model}", "model.load_in_4bit=false", "lora.r=8", "lora.dropout=0.0"]
 
     def go(*settings: str, force: bool = False) -> Result:
-        every = [part for setting in (*options, *settings) for part in ("--set", setting)]
-        return CliRunner().invoke(app, ["train", str(project.recipe), *every, *(["--force"] if force else [])])
+        runs = project.run.parent
+        return dpo_cli("train", project.recipe, runs, *options, *settings, options=("--force",) if force else ())
 
     return go
-
-
-def cut_short(run: Path, step: int) -> None:
-    """Leave a finished run as a kill after that step leaves it: a checkpoint, the log, a manifest that says running."""
-    for checkpoint in (run / "train" / "checkpoints").glob("checkpoint-*"):
-        if int(checkpoint.name.split("-")[1]) > step:
-            shutil.rmtree(checkpoint)
-    shutil.rmtree(run / "train" / "adapter")
-    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
-    manifest["stages"]["train"]["status"] = "running"
-    (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def logged(run: Path) -> list[dict[str, Any]]:
     """The rows of the log, in what a resumed run has to give again (TRL counts its tokens anew)."""
     keep = ("step", "loss", "grad_norm", "rewards/margins", "logps/chosen", "learning_rate")
     return [{key: row[key] for key in keep} for row in log(run)]
-
-
-def log(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "train" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def weights(run: Path) -> bytes:
-    return (run / "train" / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
 def change_template(model: Path, project: Any) -> str:

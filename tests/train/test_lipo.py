@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from dpo_cli.records import Pair
 from dpo_cli.run import Run
 from dpo_cli.train import lipo, listwise, shared_prefix
 from dpo_cli.train.prefix_check import check
+from tests.train.runs import cut_short, leave_start, log, trl_trainer
 
 Build = Callable[..., Any]
 SmokeRun = Callable[..., Run]
@@ -48,46 +48,27 @@ def ranked(counts: list[int], seed: int = 0) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def build(tmp_path: Path, tiny_model: Path) -> Build:
-    """`build(rows)`: the LiPO trainer on ranked rows, or with `pairs` TRL's on their best and worst answers."""
+    """`build(rows)`: TRL's trainer for lists, or (`pairs=True`) its own for the best and the worst answers."""
     import datasets
-    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
-
-    torch.set_num_threads(1)
-    datasets.disable_progress_bars()
 
     def go(rows: list[dict[str, Any]], *, pairs: bool = False, mixins: tuple[type, ...] = (), **options: Any) -> Any:
         set_seed(1)
         base: Any = options.pop("base", None) or AutoModelForCausalLM.from_pretrained(tiny_model)
         base.get_input_embeddings().weight.data *= 12.0  # so that entropies differ, and a token is guessed now and then
-        given = datasets.Dataset.from_list([Pair.of_row(row).to_json() for row in rows] if pairs else rows)
-        bases = (*mixins, *([] if pairs else [lipo.Listwise]), DPOTrainer)
-        trainer: Any = type("Trainer", bases, {})(
-            model=get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")),
-            args=DPOConfig(
-                output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, beta=BETA,
-                per_device_train_batch_size=len(rows), gradient_accumulation_steps=1,
-                **{"loss_type": ["lambda"], **options},
-            ),
-            train_dataset=given if pairs else lipo.rows(given, seed=0),
-            processing_class=AutoTokenizer.from_pretrained(tiny_model),
+        given = [Pair.of_row(row).to_json() for row in rows] if pairs else rows
+        dataset = datasets.Dataset.from_list(given)
+        trainer = trl_trainer(
+            tmp_path, get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")),
+            AutoTokenizer.from_pretrained(tiny_model), dataset if pairs else lipo.rows(dataset, seed=0),
+            *mixins, *([] if pairs else [lipo.Listwise]), beta=BETA, per_device_train_batch_size=len(rows),
+            gradient_accumulation_steps=1, **{"loss_type": ["lambda"], **options},
         )  # fmt: skip
-        # At the start a policy is its reference, and every loss the same number.
-        noise = torch.Generator().manual_seed(2)
-        for name, parameter in trainer.model.named_parameters():
-            if ".default." in name:
-                parameter.data += 0.3 * torch.randn(parameter.shape, generator=noise)
-        trainer.current_gradient_accumulation_steps = 1
+        leave_start(trainer)
         return trainer
 
     return go
-
-
-def batch_of(trainer: Any) -> Any:
-    return trainer.data_collator([trainer.train_dataset[n] for n in range(len(trainer.train_dataset))])
 
 
 def step(trainer: Any) -> tuple[float, dict[str, Any], dict[str, float]]:
@@ -96,6 +77,10 @@ def step(trainer: Any) -> tuple[float, dict[str, Any], dict[str, float]]:
     loss = trainer.training_step(trainer.model, batch_of(trainer))
     grads = {name: one.grad.clone() for name, one in trainer.model.named_parameters() if one.grad is not None}
     return loss.item(), grads, {name: values[-1] for name, values in trainer._metrics["train"].items()}
+
+
+def batch_of(trainer: Any) -> Any:
+    return trainer.data_collator([trainer.train_dataset[n] for n in range(len(trainer.train_dataset))])
 
 
 # ------------------------------------------------------------------------------------------------------------- the data
@@ -118,14 +103,6 @@ def test_tokens_are_those_of_dpo(build: Build) -> None:
     assert [len(row["answer_ids"]) for row in lists] == [2, 4, 3]
 
 
-def test_the_models_answer_begins_after_an_empty_thought_and_ends_with_its_turn(build: Build) -> None:
-    trainer = build(ranked([3]))
-    tokenizer, row = trainer.processing_class, trainer.train_dataset[0]
-    assert tokenizer.decode(row["prompt_ids"]).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
-    wanted = ranked([3])[0]["candidates"]
-    assert [tokenizer.decode(ids) for ids in row["answer_ids"]] == [f"{one['text']}<|im_end|>\n" for one in wanted]
-
-
 def test_a_batch_is_cut_and_padded_as_trl_does_it(build: Build) -> None:
     trainer = build(ranked([3, 2]), max_length=40)
     batch, rows = batch_of(trainer), list(trainer.train_dataset)
@@ -137,12 +114,6 @@ def test_a_batch_is_cut_and_padded_as_trl_does_it(build: Build) -> None:
         assert ids[mask.bool()].tolist() == text[:40]
     starts = [len(row["prompt_ids"]) for row in rows for _ in row["answer_ids"]]
     assert batch["completion_mask"].argmax(1).tolist() == starts
-
-
-def test_a_prompt_that_fills_the_length_is_left_out_as_by_dpo(build: Build) -> None:
-    rows = ranked([2, 3])
-    rows[0]["prompt"][0]["content"] = " ".join(WORDS * 9)
-    assert build(rows, max_length=60).train_dataset["id"] == build(rows, pairs=True, max_length=60).train_dataset["id"]
 
 
 # -------------------------------------------------------------------------------------------------------------- a step
@@ -170,19 +141,11 @@ def test_a_mixture_of_experts_keeps_its_auxiliary_loss(build: Build, tiny_model:
     def base() -> Any:
         set_seed(5)
         sizes: dict[str, Any] = {
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 16,
-            "hidden_size": 32,
-        }
-        layers: dict[str, Any] = {
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-        }
+            "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "hidden_size": 32,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
+        }  # fmt: skip
         words = AutoConfig.from_pretrained(tiny_model).vocab_size
-        return Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=words, **sizes, **layers))
+        return Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=words, **sizes))
 
     rows, options = ranked([2, 2]), {"router_aux_loss_coef": 0.5}
     expected, _, figures = step(build(rows, pairs=True, loss_type=["sigmoid"], base=base(), **options))
@@ -282,10 +245,6 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Smo
     return go
 
 
-def log_of(run: Run) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run["train"] / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["list_mle", "softmax"])
 def test_it_learns(loss: str, smoke_run: SmokeRun) -> None:
@@ -293,7 +252,7 @@ def test_it_learns(loss: str, smoke_run: SmokeRun) -> None:
     run = smoke_run(
         loss, "train.max_steps=16", "train.learning_rate=3e-3", "train.eval_strategy=steps", "train.eval_steps=16"
     )
-    held_out = next(row for row in log_of(run) if "eval_rewards/accuracies" in row)
+    held_out = next(row for row in log(run.folder) if "eval_rewards/accuracies" in row)
     assert held_out["eval_rewards/accuracies"] >= 0.85
     assert held_out["eval_rewards/margins"] > 0.3
 
@@ -305,31 +264,17 @@ FEW = ("train.max_steps=4", "train.logging_steps=1", "train.save_steps=2", "trai
 def test_a_run_that_was_cut_short_goes_on_to_the_same_bytes(smoke_run: SmokeRun) -> None:
     settings = (*FEW, "train.eval_steps=2", "train.gradient_accumulation_steps=1")
     run = smoke_run("lambda", *settings)
-    rows, whole = log_of(run), (run.adapter / "adapter_model.safetensors").read_bytes()
+    rows, whole = log(run.folder), (run.adapter / "adapter_model.safetensors").read_bytes()
     assert {"eval_en_loss", "eval_zh_rewards/margins", "eval_logps/chosen"} <= {key for row in rows for key in row}
 
-    shutil.rmtree(run.checkpoints / "checkpoint-4")  # as a kill after step 2 leaves it
-    shutil.rmtree(run.adapter)
-    manifest = run.folder / "manifest.json"
-    record = json.loads(manifest.read_text(encoding="utf-8"))
-    record["stages"]["train"]["status"] = "running"
-    manifest.write_text(json.dumps(record), encoding="utf-8")
+    cut_short(run.folder, step=2)
     smoke_run("lambda", *settings, again=run)
     assert json.loads((run["train"] / "metrics.json").read_text(encoding="utf-8"))["resumed_from"] == 2
     same = ("step", "loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/rejected", "eval_loss")
-    assert [[row.get(key) for key in same] for row in log_of(run)] == [[row.get(key) for key in same] for row in rows]
+    assert [[row.get(key) for key in same] for row in log(run.folder)] == [
+        [row.get(key) for key in same] for row in rows
+    ]
     assert (run.adapter / "adapter_model.safetensors").read_bytes() == whole
-
-
-def test_the_shared_prompt_changes_the_cost_of_a_run_and_not_its_losses(smoke_run: SmokeRun) -> None:
-    settings = ("train.max_steps=2", "train.logging_steps=1")
-    runs = [smoke_run("list_mle", *settings, f"engine.shared_prefix={word}") for word in ("on", "off")]
-    taken = [json.loads((run.folder / "manifest.json").read_text())["stages"]["train"]["engine"] for run in runs]
-    assert [one["shared_prefix"] for one in taken] == [True, False]
-    ours, stock = map(log_of, runs)
-    for one, other in zip(ours, stock, strict=True):
-        names = [name for name in other if name.startswith(("loss", "rewards", "logps"))]
-        assert {name: one[name] for name in names} == pytest.approx({name: other[name] for name in names}, abs=2e-3)
 
 
 def test_a_loss_that_is_no_number_names_its_prompts(build: Build) -> None:
@@ -359,8 +304,8 @@ def test_the_plan_counts_all_answers_of_a_prompt(repository: Path) -> None:
 def test_a_ranked_row_is_evaluated_by_its_best_and_worst_answers() -> None:
     row = ranked([4])[0]
     pair = Pair.of_row(row)
-    assert pair.chosen == [{"role": "assistant", "content": row["candidates"][0]["text"]}]
-    assert pair.rejected == [{"role": "assistant", "content": row["candidates"][3]["text"]}]
+    texts = [side[0]["content"] for side in (pair.chosen, pair.rejected)]
+    assert texts == [row["candidates"][place]["text"] for place in (0, 3)]
     assert (pair.score_chosen, pair.score_rejected, pair.margin) == (0.9, 0.51, 0.39)
     assert Pair.of_row(pair.to_json()) == pair
 

@@ -97,7 +97,6 @@ def padded(some: list[tuple[list[float], list[float]]], rubbish: float = 0.0) ->
 
 
 every_loss = pytest.mark.parametrize("name", LOSSES)
-every_comparison = pytest.mark.parametrize("name", [name for name in LOSSES if not name.startswith("point_")])
 
 
 @every_loss
@@ -119,27 +118,6 @@ def test_what_stands_where_no_answer_is_plays_no_part(name: str) -> None:
     assert scores.grad is not None and not scores.grad[~present].any() and scores.grad.isfinite().all()
 
 
-@every_loss
-def test_the_order_of_a_list_plays_no_part(name: str) -> None:
-    scores, labels, present = padded(lists(1))
-    places = torch.randperm(scores.shape[1], generator=torch.Generator().manual_seed(0))
-    shuffled = LOSSES[name](scores[:, places], labels[:, places], present[:, places])
-    assert shuffled.tolist() == pytest.approx(LOSSES[name](scores, labels, present).tolist(), abs=1e-12)
-
-
-@every_comparison
-def test_equal_answers_are_not_compared(name: str) -> None:
-    scores = torch.tensor([[3.0, -1.0, 0.5]], dtype=torch.float64)
-    tied, present = torch.full_like(scores, 0.7), torch.ones_like(scores, dtype=torch.bool)
-    assert LOSSES[name](scores, tied, present).tolist() == [0.0]
-    # The two that are equal may swap their scores, as far as each of them goes against the third alike.
-    last_is_worst = torch.tensor([[0.7, 0.7, 0.1]], dtype=torch.float64)
-    swapped = scores[:, [1, 0, 2]]
-    assert LOSSES[name](scores, last_is_worst, present).item() == pytest.approx(
-        LOSSES[name](swapped, last_is_worst, present).item()
-    )
-
-
 @pytest.mark.parametrize("name", ["list_mle", "softmax", "pair_logistic"])
 def test_two_answers_are_dpo(name: str) -> None:
     scores = torch.tensor([[0.3, -0.4], [-2.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
@@ -158,33 +136,12 @@ def test_two_answers_are_dpo_in_lambda_times_the_weight_of_the_swap() -> None:
     torch.testing.assert_close(found, -gains * places * logsigmoid(scores[:, 0] - scores[:, 1]))
 
 
-@every_comparison
-def test_an_untrained_list_has_a_gradient_that_lifts_the_best_and_lowers_the_worst(name: str) -> None:
-    scores = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
-    labels = torch.tensor([[1.0, 0.6, 0.3, 0.0]], dtype=torch.float64)
-    (gradient,) = torch.autograd.grad(
-        LOSSES[name](scores, labels, torch.ones_like(labels, dtype=torch.bool)).sum(), scores
-    )
-    assert gradient[0, 0] < 0 < gradient[0, 3]
-    assert gradient.sum().item() == pytest.approx(0.0, abs=1e-12)
-
-
 @every_loss
 def test_gradients_by_finite_differences(name: str) -> None:
     # No two scores so near that a step of the differences changes the order, which lambda's weights depend on.
     scores, labels, present = padded([([0.3, -1.2, 2.0, 0.9], [1.0, 0.5, 0.5, 0.0]), ([0.1, 0.7], [0.2, 0.9])])
     scores.requires_grad_()
     assert torch.autograd.gradcheck(lambda given: LOSSES[name](given, labels, present), (scores,))
-
-
-def test_lambda_s_weights_are_constants() -> None:
-    """Its gradient is that of the weighted pairs, weights held fast, where moving a score would move its place."""
-    scores = torch.tensor([[0.2, 0.1]], dtype=torch.float64, requires_grad=True)
-    labels = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
-    (gradient,) = torch.autograd.grad(LOSSES["lambda"](scores, labels, torch.ones_like(labels).bool()).sum(), scores)
-    weight = 1 / math.log(2) - 1 / math.log(3)
-    pull = weight * torch.sigmoid(torch.tensor(0.1, dtype=torch.float64)).item()
-    assert gradient.tolist()[0] == pytest.approx([pull, -pull])
 
 
 @every_loss

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from dpo_cli import smoke
 from dpo_cli.backends import Backend, import_backend
-from dpo_cli.cli import app
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe, load
 from dpo_cli.recipe.train import trl_arguments
@@ -23,9 +22,9 @@ from dpo_cli.train.methods import METHODS
 from dpo_cli.train.plan import plan
 from dpo_cli.train.trainer import build
 from dpo_cli.train.watchdog import Watchdog
-from typer.testing import CliRunner, Result
+from tests.train.runs import SMOKE, cut_short, dpo_cli, log, weights
+from typer.testing import Result
 
-SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 OTHERS = [method for method in METHODS if method != "dpo" and "pairs" in METHODS[method].data]
 COMPARE = [method for method in OTHERS if METHODS[method].compares]
 # The trainers of cpo and orpo are simpo's, with another loss.
@@ -35,11 +34,6 @@ FEW = (
     "train.save_steps=2", "train.gradient_accumulation_steps=1",
 )  # fmt: skip
 Train = Callable[..., Result]
-
-
-def dpo_cli(command: str, recipe: Path, runs: Path, *settings: str) -> Result:
-    options = [part for setting in settings for part in ("--set", setting)]
-    return CliRunner().invoke(app, [command, str(recipe), "--runs-dir", str(runs), *options])
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +54,6 @@ def train(prepared: Path, tmp_path: Path) -> Train:
         return dpo_cli("train", SMOKE, runs, *FEW, f"train.method={method}", *settings)
 
     return go
-
-
-def log(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "train" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def weights(run: Path) -> bytes:
-    return (run / "train" / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
 # ------------------------------------------------------------------------------------------------------------ a run
@@ -97,11 +83,7 @@ def test_a_method_trains_evaluates_and_resumes_to_the_same_bytes(method: str, tr
     assert metrics["tokens_per_second"] > 0
 
     whole, same = weights(run), ("step", "loss", "grad_norm", "rewards/margins", "logps/rejected")
-    shutil.rmtree(run / "train" / "checkpoints" / "checkpoint-4")  # as a kill after step 2 leaves it
-    shutil.rmtree(run / "train" / "adapter")
-    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
-    manifest["stages"]["train"]["status"] = "running"
-    (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    cut_short(run, step=2)
     again = train(method, *settings)
     assert again.exit_code == 0, again.output
     assert "resumed from step 2" in again.stdout
@@ -197,23 +179,6 @@ def test_the_tokens_are_those_of_dpo(built: Callable[..., Any], method: str) -> 
     assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n"), "thinking is off"
 
 
-@pytest.mark.parametrize("method", [method for method in COMPARE if not METHODS[method].reference])
-def test_a_batch_scores_the_same_answers_as_dpo(built: Callable[..., Any], method: str) -> None:
-    """Summed by dpo, a mean over tokens by simpo and orpo: of the same tokens, so of the same log-probabilities."""
-    import torch
-
-    trainer, dpo = built(method), built("dpo")
-    trainer.model.eval()
-    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
-    with torch.no_grad():
-        chosen, rejected, *_ = trainer.concatenated_forward(trainer.model, trainer._prepare_inputs(batch))
-    pairs = dpo._prepare_inputs(dpo.data_collator([dpo.train_dataset[index] for index in range(4)]))
-    wanted = torch.cat(dpo.compute_ref_log_probs(dpo.model, pairs))  # a LoRA that has not learned is the reference
-    if method != "cpo":
-        wanted = wanted / pairs["completion_mask"].sum(1)
-    torch.testing.assert_close(torch.cat([chosen, rejected]), wanted, rtol=1e-4, atol=1e-4)
-
-
 def test_what_is_over_max_length_is_cut_at_the_end(built: Callable[..., Any]) -> None:
     trainer = built("simpo")
     row = {"prompt_ids": [1, 2, 3], "chosen_ids": [4] * 600, "rejected_ids": [5]}
@@ -253,53 +218,32 @@ def test_a_loss_that_is_no_number_names_its_rows(built: Callable[..., Any], meth
     assert {row["id"] for row in batch} == set(str(caught.value).split("rows ")[1].splitlines()[0].split(", "))
 
 
-# ------------------------------------------------------------------------------------------------ the losses of DPO
+# ------------------------------------------------------------------------------------------------------- every loss
 
+ALONE = [(method, [loss]) for method in METHODS for loss in trl_arguments()[method]["losses"] if method != "lipo"]
+ORDINARY = ("dpo aot", "simpo simpo", "cpo sigmoid", "kto kto", "sft nll")
 LOSSES = [
-    pytest.param([loss], marks=[] if loss == "aot" else pytest.mark.slow) for loss in trl_arguments()["dpo"]["losses"]
-] + [["sigmoid", "bco_pair", "sft"]]
+    pytest.param(method, losses, id=f"{method} {'+'.join(losses)}", marks=[] if f"{method} {losses[0]}" in ORDINARY
+                 or len(losses) > 1 else pytest.mark.slow)
+    for method, losses in [*ALONE, ("dpo", ["sigmoid", "bco_pair", "sft"])]
+]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def runs(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shutil.copytree(prepared, tmp_path_factory.mktemp("losses") / "runs")
-
-
-@pytest.mark.parametrize("losses", LOSSES, ids="+".join)
-def test_every_loss_of_dpo_takes_steps(losses: list[str], runs: Path) -> None:
-    settings = [f"train.loss_type=[{', '.join(losses)}]", "train.max_steps=3", "train.save_strategy=no"]
-    settings += ["train.label_smoothing=0.1"] if {"exo_pair", "robust"} & set(losses) else []
-    settings += ["train.loss_weights=[0.8, 0.2, 1.0]"] if len(losses) > 1 else []
-    name = "-".join(losses)
-    shutil.copytree(runs / "smoke", runs / name)
-    done = dpo_cli("train", SMOKE, runs, f"name={name}", *FEW, *settings)
-    assert done.exit_code == 0, done.output
-    rows = [row for row in log(runs / name) if "loss" in row]
-    assert len(rows) == 3 and all(math.isfinite(row["loss"]) and 0 < row["grad_norm"] < math.inf for row in rows)
-    from safetensors import safe_open
-
-    with safe_open(runs / name / "train" / "adapter" / "adapter_model.safetensors", "pt") as file:
-        moved = [float(file.get_tensor(name).abs().max()) for name in file.keys() if "lora_B" in name]  # noqa: SIM118
-    assert moved and min(moved) > 0, "every layer's LoRA has left its start"
-
-
-@pytest.mark.parametrize(
-    ("method", "loss"),
-    [
-        pytest.param(method, loss, marks=pytest.mark.slow if place else [])
-        for method in OTHERS
-        for place, loss in enumerate(trl_arguments()[method]["losses"])
-    ],
-)
-def test_every_loss_of_the_others_takes_a_step(method: str, loss: str, built: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(("method", "losses"), LOSSES)
+def test_every_loss_takes_a_step(method: str, losses: list[str], built: Callable[..., Any]) -> None:
     import torch
 
-    trainer = built(method, f"train.loss_type={loss}", *(["train.alpha=0.1"] if loss == "alphapo" else []))
+    settings = [f"train.loss_type={losses[0] if len(losses) == 1 else losses}"]
+    settings += ["train.label_smoothing=0.1"] if {"exo_pair", "robust"} & set(losses) and method == "dpo" else []
+    settings += ["train.loss_weights=[0.8, 0.2, 1.0]"] if len(losses) > 1 else []
+    settings += ["train.alpha=0.1"] if losses == ["alphapo"] else []
+    trainer = built(method, *settings)
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
     trainer.current_gradient_accumulation_steps = 1
     value = trainer.training_step(trainer.model, batch)
-    gradients = [one.grad for one in trainer.model.parameters() if one.grad is not None]
-    assert torch.isfinite(value) and any(float(one.abs().max()) > 0 for one in gradients)
+    moved = [one.grad for name, one in trainer.model.named_parameters() if "lora_B" in name]
+    assert torch.isfinite(value) and moved
+    assert all(one is not None and 0 < float(one.abs().max()) < math.inf for one in moved), "in every layer"
 
 
 # ----------------------------------------------------------------------------------------------- memory and remarks

@@ -21,6 +21,7 @@ from dpo_cli.train.plan import cuts, plan
 from dpo_cli.train.planned import PARTS, memory_table, sentences
 from dpo_cli.train.preflight import fit
 from dpo_cli.train.shape import LINEARS, Shape
+from tests.train.runs import trl_trainer, untimed
 
 # Published widths of Qwen3.
 QWEN3 = {
@@ -112,17 +113,6 @@ def test_the_gpu_formula_gives_the_published_peaks(size: str, tokens: int) -> No
     for memory, published in zip(peaks, PEAKS[size, tokens], strict=True):
         published += 1.06 * float32_lora(size)
         assert memory.total / GIB == pytest.approx(published, rel=0.02, abs=0.06)  # printed with one decimal
-
-
-@pytest.mark.parametrize("device", ["cuda", "cpu"])
-@pytest.mark.parametrize("checkpointing", [True, False])
-@pytest.mark.parametrize("precision", ["nf4", "bf16", "fp32"])
-def test_more_tokens_take_more(device: str, checkpointing: bool, precision: str) -> None:
-    totals = [
-        qlora("0.6B", tokens, device=device, checkpointing=checkpointing, precision=precision).total
-        for tokens in (256, 257, 1024, 4096, 16384)
-    ]
-    assert totals == sorted(set(totals))
 
 
 def test_what_saves_memory_saves_it_where_it_should() -> None:
@@ -267,22 +257,6 @@ def test_the_shape_is_read_off_a_config() -> None:
     assert Shape.of(config_4b()) == QWEN3["4B"]
 
 
-def test_a_recipe_that_fits_is_left_alone() -> None:
-    one = plan(recipe(train=batch(1, 24, gradient_checkpointing=False)), PAIRS, config_4b(), 80 * GIB)
-    assert one.fits
-    assert one.proposal == one.recipe
-    assert one.verdict == "It fits."
-
-
-def test_checkpointing_is_switched_off_where_that_fits_and_on_where_it_is_needed() -> None:
-    roomy = plan(recipe(train=batch(1, 24, gradient_checkpointing=True)), PAIRS, config_4b(), 24 * GIB)
-    assert roomy.fits and roomy.proposal and not roomy.proposal.checkpointing
-    tight = plan(recipe(train=batch(1, 24, gradient_checkpointing=False)), PAIRS, config_4b(), 12 * GIB)
-    assert not tight.fits and tight.proposal and tight.proposal.checkpointing
-    assert tight.proposal.micro_batch == 1
-    assert "gradient_checkpointing: true" in tight.verdict
-
-
 @pytest.mark.parametrize("gib", [8, 10, 16, 24, 40, 60])
 @pytest.mark.parametrize(("micro", "accumulation"), [(8, 3), (6, 4), (5, 1), (7, 2), (1, 24)])
 def test_a_proposal_keeps_the_effective_batch_fits_and_is_the_largest(micro: int, accumulation: int, gib: int) -> None:
@@ -301,49 +275,43 @@ def test_a_proposal_keeps_the_effective_batch_fits_and_is_the_largest(micro: int
         assert not bigger.fits
 
 
-def test_what_cant_be_halved_is_said() -> None:
+@pytest.mark.parametrize(
+    ("train", "available", "verdict", "proposed"),
+    [
+        (batch(1, 24, gradient_checkpointing=False), 80, "It fits.", (1, False)),
+        (batch(1, 24, gradient_checkpointing=True), 24, "It fits. So does this, without computing", (1, False)),
+        (batch(1, 24, gradient_checkpointing=False), 12, "It does not fit. This does, with the same", (1, True)),
+        (batch(4, 6), 3, "It does not fit, not even one pair at a time: lower model.max_length", None),
+        (batch(64, 1), None, "How much memory there is, is not known.", (64, False)),
+    ],
+)
+def test_the_verdict_and_the_table_of_a_plan(
+    train: dict[str, Any], available: int | None, verdict: str, proposed: tuple[int, bool] | None,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    there = None if available is None else available * GIB
+    made = plan(recipe(train=train), PAIRS, config_4b(), there, card="NVIDIA GeForce RTX 4080 SUPER")
+    assert made.verdict.startswith(verdict) and made.fits == ("does not fit" not in verdict)
+    assert (made.proposal and (made.proposal.micro_batch, made.proposal.checkpointing)) == proposed
+    monkeypatch.setenv("COLUMNS", "80")
+    print_markdown("\n\n".join([memory_table(made), *sentences(made)]))
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    for words in (made.verdict, f"{made.recipe.memory.total / GIB:.2f}", *PARTS.values()):
+        assert words in " ".join(text.split())
+    assert (f"{available:.2f}" if available else "not known") in text
+
+
+def test_a_micro_batch_is_halved_down_to_what_divides_the_effective_batch() -> None:
     assert list(cuts(8, 3)) == [(8, 3), (4, 6), (2, 12), (1, 24)]
     assert list(cuts(6, 4)) == [(6, 4), (3, 8), (1, 24)]
     assert list(cuts(5, 1)) == [(5, 1), (1, 5)]
-    made = plan(recipe(train=batch(5, 1, gradient_checkpointing=False)), PAIRS, config_4b(), 24 * GIB)
-    assert made.proposal and made.proposal.micro_batch == 1
-    assert "can't be halved evenly" in made.notes[0]
-
-
-def test_nothing_fits_a_card_that_is_too_small() -> None:
-    made = plan(recipe(train=batch(4, 6)), PAIRS, config_4b(), 3 * GIB)
-    assert not made.fits
-    assert made.proposal is None
-    assert "model.max_length" in made.verdict
 
 
 def test_rows_are_cut_at_max_length_as_trl_cuts_them() -> None:
     long = plan(recipe(model={"id": "x", "max_length": 1024}), [(400, 9000, 100)], config_4b(), None)
     assert long.longest == 1024
     assert long.recipe.memory == plan(recipe(), [(400, 624, 100)], config_4b(), None).recipe.memory
-
-
-@pytest.mark.parametrize("available", [None, 3 * GIB, 12 * GIB, 24 * GIB])
-def test_the_table_has_the_figures_and_at_most_80_columns(
-    available: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    made = plan(recipe(train=batch(5, 5)), PAIRS, config_4b(), available, card="NVIDIA GeForce RTX 4080 SUPER")
-    monkeypatch.setenv("COLUMNS", "80")
-    print_markdown("\n\n".join([memory_table(made), *sentences(made)]))
-    text = capsys.readouterr().out
-    assert max(map(len, text.splitlines())) <= 80
-    words = " ".join(text.split())
-    assert made.verdict in words
-    assert f"{made.recipe.memory.total / GIB:.2f}" in words
-    for name in PARTS.values():
-        assert name in words
-    assert (f"{available / GIB:.2f}" if available else "not known") in words
-
-
-def test_nothing_is_promised_of_an_unknown_card() -> None:
-    made = plan(recipe(train=batch(64, 1)), PAIRS, config_4b(), None)
-    assert made.proposal == made.recipe
-    assert "not known" in made.verdict
 
 
 @pytest.mark.parametrize(
@@ -372,46 +340,32 @@ Trainers = Callable[..., Any]
 @pytest.fixture
 def trainer(tmp_path: Path, tiny_model: Path) -> Trainers:
     """`trainer(micro, accumulation, words=…)`: TRL's on the tiny model, with pairs of growing length."""
-    import datasets
-    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
 
-    torch.set_num_threads(1)
+    chosen: dict[str, Any] = {
+        "max_length": None, "max_steps": 5, "learning_rate": 1e-2, "seed": 3, "disable_dropout": False,
+        "gradient_checkpointing": True,
+    }  # fmt: skip
 
     def build(micro: int, accumulation: int, words: int = 8, **options: Any) -> Any:
         set_seed(1)
-        base = AutoModelForCausalLM.from_pretrained(tiny_model)
-        model = get_peft_model(
-            base,
-            LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"),
-        )
+        lora = LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
         pairs = [
             {"prompt": "say it", "chosen": "yes " * (words + n % 5), "rejected": "no " * (words + n % 3)}
             for n in range(24)
         ]
-        chosen: dict[str, Any] = {
-            "output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True,
-            "max_length": None, "per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation,
-            "max_steps": 5, "logging_steps": 1, "save_strategy": "no", "learning_rate": 1e-2, "seed": 3,
-            "disable_dropout": False, "gradient_checkpointing": True,
-        }  # fmt: skip
-        return DPOTrainer(
-            model=model,
-            args=DPOConfig(**chosen | options),
-            train_dataset=datasets.Dataset.from_list(pairs),
-            processing_class=AutoTokenizer.from_pretrained(tiny_model),
-        )
+        sizes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora)
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+        return trl_trainer(tmp_path, model, tokenizer, pairs, **chosen | sizes | options)
 
     return build
 
 
-def rows_without_time(trainer: Any) -> list[dict[str, Any]]:
-    trainer.train()
-    return [{name: value for name, value in row.items() if "runtime" not in name and "per_second" not in name}
-            for row in trainer.state.log_history]  # fmt: skip
+def trained(made: Any) -> list[dict[str, Any]]:
+    made.train()
+    return untimed(made.state.log_history)
 
 
 @pytest.mark.parametrize("checkpointing", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -428,28 +382,9 @@ def test_a_run_after_the_trial_is_the_run_without_it(trainer: Trainers, checkpoi
     assert tried.optimizer is None
     assert tried.model.training is training
     assert tried._total_train_tokens == 0
-    rows = rows_without_time(tried)
+    rows = trained(tried)
     assert len(rows) == 6
-    assert rows == rows_without_time(trainer(2, 2, gradient_checkpointing=checkpointing))
-
-
-def test_the_trial_draws_no_random_numbers(trainer: Trainers) -> None:
-    import random
-
-    import numpy
-    import torch
-
-    def drawn() -> list[float]:
-        return [random.random(), float(numpy.random.rand()), float(torch.rand(1))]
-
-    tried = trainer(2, 2)
-    states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
-    wanted = drawn()
-    random.setstate(states[0])
-    numpy.random.set_state(states[1])
-    torch.set_rng_state(states[2])
-    fit(tried, 64 * GIB)
-    assert drawn() == wanted
+    assert rows == trained(trainer(2, 2, gradient_checkpointing=checkpointing))
 
 
 def test_the_longest_pairs_are_tried_with_the_accumulation_they_will_have(
@@ -465,7 +400,10 @@ def test_the_longest_pairs_are_tried_with_the_accumulation_they_will_have(
 
     monkeypatch.setattr(made, "training_step", watched)
     fit(made, 64 * GIB)
-    assert seen == [(4, max(map(preflight._row_length, made.train_dataset)), 3)]
+    longest = max(
+        len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in made.train_dataset
+    )
+    assert seen == [(4, longest, 3)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is measured against a limit")

@@ -50,11 +50,6 @@ def test_a_setting_that_can_not_be_used_here(loaded: Loaded, tmp_path: Path, set
     assert not (tmp_path / "runs").exists()
 
 
-def test_float16_on_a_cpu_is_said_before_any_work(loaded: Loaded, tmp_path: Path) -> None:
-    with pytest.raises(DpoError, match="float16 training needs a GPU"):
-        rehearse(loaded("model.dtype=float16"), Run(tmp_path / "runs" / "r", {}))
-
-
 @pytest.mark.parametrize("method", ["dpo", "simpo", "cpo", "orpo", "kto"])
 @pytest.mark.parametrize(
     "settings",

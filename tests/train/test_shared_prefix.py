@@ -13,18 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from dpo_cli.errors import DpoError
 from dpo_cli.train import shared_prefix
 from dpo_cli.train.prefix_check import check
-from dpo_cli.train.shared_prefix import (
-    Group,
-    SharedPrefix,
-    Stream,
-    install,
-    pair_tokens,
-    row_tokens,
-    unsupported,
-)
+from dpo_cli.train.shared_prefix import Group, Stream, install, pair_tokens, unsupported
+from tests.train.runs import trl_trainer, untimed
 
 VOCABULARY = 300
 MAX_LENGTH = 40
@@ -52,6 +46,13 @@ def ragged() -> Rows:
     return rows
 
 
+def row_tokens(row: dict[str, list[int]], max_length: int = MAX_LENGTH) -> int:
+    """Tokens of a pair whose common opening is computed once, each text cut off as TRL's collator does it."""
+    chosen, rejected = ([*row["prompt_ids"], *row[name]][:max_length] for name in ("chosen_ids", "rejected_ids"))
+    same = [one == other for one, other in zip(chosen, rejected, strict=False)]
+    return len(chosen) + len(rejected) - [*same, False].index(False)
+
+
 def config_of(kind: str = "Qwen3", **options: Any) -> Any:
     import transformers
 
@@ -64,7 +65,6 @@ def config_of(kind: str = "Qwen3", **options: Any) -> Any:
 
 
 def model_of(kind: str = "Qwen3", seed: int = 0, **options: Any) -> Any:
-    import torch
     import transformers
 
     torch.manual_seed(seed)
@@ -73,7 +73,6 @@ def model_of(kind: str = "Qwen3", seed: int = 0, **options: Any) -> Any:
 
 def with_lora(base: Any, seed: int = 1) -> Any:
     """A LoRA that has left its start, so that the policy is not the reference."""
-    import torch
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
@@ -97,37 +96,26 @@ def tokenizer() -> Any:
 Trainers = Callable[..., Any]
 
 
+class Ready:
+    """Its rows are tokens already."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
+        return dataset
+
+
 @pytest.fixture
 def trainer(tmp_path: Path, tokenizer: Any) -> Trainers:
     """`trainer(model, loss_type=…)`: TRL's, over rows that are tokens already."""
-    import datasets
-    import torch
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
+    chosen: dict[str, Any] = {
+        "max_length": MAX_LENGTH, "gradient_checkpointing": False, "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 3, "max_steps": 3, "learning_rate": 1e-3,
+    }  # fmt: skip
 
-    torch.set_num_threads(1)
-    datasets.disable_progress_bars()
-
-    class Ready(DPOTrainer):
-        def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
-            return dataset
-
-    def go(model: Any, rows: Rows | None = None, evaluation: Rows | None = None, **options: Any) -> Any:
-        arguments: dict[str, Any] = {
-            "output_dir": str(tmp_path / "trl"), "use_cpu": True, "bf16": False, "report_to": "none",
-            "disable_tqdm": True, "max_length": MAX_LENGTH, "gradient_checkpointing": False, "save_strategy": "no",
-            "per_device_train_batch_size": 2, "per_device_eval_batch_size": 3, "max_steps": 3, "logging_steps": 1,
-            "learning_rate": 1e-3,
-        }  # fmt: skip
-        made: Any = Ready(
-            model=model,
-            args=DPOConfig(**arguments | options),
-            train_dataset=datasets.Dataset.from_list(rows or ragged()),
-            eval_dataset=datasets.Dataset.from_list(evaluation) if evaluation else None,
-            processing_class=tokenizer,
+    def go(model: Any, evaluation: Rows | None = None, **options: Any) -> Any:
+        made = trl_trainer(
+            tmp_path / "trl", model, tokenizer, ragged(), Ready, evaluation=evaluation, **chosen | options
         )
         made.model.delete_adapter("ref")  # a copy of the policy as it is: the reference would be the policy
-        made.current_gradient_accumulation_steps = 1
         return made
 
     return go
@@ -142,14 +130,14 @@ class Step:
     gradients: dict[str, Any]
 
 
-def step(made: Any, rows: Rows | None = None) -> Step:
+def step(made: Any) -> Step:
     """A forward and backward of TRL's on one batch; checkpointing as `train()` switches it on."""
     if made.args.gradient_checkpointing:
         made.model.gradient_checkpointing_enable(made.args.gradient_checkpointing_kwargs)
     made.model.train()
     made.model.zero_grad()
     made._metrics["train"].clear()
-    loss = made.compute_loss(made.model, made.data_collator(rows or ragged()))
+    loss = made.compute_loss(made.model, made.data_collator(ragged()))
     loss.backward()
     metrics = {name: values[-1] for name, values in made._metrics["train"].items()}
     gradients = {name: one.grad.clone() for name, one in made.model.named_parameters() if one.grad is not None}
@@ -158,8 +146,6 @@ def step(made: Any, rows: Rows | None = None) -> Step:
 
 def log_probs(made: Any, rows: Rows) -> Any:
     """[2B, L - 1] with 0 outside of the completions."""
-    import torch
-
     batch = made.data_collator(rows)
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -239,11 +225,10 @@ def test_with_checkpointing_too(trainer: Trainers, options: dict[str, Any], kind
     model = copy.deepcopy(stock)
     shared = install(model)
     assert_same(step(trainer(model, **options)), step(trainer(stock)))
-    assert shared.stream_tokens == 2 * sum(row_tokens(row, MAX_LENGTH) for row in ragged())  # reference and policy
+    assert shared.stream_tokens == 2 * sum(row_tokens(row) for row in ragged())  # reference and policy
 
 
 def test_in_4_bit_too(trainer: Trainers, tmp_path: Path) -> None:
-    import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     model_of(hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(tmp_path / "model")
@@ -260,58 +245,39 @@ def test_in_4_bit_too(trainer: Trainers, tmp_path: Path) -> None:
     assert shared.stream_tokens > 0
 
 
-def test_log_probabilities_are_the_same_token_by_token(trainer: Trainers) -> None:
-    made = trainer(with_lora(model_of()))
-    stock = log_probs(made, ragged())
-    shared = install(made.model)
-    ours = log_probs(made, ragged())
-    assert shared.stream_tokens > 0
-    assert float((ours - stock).abs().max()) < 1e-5 * float(stock.abs().max())
-
-
-def test_rows_that_are_no_pairs_are_right_too(trainer: Trainers) -> None:
-    made = trainer(with_lora(model_of()))
+def strangers() -> Rows:
     rng = random.Random(3)
-    strangers: Rows = [
+    return [
         {"prompt_ids": [], "chosen_ids": tokens(rng, first), "rejected_ids": tokens(rng, second)}
         for first, second in ((3, 9), (14, 1), (1, 6))
     ]
-    stock = log_probs(made, strangers)
-    shared = install(made.model)
-    assert float((log_probs(made, strangers) - stock).abs().max()) < 1e-5 * float(stock.abs().max())
-    assert shared.stream_tokens == 3 + 9 + 14 + 1 + 1 + 6
 
 
-def test_bf16_stays_within_stocks_own_noise(trainer: Trainers) -> None:
-    made = trainer(with_lora(model_of(seed=5)).bfloat16())
-    rows = ragged()
+@pytest.mark.parametrize("rows", [ragged(), strangers()], ids=["pairs", "nothing in common"])
+def test_log_probabilities_are_the_same_token_by_token(trainer: Trainers, rows: Rows) -> None:
+    made = trainer(with_lora(model_of()))
     stock = log_probs(made, rows)
-    noise = 0.0
-    for index, row in enumerate(rows):  # the same pair alone, and not in a batch
-        alone = log_probs(made, [row])
-        width = alone.shape[1]
-        noise = max(noise, float((alone - stock[[index, len(rows) + index], :width]).abs().max()))
     shared = install(made.model)
-    difference = float((log_probs(made, rows) - stock).abs().max())
-    assert shared.stream_tokens > 0 and 0 < difference <= 2 * noise
+    assert float((log_probs(made, rows) - stock).abs().max()) < 1e-5 * float(stock.abs().max())
+    assert shared.stream_tokens == sum(row_tokens(row) for row in rows)
 
 
-@pytest.mark.parametrize("options", [{}, {"precompute_ref_log_probs": True}], ids=["online", "precomputed"])
-def test_a_run_with_evaluation_is_trls_run(trainer: Trainers, options: dict[str, Any]) -> None:
-    import torch
-
+def test_a_run_with_evaluation_is_trls_run(trainer: Trainers) -> None:
     stock = with_lora(model_of())
     model = copy.deepcopy(stock)
     shared = install(model)
     runs = []
     for one in (model, stock):
         torch.manual_seed(3)
-        made = trainer(one, evaluation=ragged()[:5], eval_strategy="steps", eval_steps=2, **options)
+        made = trainer(one, evaluation=ragged()[:5], eval_strategy="steps", eval_steps=2)
         made.train()
         made.evaluate()
-        timed = ("runtime", "per_second", "total_flos")
-        log = [{k: v for k, v in row.items() if not any(word in k for word in timed)} for row in made.state.log_history]
-        runs.append((log, {name: one.detach() for name, one in made.model.named_parameters() if one.requires_grad}))
+        runs.append(
+            (
+                untimed(made.state.log_history),
+                {name: one.detach() for name, one in made.model.named_parameters() if one.requires_grad},
+            )
+        )
     (ours, after), (theirs, expected) = runs
     assert len(ours) == len(theirs) and any("eval_loss" in row for row in theirs)
     for row, wanted in zip(ours, theirs, strict=True):
@@ -325,8 +291,6 @@ def test_a_run_with_evaluation_is_trls_run(trainer: Trainers, options: dict[str,
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_generation_is_untouched(use_cache: bool) -> None:
-    import torch
-
     stock = with_lora(model_of())
     model = copy.deepcopy(stock)
     shared = install(model)
@@ -344,16 +308,12 @@ def test_generation_is_untouched(use_cache: bool) -> None:
 
 def batch(**changes: Any) -> dict[str, Any]:
     """Two pairs, right-padded; `changes` are put in, None takes out."""
-    import torch
-
     ids = torch.tensor([[7, 8, 9, 10, 11], [7, 8, 9, 0, 0], [7, 8, 12, 13, 0], [7, 8, 9, 14, 15]])
     inputs = {"input_ids": ids, "attention_mask": (ids != 0).long(), "use_cache": False} | changes
     return {name: value for name, value in inputs.items() if value is not None}
 
 
 def not_shared() -> dict[str, Callable[[Any], dict[str, Any]]]:
-    import torch
-
     def embedded(model: Any) -> dict[str, Any]:
         return batch(input_ids=None, inputs_embeds=model.get_input_embeddings()(batch()["input_ids"]))
 
@@ -380,8 +340,6 @@ def not_shared() -> dict[str, Callable[[Any], dict[str, Any]]]:
 
 @pytest.mark.parametrize("case", not_shared())
 def test_what_cannot_be_shared_takes_the_untouched_path(case: str) -> None:
-    import torch
-
     stock = model_of()
     model = copy.deepcopy(stock)
     shared = install(model)
@@ -409,48 +367,18 @@ def test_noise_on_the_embeddings_takes_the_untouched_path() -> None:
     assert shared.stream_tokens > 0
 
 
-def test_it_can_be_switched_off_and_on() -> None:
-    import torch
-
+def test_it_can_be_switched_off() -> None:
     stock = model_of()
     model = copy.deepcopy(stock)
     shared = install(model)
     assert install(model) is shared
+    shared.enabled = False
     with torch.no_grad():
-        with shared.off():
-            assert torch.equal(model(**batch()).logits, stock(**batch()).logits)
-            with shared.off():
-                pass
-            assert not shared.enabled
-        assert shared.enabled and shared.stream_tokens == 0
-        shared.enabled = False
-        model(**batch())
+        assert torch.equal(model(**batch()).logits, stock(**batch()).logits)
     assert shared.stream_tokens == 0
 
 
-def test_copies_and_neighbours_do_not_disturb_each_other() -> None:
-    import torch
-
-    one, plain = model_of(), model_of(seed=9)
-    shared = install(one)
-    other = copy.deepcopy(one)
-    with torch.no_grad():
-        other.model.layers[0].self_attn.v_proj.weight.mul_(2.0)
-        real = batch()["attention_mask"].bool()
-        copied = other(**batch()).logits[real]
-        its_own: SharedPrefix = other.model.forward.__self__
-        assert its_own is not shared and its_own.stream_tokens > 0 and shared.stream_tokens == 0
-        with its_own.off():
-            assert float((copied - other(**batch()).logits[real]).abs().max()) < 1e-4
-        assert float((copied - one(**batch()).logits[real]).abs().max()) > 1e-2
-        assert shared.stream_tokens == its_own.stream_tokens
-        second = install(plain)
-        plain(**batch())
-    assert second.stream_tokens == its_own.stream_tokens and plain.config._attn_implementation == "sdpa"
-
-
 def test_nothing_of_it_is_saved(tmp_path: Path) -> None:
-    import torch
     from transformers import AutoModelForCausalLM
 
     model = with_lora(model_of())
@@ -473,20 +401,12 @@ def test_nothing_of_it_is_saved(tmp_path: Path) -> None:
 
 
 def unable() -> dict[str, tuple[Callable[[], Any], str]]:
-    from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-
-    def tuned(config: Any) -> Callable[[], Any]:
-        return lambda: get_peft_model(model_of(), config)
-
     window: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 4}
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     return {
         "window": (lambda: model_of(**window, max_window_layers=1), "sliding window"),
         "window of all layers": (lambda: model_of("Mistral", sliding_window=8), "sliding window"),
         "experts": (lambda: model_of("Qwen3Moe", **experts), "mixture of experts"),
-        "prompt tuning": (tuned(PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)), "PROMPT_TUNING"),
-        "prefix tuning": (tuned(PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)), "PREFIX_TUNING"),
-        "alora": (tuned(LoraConfig(task_type="CAUSAL_LM", alora_invocation_tokens=[3])), "aLoRA"),
         "eager": (lambda: model_of(attn_implementation="eager"), "its attention is eager"),
         "flex": (lambda: model_of(attn_implementation="flex_attention"), "its attention is flex_attention"),
         "linear": (lambda: model_of(layer_types=["full_attention", "linear_attention", "full_attention"]), "linear"),
@@ -523,7 +443,6 @@ def test_without_its_hook_unsloth_is_refused() -> None:
 
 def test_unsloth_is_given_its_segment_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hook's contract (unsloth 2026.10), played by a dense mask: which token is of which text of which group."""
-    import torch
     from transformers import AttentionInterface
 
     def build_seg_info_multigroup(specs: Any, device: Any) -> Any:
@@ -572,13 +491,12 @@ def test_unsloth_is_given_its_segment_table(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_tokens_are_counted_as_they_are_computed(trainer: Trainers) -> None:
     rows = ragged()
-    assert [row_tokens(row) for row in rows] == [22, 16, 21, 22, 15, 14, 58]
-    assert [row_tokens(row, MAX_LENGTH) for row in rows] == [22, 16, 21, 22, 15, 14, 43]
+    assert [row_tokens(row) for row in rows] == [22, 16, 21, 22, 15, 14, 43]
     made = trainer(with_lora(model_of()))
     shared = install(made.model)
     collated = made.data_collator(rows)
     counts = pair_tokens(collated["input_ids"], collated["attention_mask"]).tolist()
-    assert counts == [row_tokens(row, MAX_LENGTH) for row in rows]
+    assert counts == [row_tokens(row) for row in rows]
     log_probs(made, rows)
     assert (shared.padded_tokens, shared.stream_tokens) == (2 * len(rows) * MAX_LENGTH, sum(counts))
 
@@ -590,7 +508,6 @@ def test_tokens_are_counted_as_they_are_computed(trainer: Trainers) -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_the_check_passes_and_leaves_nothing_behind(trainer: Trainers, autocast: bool, training: bool) -> None:
     import numpy
-    import torch
 
     model = with_lora(model_of(attention_dropout=0.3))
     for module in model.modules():
@@ -614,103 +531,71 @@ def test_the_check_passes_and_leaves_nothing_behind(trainer: Trainers, autocast:
     assert not made._metrics["train"]
 
 
+class ForwardOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Any) -> Any:
+        return states.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        raise RuntimeError("CUDA out of memory")
+
+
+def saboteur(change: Callable[..., Any]) -> Callable[..., Any]:
+    """Our attention with a fault in it; the stock path's stays."""
+    attend = shared_prefix._attention
+
+    def attention(module: Any, query: Any, key: Any, value: Any, *inputs: Any, **options: Any) -> Any:
+        if options.get("shared_groups") is None:
+            return attend(module, query, key, value, *inputs, **options)
+        return change(attend, module, query, key, value, *inputs, **options)
+
+    return attention
+
+
+def no_kernel(*inputs: Any, **options: Any) -> None:
+    raise ValueError("no such kernel")
+
+
+FAULTS: dict[str, tuple[str, Callable[..., Any], str]] = {
+    "wrong attention": ("_lay_out", rejected_sees_chosen(shared_prefix._lay_out), "log-probabilities differ"),
+    "no kernel": ("_attention", saboteur(no_kernel), "ValueError: no such kernel"),
+    "forward only": ("_attention", saboteur(lambda attend, *args, **options: (
+        ForwardOnly.apply(attend(*args, **options)[0]), None)), "CUDA out of memory"),
+    "wrong gradient": ("_attention", saboteur(lambda attend, module, query, key, value, *args, **options: attend(
+        module, query, key, value.detach(), *args, **options)), "gradients differ"),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
-def test_the_check_fails_on_a_wrong_attention(
-    trainer: Trainers, monkeypatch: pytest.MonkeyPatch, autocast: bool
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_check_finds_what_is_wrong_and_leaves_no_gradient(
+    trainer: Trainers, monkeypatch: pytest.MonkeyPatch, autocast: bool, fault: str
 ) -> None:
+    """An error costs sharing, not the run."""
     made = trainer(with_lora(model_of()), bf16=autocast)
+    name, broken, why_not = FAULTS[fault]
+    monkeypatch.setattr(shared_prefix, name, broken)
     shared = install(made.model)
-    monkeypatch.setattr(shared_prefix, "_lay_out", rejected_sees_chosen(shared_prefix._lay_out))
     found = check(made, shared, made.data_collator(ragged()))
-    assert not found.ok and found.difference > 3 * found.limit
+    assert not found.ok and why_not in found.why_not()
+    assert fault != "wrong attention" or found.difference > 3 * found.limit
+    assert all(parameter.grad is None for parameter in made.model.parameters())
 
 
-def test_the_comparison_with_trl_can_fail(trainer: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
-    stock = with_lora(model_of())
-    model = copy.deepcopy(stock)
-    install(model)
-    monkeypatch.setattr(shared_prefix, "_lay_out", rejected_sees_chosen(shared_prefix._lay_out))
-    ours, theirs = step(trainer(model)), step(trainer(stock))
-    assert abs(ours.loss - theirs.loss) > 1e-3
-    assert relative_error(ours.gradients, theirs.gradients) > 1e-2
-
-
-def test_the_check_says_why_it_proves_nothing(trainer: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_says_why_it_proves_nothing(trainer: Trainers) -> None:
     made = trainer(with_lora(model_of()))
     shared = install(made.model)
     left = {name: value.flip(1) for name, value in made.data_collator(ragged()).items()}
     found = check(made, shared, left)
     assert not found.ok and "untouched path" in found.error
-
-    def broken(*inputs: Any) -> None:
-        raise ValueError("no such kernel")
-
-    monkeypatch.setattr(shared_prefix, "_lay_out", broken)
-    found = check(made, shared, made.data_collator(ragged()))
-    assert not found.ok and found.error == "ValueError: no such kernel"
-
-
-@pytest.mark.parametrize("error", ["no kernel for this card", "CUDA out of memory"])
-def test_the_check_tries_the_backward_too(trainer: Trainers, monkeypatch: pytest.MonkeyPatch, error: str) -> None:
-    """A kernel that compiles forward only, or memory that is too small for the backward, costs sharing, not the run."""
-    import torch
-
-    class ForwardOnly(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, states: Any) -> Any:
-            return states.clone()
-
-        @staticmethod
-        def backward(ctx: Any, gradient: Any) -> Any:
-            raise RuntimeError(error)
-
-    made = trainer(with_lora(model_of()))
-    attend = shared_prefix._attention
-
-    def fragile(*inputs: Any, **options: Any) -> Any:
-        out, weights = attend(*inputs, **options)
-        return (out if options.get("shared_groups") is None else ForwardOnly.apply(out)), weights
-
-    monkeypatch.setattr(shared_prefix, "_attention", fragile)
-    shared = install(made.model)
-    found = check(made, shared, made.data_collator(ragged()))
-    assert not found.ok and error in found.error
-    assert all(parameter.grad is None for parameter in made.model.parameters())
-
-
-@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
-def test_the_check_fails_on_a_wrong_gradient(
-    trainer: Trainers, monkeypatch: pytest.MonkeyPatch, autocast: bool
-) -> None:
-    made = trainer(with_lora(model_of()), bf16=autocast)
-    attend = shared_prefix._attention
-
-    def forgetful(module: Any, query: Any, key: Any, value: Any, *inputs: Any, **options: Any) -> Any:
-        values = value if options.get("shared_groups") is None else value.detach()
-        return attend(module, query, key, values, *inputs, **options)
-
-    monkeypatch.setattr(shared_prefix, "_attention", forgetful)
-    shared = install(made.model)
-    found = check(made, shared, made.data_collator(ragged()))
-    assert not found.ok and found.difference <= found.limit
-    assert "gradients differ" in found.why_not()
-
-
-def test_the_check_says_that_numbers_are_none(trainer: Trainers) -> None:
-    import torch
-
-    made = trainer(with_lora(model_of()))
-    shared = install(made.model)
     made.model.get_base_model().model.norm.weight.data.fill_(float("nan"))
     found = check(made, shared, made.data_collator(ragged()))
     assert not found.ok and found.why_not() == "the model's log-probabilities are not numbers"
-    assert torch.isnan(torch.tensor(found.difference))
 
 
 def test_zeros_that_ask_for_nothing_do_not_keep_a_batch_from_sharing() -> None:
     """As Unsloth's forward of a PEFT model hands them down to the backbone; any other value does ask for something."""
-    import torch
-
     model = with_lora(model_of())
     shared = install(model)
     texts = {"input_ids": torch.tensor([[1, 2, 3], [1, 2, 4]]), "attention_mask": torch.ones(2, 3, dtype=torch.long)}

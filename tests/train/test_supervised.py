@@ -10,22 +10,15 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from dpo_cli.backends import Backend, import_backend
-from dpo_cli.cli import app
 from dpo_cli.recipe import load
 from dpo_cli.run import Run
 from dpo_cli.train import supervised
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.trainer import build
 from dpo_cli.train.watchdog import Watchdog
-from typer.testing import CliRunner, Result
+from tests.train.runs import SMOKE, dpo_cli
 
-SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 FEW = ("data.total=40", "data.eval_size=12", "train.max_steps=2", "train.logging_steps=1", "eval.prompts=0")
-
-
-def dpo_cli(command: str, recipe: Path, runs: Path, *settings: str) -> Result:
-    options = [part for setting in settings for part in ("--set", setting)]
-    return CliRunner().invoke(app, [command, str(recipe), "--runs-dir", str(runs), *options])
 
 
 def said(*texts: str) -> list[dict[str, str]]:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +12,10 @@ import dpo_cli
 import pytest
 from dpo_cli.train import token_budget
 from dpo_cli.train.methods import cannot_be_cut
-from dpo_cli.train.preflight import use_micro_batch
 from dpo_cli.train.token_budget import TokenBudget, groups, padded_groups, stays_whole
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.train.runs import leave_start, trl_trainer
 
 Trainers = Callable[..., Any]
 ARGUMENTS = json.loads((Path(dpo_cli.__file__).parent / "recipe/trl_arguments.json").read_text(encoding="utf-8"))
@@ -89,15 +85,12 @@ def ragged(count: int, seed: int = 0) -> list[dict[str, str]]:
 @pytest.fixture
 def build(tmp_path: Path, tiny_model: Path) -> Trainers:
     """`build(24, 1, budget=…, count=…)`: TRL's trainer, budgeted or (budget 0) not, whose policy has left its start."""
-    import datasets
-    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
 
-    torch.set_num_threads(1)
-    datasets.disable_progress_bars()
+    chosen: dict[str, Any] = {
+        "max_length": None, "num_train_epochs": 1, "learning_rate": 1e-3, "seed": 3, "precompute_ref_batch_size": 4,
+    }  # fmt: skip
 
     def go(micro: int, accumulation: int = 1, *, budget: int = 0, count: int = 24, **options: Any) -> Any:
         set_seed(1)
@@ -105,27 +98,12 @@ def build(tmp_path: Path, tiny_model: Path) -> Trainers:
         base.get_input_embeddings().weight.data *= SHARPER
         model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
         shared_prefix = options.pop("shared_prefix", True)
-        chosen: dict[str, Any] = {
-            "output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True,
-            "max_length": None, "per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation,
-            "logging_steps": 1, "save_strategy": "no", "num_train_epochs": 1, "learning_rate": 1e-3, "seed": 3,
-            "precompute_ref_batch_size": 4,
-        }  # fmt: skip
-        kind: Any = type("Budgeted", (TokenBudget, DPOTrainer), {}) if budget else DPOTrainer
-        trainer = kind(
-            model=model,
-            args=DPOConfig(**chosen | options),
-            train_dataset=datasets.Dataset.from_list(ragged(count)),
-            processing_class=AutoTokenizer.from_pretrained(tiny_model),
-        )
+        sizes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
+        tokenizer, mixins = AutoTokenizer.from_pretrained(tiny_model), [TokenBudget] if budget else []
+        trainer = trl_trainer(tmp_path, model, tokenizer, ragged(count), *mixins, **chosen | sizes | options)
         if budget:
             trainer.token_budget, trainer.shared_prefix = budget, shared_prefix
-        # At the start a policy is its reference, and every loss the same number.
-        noise = torch.Generator().manual_seed(2)
-        for name, parameter in trainer.model.named_parameters():
-            if ".default." in name:
-                parameter.data += 0.3 * torch.randn(parameter.shape, generator=noise)
-        trainer.current_gradient_accumulation_steps = 1
+        leave_start(trainer)
         return trainer
 
     return go
@@ -306,39 +284,6 @@ def test_no_pass_takes_more_than_the_budget(build: Trainers, shared_prefix: bool
     assert total < inputs["input_ids"].numel()
 
 
-def test_a_pass_keeps_dtypes_and_its_own_rows(build: Trainers) -> None:
-    import torch
-
-    trainer = build(24, budget=150, precompute_ref_log_probs=True, pad_to_multiple_of=8)
-    inputs = batch_of(trainer)
-    before = {name: value.clone() for name, value in inputs.items()}
-    chunks: list[dict[str, Any]] = []
-    compute = trainer._compute_loss
-
-    def look(model: Any, chunk: Any, *rest: Any) -> Any:
-        chunks.append(chunk)
-        return compute(model, chunk, *rest)
-
-    trainer._compute_loss = look
-    trainer.training_step(trainer.model, inputs)
-    assert all(torch.equal(value, before[name]) for name, value in inputs.items()), "the batch itself is left alone"
-    assert len(chunks) > 4
-    reference = dict(zip(inputs["ref_chosen_logps"].tolist(), range(24), strict=True))
-    found = []
-    for chunk in chunks:
-        assert {name: value.dtype for name, value in chunk.items()} == {n: v.dtype for n, v in inputs.items()}
-        assert chunk["input_ids"].shape[1] % 8 == 0
-        width = chunk["input_ids"].shape[1]
-        which = [reference[value] for value in chunk["ref_chosen_logps"].tolist()]
-        rows = which + [index + 24 for index in which]
-        for name in ("input_ids", "attention_mask", "completion_mask"):
-            assert torch.equal(chunk[name], inputs[name][rows, :width])
-            assert chunk[name].sum() == inputs[name][rows].sum() or name == "input_ids"
-        assert torch.equal(chunk["ref_rejected_logps"], inputs["ref_rejected_logps"][which])
-        found += which
-    assert sorted(found) == list(range(24))
-
-
 def test_what_fits_one_pass_goes_the_untouched_way(build: Trainers) -> None:
     plain, roomy, off = build(24), build(24, budget=10**6), build(24, budget=10**6)
     off.token_budget = None
@@ -425,145 +370,3 @@ def test_a_run_is_trls_own_run(build: Trainers, shared_prefix: bool) -> None:
                 assert row[name] == pytest.approx(stock[name], rel=1e-5, abs=1e-5), name
     for others in (once, single):
         assert max(float((trained[name] - others[name]).abs().max()) for name in trained) < 2e-5
-
-
-def test_evaluation_within_a_run_is_trls(build: Trainers) -> None:
-    import datasets
-
-    losses = []
-    for budget in (0, 150):
-        trainer = build(24, budget=budget, eval_strategy="no")
-        step(trainer)
-        metrics = trainer.evaluate(datasets.Dataset.from_list(ragged(10, seed=5)))
-        losses.append({name: value for name, value in metrics.items() if "loss" in name or "reward" in name})
-    assert losses[0] == losses[1]
-    assert "eval_loss" in losses[0]
-
-
-@pytest.mark.parametrize("micro", [1, 4])
-def test_the_pairs_come_in_the_recipes_order(build: Trainers, micro: int) -> None:
-    stock, merged = build(micro, 24 // micro, count=60), build(micro, 24 // micro, count=60)
-    assert stays_whole(merged) is None
-    use_micro_batch(merged, 24)
-    assert merged.args.gradient_accumulation_steps == 1
-
-    def order(trainer: Any) -> list[list[list[int]]]:
-        loader = trainer.get_train_dataloader()
-        epochs = []
-        for epoch in range(2):
-            loader.set_epoch(epoch)
-            epochs.append([row[keep.bool()].tolist() for batch in loader for row, keep in zip(
-                batch["input_ids"][: len(batch["input_ids"]) // 2],
-                batch["attention_mask"][: len(batch["input_ids"]) // 2], strict=True,
-            )])  # fmt: skip
-        return epochs
-
-    first, second = order(stock)
-    assert sorted(first) == sorted(second) and first != second
-    assert order(merged) == [first, second]
-
-
-def test_the_accumulation_of_trl_still_counts(build: Trainers) -> None:
-    """Two micro-batches a step, each of them cut."""
-    options = {"count": 24, "max_steps": 2, "num_train_epochs": 2}
-    (rows, trained), (stock, wanted) = run(build(12, 2, budget=150, **options)), run(build(12, 2, **options))
-    for row, same in zip(rows, stock, strict=True):
-        for name, value in same.items():
-            assert row[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
-    assert max(float((trained[name] - wanted[name]).abs().max()) for name in trained) < 2e-5
-
-
-# --------------------------------------------------------------------------------------------------- several processes
-
-PROCESS = """
-import json, os, sys
-from pathlib import Path
-import datasets, torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
-from trl.trainer.dpo_config import DPOConfig
-from trl.trainer.dpo_trainer import DPOTrainer
-from dpo_cli.train.token_budget import TokenBudget, groups, stays_whole, _tokens
-
-torch.set_num_threads(1)
-datasets.disable_progress_bars()
-given = json.loads(Path(sys.argv[1]).read_text())
-out, micro, budget = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-set_seed(1)
-base = AutoModelForCausalLM.from_pretrained(given["model"])
-base.get_input_embeddings().weight.data *= given["sharper"]
-model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
-args = DPOConfig(output_dir=str(out), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, max_length=None,
-                 per_device_train_batch_size=micro, gradient_accumulation_steps=1, logging_steps=1, seed=3,
-                 save_strategy="no", num_train_epochs=1, learning_rate=1e-3)
-trainer = type("Budgeted", (TokenBudget, DPOTrainer), {})(
-    model=model, args=args, train_dataset=datasets.Dataset.from_list(given["rows"]),
-    processing_class=AutoTokenizer.from_pretrained(given["model"]))
-noise = torch.Generator().manual_seed(2)
-for name, parameter in trainer.model.named_parameters():
-    if ".default." in name:
-        parameter.data += 0.3 * torch.randn(parameter.shape, generator=noise)
-args.gradient_accumulation_steps = 3
-uneven = stays_whole(trainer)
-args.gradient_accumulation_steps = 1
-assert stays_whole(trainer) is None
-trainer.token_budget = budget or None
-chunks, alone, exchanged = [], [], []
-compute, train = trainer._compute_loss, trainer.training_step
-def look(model, inputs, *rest):
-    chunks[-1].append(int(_tokens(inputs, None).sum()) if len(inputs["input_ids"]) > 2 else 0)
-    exchanged[-1].append(getattr(model, "require_backward_grad_sync", None))
-    return compute(model, inputs, *rest)
-def count(model, inputs, *rest):
-    chunks.append([])
-    exchanged.append([])
-    alone.append(len(groups(_tokens(inputs, None).tolist(), budget)))
-    return train(model, inputs, *rest)
-trainer._compute_loss, trainer.training_step = look, count
-trainer.train()
-rank = int(os.environ.get("RANK", "0"))
-torch.save({name: one.detach() for name, one in trainer.model.named_parameters() if ".default." in name},
-           out / f"{rank}.pt")
-rows = [row for row in trainer.state.log_history if "loss" in row]
-(out / f"{rank}.json").write_text(json.dumps({"rows": rows, "chunks": chunks, "alone": alone, "uneven": uneven,
-                                               "exchanged": exchanged}))
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_parameters_of_one(tmp_path: Path, tiny_model: Path) -> None:
-    """Each with its own ragged pairs, and as many passes as the other: none waits for an exchange that never comes."""
-    import torch
-
-    given = {"model": str(tiny_model), "rows": ragged(48), "sharper": SHARPER}
-    (tmp_path / "given.json").write_text(json.dumps(given))
-    (tmp_path / "process.py").write_text(PROCESS)
-
-    def go(name: str, launcher: list[str], micro: int, budget: int) -> list[dict[str, Any]]:
-        out = tmp_path / name
-        out.mkdir()
-        command = [sys.executable, *launcher, str(tmp_path / "process.py"), str(tmp_path / "given.json"), str(out)]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(dpo_cli.__file__).parents[1])}
-        done = subprocess.run(
-            [*command, str(micro), str(budget)], env=environment, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        made = [json.loads(path.read_text()) for path in sorted(out.glob("?.json"))]
-        return [one | {"weights": torch.load(out / f"{rank}.pt")} for rank, one in enumerate(made)]
-
-    budget = 150
-    (single,) = go("one", [], 24, 0)
-    first, second = go("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], 12, budget)
-    assert first["alone"] != second["alone"], "left to themselves they would take other numbers of passes"
-    assert [len(step) for step in first["chunks"]] == [len(step) for step in second["chunks"]]
-    assert min(len(step) for step in first["chunks"]) > 2
-    assert max(tokens for one in (first, second) for step in one["chunks"] for tokens in step) <= budget
-    for name, wanted in single["weights"].items():
-        assert torch.equal(first["weights"][name], second["weights"][name])
-        assert float((first["weights"][name] - wanted).abs().max()) < 2e-5
-    assert all(step == [False] * (len(step) - 1) + [True] for step in first["exchanged"]), "gradients, once a step"
-    assert "filled up with repeats" in first["uneven"] and single["uneven"] is None
-    assert len(first["rows"]) == 2
-    for row, stock in zip(first["rows"], single["rows"], strict=True):
-        for name, value in stock.items():
-            assert math.isclose(row[name], value, rel_tol=1e-5, abs_tol=1e-5), name

@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 from dpo_cli import recipe
-from dpo_cli.errors import DpoError
 from dpo_cli.recipe.errors import fields_at
 from dpo_cli.recipe.train import DEFAULT_METHOD, train_model, trl_arguments
 from dpo_cli.train import methods
-from dpo_cli.train import watchdog as module
-from dpo_cli.train.watchdog import Watchdog, WatchdogCallback, check_finite
+from dpo_cli.train.watchdog import Watchdog, WatchdogCallback
+from tests.train.runs import trl_trainer
 
 Row = dict[str, float]
 BETA, BATCH, STEPS, EVERY = 0.1, 24, 300, 5
@@ -200,7 +199,8 @@ def test_apo_down_is_meant_to_make_chosen_less_likely() -> None:
 
 # ---------------------------------------------------------------------------------------------- published runs' figures
 
-# rewards/chosen, rewards/rejected, accuracy, loss, logps/chosen, beta: the cards that the thresholds quote.
+# rewards/chosen, rewards/rejected, accuracy, loss, logps/chosen, beta: the cards that the thresholds quote. Sound are
+# alignment-handbook's zephyr-7b and reproductions of it (chosen 70 to 370 nats or 0.25 to 1.4 times the reference's).
 SOUND_CARDS = {
     "alignment-handbook/zephyr-7b-dpo-qlora": (-1.2325, -2.0565, 0.7656, 0.5325, -373.4, 0.01),
     "alignment-handbook/zephyr-7b-dpo-full": (-0.9469, -1.8932, 0.7656, 0.5028, -357.2, 0.01),
@@ -246,8 +246,8 @@ def perfect(epoch: float, pairs: int) -> list[Row]:
 def test_accuracy_of_one_needs_73_unseen_pairs_of_the_first_half() -> None:
     assert remarks(perfect(0.4, 72), batch=1) == []
     assert len(remarks(perfect(0.4, 73), batch=1)) == 1
-    assert remarks(perfect(0.6, 500), batch=1, steps=0) == []
-    assert remarks(perfect(2.0, 500), batch=1, steps=0) == [], "in a second pass they are remembered"
+    for epoch in (0.6, 2.0):  # in a second pass they are remembered
+        assert remarks(perfect(epoch, 500), batch=1, steps=2000) == []
 
 
 def test_one_infinite_gradient_is_how_float16_finds_its_scale() -> None:
@@ -267,73 +267,38 @@ def test_rows_of_evaluations_and_the_summary_are_only_looked_at_for_nan() -> Non
     assert "eval_en_loss is nan" in watchdog.observe({"eval_en_loss": math.nan, "step": 10})[0]
 
 
-def test_every_threshold_is_in_the_table_and_has_a_remark_that_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A limit moved out of reach must silence its remark, else it is written down twice."""
-    for limit, name in (
-        ("FAR_REWARD", "chosen too far"), ("RACE_NATS", "chosen as far as rejected"), ("EARLY_EPOCH", "shortcut"),
-        ("FLAT_REWARD", "too small steps"), ("WORSE_LOSS", "too large steps"), ("RUNAWAY_REWARD", "rewards run away"),
-        ("SPIKE_MEDIANS", "clipped spike"),
-    ):  # fmt: skip
-        rows, words = BAD[name]
-        with monkeypatch.context() as patch:
-            patch.setattr(module, limit, -1e9 if limit in ("FAR_REWARD", "EARLY_EPOCH", "FLAT_REWARD") else 1e9)
-            assert not any(words in remark for remark in remarks(rows())), limit
-
-
-# ------------------------------------------------------------------------------------------------------------ stopping
-
-
-def test_a_loss_that_is_no_number_stops_with_the_rows() -> None:
-    check_finite(0.69, ["a"])
-    with pytest.raises(DpoError) as caught:
-        check_finite(math.nan, ["source/12", "source/40"])
-    text = str(caught.value)
-    assert "source/12, source/40" in text and "train.learning_rate" in text and "model.dtype" in text
-    with pytest.raises(DpoError, match="and 16 more"):
-        check_finite(math.inf, [str(index) for index in range(24)])
-
-
 # ------------------------------------------------------------------------------------------------------------- with TRL
 
 
-def trl_trainer(folder: Any, said: list[str]) -> Any:
-    """A tiny Qwen3 and pairs that one word tells apart, which it learns within some steps."""
-    from datasets import Dataset
+def learning(folder: Any, said: list[str]) -> Any:
+    """A trainer of a tiny Qwen3 and pairs that one word tells apart, which it learns within some steps."""
     from dpo_cli.model_files import location
-    from peft import LoraConfig
+    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
-    from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
 
     set_seed(0)
-    model = location("builtin:tiny-qwen3")
-    rng = Random(0)
+    where, rng = location("builtin:tiny-qwen3"), Random(0)
     words = ["tea", "rain", "moon", "road", "fish", "lamp"]
     rows = [
         {"prompt": f"Tell me of {topic} and {rng.choice(words)} {number}.", "chosen": f"Surely {topic} is fine.",
          "rejected": f"Never {topic} is fine."}
         for number, topic in zip(range(320), itertools.cycle(words), strict=False)
     ]  # fmt: skip
-    config = DPOConfig(
-        output_dir=str(folder), per_device_train_batch_size=8, max_steps=18, logging_steps=2, learning_rate=5e-3,
-        report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True, bf16=False, gradient_checkpointing=False,
-        dataloader_pin_memory=False, seed=0,
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = trl_trainer(
+        folder, get_peft_model(AutoModelForCausalLM.from_pretrained(where), lora), AutoTokenizer.from_pretrained(where),
+        rows, per_device_train_batch_size=8, max_steps=18, logging_steps=2, learning_rate=5e-3, seed=0,
+        gradient_checkpointing=False,
     )  # fmt: skip
-    return DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(model),
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(model),
-        peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
-        callbacks=[WatchdogCallback(Watchdog(["sigmoid"], 0.1, batch=8), said.append)],
-    )
+    trainer.add_callback(WatchdogCallback(Watchdog(["sigmoid"], 0.1, batch=8, steps=18), said.append))
+    return trainer
 
 
 def test_a_real_run_says_that_its_data_have_a_shortcut_and_a_resumed_one_does_not_say_it_again(tmp_path: Any) -> None:
     from transformers import TrainerControl, TrainerState
 
     said: list[str] = []
-    trainer = trl_trainer(tmp_path, said)
-
+    trainer = learning(tmp_path, said)
     batch = next(iter(trainer.get_train_dataloader()))
     for name in trl_arguments()[DEFAULT_METHOD]["losses"]:
         first = methods.LOSSES[name].first
@@ -349,7 +314,7 @@ def test_a_real_run_says_that_its_data_have_a_shortcut_and_a_resumed_one_does_no
 
     history = trainer.state.log_history
     again: list[str] = []
-    resumed = WatchdogCallback(Watchdog(["sigmoid"], 0.1, batch=8), again.append)
+    resumed = WatchdogCallback(Watchdog(["sigmoid"], 0.1, batch=8, steps=40), again.append)
     state = TrainerState(max_steps=40, log_history=history[:-1])
     resumed.on_train_begin(trainer.args, state, TrainerControl())
     state.log_history = [*history[:-1], {**history[-2], "step": 20}]

@@ -31,8 +31,9 @@ def test_sharing_gives_transformers_log_probs_for_fewer_tokens(unsloth: Any, pla
             options = {"use_cache": False, "fused_lm_head": True}
             return model(input_ids=ids, attention_mask=mask, labels=labels, **options).log_probs[scored[:, 1:]]
 
-    with shared.off():
-        torch.testing.assert_close(log_probs(), expected[scored[:, 1:]], atol=1e-5, rtol=0)
+    shared.enabled = False
+    torch.testing.assert_close(log_probs(), expected[scored[:, 1:]], atol=1e-5, rtol=0)
     assert shared.stream_tokens == 0
+    shared.enabled = True
     torch.testing.assert_close(log_probs(), expected[scored[:, 1:]], atol=1e-5, rtol=0)
     assert (shared.stream_tokens, shared.padded_tokens) == (91, 144)

@@ -1,6 +1,6 @@
 """Writes `recipe/trl_arguments.json`, from which `check` knows every method, argument and loss without importing TRL.
 
-    python -m dpo_cli.train.arguments
+    python -m tests.tools.trl_arguments
 
 A test compares that file with the TRL that is installed.
 """
@@ -19,10 +19,9 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from dpo_cli.train.methods import LOSSES, METHODS
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
-
-from dpo_cli.train.methods import LOSSES, METHODS
 
 # Arguments of TRL's experimental trainers for other models than ours, or for tables in W&B.
 _OF_OTHERS = {"is_encoder_decoder", "max_completion_length", "generate_during_eval", "padding_value"}
@@ -159,6 +158,6 @@ def _text(value: Any, path: tuple[str, ...] = ()) -> str:
 
 
 if __name__ == "__main__":
-    target = Path(__file__).parents[1] / "recipe/trl_arguments.json"
+    target = Path(__file__).parents[2] / "dpo_cli/recipe/trl_arguments.json"
     target.write_text(_text(_shared_once(describe_arguments())) + "\n", encoding="utf-8")
     print(f"wrote {target}")
