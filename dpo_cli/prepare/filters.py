@@ -265,11 +265,11 @@ def _clean(item: CandidateSet, context: Context, edits: Counter[str]) -> Drop | 
         item.candidates = kept
         if len(kept) < needed:
             return reason, f"{len(kept)} of {came} answers left"
-    said = [candidate for candidate in item.candidates if candidate.text.strip()]
-    edits["short"] += len(item.candidates) - len(said)
-    item.candidates = said if item.ranked else [candidate for candidate in said if candidate.score is not None]
-    edits["no_score"] += len(said) - len(item.candidates)
-    if len(said) < needed:
+    written = [candidate for candidate in item.candidates if candidate.text.strip()]
+    edits["short"] += len(item.candidates) - len(written)
+    item.candidates = written if item.ranked else [candidate for candidate in written if candidate.score is not None]
+    edits["no_score"] += len(written) - len(item.candidates)
+    if len(written) < needed:
         return "short", "an empty answer"
     if len(item.candidates) < needed:
         return "no_score", f"{len(item.candidates)} of {came} answers have a score"

@@ -14,7 +14,7 @@ from dpo_cli.prepare.messages import (
     Malformed,
     conversation,
     first,
-    is_said,
+    is_given,
     is_transcript,
     list_of,
     literal,
@@ -23,7 +23,7 @@ from dpo_cli.prepare.messages import (
     text_if_any,
     text_of,
 )  # fmt: skip
-from dpo_cli.prepare.preferred import SIDES, Row, Settings, has_prompt, layout, preferred, sides, spoken
+from dpo_cli.prepare.preferred import SIDES, Row, Settings, has_prompt, language_code, layout, preferred, sides
 from dpo_cli.records import Candidate, CandidateSet
 
 
@@ -70,7 +70,7 @@ def arena(row: Row, settings: Settings) -> CandidateSet:
         for text, name in zip(texts, ("model_a", "model_b"), strict=True)
     ]
     ordered = candidates[::-1] if side == "b" else candidates
-    return CandidateSet(asked, ordered, language=spoken(row.get("language")), ranked=True, notes=notes)
+    return CandidateSet(asked, ordered, language=language_code(row.get("language")), ranked=True, notes=notes)
 
 
 def _arena_turns(row: Row, side: str) -> Any:
@@ -80,11 +80,11 @@ def _arena_turns(row: Row, side: str) -> Any:
         judged = scoring.number(row.get("turn"))
         return turns[: int(2 * judged)] if judged and judged >= 1 else turns
     names = ("prompt", f"response_{side}")
-    asked, said = (list_of(literal(text_of(row.get(name), name)), name) for name in names)
-    if len(asked) != len(said):
-        raise Malformed(f"prompt has {len(asked)} turns, response_{side} {len(said)}")
+    asked, answered = (list_of(literal(text_of(row.get(name), name)), name) for name in names)
+    if len(asked) != len(answered):
+        raise Malformed(f"prompt has {len(asked)} turns, response_{side} {len(answered)}")
     roles = ("user", "assistant")
-    exchanges = zip(asked, said, strict=True)
+    exchanges = zip(asked, answered, strict=True)
     return [{"role": role, "content": text} for both in exchanges for role, text in zip(roles, both, strict=True)]
 
 
@@ -130,10 +130,10 @@ def _is_chat(row: Row) -> bool:
     """One answer, which nothing calls good or bad; `messages` end in it."""
     if first(row, *SIDES, "label", "kto_tag", "rejected_response", "rejected_messages") is not None:
         return False
-    said = first(row, "messages", "conversations")
-    if said is None:
+    talk = first(row, "messages", "conversations")
+    if talk is None:
         return isinstance(first(row, *ANSWERS), str)
-    turns = conversation(said, "messages")
+    turns = conversation(talk, "messages")
     return not isinstance(turns, str) and turns[-1:] != [] and turns[-1]["role"] == "assistant"
 
 
@@ -156,7 +156,7 @@ def _one_answer(
     """A set of one candidate, labelled where it is not ranked."""
     asked, texts, notes = prompt_and_answers(prompt, [answer], row)
     candidate = Candidate(texts[0], score, text_if_any(row.get("model"), "model"))
-    item = CandidateSet(asked, [candidate], language=spoken(row.get("language")), notes=notes)
+    item = CandidateSet(asked, [candidate], language=language_code(row.get("language")), notes=notes)
     item.ranked, item.labelled = ranked, not ranked
     return item
 
@@ -165,7 +165,7 @@ def _prompt(row: Row, settings: Settings, *others: str) -> Any:
     """The prompt column, with its input, where a row has both as text; else the instruction; else another column."""
     asked, given = row.get("prompt"), row.get("input")
     if asked is None and others:
-        return _instructed(row) if is_said(row.get("instruction")) else first(row, *others)
+        return _instructed(row) if is_given(row.get("instruction")) else first(row, *others)
     again = not isinstance(asked, str) or not isinstance(given, str) or given.strip() in asked
     return asked if again and settings.columns.get("prompt") != "instruction" else _instructed(row, "prompt")
 
@@ -173,9 +173,9 @@ def _prompt(row: Row, settings: Settings, *others: str) -> Any:
 def _instructed(row: Row, instruction: str = "instruction") -> Any:
     """Instruction and input as Alpaca's template joins them: a blank line in between."""
     asked, given = row.get(instruction), row.get("input")
-    if not is_said(given):
+    if not is_given(given):
         return asked
-    return f"{text_of(asked, instruction)}\n\n{text_of(given, 'input')}" if is_said(asked) else given
+    return f"{text_of(asked, instruction)}\n\n{text_of(given, 'input')}" if is_given(asked) else given
 
 
 def _is_alpaca(row: Row) -> bool:  # a label would make it a row of `kto`
@@ -240,7 +240,7 @@ def prompts(row: Row, settings: Settings) -> CandidateSet:
     while not isinstance(turns, str) and turns and turns[-1]["role"] == "assistant":
         turns = turns[:-1]
     prompt, _, notes = prompt_and_answers(turns, [], row)
-    return CandidateSet(prompt, [], language=spoken(row.get("language")), notes=notes)
+    return CandidateSet(prompt, [], language=language_code(row.get("language")), notes=notes)
 
 
 MAPPABLE = {

@@ -80,7 +80,7 @@ def text_if_any(value: Any, name: str) -> str | None:
     return text_of(value, name) if isinstance(value, str) else None
 
 
-def holds(value: Any) -> bool:
+def has_content(value: Any) -> bool:
     """Whether a value says anything: not null, not empty, and no text that writes out an empty one (as in CSV)."""
     if isinstance(value, str):
         return value.strip().lower() not in ("", "[]", "{}", "null", "none", "nan")
@@ -89,7 +89,7 @@ def holds(value: Any) -> bool:
     return value is not None and value is not False and value != {} and value == value  # NaN is not itself
 
 
-def is_said(value: Any) -> bool:
+def is_given(value: Any) -> bool:
     """Whether a value says anything: not null, not NaN, no blank text."""
     return bool(value.strip()) if isinstance(value, str) else value is not None and value == value
 
@@ -129,18 +129,18 @@ def messages(value: Any, name: str) -> list[Message]:
     turns: list[Message] = []
     for turn in list_of(value, name):
         turn = map_of(turn, f"a turn of {name}")
-        spoken_by, said = first(turn, "role", "from"), first(turn, "content", "value", "text")
-        if spoken_by is None or (said is None and not any(turn.get(call) for call in CALLS)):
+        spoken_by, written = first(turn, "role", "from"), first(turn, "content", "value", "text")
+        if spoken_by is None or (written is None and not any(turn.get(call) for call in CALLS)):
             keys = ", ".join(str(key)[:40] for key in turn) or "nothing"
             raise Malformed(f"turn {len(turns)} of {name} has {keys}; a turn is role and content, or from and value")
         role = _role(spoken_by, name, len(turns))
         if role == "system" and turns:
             raise Malformed(f"{name} has a system turn at {len(turns)}; only the first turn may be one")
-        if any(call in turn and holds(turn[call]) for call in CALLS):
+        if any(call in turn and has_content(turn[call]) for call in CALLS):
             raise Unsupported(f"{name} calls a tool, which is not supported")
-        content, thought = _content(said, f"a turn of {name}")
+        content, thought = _content(written, f"a turn of {name}")
         beside = first(turn, *THOUGHTS)
-        thought = _content(beside, f"a thought of {name}")[0] if is_said(beside) else thought
+        thought = _content(beside, f"a thought of {name}")[0] if is_given(beside) else thought
         if role == "assistant" and thought.strip() and "</think>" not in content:
             content = f"<think>\n{thought.strip()}\n</think>\n\n{content}"
         turns.append({"role": role, "content": content})
@@ -169,8 +169,8 @@ def _content(value: Any, name: str) -> tuple[str, str]:
         if kind in THOUGHT_PARTS:
             thoughts.append(text_of(first(part, kind, "text", "content"), f"a thought of {name}"))
         elif kind not in TEXT_PARTS or (kind is None and part.get("text") is None):
-            said = kind or ", ".join(str(key) for key in part if part[key] is not None) or "nothing"
-            raise Malformed(f"{name} has a part of {str(said)[:40]!r}, and only text can be trained on")
+            shown = kind or ", ".join(str(key) for key in part if part[key] is not None) or "nothing"
+            raise Malformed(f"{name} has a part of {str(shown)[:40]!r}, and only text can be trained on")
         else:
             texts.append(text_of(first(part, "text", "content"), f"a part of {name}"))
     return "".join(texts), "\n".join(thoughts)
@@ -252,15 +252,15 @@ def prompt_and_answers(
     turns = [*_history(row.get("history"), systems), *_without_system(turns, "prompt", systems)]
     texts, wholes = [], []
     for value, name in answers:
-        said = conversation(value, name)
-        if isinstance(said, str):
-            texts.append(said.lstrip(" ") if opened else said)
+        talk = conversation(value, name)
+        if isinstance(talk, str):
+            texts.append(talk.lstrip(" ") if opened else talk)
             continue
-        if not said or said[-1]["role"] != "assistant":
+        if not talk or talk[-1]["role"] != "assistant":
             raise Malformed(f"{name} does not end in an answer")
-        texts.append(said[-1]["content"])
-        if said[:-1]:
-            head = _without_system(said[:-1], name, systems)
+        texts.append(talk[-1]["content"])
+        if talk[:-1]:
+            head = _without_system(talk[:-1], name, systems)
             wholes.append(_asked_once(turns, head, name, text=isinstance(asked, str)))
     if len({text.strip() for text in systems.values()}) > 1:
         raise Malformed(f"{' and '.join(systems)} have different system turns")
@@ -274,7 +274,7 @@ def prompt_and_answers(
     cut = [_without_thought(turn) for turn in whole]
     system, notes = _system(row, next(iter(systems.values()), None))
     history = row.get("history")
-    if isinstance(history, str) and is_said(history) and literal(history) is None and history != prompt:
+    if isinstance(history, str) and is_given(history) and literal(history) is None and history != prompt:
         notes.append("the history column, which is no list")
     if cut != whole:
         notes.append("thoughts in earlier turns")
@@ -285,7 +285,7 @@ def _history(value: Any, systems: dict[str, str]) -> list[Message]:
     """Earlier turns, from LLaMA-Factory's and ms-swift's `[[question, answer], …]` or from messages."""
     if isinstance(value, str):
         value = literal(value)  # as CSV leaves it; any other text is another column of that name
-    if not holds(value):
+    if not has_content(value):
         return []
     if all(isinstance(one, dict) for one in list_of(value, "history")):
         return _without_system(messages(value, "history"), "history", systems)
@@ -309,7 +309,7 @@ def _without_system(turns: list[Message], name: str, systems: dict[str, str]) ->
 def _system(row: Mapping[str, Any], text: str | None) -> tuple[list[Message], list[str]]:
     """The system turn, from its column where no other text says otherwise; and a note where one does."""
     column, notes = first(row, "system", "system_prompt", "system_message"), []
-    if is_said(column):
+    if is_given(column):
         column = text_of(column, "system")
         if text is not None and text.strip() != column.strip():
             notes.append("the system column, where the system turn of the prompt says otherwise")

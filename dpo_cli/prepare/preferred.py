@@ -65,10 +65,10 @@ LANGUAGE_NAMES = {
 }  # fmt: skip
 
 
-def spoken(value: Any) -> str | None:
+def language_code(value: Any) -> str | None:
     """Return a language column as a code, from `en`, `zh-CN` or `Chinese`; None where it says something else."""
-    said = value.lower() if isinstance(value, str) else ""
-    return LANGUAGE_NAMES.get(said) or (said[:2] if re.fullmatch("[a-z]{2}(?:[-_].*)?", said) else None)
+    written = value.lower() if isinstance(value, str) else ""
+    return LANGUAGE_NAMES.get(written) or (written[:2] if re.fullmatch("[a-z]{2}(?:[-_].*)?", written) else None)
 
 
 SIDES = ("chosen", "rejected")
@@ -103,7 +103,7 @@ def preferred(row: Row, prompt: Any, answers: Sequence[tuple[Any, str]], scores:
         names = [name for name in row if isinstance(name, str) and "chosen" in name and _IS_SCORE.search(name)]
         found = (_numbers(row, name, name.replace("chosen", "rejected")) for name in names)
         score_both(item, next(filter(None, found), {}), None)
-    item.language = spoken(row.get("language"))
+    item.language = language_code(row.get("language"))
     return item
 
 
@@ -134,5 +134,5 @@ def has_prompt(row: Row) -> bool:
     """Return whether a prompt has a column of its own or is in front of the answers; else it needs a column map."""
     if row.get("prompt") is not None:
         return True
-    said = conversation(row["chosen"], "chosen")
-    return not isinstance(said, str) and len(said) > 1
+    talk = conversation(row["chosen"], "chosen")
+    return not isinstance(talk, str) and len(talk) > 1

@@ -50,7 +50,7 @@ def ultrafeedback(row: Row, settings: Settings) -> CandidateSet:
         text = text_of(completion.get("response"), "response")
         annotations = map_of(completion.get("annotations"), "annotations")
         ratings = {
-            aspect: said["Rating"] for aspect, said in annotations.items() if type(said) is dict and "Rating" in said
+            aspect: one["Rating"] for aspect, one in annotations.items() if type(one) is dict and "Rating" in one
         }
         value = scoring.score(ratings, scoring.ULTRAFEEDBACK, settings.weights)
         candidates.append(Candidate(text, value, text_if_any(completion.get("model"), "model")))

@@ -24,7 +24,7 @@ from dpo_cli.store import Store
 CHUNK = 256  # prompts whose answers are rated at once: memory holds no more of them
 
 Talks = Sequence[tuple[list[Message], str]]  # a prompt and one answer to it
-Said = dict[str, float]  # what a rater said of an answer: its reward, or its ratings by aspect
+Given = dict[str, float]  # what a rater gives an answer: its reward, or its ratings by aspect
 
 
 class _ByServer:
@@ -35,7 +35,7 @@ class _ByServer:
         self._counts: dict[str, Counter[float]] = {name: Counter() for name in ASPECTS}
         self._missing = Counter[str]()
 
-    def rate(self, talks: Talks, advance: Callable[[int], None]) -> list[Said]:
+    def rate(self, talks: Talks, advance: Callable[[int], None]) -> list[Given]:
         ratings = self._rater.ratings(talks, advance)
         for one in ratings:
             for name in ASPECTS:
@@ -45,8 +45,8 @@ class _ByServer:
                     self._missing[name] += 1
         return ratings
 
-    def value(self, said: Said) -> float:
-        score = scoring.score(said, scoring.ULTRAFEEDBACK, self._weights)
+    def value(self, given: Given) -> float:
+        score = scoring.score(given, scoring.ULTRAFEEDBACK, self._weights)
         return math.nan if score is None else score
 
     def figures(self, values: array[float]) -> dict[str, Any]:
@@ -71,13 +71,13 @@ class _ByRewardModel:
         self._model = RewardModel(settings, store)
         self._cut = 0
 
-    def rate(self, talks: Talks, advance: Callable[[int], None]) -> list[Said]:
+    def rate(self, talks: Talks, advance: Callable[[int], None]) -> list[Given]:
         scores = self._model.scores(talks, advance)
         self._cut += sum(one is not None and one.cut for one in scores)
         return [{} if one is None or not math.isfinite(one.value) else {"reward": one.value} for one in scores]
 
-    def value(self, said: Said) -> float:
-        return said.get("reward", math.nan)
+    def value(self, given: Given) -> float:
+        return given.get("reward", math.nan)
 
     def figures(self, values: array[float]) -> dict[str, Any]:
         known = [value for value in values if not math.isnan(value)]
@@ -103,8 +103,8 @@ def rate(
 
     Args:
         total: of the answers.
-        store: what it said of each answer; nothing in it is asked again.
-        written: the file for all answers with what was said of them, JSONL, a prompt a line.
+        store: what it gave each answer; nothing in it is asked again.
+        written: the file for all answers with what they were given, JSONL, a prompt a line.
 
     Returns:
         The scores of all answers in the order they came, 0..1 and NaN where there is none; and figures for the report.
@@ -125,9 +125,9 @@ def rate(
     def rows() -> Iterator[dict[str, Any]]:
         while chunk := list(islice(sets, CHUNK)):
             talks = [(item.prompt, one.text) for item in chunk for one in item.candidates]
-            said = iter(rater.rate(talks, step.advance))
+            given = iter(rater.rate(talks, step.advance))
             for item in chunk:
-                answers = [(one, next(said)) for one in item.candidates]
+                answers = [(one, next(given)) for one in item.candidates]
                 own = [rater.value(what) for _, what in answers]
                 values.extend(own)
                 _count_longer([(value, len(one.text)) for value, (one, _) in zip(own, answers, strict=True)], longer)

@@ -16,7 +16,7 @@ from dpo_cli.prepare.detect import LOOKED_AT, layout_of
 from dpo_cli.prepare.feed import Broken, Feed
 from dpo_cli.prepare.filters import begins_with
 from dpo_cli.prepare.layouts import MAPPABLE
-from dpo_cli.prepare.messages import Malformed, Unsupported, holds
+from dpo_cli.prepare.messages import Malformed, Unsupported, has_content
 from dpo_cli.prepare.preferred import LAYOUTS, LayoutOf, Settings
 from dpo_cli.recipe import Recipe, Source
 from dpo_cli.records import CandidateSet
@@ -43,7 +43,7 @@ def read_row(row: Any, layout: LayoutOf, settings: Settings) -> CandidateSet:
         raise Malformed(f"the row is {type(row).__name__}, not a map")
     media = [name for name in row if isinstance(name, str) and _is_media(name)]
     for name in media:
-        if holds(row[name]):
+        if has_content(row[name]):
             raise Unsupported(f"{name} is not empty, and only text can be trained on")
     mapped = {ours: row.get(theirs) for ours, theirs in settings.columns.items()}
     try:  # through a view of the row, so that what is read of it is known
@@ -78,7 +78,9 @@ def candidate_sets(
             if isinstance(row, Broken):
                 yield replace(row, place=place)
                 continue
-            tools = [f"the {name} column" for name in TOOLS if holds(row.get(name))] if isinstance(row, dict) else []
+            tools = (
+                [f"the {name} column" for name in TOOLS if has_content(row.get(name))] if isinstance(row, dict) else []
+            )
             try:
                 item = read_row(row, layout, settings)
             except Malformed as error:
@@ -151,7 +153,7 @@ def look(recipe: Recipe, rank: int) -> Read:
     return replace(read, repeats_prompts=repeats, unread_columns=_unread_columns(read))
 
 
-ENOUGH = 5  # answers to short prompts, below which nothing is said of a source's form
+ENOUGH = 5  # answers to short prompts, below which a source's form is not judged
 ALL_BUT = 0.9  # the share of a source's answers to short prompts that begin with them where that is its form
 
 

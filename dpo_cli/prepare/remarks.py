@@ -20,11 +20,14 @@ from dpo_cli.recipe.train import methods_of_answers, methods_with, trl_arguments
 from dpo_cli.records import ROWS_ARE, CandidateSet
 from dpo_cli.stats import wilson
 
-UNREAD_SHARE, DROPPED_SHARE = 0.1, 0.3  # of a source's prompts; more that can't be read, or go for one reason, is said
+UNREAD_SHARE, DROPPED_SHARE = (
+    0.1,
+    0.3,
+)  # of a source's prompts; more that can't be read, or go for one reason, is reported
 KEPT_BY_LENGTH = 0.95  # the share of prompts that a proposed model.max_length would keep
 ENOUGH_HELD_OUT = 50  # pairs, from which on an accuracy says something
 OWN = ("pairs", "kto", "chat", "alpaca", "swift", "sharegpt", "nectar")  # layouts of people's own files
-LONGER = 0.6  # the share of prompts whose longer answer the rater prefers, from which on it is said
+LONGER = 0.6  # the share of prompts whose longer answer the rater prefers, from which on it is reported
 FOREIGN_SHARE = 0.5  # of a source's prompts
 
 # What to look at where a reason took everything, or much.
@@ -160,23 +163,23 @@ def _more_held_out(recipe: Recipe, entries: list[Entry]) -> list[str]:
 
 def own_answers(recipe: Recipe, figures: dict[str, Any]) -> list[str]:
     """Return what to know of answers that the model gave and of their rater, by the report's figures of both."""
-    said, sampled, rated, rater = list[str](), figures.get("sampled"), figures.get("rated"), recipe.data.rater
+    found, sampled, rated, rater = list[str](), figures.get("sampled"), figures.get("rated"), recipe.data.rater
     if sampled and sampled["cut_off"] > DROPPED_SHARE * sampled["answers"]:
         lost = f"{sampled['cut_off']:,} of {sampled['answers']:,} answers found no end"
-        said.append(f"{lost}: raise sample.max_new_tokens, or train the model on whole answers first")
+        found.append(f"{lost}: raise sample.max_new_tokens, or train the model on whole answers first")
     if sampled and sampled["identical"] > DROPPED_SHARE * sampled["answers"]:
         lost = f"{sampled['identical']:,} of {sampled['answers']:,} answers were given before to the same prompt"
-        said.append(f"{lost}: raise sample.temperature")
+        found.append(f"{lost}: raise sample.temperature")
     if rated and rated["failures"] > UNREAD_SHARE * rated["answers"]:
-        said.append(f"the rater gave no score to {rated['failures']:,} of {rated['answers']:,} answers")
+        found.append(f"the rater gave no score to {rated['failures']:,} of {rated['answers']:,} answers")
     if rated and (rated["longer_wins"]["low"] or 0) > 0.5 and rated["longer_wins"]["value"] > LONGER:
         share = f"{rated['longer_wins']['value']:.0%} of prompts"
-        said.append(f"the rater prefers the longer answer in {share}: length is part of what will be learned")
+        found.append(f"the rater prefers the longer answer in {share}: length is part of what will be learned")
     samples = [source.sample for source in recipe.data.sources if source.sample]
     named = {recipe.model.id, *(one.server.model for one in samples if one.server)}
     if isinstance(rater, OpenAIRater) and rater.model in named:
-        said.append(f"{rater.model} rates its own answers: it may prefer its own ways, so look at some pairs yourself")
-    return said
+        found.append(f"{rater.model} rates its own answers: it may prefer its own ways, so look at some pairs yourself")
+    return found
 
 
 AT_LEAST, SHARE = 2, 0.1  # contradicting rows, and their share of a source, from which on they are more than slips
@@ -249,8 +252,8 @@ def nothing_left(recipe: Recipe, funnel: Funnel, layouts: set[str]) -> DpoError:
     biggest = ", ".join(f"{count:,} {reason}" for reason, count in list(reasons.items())[:4])
     first = next(iter(reasons))
     shown = next(some[0][1] for (_, reason), some in funnel.examples.items() if reason == first)
-    said = f" ({MEANS.get(first) or shown['detail']})" if shown["detail"] else ""
-    such = " ".join(filter(None, [shown["where"], shown["prompt"][:80]])) + said
+    meaning = f" ({MEANS.get(first) or shown['detail']})" if shown["detail"] else ""
+    such = " ".join(filter(None, [shown["where"], shown["prompt"][:80]])) + meaning
     fix = hint(first)
     if {"kto", "chat"} & layouts and recipe.data.format != "unpaired" and first in ("single_response", "tie"):
         labelled = "kto" in layouts

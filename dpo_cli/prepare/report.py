@@ -155,7 +155,7 @@ def summary(report: dict[str, Any], columns: int | None = None) -> list[str]:
     for reason in sorted({reason for one in sources.values() for reason in one["dropped"]}, key=REASONS.index):
         rows.append(row(reason, {name: one["dropped"].get(reason, 0) for name, one in sources.items()}, "-"))
     rows.append(row("kept", {name: one["kept"] for name, one in sources.items()}))
-    facts = [f"- {name}: {escaped(said)}" for name, said in _facts(report).items()]
+    facts = [f"- {name}: {escaped(text)}" for name, text in _facts(report).items()]
     warned = [f"> {escaped(warning)}" for warning in report["warnings"]]
     return [table(["prompts", *heads, ""], rows, left=(len(heads) + 1,)), "\n".join(facts), *warned]
 
@@ -199,7 +199,7 @@ def _facts(report: dict[str, Any]) -> dict[str, str]:
         f"the largest cluster has {twins['largest_cluster']:,}",
         "longer wins": f"{show_figure(longer)}: what any accuracy has to beat" if longer["n"] else "",
     }
-    return {name: said for name, said in facts.items() if said or name == "languages"}
+    return {name: text for name, text in facts.items() if text or name == "languages"}
 
 
 def _own_answers(report: dict[str, Any]) -> dict[str, str]:

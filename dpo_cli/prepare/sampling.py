@@ -22,11 +22,11 @@ class Drawn(NamedTuple):
 
 
 Prompts = Sequence[list[Message]]
-Advance = Callable[[int], None]  # is told of answers that are done, the known ones at once
+Advance = Callable[[int], None]  # called with the number of answers that are done, the known ones at once
 
 
 class ServerSampler:
-    """Answers of any OpenAI-compatible server, each asked for by itself and with a seed of its own."""
+    """Answers of any OpenAI-compatible server, each requested alone and with a seed of its own."""
 
     def __init__(self, recipe: Recipe, settings: Server, store: Store) -> None:
         self.recipe, self.settings = recipe, settings

@@ -155,9 +155,9 @@ def _hub_feed(recipe: Recipe, index: int) -> tuple[Feed, str]:
         commit = str(HfApi().dataset_info(source.id, revision=source.revision).sha)
         table = load_dataset(source.id, data_files=source.data_files, split=source.split, revision=commit)
     except Exception as error:  # requests, httpx, huggingface_hub and datasets each raise their own kinds
-        said = (str(error).strip() or repr(error)).splitlines()[0]
+        why = (str(error).strip() or repr(error)).splitlines()[0]
         where = recipe.where("data", "sources", index, "id")
-        raise DpoError(f"can't get the data set {source.id}: {said}", where=where, hint=_hub_hint(error)) from error
+        raise DpoError(f"can't get the data set {source.id}: {why}", where=where, hint=_hub_hint(error)) from error
     return table_feed(f"{source.id} ({source.split})", table), commit
 
 

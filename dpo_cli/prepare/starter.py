@@ -18,7 +18,7 @@ from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import train_model
 from dpo_cli.records import CandidateSet
 
-LOOKED_AT = 2000  # rows from which languages, lengths and answers are told
+LOOKED_AT = 2000  # rows from which languages, lengths and answers are read off
 LANGUAGES = 0.02  # share of the prompts below which a language is not named
 # Models by the memory of the card in GB: Qwen3 in 4 bits for DPO at 1,024 tokens leaves a third of it free.
 MODELS = ((22, "Qwen/Qwen3-8B"), (15, "unsloth/Qwen3-4B-unsloth-bnb-4bit"), (7, "unsloth/Qwen3-1.7B-unsloth-bnb-4bit"))

@@ -182,16 +182,16 @@ def csv_rows(text: TextIO, feed: Feed, tabs: bool = False) -> Rows:
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     first, before = text.readline(), 0
-    told = re.fullmatch(r'"?sep=(.)"?\s*', first)  # Excel's own way of saying it
-    if told:
+    declared = re.fullmatch(r'"?sep=(.)"?\s*', first)  # Excel's own way of saying it
+    if declared:
         first, before = text.readline(), 1
     bare = re.sub(r'"[^"]*"', "", first)
-    separator = told[1] if told else max(SEPARATORS, key=lambda one: (bare.count(one), one == ","))
+    separator = declared[1] if declared else max(SEPARATORS, key=lambda one: (bare.count(one), one == ","))
     if separator not in bare:  # some other sign between names that are known
         others = re.findall(r"(?<=\w)[^\w\s\"'-](?=\w)", bare)
         names = {part.strip().lower() for sign in set(others) for part in bare.split(sign)}
         separator = max(others, key=others.count) if len(names & KNOWN_COLUMNS) > 1 else separator
-    separator = "\t" if tabs and not told and "\t" in first else separator
+    separator = "\t" if tabs and not declared and "\t" in first else separator
     if separator != ("\t" if tabs else ",") and separator in first:
         feed.note(f"columns are separated by {SEPARATORS.get(separator, separator)}")
     reader = csv.reader(itertools.chain([first], text), delimiter=separator, strict=True)

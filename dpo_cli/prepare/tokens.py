@@ -100,10 +100,10 @@ def _around(tokenizer: PreTrainedTokenizerBase, ids: list[int], start: int, styl
         return "|".join(str(tokenizer.decode([one])).replace("\n", "\\n") for one in some)
 
     cut = start + AFTER < len(ids) - LAST
-    said = shown(ids[start : start + AFTER]) + "| … |" + shown(ids[-LAST:]) if cut else shown(ids[start:])
+    after = shown(ids[start : start + AFTER]) + "| … |" + shown(ids[-LAST:]) if cut else shown(ids[start:])
     return Text.assemble(
         ("tokens ", "bold"), (("… |" if start > BEFORE else "") + shown(ids[max(start - BEFORE, 0) : start]), "dim"),
-        (" ▶ loss ▶ ", "bold reverse"), (said, style),
+        (" ▶ loss ▶ ", "bold reverse"), (after, style),
     )  # fmt: skip
 
 
