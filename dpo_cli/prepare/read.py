@@ -78,9 +78,8 @@ def candidate_sets(
             if isinstance(row, Broken):
                 yield replace(row, place=place)
                 continue
-            tools = (
-                [f"the {name} column" for name in TOOLS if has_content(row.get(name))] if isinstance(row, dict) else []
-            )
+            filled = [name for name in TOOLS if has_content(row.get(name))] if isinstance(row, dict) else []
+            tools = [f"the {name} column" for name in filled]
             try:
                 item = read_row(row, layout, settings)
             except Malformed as error:

@@ -20,10 +20,7 @@ from dpo_cli.recipe.train import methods_of_answers, methods_with, trl_arguments
 from dpo_cli.records import ROWS_ARE, CandidateSet
 from dpo_cli.stats import wilson
 
-UNREAD_SHARE, DROPPED_SHARE = (
-    0.1,
-    0.3,
-)  # of a source's prompts; more that can't be read, or go for one reason, is reported
+UNREAD_SHARE, DROPPED_SHARE = 0.1, 0.3  # of a source's prompts, unreadable or dropped for one reason: more is reported
 KEPT_BY_LENGTH = 0.95  # the share of prompts that a proposed model.max_length would keep
 ENOUGH_HELD_OUT = 50  # pairs, from which on an accuracy says something
 OWN = ("pairs", "kto", "chat", "alpaca", "swift", "sharegpt", "nectar")  # layouts of people's own files
