@@ -113,9 +113,7 @@ def write(run: Run, recipe: Recipe, stage: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("stage", "again"),
     [
-        pytest.param(
-            stage, again, marks=[] if (stage, again) in (("prepare", False), ("train", True)) else pytest.mark.slow
-        )
+        pytest.param(stage, again, marks=[] if (stage, again) == ("train", True) else pytest.mark.slow)
         for stage in OUTPUTS
         for again in (False, True)
     ],

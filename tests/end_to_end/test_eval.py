@@ -322,6 +322,7 @@ def test_the_judge_is_tried_once_a_prompt(run: Path) -> None:
     assert found["calibration"]["n"] + found["calibration_failures"] == 3
 
 
+@pytest.mark.slow  # tests/evaluate/test_compare.py has the strengths
 def test_runs_that_one_judge_saw_get_strengths(run: Path, dpo_eval: Any) -> None:
     """A run may be named by its folder too; what sets it apart is said."""
     other = run.parent / "other [i] :x:"

@@ -69,6 +69,7 @@ def test_no_held_out_prompt_was_trained_on_by_the_built_in_models(smoke: Any) ->
     assert not seen & {json.loads(line)["prompt"][-1]["content"] for line in held_out}
 
 
+@pytest.mark.slow  # test_watchdog.py and test_verdict.py have its parts
 def test_too_hot_a_learning_rate_is_warned_of_and_called_worse(tmp_path: Path, command: Any) -> None:
     said = " ".join(command("train", TOO_HOT, "--runs-dir", tmp_path).stdout.split())
     assert re.search(r"! step \d+: [^!]*lower train\.learning_rate", said), said

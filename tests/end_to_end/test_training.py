@@ -181,6 +181,7 @@ def from_adapter(smoke: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return runs, arguments
 
 
+@pytest.mark.slow  # test_sft_then_dpo.py trains on from an adapter, too
 def test_training_goes_on_from_an_adapter_and_holds_it_as_the_reference(
     smoke: Any, from_adapter: tuple[Path, list[str]], command: Any
 ) -> None:

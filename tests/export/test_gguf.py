@@ -114,7 +114,7 @@ def untied(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return export(base, tiny, tmp_path_factory.mktemp("untied"), "1MB")
 
 
-@pytest.fixture(params=["tied", "untied"])
+@pytest.fixture(params=[pytest.param("tied", marks=pytest.mark.slow), "untied"])  # the smoke run exports a tied one
 def exported(request: pytest.FixtureRequest) -> Exported:
     return request.getfixturevalue(request.param)
 

@@ -107,33 +107,42 @@ def exchange_merges(writer: Any) -> None:
     merges[5], merges[50] = merges[50], merges[5]
 
 
+METADATA = [
+    ("tokenizer.ggml.add_bos_token", put("tokenizer.ggml.add_bos_token", True)),
+    ("tokenizer.ggml.add_eos_token", put("tokenizer.ggml.add_eos_token", True)),
+    ("tokenizer.ggml.add_space_prefix", put("tokenizer.ggml.add_space_prefix", False)),
+    ("tokenizer.ggml.bos_token_id", put("tokenizer.ggml.bos_token_id", 5)),
+    ("tokenizer.ggml.eos_token_id", put("tokenizer.ggml.eos_token_id", 5)),
+    ("tokenizer.ggml.padding_token_id", put("tokenizer.ggml.padding_token_id", 5)),
+    ("tokenizer.ggml.padding_token_id", leave_out("tokenizer.ggml.padding_token_id")),
+    ("tokenizer.ggml.eot_token_id", put("tokenizer.ggml.eot_token_id", 5)),
+    ("tokenizer.ggml.token_type", retype("<think>", 3)),
+    ("tokenizer.ggml.token_type", retype("a", 6)),
+    ("tokenizer.ggml.merges", exchange_merges),
+    ("tokenizer.ggml.model", put("tokenizer.ggml.model", "llama")),
+    ("tokenizer.ggml.pre", put("tokenizer.ggml.pre", "gpt-2")),
+    ("tokenizer.chat_template", put("tokenizer.chat_template", "{{ messages }}")),
+    ("general.architecture", put("general.architecture", "qwen2")),
+    ("general.file_type", put("general.file_type", 2)),
+    ("qwen3.attention.sliding_window", put("qwen3.attention.sliding_window", 128)),
+    ("qwen3.rope.scaling.factor", put("qwen3.rope.scaling.factor", 4.0)),
+    ("qwen3.rope.scaling.type", put("qwen3.rope.scaling.type", "yarn")),
+    ("qwen3.rope.dimension_count", put("qwen3.rope.dimension_count", 8)),
+    ("qwen3.rope.freq_base", put("qwen3.rope.freq_base", 5e5)),
+    ("qwen3.attention.layer_norm_rms_epsilon", put("qwen3.attention.layer_norm_rms_epsilon", 1e-5)),
+    ("qwen3.context_length", put("qwen3.context_length", 64)),
+]
+# What is compared as another key is, in the same way.
+SIBLINGS = {
+    "tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_space_prefix", "tokenizer.ggml.eos_token_id",
+    "tokenizer.ggml.eot_token_id", "tokenizer.ggml.model", "general.file_type", "qwen3.rope.scaling.factor",
+    "qwen3.rope.scaling.type", "qwen3.rope.dimension_count", "qwen3.attention.layer_norm_rms_epsilon",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("key", "change"),
-    [
-        ("tokenizer.ggml.add_bos_token", put("tokenizer.ggml.add_bos_token", True)),
-        ("tokenizer.ggml.add_eos_token", put("tokenizer.ggml.add_eos_token", True)),
-        ("tokenizer.ggml.add_space_prefix", put("tokenizer.ggml.add_space_prefix", False)),
-        ("tokenizer.ggml.bos_token_id", put("tokenizer.ggml.bos_token_id", 5)),
-        ("tokenizer.ggml.eos_token_id", put("tokenizer.ggml.eos_token_id", 5)),
-        ("tokenizer.ggml.padding_token_id", put("tokenizer.ggml.padding_token_id", 5)),
-        ("tokenizer.ggml.padding_token_id", leave_out("tokenizer.ggml.padding_token_id")),
-        ("tokenizer.ggml.eot_token_id", put("tokenizer.ggml.eot_token_id", 5)),
-        ("tokenizer.ggml.token_type", retype("<think>", 3)),
-        ("tokenizer.ggml.token_type", retype("a", 6)),
-        ("tokenizer.ggml.merges", exchange_merges),
-        ("tokenizer.ggml.model", put("tokenizer.ggml.model", "llama")),
-        ("tokenizer.ggml.pre", put("tokenizer.ggml.pre", "gpt-2")),
-        ("tokenizer.chat_template", put("tokenizer.chat_template", "{{ messages }}")),
-        ("general.architecture", put("general.architecture", "qwen2")),
-        ("general.file_type", put("general.file_type", 2)),
-        ("qwen3.attention.sliding_window", put("qwen3.attention.sliding_window", 128)),
-        ("qwen3.rope.scaling.factor", put("qwen3.rope.scaling.factor", 4.0)),
-        ("qwen3.rope.scaling.type", put("qwen3.rope.scaling.type", "yarn")),
-        ("qwen3.rope.dimension_count", put("qwen3.rope.dimension_count", 8)),
-        ("qwen3.rope.freq_base", put("qwen3.rope.freq_base", 5e5)),
-        ("qwen3.attention.layer_norm_rms_epsilon", put("qwen3.attention.layer_norm_rms_epsilon", 1e-5)),
-        ("qwen3.context_length", put("qwen3.context_length", 64)),
-    ],
+    [pytest.param(*one, marks=pytest.mark.slow if one[0] in SIBLINGS else []) for one in METADATA],
 )
 def test_metadata(check_gguf: CheckGguf, monkeypatch: pytest.MonkeyPatch, key: str, change: Any) -> None:
     describe = gguf._describe
@@ -180,7 +189,11 @@ CASES: list[tuple[str, list[int], Callable[[torch.Tensor], torch.Tensor]]] = [
     ("where", "kind", "shape", "change"),
     [
         *(("file", *case) for case in CASES),
-        *(("writer", *case) for case in CASES if case[2] is not scale_one_row),  # which the check of the file uses too
+        *(
+            pytest.param("writer", *case, marks=pytest.mark.slow)
+            for case in CASES
+            if case[2] is not scale_one_row  # which the check of the file uses too
+        ),
     ],
 )
 def test_one_tensor(

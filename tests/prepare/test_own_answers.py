@@ -415,6 +415,7 @@ def test_a_killed_prepare_goes_on(tmp_path: Path, spawn: Any, monkeypatch: pytes
         assert (tmp_path / "runs/own/data" / name).read_bytes() == (tmp_path / "others/own/data" / name).read_bytes()
 
 
+@pytest.mark.slow  # tests/test_store.py shares a store between processes
 def test_two_prepares_at_once_share_what_they_pay(tmp_path: Path, spawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     both = threading.Barrier(2, timeout=120)

@@ -59,9 +59,7 @@ def test_training_on_a_card_gives_the_figures_of_the_cpu(
 
 
 METHODS_BESIDE_DPO = [
-    pytest.param(name, marks=[] if name in ("kto", "orpo") else [pytest.mark.slow])  # rows, and no reference
-    for name in METHODS
-    if name != "dpo"
+    pytest.param(name, marks=[] if name == "kto" else [pytest.mark.slow]) for name in METHODS if name != "dpo"
 ]
 
 
@@ -74,6 +72,7 @@ def test_every_method_trains_on_a_card_as_on_the_cpu(method: str, new_runs: NewR
     )
 
 
+@pytest.mark.slow
 def test_a_training_that_was_cut_short_goes_on_from_its_checkpoint(runs: Runs) -> None:
     """With early stopping, so that the best adapter is loaded at the end."""
     stopping = "engine.early_stopping={metric: eval_loss, patience: 5}"

@@ -16,6 +16,7 @@ def ours(step: Step) -> tuple[float, float]:
     return step.waits.get("ours", 0), step.copies.get("ours", 0)
 
 
+@pytest.mark.slow  # a figure of speed
 def test_our_code_waits_no_more_often_than_it_did(prepared: Runs, tmp_path: Path) -> None:
     counted = count(prepared, tmp_path)
     for name in WAITS:

@@ -44,6 +44,7 @@ def test_the_worked_example_is_explained_step_by_step() -> None:
         assert figure in said, figure
 
 
+@pytest.mark.slow  # below, the losses are compared step by step
 def test_a_recipe_trained_by_hand_ends_where_the_library_does(tmp_path: Path) -> None:
     """The smoke recipe: both adapters score the held-out pairs alike, and `eval --compare` sets them side by side."""
     from dpo_cli.cli import app

@@ -104,6 +104,7 @@ def test_4_bit_that_came_out_16_bit_is_an_error(tmp_path: Path) -> None:
     assert "4-bit" in done.stderr and "model.load_in_4bit" in done.stderr and "bitsandbytes" in done.stderr
 
 
+@pytest.mark.slow
 def test_unsloth_trains_4_bit_weights_that_leave_a_layer_in_16(tiny_model: Path, tmp_path: Path) -> None:
     """As in its "dynamic" repositories, whose config names such layers; Unsloth makes a dict of that config."""
     import torch
@@ -126,7 +127,8 @@ def test_unsloth_trains_4_bit_weights_that_leave_a_layer_in_16(tiny_model: Path,
     assert losses(tmp_path)[-1] < losses(tmp_path)[0]
 
 
-@pytest.mark.parametrize("asked", ["null", pytest.param("true", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("asked", ["null", "true"])
+@pytest.mark.slow
 def test_unsloth_is_told_of_the_checkpointing_that_was_planned(asked: str, tmp_path: Path) -> None:
     """It takes the way that the model was loaded over the trainer's arguments, in the preflight none at all."""
     settings = (f"train.gradient_checkpointing={asked}", "train.max_steps=2", "engine.memory_limit=30GB")
@@ -139,6 +141,7 @@ def test_unsloth_is_told_of_the_checkpointing_that_was_planned(asked: str, tmp_p
     assert tried == str(on) and set(trained) == {str(on)}
 
 
+@pytest.mark.slow  # test_training.py has who is imported first
 def test_a_plan_is_timed_on_unsloth(tmp_path: Path) -> None:
     done = train(tmp_path, unsloth=True, plan=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -213,6 +213,7 @@ def test_a_finished_run_is_not_replaced_but_goes_on_for_more_steps(project: Any,
         assert (logged(project.run), weights(project.run)) == expected
 
 
+@pytest.mark.slow
 def test_the_best_adapter_of_a_copied_run_is_its_own(project: Any, model: Path) -> None:
     """Cut short after its last step, and copied: the folder that it came from must not be asked."""
     train = trainer(project, model, eval_strategy="steps", eval_steps=1, save_steps=1, save_total_limit=9)
