@@ -274,13 +274,13 @@ def test_a_run_folder_that_may_only_be_read(project: Any, model: Path) -> None:
 def test_batch_settings_that_do_not_divide_lose_no_pair(project: Any, model: Path) -> None:
     """Ten pairs: the last step, or the only one, has what is left, and each pair weighs the same in its step."""
     figures = {}
-    for pairs, times in ((1, 1), (3, 4), (4, 2), (5, 1), (10, 1), (16, 1)):
+    for pairs, times in ((1, 1), (3, 4), (4, 2), (10, 1), (16, 1)):
         train = trainer(project, model, max_steps=-1, per_device_train_batch_size=pairs)
         done = train("data.total=10", f"train.gradient_accumulation_steps={times}", f"name=batch-{pairs}-{times}")
         assert done.exit_code == 0, done.output
         figures[pairs, times] = log(project.folder / "runs" / f"batch-{pairs}-{times}")
     assert {size: len(rows) for size, rows in figures.items()} == {
-        (1, 1): 10, (3, 4): 1, (4, 2): 2, (5, 1): 2, (10, 1): 1, (16, 1): 1,
+        (1, 1): 10, (3, 4): 1, (4, 2): 2, (10, 1): 1, (16, 1): 1,
     }  # fmt: skip
     tokens = {size: rows[-1]["num_tokens"] for size, rows in figures.items()}
     assert set(tokens.values()) == {tokens[1, 1]}, "every pair was seen, and none twice"
