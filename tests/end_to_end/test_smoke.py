@@ -61,6 +61,7 @@ def test_the_judge_prefers_the_tuned_answers(smoke: Any) -> None:
     assert judge["length_adjusted_win_rate"]["value"] is not None and judge["failures"] == 0
 
 
+@pytest.mark.slow  # tests/tools/test_makers.py compares them, too
 def test_no_held_out_prompt_was_trained_on_by_the_built_in_models(smoke: Any) -> None:
     from tests.tools.make_tiny_qwen3 import training_questions
 

@@ -142,12 +142,12 @@ def difference(grads: dict[str, Any], others: dict[str, Any]) -> float:
 
 # ------------------------------------------------------------------------------------------------------------- the loss
 
-DIVERGENCES = {"f_divergence_type"}
 SMOOTH = {"robust": 0.1, "exo_pair": 0.1}
+ORDINARY = {"loss_weights", "precompute_ref_log_probs", "max_length", "shared_prefix"}
 OPTIONS: list[dict[str, Any]] = [
-    {"loss_type": ["sigmoid"], "use_weighting": True},
     {"loss_type": ["apo_zero", "ipo"], "loss_weights": [0.7, 2.0], "use_weighting": True},
     {"loss_type": ["sigmoid"], "ld_alpha": 0.4},
+    {"loss_type": ["sigmoid"], "use_weighting": True},
     {"loss_type": ["sigmoid"], "f_divergence_type": "forward_kl"},
     {"loss_type": ["sigmoid"], "f_divergence_type": "js_divergence"},
     {"loss_type": ["sigmoid"], "f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.5},
@@ -168,10 +168,7 @@ OPTIONS: list[dict[str, Any]] = [
         for loss in LOSSES
         if cannot_be_cut([loss]) is None
     ]
-    + [
-        pytest.param(options, marks=pytest.mark.slow if {"pad_to_multiple_of", *DIVERGENCES} & options.keys() else [])
-        for options in OPTIONS
-    ],
+    + [pytest.param(options, marks=[] if ORDINARY & options.keys() else pytest.mark.slow) for options in OPTIONS],
     ids=lambda options: " ".join(f"{value}" for value in options.values()),
 )
 def test_a_cut_step_is_the_whole_step(build: Trainers, options: dict[str, Any]) -> None:
