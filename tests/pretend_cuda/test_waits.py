@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tests.pretend_cuda.card_runs import Runs
 from tests.pretend_cuda.waits import Step, count
 
