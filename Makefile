@@ -17,7 +17,7 @@ define check
 	@$(PYTHON) -m dpo_cli.preinstall $(1) $(TORCH_INDEX)
 endef
 
-.PHONY: help smoke rounds compare test test-all golden test-unsloth train eval export check-cpu check-gpu lint bench bench-quick gpu-check clean
+.PHONY: help smoke rounds compare test test-all golden pictures test-unsloth train eval export check-cpu check-gpu lint bench bench-quick gpu-check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -67,6 +67,13 @@ test-all: .venv/installed-dev  ## all tests
 
 golden: .venv/installed-dev  ## write anew what the smoke run is expected to show (tests/end_to_end/golden)
 	DPO_CLI_RENEW_GOLDEN=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/end_to_end/test_golden.py
+
+pictures: .venv/installed-dev  ## draw the smoke run's report anew for both READMEs (needs Chromium)
+	.venv/bin/dpo-cli train recipes/smoke.yaml --quiet
+	.venv/bin/dpo-cli eval recipes/smoke.yaml --quiet --set eval.report_language=en
+	.venv/bin/python -m tests.tools.report_picture runs/smoke/eval/report.html recipes/report.png
+	.venv/bin/dpo-cli eval recipes/smoke.yaml --quiet --set eval.report_language=zh
+	.venv/bin/python -m tests.tools.report_picture runs/smoke/eval/report.html recipes/report.zh.png
 
 test-unsloth: .venv-unsloth/installed  ## what we take Unsloth for, against the package itself; no GPU needed
 	OMP_NUM_THREADS=1 .venv-unsloth/bin/python -m pytest tests/unsloth_real
