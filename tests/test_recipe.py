@@ -320,10 +320,10 @@ def test_both_kinds_of_judge(loaded: Load) -> None:
         ('seed: 1\n"seed": 2\n', "seed is set twice, on lines 3 and 4", 4),
         ("seed: 1\nmodel: {id: x}\n", "model is set twice, on lines 1 and 4", 4),
         ("lora:\n\tr: 1\n", "indented by a tab\n  →   r: 1", 4),
-        ("lora:\n  r: 1\n   alpha: 2\n", "mapping values are not allowed here\n     alpha: 2", 5),
+        ("lora:\n  r: 1\n   alpha: 2\n", "indented further than the one above it\n     alpha: 2", 5),
         ("lora:\n    r: 1\n  alpha: 2\n", "indented otherwise than those above it\n    alpha: 2", 5),
-        ("lora: {r: 1\n", "", 4),
-        ("lora: r: 1\n", "mapping values are not allowed", 3),
+        ("lora: {r: 1\n", "a quote or a bracket is not closed\n  lora: {r: 1", 3),
+        ("lora: r: 1\n", "a text has a colon in it", 3),
         ("lora: *nowhere\n", "nowhere", 3),
         ("a: &a [*a]\n", "contains itself", 3),
         ("a: &a {b: {c: *a}}\n", "contains itself", 3),
@@ -996,13 +996,20 @@ push_to_hub: true
 def test_a_recipe_of_another_program_is_recognised_and_each_key_named_once(
     refused: Refused, text: str, program: str, says: dict[str, str]
 ) -> None:
-    lines = refused(base=text).splitlines()
-    assert lines[1] == f"  it looks like a recipe of {program}; below is what its keys are called here"
-    keys = list(yaml.safe_load(text))
-    assert [line.split()[-1] for line in lines[2::2]] == keys, "in the file's order, and nothing is missing beside"
-    advice = dict(zip(keys, lines[3::2], strict=True))
-    assert all("known here" not in line and "lists them all" not in line for line in advice.values())
+    first, *lines, hint = refused(base=text).splitlines()[1:]
+    assert first == f"  it looks like a recipe of {program}; this is what its keys are called here"
+    assert "dpo-cli init" in hint
+    advice = dict(line.split("  ")[-1].split(" -> ") for line in lines)
+    assert list(advice) == list(yaml.safe_load(text)), "in the file's order, and nothing is missing beside"
     assert {name: said for name, said in says.items() if said not in advice[name]} == {}
+
+
+def test_keys_of_another_program_without_a_counterpart_stand_in_one_line(refused: Refused) -> None:
+    more = "use_galore: true\nshift_attn: false\nreport_to: none\nresume_from_checkpoint: null\n"
+    *_, reported, resumed, nothing, _ = refused(base=LLAMA_FACTORY + more).splitlines()
+    assert nothing == "  nothing here does what these do, so remove them: use_galore, shift_attn"
+    assert reported.endswith("report_to -> train.report_to")
+    assert resumed.endswith("resume_from_checkpoint -> train resumes automatically; start over with --fresh")
 
 
 def test_every_name_that_is_proposed_is_one_of_ours() -> None:

@@ -228,7 +228,7 @@ REFUSED = [
     *OF_SECTIONS,
     *((in_train(settings), f"train.{key}", says) for settings, key, says in REFUSED_IN_TRAIN),
     # LoRA
-    ("lora.target_modules=all-linear", "lora.target_modules", "leave the key out for all linear ones"),
+    ("lora.target_modules=[q_proj, all]", "lora.target_modules", "leave the key out for all linear ones"),
     ("lora.target_modules=[q_proj, embed_tokens]", "lora.target_modules", "embed_tokens is not a linear layer"),
     ("lora.target_modules=[q_norm]", "lora.target_modules", "q_norm is not a linear layer"),
     ("lora.target_modules=.*_proj", "lora.target_modules", "no patterns"),

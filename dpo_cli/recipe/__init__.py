@@ -101,7 +101,10 @@ class Recipe(Section):
         """`recipes/x.yaml:12  data.sources[0].id`, or the key alone where nobody set it."""
         if self._written_as and key[:2] == ("data", "sources"):
             key = (*self._written_as, *key[3:])
-        place = self._places.get(key)
+        written = key
+        while written and written not in self._places and (isinstance(written[-1], int) or written[-1] == "id"):
+            written = written[:-1]  # of a list of one that stands there as a word
+        place = self._places.get(written)
         return f"{place}  {show_key(key)}" if place else show_key(key)
 
 

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from dpo_cli.errors import USAGE, DpoError, did_you_mean, either, with_nearest
 from dpo_cli.recipe.foreign import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS, ours, program
+from dpo_cli.recipe.slips import instead
 from dpo_cli.recipe.train import (
     OF_THE_REFERENCE,
     methods_with,
@@ -32,24 +33,37 @@ _KINDS = {
     "model_attributes_type": "a map",  # of a union whose branches a key tells apart
     "none_required": "null",
 }
+ONLINE = ("ppo", "grpo", "rloo", "online_dpo", "xpo", "nash-md", "reward", "rm")  # methods of other programs
 MOST_SHOWN = 20  # of a file that is something else, thousands of keys are unknown
+NOTHING = "nothing here does that: remove it"  # of another program's key
 Problem = tuple[Key, str | Callable[[], str]]  # a sentence, or what makes it where it is shown
 
 
 def recipe_error(path: Path, places: dict[Key, str], problems: Sequence[Problem], code: int = USAGE) -> DpoError:
     """All problems of a recipe as one error, in the order of the file."""
     order = {key: index for index, key in enumerate(places)}
-    whose = program([str(key[0]) for key in places if len(key) == 1])
-    blocks = [f"it looks like a recipe of {whose}; below is what its keys are called here"] if whose else []
-    most = len(problems) if whose else MOST_SHOWN
+    whose = _program(places)
+    blocks = [f"it looks like a recipe of {whose}; this is what its keys are called here"] if whose else []
+    most, without = len(problems) if whose else MOST_SHOWN, list[str]()
     for key, problem in sorted(problems, key=lambda found: order.get(_written(found[0], places), -1))[:most]:
         place, shown = places.get(_written(key, places), str(path)), show_key(key)
         shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
-        blocks += [f"{place}  {shown}", f"  {problem if isinstance(problem, str) else problem()}"]
+        sentence = problem if isinstance(problem, str) else problem()
+        if sentence == NOTHING:
+            without.append(shown)
+        else:
+            blocks += [f"{place}  {shown} -> {sentence}"] if whose else [f"{place}  {shown}", f"  {sentence}"]
+    if without:
+        blocks.append(f"nothing here does what these do, so remove them: {', '.join(without)}")
     if len(problems) > most:
         blocks.append(f"and {len(problems) - most:,} more")
     count = "an error" if len(problems) == 1 else f"{len(problems):,} errors"
-    return DpoError(f"the recipe has {count}", details=blocks, exit_code=code)
+    hint = "dpo-cli init writes a recipe to start from" if whose else None
+    return DpoError(f"the recipe has {count}", details=blocks, hint=hint, exit_code=code)
+
+
+def _program(places: dict[Key, str]) -> str | None:
+    return program([str(key[0]) for key in places if len(key) == 1])
 
 
 def _written(key: Key, places: dict[Key, str]) -> Key:
@@ -78,7 +92,7 @@ def problems_of(
             # As `--set` hides a value; and people write the key of a service there, asked to or not.
             place = places.get(_written(key, places), "")
             hidden = place.endswith("=…") or str(key[-1]).startswith("api_key")
-            found.append((key, partial(_sentence, key, items, model, hidden)))
+            found.append((key, partial(_sentence, key, items, model, hidden, _program(places) is not None)))
     return found
 
 
@@ -95,14 +109,14 @@ def _real_key(loc: tuple[str | int, ...], kind: str, values: Any) -> Key:
     return tuple(key)
 
 
-def _sentence(key: Key, items: list[Any], model: type[BaseModel], hidden: bool) -> str:
+def _sentence(key: Key, items: list[Any], model: type[BaseModel], hidden: bool, foreign: bool) -> str:
     first = items[0]
     loc, kind, shown = first["loc"], first["type"], _shown(first["input"], hidden)
     other = _of_another_method(key, first, model) if key[:1] == ("train",) else None
     if other:
         return other
     if kind == "extra_forbidden":
-        return _unknown_key(key, loc, model)
+        return _unknown_key(key, loc, model, foreign)
     if kind == "missing":
         return f"is missing: {_description(model, loc)}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
@@ -114,8 +128,8 @@ def _sentence(key: Key, items: list[Any], model: type[BaseModel], hidden: bool) 
         return "must be a map, not null: indent the lines that belong to it, or remove the key"
     others = [item for item in items if item["type"] not in _KINDS and item["type"] != "literal_error"]
     if not others:
-        by_id = key == ("model",) and isinstance(first["input"], str)
-        return _wrong_kind(key, items, shown) + (f": write model: {{id: {shown}}}" if by_id else "")
+        write = "" if hidden else instead(str(key[-1]), first["input"], shown, fields_at(model, loc))
+        return _wrong_kind(key, items, shown) + write
     message = str(others[0]["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     return message if others[0]["type"] in ("value_error",) else f"{message}, not {shown}"
 
@@ -126,6 +140,10 @@ def _wrong_kind(key: Key, items: list[Any], shown: str) -> str:
     words = [item["ctx"]["expected"] for item in items if item["type"] == "literal_error"]
     if key == ("train", "method"):
         words = [either(list(trl_arguments()))]
+        if losses := methods_with("losses", items[0]["input"]):
+            return f"{items[0]['input']} is a loss: write method: {losses[0]} and loss_type: {items[0]['input']}"
+        if items[0]["input"] in ONLINE:
+            return f"must be {words[0]}: {shown} learns from a reward while it samples, which dpo-cli does not do"
     words = [text.replace("'", "").replace("False", "false") for text in words]
     known = [word for text in words for word in text.replace(" or ", ", ").split(", ")]
     return _must_be(" or ".join([*kinds, *words]), items[0]["input"], shown, known)
@@ -167,24 +185,28 @@ def _of_another_method(key: Key, first: Any, model: type[BaseModel]) -> str | No
     return None
 
 
-def _unknown_key(key: Key, loc: Key, model: type[BaseModel]) -> str:
+def _unknown_key(key: Key, loc: Key, model: type[BaseModel], foreign: bool) -> str:
     """Key as in the file, and as pydantic has it, with the branch of a union that was taken."""
     name = str(key[-1])
     if key[0] == "train" and name in OWNED_TRAIN_ARGUMENTS:
         return f"is not set here: {OWNED_TRAIN_ARGUMENTS[name]}"
     if key[0] == "train" and name in OLD_TRAIN_ARGUMENTS:
         return f"is not one of TRL's arguments: {OLD_TRAIN_ARGUMENTS[name]}"
-    foreign = ours(key)
-    if foreign:
-        return f"unknown key; {foreign}" if " " in foreign else f"unknown key; it is called {foreign} here"
+    known = ours(key)
+    if not known and len(key) == 1:
+        known = OWNED_TRAIN_ARGUMENTS.get(name) or OLD_TRAIN_ARGUMENTS.get(name)
+    elsewhere = [f"{part}.{name}" for part in model.model_fields if name in fields_at(model, (part,))]
+    elsewhere += [f"train.{name}"] if methods_with("arguments", name) else []
+    if foreign and len(key) == 1:
+        return known or next(iter(elsewhere), NOTHING)
+    if known:
+        return f"unknown key; {known}" if " " in known else f"unknown key; it is called {known} here"
+    if elsewhere:
+        return f"unknown key here; did you mean {elsewhere[0]}?"
     siblings = fields_at(model, loc[:-1])
     near = did_you_mean(name, siblings)
     if near:
         return f"unknown key; did you mean {near}?"
-    elsewhere = [f"{part}.{name}" for part in model.model_fields if name in fields_at(model, (part,))]
-    elsewhere += [f"train.{name}"] if methods_with("arguments", name) else []
-    if elsewhere:
-        return f"unknown key here; did you mean {elsewhere[0]}?"
     if len(siblings) <= 20:
         return f"unknown key; known here: {', '.join(siblings)}"
     return "unknown key; `dpo-cli schema` lists them all"

@@ -10,16 +10,18 @@ from pydantic import AfterValidator, BeforeValidator, Field, create_model, field
 
 from dpo_cli.recipe.paths import hub_id_problem
 from dpo_cli.recipe.raters import Judge, Rater, Sample
+from dpo_cli.recipe.slips import language_problem, layers, one_as_list, shares_of_one, words
 from dpo_cli.recipe.train import Section, held_out_metric_problem, language_of
 
-
-def _one_as_list(value: Any) -> Any:
-    """So that a list of one may be written as a word."""
-    return [value] if isinstance(value, str) and value != "auto" else value
+_ONE_OR_SEVERAL = BeforeValidator(one_as_list, json_schema_input_type=str | list[str])
 
 
 def _one_source_as_list(value: Any) -> Any:
     """So that one source may be written as a map or as its id."""
+    if isinstance(value, dict) and value and all(isinstance(one, dict) for one in value.values()):
+        raise ValueError(
+            f"must be a list, and what a source is called its name: [{{name: {next(iter(value))}, id: …}}]"
+        )
     return [value] if isinstance(value, str | dict) else value
 
 
@@ -66,7 +68,7 @@ class Lora(Section):
     bias: Literal["none", "all", "lora_only"] = Field("none", description="which biases train")
     target_modules: Annotated[
         Literal["auto"] | Annotated[list[str], Field(min_length=1)],
-        BeforeValidator(_one_as_list, json_schema_input_type=str | list[str]),
+        BeforeValidator(layers, json_schema_input_type=str | list[str]),
     ] = Field("auto", description="linear layers that get an adapter; auto: all of the model's but its head")
 
 
@@ -83,6 +85,13 @@ class DataFiles(Section):
     columns: dict[str, str] | None = Field(
         None, description="for pairs, kto, chat and prompts: our column name -> theirs"
     )
+
+    @field_validator("language")
+    @classmethod
+    def _language_is_a_code(cls, language: str | None) -> str | None:
+        if problem := language_problem(language):
+            raise ValueError(problem)
+        return language
 
     @property
     def label(self) -> str:
@@ -141,7 +150,7 @@ class Garbled(FilterOptions):
 
 
 class Contaminated(FilterOptions):
-    subsets: list[str] = Field(
+    subsets: Annotated[list[str], _ONE_OR_SEVERAL] = Field(
         ["truthful_qa", "TrufulQA_zh"], description="rows of a benchmark inside a source, by its `source` column"
     )
     ngram_words: int = Field(8, ge=1, description="shared words in a row that count as the same prompt")
@@ -274,7 +283,9 @@ class Data(Section):
     score_weights: ScoreWeights = ScoreWeights()
     pairs: PairPolicy = PairPolicy()
     filters: Filters = Field(default_factory=lambda: Filters(), description="by drop reason: false, or what tunes it")
-    contamination: list[str] = Field([], description="files of prompts that must not be trained on")
+    contamination: Annotated[list[str], _ONE_OR_SEVERAL] = Field(
+        [], description="files of prompts that must not be trained on"
+    )
     total: int | None = Field(None, ge=1, description="training pairs; null = all")
     languages: dict[str, Annotated[float, Field(gt=0, le=1)]] | None = Field(
         None, description="shares of the languages, such as {en: 0.7, zh: 0.3}; null = as they come"
@@ -292,16 +303,10 @@ class Data(Section):
 
     @field_validator("languages", mode="before")
     @classmethod
-    def _shares_not_names_or_percent(cls, shares: Any) -> Any:
-        numbers = list(shares.values()) if isinstance(shares, dict) else []
-        if isinstance(shares, list) and shares and all(isinstance(one, str) for one in shares):
-            each = round(1 / len(shares), 2)
-            even = dict.fromkeys(shares, each) | {shares[0]: round(1 - each * (len(shares) - 1), 2)}
-            shown = ", ".join(f"{name}: {share:g}" for name, share in even.items())
-            raise ValueError(f"must give each language its share: {{{shown[:100]}}}")
-        if numbers and all(type(one) in (int, float) and one > 0 for one in numbers) and 99 <= sum(numbers) <= 101:
-            whole = ", ".join(f"{name}: {number / 100:g}" for name, number in list(shares.items())[:4])
-            raise ValueError(f"must be shares of 1, not percent: {{{whole}}}")
+    def _shares_of_one(cls, shares: Any) -> Any:
+        codes = [language_problem(name) for name in shares] if isinstance(shares, dict) else []
+        if problem := next(filter(None, codes), None) or shares_of_one(shares):
+            raise ValueError(problem)
         return shares
 
     @field_validator("languages")
@@ -383,7 +388,7 @@ GgufType = Literal["f32", "f16", "bf16", "q8_0", "q2_k", "q3_k_m", "q4_k_s", "q4
 class Export(Section):
     formats: Annotated[
         list[Literal["adapter", "merged", "gguf", "ollama", "hub"]],
-        BeforeValidator(_one_as_list, json_schema_input_type=Any),
+        BeforeValidator(words, json_schema_input_type=Any),
     ] = Field(["adapter", "merged"], min_length=1, description="what export writes")
     gguf: Annotated[GgufType, BeforeValidator(_lower)] = Field(
         "q8_0", description="GGUF weight type; q2_k to q6_k need llama.cpp's llama-quantize"

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from dpo_cli.errors import either, with_nearest
 from dpo_cli.recipe.foreign import OWNED_TRAIN_ARGUMENTS
+from dpo_cli.recipe.slips import one_as_list
 
 
 class Section(BaseModel):
@@ -146,9 +147,6 @@ def train_model(method: str) -> type[_TrainBase]:
     described = trl_arguments()[method]
     defaults = OUR_TRAIN_DEFAULTS | described["defaults"]
 
-    def as_list(value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
     fields: dict[str, Any] = {"method": (Literal[method], method)}
     for name, argument in described["arguments"].items():
         if name in OWNED_TRAIN_ARGUMENTS:
@@ -160,8 +158,11 @@ def train_model(method: str) -> type[_TrainBase]:
         if name == "loss_type":
             losses: Any = Literal[tuple(described["losses"])]
             several = kind.startswith("list")  # DPO's, which mixes losses
-            word_or_list = BeforeValidator(as_list, json_schema_input_type=losses | list[losses])
+            word_or_list = BeforeValidator(one_as_list, json_schema_input_type=losses | list[losses])
             kind = Annotated[list[losses], word_or_list, Field(min_length=1)] if several else losses
+        if name == "loss_weights":
+            number_or_list = BeforeValidator(one_as_list, json_schema_input_type=float | list[float] | None)
+            kind = Annotated[list[float] | None, number_or_list]
         default = defaults.get(name, argument["default"])
         if default is None and name in defaults:
             kind = f"{kind} | None"

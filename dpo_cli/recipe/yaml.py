@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import yaml
 
 from dpo_cli.errors import USAGE, DpoError, nearest
+from dpo_cli.recipe.slips import yaml_slip
 
 Key = tuple[str | int, ...]  # ("data", "sources", 0, "id")
 
@@ -196,6 +197,9 @@ def _text_of(path: Path, where: str) -> str:
         what = error.strerror if isinstance(error, OSError) else error
         raise DpoError(f"can't read the recipe: {what}", where=where, exit_code=USAGE) from None
     hint = "give the path of a recipe, a .yaml file"
+    if path.name.lower().endswith(DATA_SUFFIXES) and (path.suffix != ".json" or raw.lstrip()[:1] == b"["):
+        starts = f"dpo-cli init {where} writes a recipe for it"
+        raise DpoError(f"{where} is a data file, not a recipe", hint=starts, exit_code=USAGE)
     if len(raw) > MOST_BYTES:
         raise DpoError(f"too large for a recipe: over {MOST_BYTES:,} bytes", where=where, hint=hint, exit_code=USAGE)
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -226,20 +230,15 @@ def _parse(text: str, problem: str, place: Callable[[int], str], places: dict[Ke
 
 def _not_yaml(text: str, error: yaml.MarkedYAMLError, problem: str, place: Callable[[int], str]) -> DpoError:
     """What the YAML reader stumbled over, with the line and what is usually wrong there."""
-    mark = error.problem_mark or error.context_mark
-    what = error.problem or error.context or ""
-    hint = "check the indentation, colons and quotes there and one line above"
     lines = re.split(r"\r\n|\r|\n", text)
-    line = lines[mark.line] if mark and mark.line < len(lines) else ""
-    if "\t" in line[: len(line) - len(line.lstrip())]:
-        what, hint = "the line is indented by a tab", "indent by spaces: YAML takes no tabs there"
-    elif what.startswith("expected <block end>"):
-        what, hint = "the line is indented otherwise than those above it", "check the indentation of both"
-    elif what == "mapping values are not allowed here":
-        hint = "indent the keys of a section alike, and put texts with a colon in quotes"
+    mark = error.problem_mark or error.context_mark
+    hint = "check the indentation, colons and quotes there and one line above"
+    usual = error.problem or error.context or "", hint, mark.line if mark else -1
+    what, hint, number = yaml_slip(lines, error) or usual
+    line = lines[number] if 0 <= number < len(lines) else ""
     secret = _TELLING.search(_HARMLESS.sub("", line))
     shown = [line.replace("\t", "→   ")[:100]] if line.strip() and len(lines) > 1 and not secret else []
-    where = place(mark.line + 1 if mark else 0)
+    where = place(number + 1)
     return DpoError(f"{problem}: {what}", where=where, hint=hint, details=shown, exit_code=USAGE)
 
 
@@ -261,6 +260,10 @@ def _walk(node: yaml.Node | None, key: Key, place: Callable[[int], str], places:
                 what = "a key must be a word; put quotes around it if it is meant"
                 raise yaml.MarkedYAMLError(problem=what, problem_mark=name_node.start_mark)
             name = name_node.value
+            odd = next((one for one in name if one.isspace() and one != " "), None)
+            if odd:
+                what = f"the key has {odd!a} in it, which is no plain space"
+                raise yaml.MarkedYAMLError(problem=what, problem_mark=name_node.start_mark)
             if name in seen:
                 raise DpoError(
                     f"{show_key((*key, name))} is set twice, on lines {seen[name]} and {line}",
@@ -345,7 +348,7 @@ def _absolute_paths(value: Any, key: Key, folder: Path, place: Callable[[Key], s
 
 # A source may be written as its id alone.
 _PATHS = re.compile(
-    r"model\.(id|adapter|merge_base)|(data\.sources|eval\.sets)(\[\d+\])?(\.id)?|data\.contamination\[\d+\]"
+    r"model\.(id|adapter|merge_base)|(data\.sources|eval\.sets)(\[\d+\])?(\.id)?|data\.contamination(\[\d+\])?"
     r"|(eval\.judge|data\.rater)\.id|export\.llama_cpp|train\.(deepspeed|fsdp_config|accelerator_config)"
 )
 
@@ -366,7 +369,7 @@ def short(path: Path) -> str:
 def _recipes_nearby(path: Path) -> str:
     """The three recipes whose names are nearest to a path that is none."""
     folders = [path] if path.is_dir() else [path.parent, Path("recipes")]
-    found = {short(one): one for folder in folders if folder.is_dir() for one in sorted(folder.rglob("*.yaml"))[:500]}
+    found = {short(one): one for folder in folders if folder.is_dir() for one in sorted(folder.rglob("*.y*ml"))[:500]}
     near = nearest(path.name, [one.name for one in found.values()], 3) or [one.name for one in found.values()][:3]
     shown = sorted((one for one in found if found[one].name in near), key=lambda one: near.index(found[one].name))
     return f"did you mean {', '.join(shown[:3])}?" if shown else "give the path of a recipe, a .yaml file"
