@@ -7,6 +7,7 @@ each proposal is checked on the texts.
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from rensa import RMinHash
 
 from dpo_cli.language import mostly_han
 from dpo_cli.prepare.funnel import Entry, row_id
+from dpo_cli.prepare.text import hash64
 from dpo_cli.recipe.sections import NearDuplicate
 
 BANDS, ROWS = 16, 8
@@ -31,9 +33,13 @@ MAX_TRIES = 4  # of them that a text is checked against: prompts with a long tex
 # Odd factors by which the values of a band are joined to one key.
 _JOIN = np.random.Generator(np.random.PCG64(0)).integers(0, 2**63, ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
+# One system turn under all prompts, often longer than they are, would make them all alike: it counts as its hash.
+_SYSTEM = re.compile("^system:[^\x1f]*")
+
 
 def _shingles(text: str) -> NDArray[np.uint64]:
     """A number for each run of characters of a normalised text; texts cut differently have none in common."""
+    text = _SYSTEM.sub(lambda turn: f"{hash64(turn[0]):x}", text)
     size = SHINGLE_HAN if mostly_han(text) else SHINGLE
     codes = np.frombuffer(text[:MAX_CHARS].ljust(size, "\0").encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     wide, count = codes.astype(np.uint64), len(codes) - size + 1

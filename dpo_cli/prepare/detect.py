@@ -80,10 +80,15 @@ def _detect(source: Source, rows: list[dict[str, Any]], file: str, where: str, m
         message, hint = f"can't tell the layout of {file}: it has the columns {listed(seen)}", None
         if _asks_only(rows, seen):
             message, hint = f"{file} has prompts and no answers: its columns are {listed(seen)}", ANSWER_THEM
-    raise DpoError(message, where=where, hint=hint or _nearest(seen, file, layouts), exit_code=USAGE)
+    hint = hint or _nearest(seen, file, layouts)
+    if source.layout == "auto" and WRITE_COLUMNS not in hint and any(_is(row, LAYOUTS["chat"]) for row in rows):
+        message, hint = f"{file} has one answer a prompt: its columns are {listed(seen)}", ONE_ANSWER
+    raise DpoError(message, where=where, hint=hint, exit_code=USAGE)
 
 
 ANSWER_CHARS = 30  # from which on a text is no topic, source or id
+WRITE_COLUMNS = "write columns: "  # opens the map of a hint that is whole
+ONE_ANSWER = "train.method: sft learns from such answers; pairs have a column of worse ones beside them"
 ANSWER_THEM = "to let the model answer them, add sample: {answers: 4} to the source, and data.rater, which rates them"
 
 
@@ -140,9 +145,8 @@ def _nearest(seen: list[str], file: str, layouts: Layouts) -> str:
     renamed = {ours: theirs for ours, theirs in found.items() if ours != theirs}
     written = [f"{ours}: {_quoted(theirs)}" for ours, theirs in renamed.items()]
     if not missing and written:
-        return (
-            f"the nearest is {layout}, which also needs {', '.join(renamed)}: write columns: {{{', '.join(written)}}}"
-        )
+        map_ = ", ".join(written)
+        return f"the nearest is {layout}, which also needs {', '.join(renamed)}: {WRITE_COLUMNS}{{{map_}}}"
     name, needs = max(
         (
             (name, names)
@@ -166,6 +170,9 @@ def _map(needs: frozenset[str], seen: list[str]) -> tuple[dict[str, str], list[s
         theirs = next((folded[name] for name in names if folded[name] not in found.values()), None)
         if theirs is not None:
             found[ours] = theirs
+    missing, left = needs - found.keys(), [name for name in seen if name not in found.values()]
+    if len(missing) == len(left) == 1 and len(found) > 1:  # the only column that it can be
+        found |= dict(zip(missing, left, strict=True))
     return found, [ours for ours in ALSO_CALLED if ours in needs and ours not in found]
 
 

@@ -9,11 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dpo_cli.driver import Driver, find_driver
 from dpo_cli.errors import DpoError
 from dpo_cli.language import language
+from dpo_cli.prepare.detect import ONE_ANSWER, WRITE_COLUMNS
 from dpo_cli.prepare.feed import Broken
-from dpo_cli.prepare.read import look
+from dpo_cli.prepare.read import Read, look
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import train_model
 from dpo_cli.records import CandidateSet
@@ -41,8 +44,7 @@ def starter(source: str = BUILT_IN_DATA, folder: Path = Path()) -> str:
     local = Path(source).expanduser()
     known = str(local.resolve()) if local.exists() else source
     folder = folder.resolve()
-    recipe = Recipe.model_validate({"model": {"id": BUILT_IN}, "data": {"sources": [{"id": known}]}})
-    read = look(recipe, 0)
+    read, columns = _look(known)
     sets = [row for row in islice(read.sets(), LOOKED_AT) if not isinstance(row, Broken)]
     if not sets:
         raise DpoError(
@@ -68,7 +70,7 @@ def starter(source: str = BUILT_IN_DATA, folder: Path = Path()) -> str:
         f"model: {{id: {model}}}  # {why}",
         "data:",
         "  sources:",
-        f"    - {{id: {_scalar(written)}, layout: {read.layout}{agreed}}}",
+        f"    - {{id: {_scalar(written)}, layout: {read.layout}{columns}{agreed}}}",
         "train:",
         f"  method: {method}{reason}",
         f"  learning_rate: {rate:.1e}  # lower it where eval says that the text suffers",
@@ -77,6 +79,24 @@ def starter(source: str = BUILT_IN_DATA, folder: Path = Path()) -> str:
         "export: {formats: [adapter, merged]}  # gguf, ollama and hub are others",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _look(source: str) -> tuple[Read, str]:
+    """Read the data as they are, by the columns that are likely meant, or as one answer a prompt; and those columns."""
+
+    def read(**more: Any) -> Read:
+        sources = [{"id": source, **more}]
+        return look(Recipe.model_validate({"model": {"id": BUILT_IN}, "data": {"sources": sources}}), 0)
+
+    try:
+        return read(), ""
+    except DpoError as error:
+        if error.hint == ONE_ANSWER:
+            return read(layout="chat"), ""
+        columns = (error.hint or "").partition(WRITE_COLUMNS)[2]
+        if not columns:
+            raise
+        return read(columns=yaml.safe_load(columns)), f", columns: {columns}"
 
 
 def _seen(sets: list[CandidateSet], layout: str, spoken: Counter[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from dpo_cli.prepare.dedup import Sketches, jaccard
-from dpo_cli.prepare.text import hash64, normalise
+from dpo_cli.prepare.text import hash64, normalise, prompt_key
 from tests.prepare import kit
 
 
@@ -69,6 +69,15 @@ def test_templated_prompts_are_no_duplicates() -> None:
     asks = ("Write a haiku about the {}.", "What is the history of the {}?", "请写一首关于{}的诗。")
     texts = [normalise(ask.format(word)) for ask in asks for word in kit.WORDS["en"]]
     assert found(texts) == set()
+
+
+@pytest.mark.parametrize("system", ["You answer briefly and never guess. " * 20, "你只回答关于产品的问题。" * 20])
+def test_a_system_turn_under_all_prompts_makes_them_no_duplicates(system: str) -> None:
+    asks = ["How do I return a parcel?", "Where is my invoice?", "怎么修改收货地址？", "你们周末营业吗？"]
+    whole: list[list[Any]] = [[{"role": "system", "content": system}, {"role": "user", "content": ask}] for ask in asks]
+    assert found([prompt_key(one) for one in whole]) == set()
+    again = [[one, {**asked, "content": asked["content"] * 9 + end}] for one, asked in whole[:2] for end in ("", "a")]
+    assert len(found([prompt_key(one) for one in again])) == 2, "what is asked is still compared"
 
 
 def test_clusters_do_not_depend_on_order() -> None:

@@ -22,6 +22,9 @@ LISTS = [
     {"instruction": f"Say {n}", "chosen": f"Here is {n}. " * 9, "rejected": f"No {n}. " * 9, "input": ""}
     for n in range(60)
 ]
+NAMED = [{"question": one["prompt"], "good": one["chosen"], "bad": one["rejected"]} for one in PAIRS]
+NEARLY = [{"Q": one["prompt"], "win": one["chosen"], "lose": one["rejected"]} for one in PAIRS]
+LONE = [{"prompt": one["prompt"], "response": one["chosen"]} for one in PAIRS]
 
 
 def init(*arguments: str) -> Any:
@@ -37,8 +40,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(
     ("rows", "layout", "method", "language"),
-    [(PAIRS, "pairs", "dpo", "zh"), (LABELLED, "kto", "kto", "en"), (LISTS, "alpaca", "dpo", "en")],
-    ids=["pairs", "kto", "alpaca"],
+    [
+        (PAIRS, "pairs", "dpo", "zh"),
+        (LABELLED, "kto", "kto", "en"),
+        (LISTS, "alpaca", "dpo", "en"),
+        (NAMED, "pairs", "dpo", "zh"),
+        (NEARLY, "pairs", "dpo", "zh"),
+        (LONE, "chat", "sft", "zh"),
+    ],
+    ids=["pairs", "kto", "alpaca", "other names", "one unknown name", "one answer"],
 )
 def test_a_recipe_for_a_file(folder: Path, rows: list[Any], layout: str, method: str, language: str) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
