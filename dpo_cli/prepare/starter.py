@@ -121,7 +121,7 @@ def _model(driver: Driver | None) -> tuple[str, str]:
     """The largest Qwen3 that the card takes, and why; the built-in one where there is no card."""
     cards = driver.cards if driver else ()
     if not cards:
-        return BUILT_IN, "no NVIDIA card here; this one trains on any laptop"
+        return BUILT_IN, "a toy that trains on any laptop, as there is no NVIDIA card: to try the steps"
     card = max(cards, key=lambda one: one.total)
     size = card.total / 1e9
     return next((name for least, name in MODELS if size >= least), SMALLEST), f"{card.name}, {size:.0f} GB"

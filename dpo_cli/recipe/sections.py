@@ -19,9 +19,7 @@ _ONE_OR_SEVERAL = BeforeValidator(one_as_list, json_schema_input_type=str | list
 def _one_source_as_list(value: Any) -> Any:
     """So that one source may be written as a map or as its id."""
     if isinstance(value, dict) and value and all(isinstance(one, dict) for one in value.values()):
-        raise ValueError(
-            f"must be a list, and what a source is called its name: [{{name: {next(iter(value))}, id: …}}]"
-        )
+        raise ValueError(f"must be a list of sources: [{{name: {next(iter(value))}, id: …}}]")
     return [value] if isinstance(value, str | dict) else value
 
 
