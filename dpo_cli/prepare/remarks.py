@@ -21,6 +21,7 @@ from dpo_cli.records import ROWS_ARE, CandidateSet
 from dpo_cli.stats import wilson
 
 UNREAD_SHARE, DROPPED_SHARE = 0.1, 0.3  # of a source's prompts, unreadable or dropped for one reason: more is reported
+BROKEN = ("not JSON", "not UTF-8", "a dict as Python prints it")  # lines of a damaged file: one is reported already
 KEPT_BY_LENGTH = 0.95  # the share of prompts that a proposed model.max_length would keep
 ENOUGH_HELD_OUT = 50  # pairs, from which on an accuracy says something
 OWN = ("pairs", "kto", "chat", "alpaca", "swift", "sharegpt", "nectar")  # layouts of people's own files
@@ -95,9 +96,10 @@ def _losses(recipe: Recipe, funnel: Funnel, entries: list[Entry]) -> list[str]:
     found = []
     for source, came in funnel.came.items():
         for reason, count in sorted(funnel.reasons(source).items(), key=lambda one: REASONS.index(one[0])):
-            if count <= (UNREAD_SHARE if reason == "schema" else DROPPED_SHARE) * came:
-                continue
             cause = funnel.commonest(source, reason)
+            broken = reason == "schema" and cause.detail.startswith(BROKEN)
+            if not broken and count <= (UNREAD_SHARE if reason == "schema" else DROPPED_SHARE) * came:
+                continue
             fix = hint(reason)
             if reason == "too_long":
                 needed = _length_needed(recipe, [entry for entry in entries if entry.source == source])

@@ -39,7 +39,7 @@ def test_rows_that_can_not_be_read_are_said_with_cause_line_and_fix(prepared: An
     assert not [one for one in few.report["warnings"] if "schema" in one], "10 % is not above 10 %"
 
 
-def test_a_broken_line_is_named_in_the_report(prepared: Any, tmp_path: Path) -> None:
+def test_one_broken_line_is_named_on_the_terminal_and_in_the_report(prepared: Any, tmp_path: Path) -> None:
     rows = [kit.pair(n) for n in range(100)]
     path = kit.write_rows(tmp_path / "a.jsonl", rows)
     lines = path.read_text().splitlines(keepends=True)
@@ -48,6 +48,7 @@ def test_a_broken_line_is_named_in_the_report(prepared: Any, tmp_path: Path) -> 
     [example] = made.report["examples"]["dropped"]["schema"]
     assert (example["where"], example["source"]) == ("a.jsonl:42", "a")
     assert "not JSON" in example["detail"]
+    assert "such as a.jsonl:42: not JSON" in said(made, "a: 1 of 100 dropped as schema")
 
 
 def test_too_long_names_the_length_that_keeps_nearly_all() -> None:
