@@ -614,7 +614,7 @@ def test_what_a_child_leaves_out_of_a_list_is_missing_in_the_child(write: Write,
 
 def test_yaml_broken_in_the_parent_is_told_of_the_parent(write: Write) -> None:
     write("model: {id: a/b\n", "parent.yaml")
-    with pytest.raises(DpoError, match=r"parent\.yaml:2"):
+    with pytest.raises(DpoError, match=r"parent\.yaml:1"):
         load(write("extends: parent.yaml\n", "child.yaml"))
 
 

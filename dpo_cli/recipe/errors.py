@@ -86,13 +86,14 @@ def problems_of(
     names = [(key, ours(key) or "") for key in by_key]
     named = [tuple(name.split(".")) if "." in name else (*key[:-1], name) for key, name in names if name]
     found: list[Problem] = []
+    foreign = _program(places) is not None
     for key, items in by_key.items():
         elsewhere = items[0]["type"] == "missing" and any(one[: len(key)] == key for one in named)
         if key not in above and not elsewhere:
             # As `--set` hides a value; and people write the key of a service there, asked to or not.
             place = places.get(_written(key, places), "")
             hidden = place.endswith("=…") or str(key[-1]).startswith("api_key")
-            found.append((key, partial(_sentence, key, items, model, hidden, _program(places) is not None)))
+            found.append((key, partial(_sentence, key, items, model, hidden, foreign)))
     return found
 
 

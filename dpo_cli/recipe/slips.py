@@ -19,6 +19,10 @@ def yaml_slip(lines: Sequence[str], error: yaml.MarkedYAMLError) -> Slip | None:
     if "end of stream" in what or "<stream end>" in what:
         opened = error.context_mark.line if error.context_mark else mark.line
         return "a quote or a bracket is not closed", "close it", opened
+    if what.startswith("expected ',' or") and error.context_mark:
+        return "a bracket is not closed, or a comma is missing", "close it", error.context_mark.line
+    if what == "could not find expected ':'" and error.context_mark:
+        return "no colon follows the key", "write : and a space", error.context_mark.line
     number = min(mark.line, len(lines) - 1)
     indent = _indent(lines[number])
     before = next((one for one in range(number - 1, -1, -1) if lines[one].split("#")[0].strip()), number)
