@@ -110,11 +110,10 @@ def _seen(sets: list[CandidateSet], layout: str, spoken: Counter[str]) -> str:
 def _method(sets: list[CandidateSet]) -> tuple[str, str]:
     if sum(len(one.candidates) > 1 for one in sets) >= len(sets) / 2:
         return "dpo", ""
-    return (
-        ("kto", "  # one answer a prompt, called good or bad")
-        if sets[0].labelled
-        else ("sft", "  # one answer a prompt")
-    )
+    scores = {answer.score for one in sets if one.labelled for answer in one.candidates}
+    if len(scores) > 1:
+        return "kto", "  # one answer a prompt, called good or bad"
+    return "sft", "  # one answer a prompt"
 
 
 def _model(driver: Driver | None) -> tuple[str, str]:
