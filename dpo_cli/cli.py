@@ -330,7 +330,7 @@ def init(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The recipe; default: named as FILE.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Look at your data and this machine, and write a recipe to start from."""
+    """Look at your data, and write a recipe to start from."""
     with reported(debug):
         from dpo_cli.prepare.starter import BUILT_IN_DATA, starter
 
@@ -345,7 +345,7 @@ def init(
         say(f"{written.rstrip()}\n-> {path}\nnext: {command_line('check', path)}")
 
 
-@app.command()
+@app.command(epilog=examples("doctor"))
 def doctor(debug: Debug = False) -> None:
     """Say what is installed, what can run here, and what to install."""
     with reported(debug):
@@ -359,7 +359,7 @@ def doctor(debug: Debug = False) -> None:
             raise typer.Exit(FAILED)
 
 
-@app.command()
+@app.command(epilog=examples("schema > recipe.schema.json"))
 def schema() -> None:
     """Print the JSON Schema of a recipe, for an editor's completion."""
     typer.echo(json.dumps(recipe.json_schema(), indent=2, ensure_ascii=not takes_unicode()))

@@ -111,7 +111,7 @@ def test_check_says_ok_and_what_will_happen(project: Any, invoke: Invoke) -> Non
     assert last == f"next: dpo-cli prepare {project.recipe} --set train.learning_rate=5e-6"
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["init"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["init"], ["doctor"], ["schema"]])
 def test_short_help_is_help_with_an_example(invoke: Invoke, command: list[str]) -> None:
     short, long = invoke(*command, "-h"), invoke(*command, "--help")
     assert (short.exit_code, short.stdout) == (0, long.stdout)

@@ -60,6 +60,10 @@ class Comparison:
 
     def best(self) -> tuple[str, str]:
         """Which run is the best, or that none can be told; and a sentence of what that rests on."""
+        left = [name for name in self.runs if name not in self.worse]
+        if len(left) < 2:
+            kind = "left" if left else "none_left"
+            return self.say(kind, run="".join(left)), self.say(f"{kind}_means")
         if self.leads is None:
             return self.say("nothing_shared"), self.say("nothing_shared_means")
         nearest, kind = self.leads.nearest, "best" if self.leads.clear else "no_best"

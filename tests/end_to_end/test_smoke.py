@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.tools.show_answers import changed
 from tests.tools.smoke_grammar import styles
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
@@ -52,6 +53,14 @@ def test_the_answers_turn_from_half_direct_to_direct_and_stay_whole(smoke: Any) 
         assert samples[figure]["value"] >= 0.95
     assert samples["truncated_tuned"]["value"] <= 0.05
     assert 0.9 <= samples["length_ratio"]["value"] <= 1.1
+
+
+@pytest.mark.slow  # word for word: another processor may draw another token
+@pytest.mark.parametrize("page", ["README.md", "recipes/README.zh.md"])
+def test_the_readmes_show_the_answers_that_make_smoke_ends_with(smoke: Any, page: str) -> None:
+    text = (SMOKE.parents[1] / page).read_text(encoding="utf-8").replace("**", "")
+    for row in changed(smoke.folder):
+        assert f"| {row['prompt'][-1]['content']} | {row['base']['text']} | {row['tuned']['text']} |" in text
 
 
 def test_the_judge_prefers_the_tuned_answers(smoke: Any) -> None:

@@ -217,4 +217,5 @@ def test_the_page_names_the_best_or_that_none_can_be_told(language: str) -> None
         assert f'class="badge {badge}"' in html and f'<html lang="{language}">' in html
         assert "someone" not in html and "&lt;one&gt;" in html and "<one>" not in html
         assert (page.say("no_candidate", run="two") in html) == (kind == "worse")
+        assert (page.say("left", run="&lt;one&gt;") in html) == (kind == "worse"), "what is left of two is named"
         assert page.say("best", run="&lt;one&gt;" if kind == "better" else "-") in html or kind == "worse"

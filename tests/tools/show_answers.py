@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,18 +18,24 @@ from dpo_cli.show import say
 from dpo_cli.terminal import print_answers
 
 
-def show(run: Path) -> None:
-    """Print them from what `eval` wrote; of each language the first prompt whose two answers differ."""
+def changed(run: Path) -> list[dict[str, Any]]:
+    """Of each language the first row of `eval/samples.jsonl` whose two answers differ."""
     shown: dict[str, Any] = {}
     for row in read_jsonl(run / "eval" / "samples.jsonl"):
         if row["base"]["text"] != row["tuned"]["text"]:
             shown.setdefault(row["language"], row)
-    for _, row in sorted(shown.items()):
+    return [row for _, row in sorted(shown.items())]
+
+
+def show(run: Path) -> None:
+    """Print these, and the verdict."""
+    for row in changed(run):
         answers = [[_answer(row[side])] for side in ("base", "tuned")]
         print_answers(row["prompt"][-1]["content"], *answers)
         print()
     metrics = json.loads((run / "eval" / "metrics.json").read_text(encoding="utf-8"))
-    say(f"{metrics['verdict']['sentence']}\nreport: {run / 'eval' / 'report.html'}")
+    say(fill(metrics["verdict"]["sentence"], get_terminal_size().columns))
+    say(f"report: {run / 'eval' / 'report.html'}")
 
 
 def _answer(row: dict[str, Any]) -> Any:
