@@ -201,7 +201,7 @@ class Answer:
     thought: int = 0
 
     @property
-    def said(self) -> list[int]:
+    def answer_ids(self) -> list[int]:
         """The tokens after the thinking, with the end token; empty where the thinking never ended."""
         return self.ids[self.thought :]
 

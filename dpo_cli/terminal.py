@@ -73,7 +73,7 @@ def print_side_by_side(answers: Mapping[str, Any]) -> None:
     table = Table(box=None, padding=(0, 1), expand=True, pad_edge=False)
     for name, answer in answers.items():
         ended = "" if answer.finished else ", cut off"
-        table.add_column(f"{name} ({len(answer.said)} tokens{ended})", ratio=1, overflow="fold")
+        table.add_column(f"{name} ({len(answer.answer_ids)} tokens{ended})", ratio=1, overflow="fold")
     table.add_row(*(Text(answer.text) for answer in answers.values()))
     terminal().print(table)
 

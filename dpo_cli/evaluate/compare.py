@@ -171,7 +171,9 @@ def _content(run: Run) -> dict[str, str]:
 
 def _valid(row: Mapping[str, Any]) -> float:
     answer = row["tuned"]
-    shown = SimpleNamespace(text=answer["text"], finished=answer["finished"], said=answer["ids"][answer["thought"] :])
+    shown = SimpleNamespace(
+        text=answer["text"], finished=answer["finished"], answer_ids=answer["ids"][answer["thought"] :]
+    )
     return float(valid(row["prompt"][-1]["content"], shown))
 
 

@@ -194,7 +194,7 @@ def _metrics(
     """`eval/metrics.json`: every figure, and all that the report shows."""
     prepared = json.loads((run["prepare"] / "report.json").read_text(encoding="utf-8"))
     trained, seed, beta = run.record("train"), recipe.seed, recipe.train.reward_scale
-    longer_by = {one.id: len(one.tuned.said) - len(one.base.said) for one in samples}
+    longer_by = {one.id: len(one.tuned.answer_ids) - len(one.base.answer_ids) for one in samples}
     scores = {one.id: one.score for one in judgments if one.score is not None}
     groups = grouped_metrics(scored.pairs, beta, seed)
     judge = recipe.eval.judge

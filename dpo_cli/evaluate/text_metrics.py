@@ -50,7 +50,7 @@ def valid(prompt: str, answer: Answer | SimpleNamespace) -> bool:
         answer.finished
         and bool(answer.text.strip())
         and language_match(prompt, answer.text) is not False
-        and repetition(answer.said) <= REPETITIVE
+        and repetition(answer.answer_ids) <= REPETITIVE
         and not MARKERS.search(answer.text)
     )
 
@@ -96,17 +96,17 @@ def sample_metrics(samples: Sequence[Sample], seed: int) -> dict[str, Figure]:
     shares: dict[str, Callable[[str, Answer], float]] = {
         "valid_rate": valid,
         "truncated": lambda _, answer: not answer.finished,
-        "repetitive": lambda _, answer: repetition(answer.said) > REPETITIVE,
+        "repetitive": lambda _, answer: repetition(answer.answer_ids) > REPETITIVE,
         "language_match": match,
         "refusal": lambda _, answer: refuses(answer.text),
     }
     means: dict[str, Callable[[str, Answer], float]] = {
-        "tokens": lambda _, answer: len(answer.said),
-        "repetition": lambda _, answer: repetition(answer.said),
+        "tokens": lambda _, answer: len(answer.answer_ids),
+        "repetition": lambda _, answer: repetition(answer.answer_ids),
     }
     kl = [sample.kl_total for sample in samples]
     positions = [float(len(sample.tuned.ids)) for sample in samples]
-    ratios = [math.log(max(len(one.tuned.said), 1) / max(len(one.base.said), 1)) for one in samples]
+    ratios = [math.log(max(len(one.tuned.answer_ids), 1) / max(len(one.base.answer_ids), 1)) for one in samples]
     figures = {
         "kl": bootstrap([kl, positions], lambda nats, tokens: nats.sum(-1) / tokens.sum(-1), seed),
         "kl_total": bootstrap_mean(kl, seed),
@@ -125,7 +125,7 @@ def sample_metrics(samples: Sequence[Sample], seed: int) -> dict[str, Figure]:
         differences = [after - before for before, after in zip(base, tuned, strict=True)]
         figures[f"{name}_change"] = share_change(base, tuned) if name in shares else bootstrap_mean(differences, seed)
     for name, statistic in (("distinct_2", distinct_2), ("compression", compression)):
-        before, after = (statistic([getattr(one, side).said for one in samples]) for side in ("base", "tuned"))
+        before, after = (statistic([getattr(one, side).answer_ids for one in samples]) for side in ("base", "tuned"))
         for side, found in (("base", before), ("tuned", after), ("change", after - before)):
             rounded = round(found, 6) if math.isfinite(found) else None
             figures[f"{name}_{side}"] = Figure(value=rounded, low=None, high=None, n=len(samples))

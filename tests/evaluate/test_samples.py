@@ -316,7 +316,7 @@ def test_thinking_is_no_part_of_the_text(
     with saying(model, ids):
         (one,) = sample(PAIRS[:1], max_new_tokens=len(ids))
     assert one.base == Answer(text, ids, finished, len(thoughts))
-    assert one.base.said == ids[len(thoughts) :]
+    assert one.base.answer_ids == ids[len(thoughts) :]
 
 
 @pytest.mark.parametrize(("thinking", "ending"), [(False, "<think>\n\n</think>\n\n"), (True, "assistant\n")])

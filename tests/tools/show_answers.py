@@ -39,7 +39,7 @@ def show(run: Path) -> None:
 
 
 def _answer(row: dict[str, Any]) -> Any:
-    return SimpleNamespace(text=row["text"], said=row["ids"][row["thought"] :], finished=row["finished"])
+    return SimpleNamespace(text=row["text"], answer_ids=row["ids"][row["thought"] :], finished=row["finished"])
 
 
 if __name__ == "__main__":
