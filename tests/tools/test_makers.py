@@ -15,6 +15,7 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
+@pytest.mark.slow  # tests/smoke has the sums of what was made
 def test_a_few_steps_teach_it_something(tmp_path: Path) -> None:
     losses = list(make_tiny_qwen3.make(tmp_path / "one", steps=10))
     assert len(losses) == 30 and sum(losses[-3:]) < 0.97 * sum(losses[:3])
