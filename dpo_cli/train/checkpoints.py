@@ -1,4 +1,4 @@
-"""Checkpoints: which ones are whole and which stay, where a training sets in again, and its log up to there.
+"""Checkpoints: which ones are whole and which stay, where a training starts or resumes, and its log up to there.
 
 A checkpoint is whole where its files have the sizes and hashes that were written into it last (`files.json`). One that
 is not is passed over for the one before it.
@@ -26,7 +26,7 @@ SEAL = "files.json"
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training sets in: at a checkpoint, or at nothing; with remarks on the choice for a person."""
+    """Where a training starts: at a checkpoint, or at nothing; with remarks on the choice for a person."""
 
     checkpoint: Path | None = None
     longer: bool = False  # from the end of a finished run, for more steps
@@ -38,7 +38,7 @@ class Start:
 
 
 def start_of(recipe: Recipe, run: Run, another: str | None = None, prepared: bool = True) -> Start:
-    """Where `train` sets in: a run that was cut short after its last whole checkpoint, a finished one for more steps.
+    """Where `train` starts: a run that was cut short after its last whole checkpoint, a finished one for more steps.
 
     Args:
         another: the command that trains this recipe under another name.

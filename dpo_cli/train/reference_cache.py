@@ -7,7 +7,7 @@ else decides the numbers, see `facts`:
     runs/.reference_cache/<key>/facts.json    those facts, to be read by people
     runs/.reference_cache/<key>/rows.sqlite   row key: [chosen, rejected]
 
-A kept number is the one that was computed, to the last bit. Computed anew in a batch of another shape it may differ
+A kept number is the one that was computed, to the last bit. Computed again in a batch of another shape it may differ
 by rounding, as TRL's own numbers do between batch sizes; that much is not part of the key.
 """
 

@@ -59,7 +59,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     log, stop = run["train"] / "log.jsonl", StopAfterStep()
     early = recipe.engine.early_stopping
     shown = Progress(log, stop, quiet, early.patience if early else None)
-    for callback in (shown, SetIn(begun, say), *_watchers(recipe, trainer, quiet)):
+    for callback in (shown, Resumed(begun, say), *_watchers(recipe, trainer, quiet)):
         trainer.add_callback(callback)
     facts = {"backend": backend.name, "engine": chosen.record(), **_facts(recipe, trainer)}
     record = processes.from_main(lambda: _begin(recipe, run, begun, facts, log))
@@ -129,7 +129,7 @@ def total_steps(trainer: Any) -> int:
     return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
 
 
-class SetIn(TrainerCallback):
+class Resumed(TrainerCallback):
     """For the moment when a checkpoint has been loaded."""
 
     def __init__(self, begun: Start, say: Callable[[str], None]) -> None:
@@ -148,7 +148,7 @@ class SetIn(TrainerCallback):
 
 
 def _begin(recipe: Recipe, run: Run, begun: Start, facts: dict[str, Any], log: Path) -> dict[str, Any]:
-    """Write down that the training has begun, and cut its log back to where it sets in."""
+    """Write down that the training has begun, and cut its log back to where it starts."""
     record = run.started("train", recipe) | facts
     continued = run.record("train").get("continued_from", []) if begun.checkpoint else []
     if begun.longer or continued:

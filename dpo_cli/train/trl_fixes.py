@@ -28,7 +28,7 @@ class Fixes(Trainer):  # type: ignore[misc]
     - resumes, and at the end restores, the policy's adapter and no other;
     - says where the disk was full while a checkpoint was written;
     - calls a checkpoint whole when all of it is on disk, and only then removes older ones, by step and not by time;
-    - takes up a schedule that was laid out anew, over more steps than before, at its own rate;
+    - goes on at the rate of the new schedule where there are more steps than before;
     - evaluates by language under names that tell the languages apart, and over all of them, weighted by pairs.
     """
 
