@@ -27,7 +27,6 @@ TOKENIZER_FILES = (
     "merges.txt", "generation_config.json", "chat_template.jinja",
 )  # fmt: skip
 
-
 # Keys of config.json that an upload or a quantisation changes; no logits depend on them, and ends are checked apart.
 UPLOADED = {
     "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "quantization_config",
@@ -44,17 +43,17 @@ class Stored(NamedTuple):
 
 
 def name(recipe: Recipe) -> str:
-    """What people will load the base by: its hub id or absolute folder (a built-in's is in the user's cache)."""
+    """Name the base as people will load it: by its hub id or absolute folder."""
     return model_files.location(models.merge_base(recipe))
 
 
 def revision(recipe: Recipe) -> str | None:
-    """`model.revision` where the base is the model that was trained, for that key is about no other repository."""
+    """Return `model.revision` where the base is the model that was trained: the key is about no other repository."""
     return recipe.model.revision if recipe.model.merge_base in (None, recipe.model.id) else None
 
 
 def find(recipe: Recipe, *, weights: bool = True) -> Path:
-    """The folder of the 16-bit base, fetched from the Hub where it is a hub id.
+    """Find the folder of the 16-bit base, fetched from the Hub where it is a hub id.
 
     Args:
         weights: without them only the small files are fetched, for a look ahead.
@@ -128,14 +127,12 @@ def _fetch(base: str, commit: str | None, weights: bool) -> Path:
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit of a base that came from the Hub, which huggingface_hub keeps as `snapshots/<commit>`."""
+    """Read the commit off the folder of a base from the Hub, which huggingface_hub keeps as `snapshots/<commit>`."""
     return folder.name if folder.parent.name == "snapshots" else None
 
 
 def stored(folder: Path) -> dict[str, Stored]:
-    """Every tensor that a folder's `model.safetensors`, or the shards in its index, hold; by name, in files' order.
-
-    Reads the files' headers only.
+    """List the tensors in a folder's `model.safetensors`, or in the shards of its index, by the files' headers alone.
 
     Raises:
         ValueError: a file is missing, cut short or not safetensors, or the index does not list what is in them.
@@ -157,14 +154,15 @@ def stored(folder: Path) -> dict[str, Stored]:
     return found
 
 
-def parameters(folder: Path) -> int:
-    """Count a model's parameters by its `config.json` alone, for a base that is not fetched yet."""
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """List the tensors of a model by its `config.json` alone, for a base that is not fetched yet."""
     with torch.device("meta"):
-        return int(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).num_parameters())
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    return {name: tuple(one.shape) for name, one in model.named_parameters()}
 
 
 def dtype_16bit(tensors: dict[str, Stored]) -> str:
-    """What a merge is stored as: `float16` where the base is, else `bfloat16`, which keeps float32's range."""
+    """Choose what a merge is stored as: `float16` as the base, else `bfloat16`, which keeps float32's range."""
     return "float16" if any(tensor.dtype == "F16" for tensor in tensors.values()) else "bfloat16"
 
 

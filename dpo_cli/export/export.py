@@ -16,7 +16,7 @@ from dpo_cli.distribution import install_command
 from dpo_cli.errors import UNVERIFIED, DpoError
 from dpo_cli.export import base as base16
 from dpo_cli.export import card, hub, merge, ollama, outputs
-from dpo_cli.export.formats import FORMATS, Work, check_gap, expected, link, planned, sums_of
+from dpo_cli.export.formats import FORMATS, Work, link, planned, start, sums_of
 from dpo_cli.export.parity import Check, equal, passed
 from dpo_cli.export.upkeep import FOLDERS, checks_of, evaluated, format_of
 from dpo_cli.progress import Step
@@ -73,10 +73,7 @@ def export(recipe: Recipe, run: Run, *, dry_run: bool = False, quiet: bool = Fal
         placement = outputs.placement(tensors)
         say(f"  compared with the trained adapter on the 16-bit base, {placement}")
         draft.record["merge_base"] = {"id": base16.name(recipe), "commit": base16.commit_of(base)}
-        known = expected(recipe, run, base, placement)
-        files = merge.tokenizer_files(base, run.adapter)
-        merge.name_turn_end(files, base, known.tokenizer)
-        checks = _make(Work(recipe, run, known, draft.folder, say, files), kinds)
+        checks = _make(start(recipe, run, base, placement, draft.folder, say), kinds)
         kept, gone = _keep_others(written, run, kinds, draft)
         made = {one["name"] for one in checks}
         checks += [one for one in checks_of(run) if format_of(one) in kept and one["name"] not in made]
@@ -130,7 +127,6 @@ def _require(recipe: Recipe, run: Run, kinds: list[str], *, weights: bool) -> Pa
 
 def _make(work: Work, kinds: list[str]) -> list[Check]:
     """Write the formats, each read back before the next; then the cards, which show the checks."""
-    work.checks += check_gap(work.recipe, work.run, work.expected)
     for kind in kinds:
         with Step(f"writing and comparing {kind}", named=False):  # where there is no terminal `written` says as much
             work.checks += FORMATS[kind].write(work)
@@ -153,20 +149,20 @@ def _keep_others(recipe: Recipe, run: Run, kinds: list[str], draft: Draft) -> tu
     Kept is what was made of the same adapter and base and is unchanged on disk. Its files are linked where the file
     system can, for they are gigabytes.
     """
-    record, others = run.record("export"), [kind for kind in FOLDERS if kind not in kinds]
-    there = [kind for kind in others if (run["export"] / kind).is_dir()]
+    record = run.record("export")
+    there = [kind for kind in FOLDERS if kind not in kinds and (run["export"] / kind).is_dir()]
     same = record.get("status") == "complete" and record["inputs"] == run.input_hashes("export", recipe)
     same = same and record.get("merge_base") == draft.record["merge_base"]
-    kept = [kind for kind in there if same and _unchanged(run, record["outputs"], kind)]
+    kept = [kind for kind in there if same and _unchanged(run, record["outputs"], f"export/{kind}/")]
     for kind in kept:
         shutil.copytree(run["export"] / kind, draft.folder / kind, copy_function=link)
     return kept, [kind for kind in there if kind not in kept]
 
 
-def _unchanged(run: Run, results: Mapping[str, str], kind: str) -> bool:
-    listed = {(name, run.folder / name): one for name, one in results.items() if name.startswith(f"export/{kind}/")}
-    return bool(listed) and all(
-        path.is_file() and run.digest(name, path) == digest for (name, path), digest in listed.items()
+def _unchanged(run: Run, results: Mapping[str, str], folder: str) -> bool:
+    names = [name for name in results if name.startswith(folder)]
+    return bool(names) and all(
+        (run.folder / name).is_file() and run.digest(name, run.folder / name) == results[name] for name in names
     )
 
 

@@ -9,8 +9,10 @@ import contextlib
 import errno
 import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
@@ -26,7 +28,7 @@ from dpo_cli.families import FAMILIES, family_of
 from dpo_cli.recipe import GgufType
 
 ARCHITECTURE = next(family.gguf for family in FAMILIES if family.gguf)  # the one that is written here
-DIRECT: tuple[GgufType, ...] = ("f32", "f16", "bf16", "q8_0")  # what the gguf package writes by itself
+DIRECT: tuple[GgufType, ...] = ("f32", "f16", "bf16", "q8_0")  # what the gguf package writes
 ROWS = 8192  # of a matrix that are converted at a time: as float32 a whole embedding would take four times its file
 
 # Keys of GGUF's metadata and of config.json that mean the same.
@@ -115,45 +117,37 @@ def write_gguf(merged: Path, kind: GgufType, target: Path, llama_cpp: str | None
         OSError: the disk is full, or the file can't be written.
     """
     require(merged, kind, llama_cpp)
-    script = llamacpp.converter(llama_cpp) if strange(merged) else None
-
-    def write(one: GgufType, path: Path) -> None:
-        if script:
-            llamacpp.convert(script, merged, one, path)
-        else:
-            _write(merged, one, path, model_name(target, kind))
-
-    if kind in DIRECT:
-        write(kind, target)
-        return
-    program = llamacpp.quantiser(kind, llama_cpp)
-    aside = target.with_name(f".{target.stem}-16bit.gguf")
-    try:
-        write(_stored_kind(merged), aside)
-        llamacpp.quantise(program, kind, aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
+    if kind not in DIRECT:
+        program = llamacpp.quantiser(kind, llama_cpp)
+        whole: GgufType = "f16" if base16.dtype_16bit(base16.stored(merged)) == "float16" else "bf16"
+        with TemporaryDirectory(prefix=".", dir=target.parent) as folder:
+            aside = Path(folder, f"{model_name(target, kind)}-{whole}.gguf")
+            write_gguf(merged, whole, aside, llama_cpp)
+            llamacpp.run([program, str(aside), str(target), kind.upper()], "quantising")
+    elif strange(merged):
+        script = str(llamacpp.converter(llama_cpp))
+        llamacpp.run([sys.executable, script, str(merged), "--outfile", str(target), "--outtype", kind], "converting")
+    else:
+        _write(merged, kind, target)
 
 
 def model_name(target: Path, kind: GgufType) -> str:
     return target.stem.removesuffix(f"-{kind}")
 
 
-def _write(merged: Path, kind: GgufType, target: Path, name: str) -> None:
-    """A GGUF opens with the list of its tensors, so the shards are gone through twice: for shapes, then for numbers."""
-    config = read_json(merged / "config.json")
+def _write(merged: Path, kind: GgufType, target: Path) -> None:
+    """Go through the shards twice, for a GGUF opens with the list of its tensors: for shapes, then for numbers."""
     writer = gguf.GGUFWriter(target, ARCHITECTURE)
-    _describe(writer, merged, config, kind, name)
-    for ggml_name, tensor in named_tensors(merged, config):
-        shape = tensor.get_shape()
-        stored = tensor_type(kind, shape)
+    _describe(writer, merged, kind, model_name(target, kind))
+    for name, tensor in named_tensors(merged):
+        shape, stored = tensor.get_shape(), tensor_type(kind, tensor.get_shape())
         # The dtype is not looked at, but for uint8, whose shape would be one of bytes.
-        writer.add_tensor_info(ggml_name, shape, np.dtype(np.float32), _size(shape, stored), raw_dtype=stored)
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), _size(shape, stored), raw_dtype=stored)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for _, tensor in _tensors(merged, config):
+        for _, tensor in named_tensors(merged):
             writer.write_tensor_data(encode(tensor, tensor_type(kind, tensor.get_shape())))
     except OSError as error:
         if error.errno is None:  # numpy's tofile: "4096 requested and 512 written"
@@ -164,14 +158,18 @@ def _write(merged: Path, kind: GgufType, target: Path, name: str) -> None:
             writer.close()
 
 
-def _describe(writer: Any, merged: Path, config: dict[str, Any], kind: GgufType, name: str) -> None:
+def _describe(writer: Any, merged: Path, kind: GgufType, name: str) -> None:
     """Add all metadata to a GGUFWriter."""
+    config = read_json(merged / "config.json")
+    rope = config.get("rope_parameters") or {}
+    config["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    config["rope_theta"] = float(rope.get("rope_theta") or config["rope_theta"])
     writer.add_type("model")
     writer.add_name(name)
-    for key, value in settings(config).items():
-        add: Any = writer.add_uint32 if isinstance(value, int) else writer.add_float32
-        add(f"{ARCHITECTURE}.{key}", value)
-    writer.add_file_type(_file_type(kind))
+    for key, ours in CONFIG_KEYS.items():
+        add: Any = writer.add_uint32 if isinstance(config[ours], int) else writer.add_float32
+        add(f"{ARCHITECTURE}.{key}", config[ours])
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     gguf_tokenizer.add_tokenizer(writer, merged, config["vocab_size"])
 
@@ -179,54 +177,36 @@ def _describe(writer: Any, merged: Path, config: dict[str, Any], kind: GgufType,
 def metadata(merged: Path, kind: GgufType, name: str) -> dict[str, Any]:
     """Return all metadata of a merged model's GGUF: key -> value."""
     writer = gguf.GGUFWriter(None, ARCHITECTURE)
-    _describe(writer, merged, read_json(merged / "config.json"), kind, name)
+    _describe(writer, merged, kind, name)
     return {key: one.value for key, one in writer.kv_data[0].items()}
 
 
-def settings(config: dict[str, Any]) -> dict[str, int | float]:
-    """config.json in GGUF's words, for the writer and for the check of what it wrote."""
-    rope = config.get("rope_parameters") or {}
-    known = {
-        **config,
-        "head_dim": config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-        "rope_theta": float(rope.get("rope_theta") or config["rope_theta"]),
-    }
-    return {key: known[ours] for key, ours in CONFIG_KEYS.items()}
-
-
-def _tensors(merged: Path, config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every tensor of every shard as (name, slice that reads rows when asked), always in the same order."""
+def named_tensors(merged: Path) -> Iterator[tuple[str, Any]]:
+    """Yield every tensor by GGUF's name, with a slice that reads rows when asked, always in the same order."""
+    config = read_json(merged / "config.json")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[ARCHITECTURE.upper()], config["num_hidden_layers"])
     for shard in sorted(merged.glob("*.safetensors")):
         with safe_open(shard, framework="pt") as file:
             for key in sorted(file.keys()):
-                if not (key == "lm_head.weight" and config.get("tie_word_embeddings")):
-                    yield key, file.get_slice(key)
-
-
-def tensor_names(config: dict[str, Any]) -> Any:
-    """What maps transformers' names of tensors to GGUF's."""
-    return gguf.get_tensor_name_map(gguf.MODEL_ARCH[ARCHITECTURE.upper()], config["num_hidden_layers"])
-
-
-def named_tensors(merged: Path, config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every tensor by GGUF's name, with a slice that reads rows when asked, always in the same order."""
-    names = tensor_names(config)
-    for key, tensor in _tensors(merged, config):
-        ggml_name = names.get_name(key, try_suffixes=(".weight",))
-        if ggml_name is None:
-            raise DpoError(f"a Qwen3 has no tensor {key}", where=str(merged), hint="export anew from the 16-bit base")
-        yield ggml_name, tensor
+                if key == "lm_head.weight" and config.get("tie_word_embeddings"):
+                    continue
+                name = names.get_name(key, try_suffixes=(".weight",))
+                if name is None:
+                    raise DpoError(
+                        f"a Qwen3 has no tensor {key}", where=str(merged), hint="export anew from the 16-bit base"
+                    )
+                yield name, file.get_slice(key)
 
 
 def tensor_type(kind: GgufType, shape: Sequence[int]) -> Any:
-    """Norms stay float32, and rows that blocks of 32 don't fill float16, as in llama.cpp."""
+    """Choose as llama.cpp does: norms stay float32, and rows that blocks of 32 don't fill float16."""
     if len(shape) == 1:
         return gguf.GGMLQuantizationType.F32
     return gguf.GGMLQuantizationType["F16" if kind == "q8_0" and shape[-1] % 32 else kind.upper()]
 
 
 def encode(tensor: Any, stored: Any) -> Any:
-    """A tensor's bytes in GGUF's encoding, as a numpy array."""
+    """Return a tensor's bytes in GGUF's encoding, as a numpy array."""
     shape = tensor.get_shape()
     encoded = np.empty((shape[0], _size(shape, stored) // shape[0]), np.uint8)
     for start in range(0, shape[0], ROWS):
@@ -236,14 +216,4 @@ def encode(tensor: Any, stored: Any) -> Any:
 
 
 def _size(shape: Sequence[int], stored: Any) -> int:
-    """Bytes of a tensor in GGUF's encoding."""
     return math.prod(gguf.quants.quant_shape_to_byte_shape(shape, stored))
-
-
-def _stored_kind(merged: Path) -> GgufType:
-    """The kind that keeps every bit of a merged model, which is stored in 16 bits."""
-    return "f16" if base16.dtype_16bit(base16.stored(merged)) == "float16" else "bf16"
-
-
-def _file_type(kind: GgufType) -> Any:
-    return gguf.LlamaFileType["ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"]

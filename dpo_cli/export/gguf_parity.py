@@ -20,7 +20,8 @@ from dpo_cli.export import gguf as gguf_writer
 from dpo_cli.export import llamacpp, merge, outputs, parity
 from dpo_cli.export.base import read_json
 from dpo_cli.export.gguf import CONFIG_KEYS
-from dpo_cli.export.parity import Check, at_least, at_most, equal, failed, reported
+from dpo_cli.export.outputs import Expected
+from dpo_cli.export.parity import Check, equal, within
 from dpo_cli.inference import token_logps
 from dpo_cli.recipe import GgufType
 
@@ -60,67 +61,58 @@ LIMITS: dict[GgufType, Limits] = {
     "q3_k_m": Limits(0.5, 0.65, 0.25, 0.35, 0.12),
     "q2_k": Limits(1.5, 0.40, 0.25, 0.6, 0.36),
 }
-READERS = (
-    "tensors",
-    "GGUF.",
-    "quantize.imatrix.",
-)  # what the reader adds, and llama-quantize given an importance matrix
+READERS = ("tensors", "GGUF.", "quantize.imatrix.")  # of the reader, and of llama-quantize with an importance matrix
 DROWNED = 0.05  # of a kind's KL limit: what an adapter of less effect carries is reported, but may be all noise
 
 
-def check_gguf(
-    path: Path,
-    kind: GgufType,
-    merged: Path,
-    rows: Sequence[list[int]],
-    tuned: Sequence[torch.Tensor],
-    base: Sequence[torch.Tensor],
-    last: int,
-) -> list[Check]:
+def check_gguf(path: Path, kind: GgufType, merged: Path, expected: Expected) -> list[Check]:
     """Read a GGUF back by transformers and, where llama-cpp-python is installed, by llama.cpp, and compare.
 
     Args:
         path: the GGUF file.
         kind: what it was to be; what it says of itself is a check.
         merged: the folder that it was made of.
-        rows: token ids of held-out chats.
-        tuned, base: `token_logps` of the adapter on the 16-bit base, and of that base alone, at the `last`
-            positions of each row.
+        expected: the adapter on the 16-bit base, and that base alone.
     """
     try:
         fields = metadata(path)
     except Exception as error:  # a broken file breaks the reader anywhere
-        return [failed("gguf.readable", f"{type(error).__name__}: {error}", "a whole GGUF")]
-    tokenizer, checks = AutoTokenizer.from_pretrained(merged), list[Check]()
+        return [equal("gguf.readable", f"{type(error).__name__}: {error}", "a whole GGUF")]
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    checks = _check_vocabulary(fields, tokenizer)
     own = not gguf_writer.strange(merged)  # else llama.cpp's converter wrote it, whose metadata are its own affair
     if own:
-        wanted = gguf_writer.metadata(merged, kind, gguf_writer.model_name(path, kind))
-        checks += _check_metadata(fields, wanted)
-    checks += _check_vocabulary(fields, tokenizer)
-    if own and kind in gguf_writer.DIRECT:
-        checks += _check_bytes(path, kind, merged)
+        checks += [*_check_metadata(path, fields, kind, merged), _check_tensors(path, kind, merged)]
     if own or gguf_writer.readable(merged):
-        model = _reload(path, fields if own else None, merged, outputs.placement(base16.stored(merged)))
-        checks += _check_weights(model, fields["tensors"] if own else None, kind, merged)
-        checks += _check_numbers("gguf", kind, token_logps(model, rows, last), tuned, base)
+        model = _reload(path, fields if own else None, merged)
+        checks += _check_weights(model, kind, merged)
+        checks += _check_logps("gguf", kind, token_logps(model, expected.probes.rows, outputs.LAST), expected)
         del model  # llama.cpp loads one of its own
     if llamacpp.installed():
-        checks += _check_llama_cpp(path, kind, tokenizer, rows, tuned, base, last)
+        checks += _check_llama_cpp(path, kind, tokenizer, expected)
     return checks
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """What a GGUF says of itself by key, and under "tensors" their names; reads no numbers, but misses none."""
+    """Read a GGUF's metadata by key, and under "tensors" their names; reads no numbers, but misses none."""
     reader = gguf.GGUFReader(path)
     names = {tensor.name for tensor in reader.tensors}
     return {"tensors": names} | {key: field.contents() for key, field in reader.fields.items()}
 
 
-def _check_metadata(fields: dict[str, Any], wanted: dict[str, Any]) -> list[Check]:
-    """All that is to be there with its value, and nothing else."""
+def _check_metadata(path: Path, fields: dict[str, Any], kind: GgufType, merged: Path) -> list[Check]:
+    """Everything that is to be there with its value, and nothing else."""
+    wanted = gguf_writer.metadata(merged, kind, gguf_writer.model_name(path, kind))
     there = {key: value for key, value in fields.items() if not key.startswith(READERS)}
     differ = {key for key in there.keys() | wanted.keys() if not _same(there.get(key), wanted.get(key))}
     return [equal("gguf.metadata_differs", sorted(differ), [])]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal, with true no 1; numbers to within float32."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return isinstance(one, bool) is isinstance(other, bool) and bool(one == other)
 
 
 def _check_vocabulary(fields: dict[str, Any], tokenizer: Any) -> list[Check]:
@@ -144,42 +136,28 @@ def _check_vocabulary(fields: dict[str, Any], tokenizer: Any) -> list[Check]:
     ]
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Equal, with true no 1; numbers to within float32."""
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-6)
-    return isinstance(one, bool) is isinstance(other, bool) and bool(one == other)
-
-
-def _check_bytes(path: Path, kind: GgufType, merged: Path) -> list[Check]:
-    """Every tensor to the bit, of the kinds that need no llama.cpp: norms tell little of one row of a large matrix."""
-    there = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    wrong = []
-    for name, tensor in gguf_writer.named_tensors(merged, read_json(merged / "config.json")):
-        stored = gguf_writer.tensor_type(kind, tensor.get_shape())
-        read = there.get(name)
-        if (
-            read is None
-            or read.tensor_type != stored
-            or read.shape.tolist() != tensor.get_shape()[::-1]
-            or not np.array_equal(read.data.view(np.uint8).ravel(), gguf_writer.encode(tensor, stored).ravel())
+def _check_tensors(path: Path, kind: GgufType, merged: Path) -> Check:
+    """All tensors and no others, to the bit where llama.cpp wrote none: norms tell little of one row of a matrix."""
+    there, wrong = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}, []
+    for name, tensor in gguf_writer.named_tensors(merged):
+        read, stored = there.pop(name, None), gguf_writer.tensor_type(kind, tensor.get_shape())
+        if read is None or (
+            kind in gguf_writer.DIRECT
+            and not (
+                read.tensor_type == stored
+                and read.shape.tolist() == tensor.get_shape()[::-1]
+                and np.array_equal(read.data.view(np.uint8).ravel(), gguf_writer.encode(tensor, stored).ravel())
+            )
         ):
             wrong.append(name)
-    return [equal("gguf.weights", wrong[:5], [])]
+    return equal("gguf.tensors", sorted([*wrong, *there])[:5], [])
 
 
-def _check_weights(model: PreTrainedModel, names: set[str] | None, kind: GgufType, merged: Path) -> list[Check]:
-    """Every tensor is there and near the merged one: transformers makes up what a file lacks, llama.cpp refuses it.
-
-    Args:
-        names: the tensors in the file, where they are those that are written here.
-    """
-    config = read_json(merged / "config.json")
+def _check_weights(model: PreTrainedModel, kind: GgufType, merged: Path) -> list[Check]:
+    """Every tensor, as another reader than the writer's decodes it, near the merged one."""
     wanted = base16.stored(merged)
-    if config.get("tie_word_embeddings"):
+    if read_json(merged / "config.json").get("tie_word_embeddings"):
         wanted.pop("lm_head.weight", None)
-    known = gguf_writer.tensor_names(config)
-    differ = names ^ {str(known.get_name(name, try_suffixes=(".weight",))) for name in wanted} if names else set()
     read, apart, scales = model.state_dict(), [], []
     for name, tensor in wanted.items():
         there, weight = read[name].float().cpu(), merge.read_tensor(tensor, name).float()
@@ -187,32 +165,28 @@ def _check_weights(model: PreTrainedModel, names: set[str] | None, kind: GgufTyp
         apart.append((there - weight).square().sum().div(square).sqrt())
         scales.append((there * weight).sum().div(square).sub(1).abs())
     return [
-        equal("gguf.tensors", sorted(differ)[:5], []),
-        at_most("gguf.weight_error", float(torch.stack(apart).max()), LIMITS[kind].weights),
-        at_most("gguf.weight_scale", float(torch.stack(scales).max()), LIMITS[kind].scale),
+        within("gguf.weight_error", float(torch.stack(apart).max()), most=LIMITS[kind].weights),
+        within("gguf.weight_scale", float(torch.stack(scales).max()), most=LIMITS[kind].scale),
     ]
 
 
-def _check_numbers(
-    name: str, kind: GgufType, read: Sequence[torch.Tensor], tuned: Sequence[torch.Tensor], base: Sequence[torch.Tensor]
-) -> list[Check]:
-    """Near the tuned model within the kind's limits, and with the adapter's change in it where that can be told."""
+def _check_logps(name: str, kind: GgufType, read: Sequence[torch.Tensor], expected: Expected) -> list[Check]:
+    """Near the tuned model within the kind's limits, and with the adapter's change in it where that can be measured."""
     most, least, part = LIMITS[kind][:3]
-    kl, top1, share = parity.mean_kl(tuned, read), parity.top1_agreement(tuned, read), parity.carried(read, tuned, base)
+    tuned, base = expected.tuned.logps, expected.base
     drowned = parity.mean_kl(tuned, base) < DROWNED * most
     return [
-        at_most(f"{name}.mean_kl", kl, most),
-        at_least(f"{name}.top1_agreement", top1, least),
-        reported(f"{name}.carried", share) if drowned else at_least(f"{name}.carried", share, part),
+        *parity.check_gap(name, tuned, read, most, least),
+        within(f"{name}.carried", parity.carried(read, tuned, base), least=None if drowned else part),
     ]
 
 
-def _reload(path: Path, fields: dict[str, Any] | None, merged: Path, where: outputs.Placement) -> PreTrainedModel:
+def _reload(path: Path, fields: dict[str, Any] | None, merged: Path) -> PreTrainedModel:
     """The model as transformers reads it, shaped by the file's own metadata where they are written here.
 
     transformers could read those too, but it overlooks the head size, and reading the vocabulary takes it a minute.
     """
-    config: Any = AutoConfig.from_pretrained(merged)
+    where, config = outputs.placement(base16.stored(merged)), AutoConfig.from_pretrained(merged)
     if fields is not None:
         known = {ours: fields[f"{gguf_writer.ARCHITECTURE}.{key}"] for key, ours in CONFIG_KEYS.items()}
         config = AutoConfig.for_model(
@@ -229,24 +203,16 @@ def _reload(path: Path, fields: dict[str, Any] | None, merged: Path, where: outp
     return model.to(where.device).eval()
 
 
-def _check_llama_cpp(
-    path: Path,
-    kind: GgufType,
-    tokenizer: Any,
-    rows: Sequence[list[int]],
-    tuned: Sequence[torch.Tensor],
-    base: Sequence[torch.Tensor],
-    last: int,
-) -> list[Check]:
+def _check_llama_cpp(path: Path, kind: GgufType, tokenizer: Any, expected: Expected) -> list[Check]:
     """The same by the runtime that will serve the file, and the fixtures' tokens."""
     texts = [
         tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         for messages in outputs.fixtures(tokenizer)
     ]
     try:
-        ids, logits = llamacpp.read(path, texts, rows, last)
+        ids, logits = llamacpp.read(path, texts, expected.probes.rows, outputs.LAST)
     except ValueError as error:
-        return [failed("gguf.llama_cpp.loads", str(error), "a model")]
+        return [equal("gguf.llama_cpp.loads", str(error), "a model")]
     differ = sum(
         theirs != tokenizer(text, add_special_tokens=False)["input_ids"]
         for text, theirs in zip(texts, ids, strict=True)
@@ -254,5 +220,5 @@ def _check_llama_cpp(
     read = [torch.from_numpy(one).log_softmax(-1) for one in logits]
     return [
         equal("gguf.llama_cpp.tokens_differ", differ, 0),
-        *_check_numbers("gguf.llama_cpp", kind, read, tuned, base),
+        *_check_logps("gguf.llama_cpp", kind, read, expected),
     ]

@@ -44,28 +44,21 @@ def add_tokenizer(writer: Any, merged: Path, size: int) -> None:
 
 
 def vocabulary(tokenizer: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
-    """Tokens and llama.cpp's types of them, by id; ids up to `size` that no token has are padding of the matrix."""
-    added = {token["content"]: token for token in tokenizer["added_tokens"]}
-    by_id = {number: token for token, number in tokenizer["model"]["vocab"].items()}
-    by_id |= {token["id"]: content for content, token in added.items()}
-    tokens: list[str] = []
-    types: list[int] = []
-    for number in range(size):
-        token = by_id.get(number)
-        tokens.append(f"[PAD{number}]" if token is None else token)
-        if token is None:
-            types.append(gguf.TokenType.UNUSED)
-        elif token not in added:
-            types.append(gguf.TokenType.NORMAL)
-        elif added[token]["special"] or (token.startswith("<|") and token.endswith("|>")):
-            types.append(gguf.TokenType.CONTROL)  # not shown; by its looks too, as for Qwen3's <|fim_prefix|>
+    """List tokens and llama.cpp's types of them, by id; ids up to `size` without a token are padding of the matrix."""
+    by_id = {number: (token, gguf.TokenType.NORMAL) for token, number in tokenizer["model"]["vocab"].items()}
+    for one in tokenizer["added_tokens"]:
+        token = one["content"]
+        if one["special"] or (token.startswith("<|") and token.endswith("|>")):
+            kind = gguf.TokenType.CONTROL  # not shown; by its looks too, as for Qwen3's <|fim_prefix|>
         else:
-            types.append(gguf.TokenType.USER_DEFINED)  # whole, and shown, such as <think>
-    return tokens, types
+            kind = gguf.TokenType.USER_DEFINED  # whole, and shown, such as <think>
+        by_id[one["id"]] = token, kind
+    tokens, types = zip(*(by_id.get(at, (f"[PAD{at}]", gguf.TokenType.UNUSED)) for at in range(size)), strict=True)
+    return list(tokens), list(types)
 
 
 def pre_tokenizer(tokenizer: dict[str, Any]) -> str | None:
-    """llama.cpp's name for the way a tokenizer.json splits words, or None where that is not known.
+    """Find llama.cpp's name for the way a tokenizer.json splits words; None where that is not known.
 
     NFC is let through as it is by llama.cpp's own converter: llama.cpp does not normalise, so letters typed as base
     and combining accent become other tokens there than here.

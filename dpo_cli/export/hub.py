@@ -58,30 +58,23 @@ def repository(recipe: Recipe) -> str:
 
 
 def login(recipe: Recipe) -> str:
-    """The token for a push.
+    """Find the token for a push.
 
     Raises:
         DpoError: there is none.
     """
-    token = get_token()
-    if token is None:
-        raise DpoError(
-            f"not logged in to the Hub, so nothing can be pushed to {recipe.export.hub}",
-            where=recipe.where("export", "hub"),
-            hint="run `hf auth login` or set HF_TOKEN, then export again",
-        )
-    return token
+    if token := get_token():
+        return token
+    raise DpoError(
+        f"not logged in to the Hub, so nothing can be pushed to {recipe.export.hub}",
+        where=recipe.where("export", "hub"),
+        hint="run `hf auth login` or set HF_TOKEN, then export again",
+    )
 
 
 def path_in_repo(kind: str, name: str, formats: Iterable[str]) -> str:
     """Where a file of `export/<kind>/` goes, given all formats of the push."""
     return f"adapter/{name}" if kind == "adapter" and "merged" in formats else name
-
-
-def files(folder: Path, formats: Iterable[str]) -> list[tuple[str, int]]:
-    """What a push of this export sends: (path in the repository, bytes), by path."""
-    contents = {name: _content(path) for name, path in _layout(folder, formats).items()}
-    return sorted((name, len(one) if isinstance(one, bytes) else one.stat().st_size) for name, one in contents.items())
 
 
 def listing(recipe: Recipe, sent: Sequence[tuple[str, int]]) -> str:
@@ -92,12 +85,11 @@ def listing(recipe: Recipe, sent: Sequence[tuple[str, int]]) -> str:
     return "\n".join([f"hub: {recipe.export.hub} ({kind}), {len(sent)} files, {total:,} bytes", *lines])
 
 
-def push(recipe: Recipe, folder: Path, formats: Iterable[str], quiet: bool) -> str:
-    """Send a verified export to `export.hub` in one commit: all of it arrives, or nothing.
+def push(recipe: Recipe, folder: Path, quiet: bool) -> str:
+    """Send the formats of a verified export to `export.hub` in one commit: all of it arrives, or nothing.
 
     Args:
         folder: the finished `runs/<name>/export`, with its `verify.json`.
-        formats: those to send; `hub` among them says nothing here.
         quiet: print neither the list of files nor progress.
 
     Returns:
@@ -108,19 +100,20 @@ def push(recipe: Recipe, folder: Path, formats: Iterable[str], quiet: bool) -> s
             network, the repository is public though `export.hub_private` is true, or holds another model's weights.
             The export on disk stays as it is in any case.
     """
-    name, formats = repository(recipe), list(formats)
+    name = repository(recipe)
     _require_verified(folder)
     token = login(recipe)
-    layout = _layout(folder, formats)
+    sent = contents(folder, recipe.export.formats)
     if not quiet:
-        print(listing(recipe, files(folder, formats)), flush=True)
+        sizes = [(place, len(one) if isinstance(one, bytes) else one.stat().st_size) for place, one in sent.items()]
+        print(listing(recipe, sizes), flush=True)
 
     (disable_progress_bars if quiet else enable_progress_bars)()
     api = HfApi()
     try:
         api.create_repo(name, private=recipe.export.hub_private, exist_ok=True)
-        _refuse_what_is_there(recipe, api.model_info(name), layout)
-        operations = [CommitOperationAdd(place, _content(path)) for place, path in sorted(layout.items())]
+        _refuse_what_is_there(recipe, api.model_info(name), sent)
+        operations = [CommitOperationAdd(place, one) for place, one in sent.items()]
         api.create_commit(name, operations, commit_message=f"{recipe.name}, by dpo-cli {__version__}")
     # hf_xet, which uploads large files, knows no errors of its own but RuntimeError.
     except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
@@ -128,23 +121,20 @@ def push(recipe: Recipe, folder: Path, formats: Iterable[str], quiet: bool) -> s
     return f"{api.endpoint}/{name}"
 
 
-def _layout(folder: Path, formats: Iterable[str]) -> dict[str, Path]:
-    """Path in the repository -> file. Of two with one path (cards; a GGUF that two formats share) the first counts."""
-    formats = list(formats)
-    found: dict[str, Path] = {}
+def contents(folder: Path, formats: Sequence[str]) -> dict[str, Path | bytes]:
+    """Collect what a push of this export sends: path in the repository -> file, or its content without local paths.
+
+    Of two files with one path (cards; a GGUF that two formats share) the first counts.
+    """
+    found = {"verify.json": folder / "verify.json"}
     for kind in ROOT_FIRST:
-        if kind in formats:
-            for path in sorted((folder / kind).rglob("*")):
-                if path.is_file():
-                    name = path.relative_to(folder / kind).as_posix()
-                    found.setdefault(path_in_repo(kind, name, formats), path)
-    if (folder / "verify.json").is_file():
-        found["verify.json"] = folder / "verify.json"
-    return found
+        for path in sorted((folder / kind).rglob("*")) if kind in formats else ():
+            if path.is_file():
+                found.setdefault(path_in_repo(kind, path.relative_to(folder / kind).as_posix(), formats), path)
+    return {name: _public(found[name]) for name in sorted(found)}
 
 
-def _content(path: Path) -> Path | bytes:
-    """A file as it is sent: as it is, but a base that is a local folder goes by that folder's last part."""
+def _public(path: Path) -> Path | bytes:
     if path.name not in NAMES_THE_BASE:
         return path
     known = json.loads(path.read_text(encoding="utf-8"))
@@ -165,7 +155,7 @@ def _require_verified(folder: Path) -> None:
         )
 
 
-def _refuse_what_is_there(recipe: Recipe, info: Any, layout: dict[str, Path]) -> None:
+def _refuse_what_is_there(recipe: Recipe, info: Any, sent: Iterable[str]) -> None:
     """Neither publish what was to be private, nor lay this model's files among another's."""
     if recipe.export.hub_private and not info.private:
         raise DpoError(
@@ -174,7 +164,7 @@ def _refuse_what_is_there(recipe: Recipe, info: Any, layout: dict[str, Path]) ->
             hint="name another repository, make that one private on the Hub, or set export.hub_private: false",
         )
     there = [file.rfilename for file in info.siblings or [] if "/" not in file.rfilename]
-    others = [one for one in there if one not in layout and any(fnmatch(one, kind) for kind in WEIGHTS)]
+    others = [one for one in there if one not in sent and any(fnmatch(one, kind) for kind in WEIGHTS)]
     if others:
         raise DpoError(
             f"{recipe.export.hub} holds weights that these would be mixed with ({', '.join(others[:3])}); "
@@ -186,8 +176,7 @@ def _refuse_what_is_there(recipe: Recipe, info: Any, layout: dict[str, Path]) ->
 
 def _failed(recipe: Recipe, folder: Path, error: Exception, token: str) -> DpoError:
     """What went wrong on the way to the Hub, without the token, and how to fix it."""
-    response = getattr(error, "response", None)
-    status = None if response is None else response.status_code
+    status = getattr(getattr(error, "response", None), "status_code", None)
     said = getattr(error, "server_message", None) or str(error).strip() or type(error).__name__
     owner = str(recipe.export.hub).partition("/")[0]
     fix = {

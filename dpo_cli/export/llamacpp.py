@@ -22,34 +22,23 @@ def installed() -> bool:
     return find_spec("llama_cpp") is not None
 
 
-def _folder(named: str | None) -> str | None:
-    """`export.llama_cpp`, or $LLAMA_CPP_DIR."""
-    return named or os.environ.get("LLAMA_CPP_DIR")
+def _folder(named: str | None) -> Path:
+    return Path(named or os.environ.get("LLAMA_CPP_DIR") or os.devnull)
 
 
 def converter(named: str | None) -> Path | None:
-    """Find llama.cpp's script that converts models, in the folder that is named; None where there is none."""
-    script = Path(_folder(named) or os.devnull, CONVERTER)
+    """Find llama.cpp's script that converts models, in `export.llama_cpp` or $LLAMA_CPP_DIR."""
+    script = _folder(named) / CONVERTER
     return script if script.is_file() else None
 
 
-def convert(script: Path, merged: Path, kind: GgufType, target: Path) -> None:
-    """Write a merged model as GGUF by llama.cpp's script, run by this Python.
-
-    Raises:
-        DpoError: it failed, with its last line.
-    """
-    _run([sys.executable, str(script), str(merged), "--outfile", str(target), "--outtype", kind], "converting")
-
-
 def quantiser(kind: GgufType, named: str | None) -> str:
-    """Find llama-quantize, which makes K-quants: in the folder that is named, or on PATH.
+    """Find llama-quantize, which makes K-quants: in `export.llama_cpp`, $LLAMA_CPP_DIR or on PATH.
 
     Raises:
         DpoError: there is none.
     """
-    own = _folder(named)
-    folders = [str(Path(own, *parts)) for parts in ((), ("build", "bin"), ("bin",))] if own else []
+    folders = [str(_folder(named) / inside) for inside in (".", "build/bin", "bin")]
     program = shutil.which("llama-quantize", path=os.pathsep.join([*folders, os.environ.get("PATH", os.defpath)]))
     if program:
         return program
@@ -61,16 +50,12 @@ def quantiser(kind: GgufType, named: str | None) -> str:
     )
 
 
-def quantise(program: str, kind: GgufType, source: Path, target: Path) -> None:
-    """Make a K-quant of a GGUF of 16 bits.
+def run(command: list[str], what: str) -> None:
+    """Run a program of llama.cpp.
 
     Raises:
         DpoError: it failed, with its last line.
     """
-    _run([program, str(source), str(target), kind.upper()], "quantising")
-
-
-def _run(command: list[str], what: str) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     if done.returncode:
         last = next((line.strip() for line in reversed(done.stdout.splitlines()) if line.strip()), "")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
@@ -21,7 +22,7 @@ from dpo_cli.adapters import not_plain
 from dpo_cli.disk import write_json
 from dpo_cli.errors import DpoError
 from dpo_cli.export import base as base16
-from dpo_cli.export.base import INDEX, WHOLE, Stored, read_json
+from dpo_cli.export.base import INDEX, Stored, read_json
 
 TEMPLATE = "chat_template.jinja"
 WEIGHTS = "adapter_model.safetensors"
@@ -41,7 +42,7 @@ class Adapter:
     whole: dict[str, torch.Tensor]
 
     def apply(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """W + scale B A in float32, or the tensor itself where none trained.
+        """Return W + scale B A in float32, or the tensor itself where none trained.
 
         The scale is alpha / r (Hu et al., 2021, section 4.1), or alpha / sqrt(r) of rsLoRA (Kalajdzievski, 2023).
         """
@@ -64,8 +65,7 @@ def read_adapter(folder: Path, base: Path, tensors: Mapping[str, Stored]) -> Ada
         DpoError: it is no plain LoRA, or one of another model.
     """
     config = read_json(folder / "adapter_config.json")
-    special = not_plain(config)
-    if special:
+    if special := not_plain(config):
         raise DpoError(
             f"only a plain LoRA can be merged, and this adapter has {', '.join(special)}",
             where=str(folder),
@@ -100,7 +100,7 @@ def read_adapter(folder: Path, base: Path, tensors: Mapping[str, Stored]) -> Ada
 
 
 def _in_base(key: str, tensors: Mapping[str, Stored]) -> str:
-    """A tensor of an adapter by the base's name for its module; models that also see keep the text part in a part."""
+    """Name an adapter's tensor as the base does; vision-language models keep the text model one level deeper."""
     name = key.removeprefix("base_model.model.")
     inside = name.replace("model.", "model.language_model.", 1)
     nested = name.startswith("model.layers.") and "model.language_model.embed_tokens.weight" in tensors
@@ -108,7 +108,7 @@ def _in_base(key: str, tensors: Mapping[str, Stored]) -> str:
 
 
 def write_adapter(adapter: Path, base_name: str, revision: str | None, folder: Path) -> None:
-    """The policy adapter alone, naming the 16-bit base that people will load it on.
+    """Write the policy adapter alone, naming the 16-bit base that people will load it on.
 
     Args:
         adapter: `train/adapter`.
@@ -118,8 +118,7 @@ def write_adapter(adapter: Path, base_name: str, revision: str | None, folder: P
     folder.mkdir(parents=True)
     shutil.copyfile(adapter / WEIGHTS, folder / WEIGHTS)
     config = read_json(adapter / "adapter_config.json")
-    config["base_model_name_or_path"], config["revision"] = base_name, revision
-    write_json(folder / "adapter_config.json", config)
+    write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": base_name, "revision": revision})
 
 
 def write_merged(base: Path, adapter: Path, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
@@ -147,8 +146,8 @@ def write_merged(base: Path, adapter: Path, folder: Path, shard_bytes: int = SHA
     config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")  # the latter for transformers 4
     write_json(folder / "config.json", config)
 
-    places: dict[str, str] = {}
-    for file, names in _shards(tensors, shard_bytes).items():
+    split = shards({name: tensor.shape for name, tensor in tensors.items()}, shard_bytes)
+    for file, names in split.filename_to_tensors.items():
         shard = {}
         for name in names:
             weight = change.apply(name, read_tensor(tensors[name], name))
@@ -161,10 +160,18 @@ def write_merged(base: Path, adapter: Path, folder: Path, shard_bytes: int = SHA
                 )
         save_file(shard, folder / file, metadata={"format": "pt"})
         _give_usual_mode(folder / file)
-        places |= dict.fromkeys(names, file)
-    if WHOLE not in places.values():
-        size = sum(map(_bytes, tensors.values()))
-        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+    if split.is_sharded:
+        write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+
+
+def shards(shapes: Mapping[str, tuple[int, ...]], most: int = SHARD_BYTES) -> StateDictSplit:
+    """Split tensors of 16 bits into files of at most so many bytes, in their order; by shape, for a dry run too."""
+    return split_state_dict_into_shards_factory(
+        dict(shapes),
+        get_storage_size=lambda shape: 2 * math.prod(shape),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=most,
+    )
 
 
 def _give_usual_mode(file: Path) -> None:
@@ -174,42 +181,14 @@ def _give_usual_mode(file: Path) -> None:
     file.chmod(0o666 & ~mask)
 
 
-def planned(size: int, most: int = SHARD_BYTES) -> dict[str, int]:
-    """The weight files that `write_merged` would write of about so many bytes."""
-    if size <= most:
-        return {WHOLE: size}
-    count = math.ceil(size / most)
-    names = {f"model-{number:05}-of-{count:05}.safetensors": size // count for number in range(1, count + 1)}
-    return names | {INDEX: 0}
-
-
-def _shards(tensors: Mapping[str, Stored], most: int) -> dict[str, list[str]]:
-    """File -> the names of its tensors, in the base's order, at most so many bytes of them."""
-    groups: list[list[str]] = [[]]
-    left = most
-    for name, tensor in tensors.items():
-        if groups[-1] and _bytes(tensor) > left:
-            groups.append([])
-            left = most
-        groups[-1].append(name)
-        left -= _bytes(tensor)
-    if len(groups) == 1:
-        return {WHOLE: groups[0]}
-    return {f"model-{number:05}-of-{len(groups):05}.safetensors": names for number, names in enumerate(groups, 1)}
-
-
-def _bytes(tensor: Stored) -> int:
-    return 2 * math.prod(tensor.shape)
-
-
 def read_tensor(tensor: Stored, name: str) -> torch.Tensor:
-    """Mapped: its pages are read when used, and the system may drop them again."""
+    """Map a tensor: its pages are read when used, and the system may drop them again."""
     with safe_open(tensor.file, framework="pt") as opened:
         return opened.get_tensor(name)
 
 
 def tokenizer_files(base: Path, adapter: Path) -> dict[str, bytes]:
-    """What an export holds beside weights: the base's files byte for byte, and the chat template training used.
+    """Collect what an export has beside weights: the base's files byte for byte, and training's chat template.
 
     Saved anew by transformers 5 they name a tokenizer class that transformers 4, and with it many a server, can't
     read. Old readers take the template from `tokenizer_config.json`: where the base's holds another one than
@@ -217,13 +196,19 @@ def tokenizer_files(base: Path, adapter: Path) -> dict[str, bytes]:
     """
     files = {name: (base / name).read_bytes() for name in base16.TOKENIZER_FILES if (base / name).is_file()}
     files[TEMPLATE] = (adapter / TEMPLATE).read_bytes()
-    template = files[TEMPLATE].decode("utf-8")
     settings = json.loads(files.get("tokenizer_config.json", b"{}"))
     wanted = {key: value for key, value in settings.items() if key != "name_or_path"}  # somebody's folder, too
-    wanted |= {"chat_template": template} if "chat_template" in settings else {}
+    wanted |= {"chat_template": files[TEMPLATE].decode("utf-8")} if "chat_template" in settings else {}
     if settings != wanted:
         files["tokenizer_config.json"] = (json.dumps(wanted, indent=2, ensure_ascii=False) + "\n").encode()
     return files
+
+
+def named_ends(files: Mapping[str, bytes], base: Path) -> int | list[int] | None:
+    """Find the tokens that end generation: those of `generation_config.json`, or of the base's config without it."""
+    own = json.loads(files.get("generation_config.json", b"{}"))
+    named: int | list[int] | None = own.get("eos_token_id", read_json(base / "config.json").get("eos_token_id"))
+    return named
 
 
 def name_turn_end(files: dict[str, bytes], base: Path, tokenizer: Any) -> None:
@@ -235,11 +220,11 @@ def name_turn_end(files: dict[str, bytes], base: Path, tokenizer: Any) -> None:
         files: of `tokenizer_files`, changed in place.
         tokenizer: of training.
     """
-    own = json.loads(files.get("generation_config.json", b"{}"))
-    named = own.get("eos_token_id", read_json(base / "config.json").get("eos_token_id"))
+    named = named_ends(files, base)
     if chat.unnamed_end(GenerationConfig(eos_token_id=named), tokenizer):
-        ends = chat.end_tokens(named, tokenizer)
-        files["generation_config.json"] = (json.dumps(own | {"eos_token_id": ends}, indent=2) + "\n").encode()
+        own = json.loads(files.get("generation_config.json", b"{}"))
+        own["eos_token_id"] = chat.end_tokens(named, tokenizer)
+        files["generation_config.json"] = (json.dumps(own, indent=2) + "\n").encode()
 
 
 def write_files(files: Mapping[str, bytes], folder: Path) -> None:

@@ -13,7 +13,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.export import base as base16
 from dpo_cli.export.outputs import fixtures
 from dpo_cli.export.parity import Check, equal
-from dpo_cli.families import Family, family_of
+from dpo_cli.families import Family, Turn, family_of
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.paths import config_of
 from dpo_cli.records import Message
@@ -28,7 +28,7 @@ def require(tokenizer: Any, recipe: Recipe) -> None:
     Raises:
         DpoError: it can't: the template writes a date, or turns of another kind than its family's.
     """
-    if _prompts_differ(tokenizer, recipe, _family(recipe)):
+    if _prompts_differ(tokenizer, recipe):
         dated = ", which writes the date," if "strftime_now" in tokenizer.chat_template else ""
         raise DpoError(
             f"a Modelfile can't say this model's chat template{dated} as training used it",
@@ -37,8 +37,8 @@ def require(tokenizer: Any, recipe: Recipe) -> None:
         )
 
 
-def write_modelfile(gguf_file: Path, tokenizer: Any, recipe: Recipe, folder: Path) -> None:
-    """Write `folder/Modelfile`, for `ollama create NAME -f Modelfile`.
+def modelfile(gguf_file: Path, tokenizer: Any, recipe: Recipe, folder: Path) -> str:
+    """Compose `folder/Modelfile`, for `ollama create NAME -f Modelfile`.
 
     The sampling is that of `eval`, so that what Ollama answers is what was judged; penalties, which Ollama has on by
     default and eval has not, are off.
@@ -46,50 +46,40 @@ def write_modelfile(gguf_file: Path, tokenizer: Any, recipe: Recipe, folder: Pat
     Args:
         gguf_file: the weights; named relative to `folder`, so that both can be moved together.
         tokenizer: of training, with its chat template.
-        folder: exists.
     """
-    (folder / NAME).write_text(_modelfile(gguf_file, tokenizer, recipe, folder), encoding="utf-8")
-
-
-def check_modelfile(gguf_file: Path, tokenizer: Any, recipe: Recipe, folder: Path) -> list[Check]:
-    """Every line is what was meant, the prompts are the chat template's, and its end of turn stops generation."""
-    text = (folder / NAME).read_text(encoding="utf-8")
-    meant = _modelfile(gguf_file, tokenizer, recipe, folder)
-    changed = [line for line in ndiff(meant.splitlines(), text.splitlines()) if line.startswith(("+", "-"))]
-    stops = [line.split('"')[1] for line in text.splitlines() if line.startswith('PARAMETER stop "')]
-    ends = [tokenizer.convert_ids_to_tokens(end) for end in chat.end_tokens(None, tokenizer)]
-    return [
-        equal("ollama.modelfile_differs", changed[:5], []),
-        equal("ollama.prompts_differ", _prompts_differ(tokenizer, recipe, _family(recipe)), 0),
-        {"name": "ollama.stops", "value": stops, "limit": ends, "ok": set(ends) <= set(stops)},
-    ]
-
-
-def _modelfile(gguf_file: Path, tokenizer: Any, recipe: Recipe, folder: Path) -> str:
-    sampling, family = recipe.eval, _family(recipe)
     ends = [tokenizer.convert_ids_to_tokens(end) for end in chat.end_tokens(None, tokenizer)]
     parameters: list[tuple[str, Any]] = [
         *(("stop", f'"{end}"') for end in sorted({*ends, tokenizer.pad_token} - {None}, reverse=True)),
-        ("temperature", sampling.temperature),
-        ("top_p", sampling.top_p),
-        ("top_k", sampling.top_k),
+        ("temperature", recipe.eval.temperature),
+        ("top_p", recipe.eval.top_p),
+        ("top_k", recipe.eval.top_k),
         ("repeat_penalty", 1),
         ("num_ctx", max(CONTEXT, recipe.model.max_length)),
     ]
     lines = [
         f"FROM ./{Path(os.path.relpath(gguf_file, folder)).as_posix()}",
-        f'TEMPLATE """{template(tokenizer, recipe, family)}"""',
+        f'TEMPLATE """{template(tokenizer, recipe, _family(recipe))}"""',
         *(f"PARAMETER {name} {value}" for name, value in parameters),
     ]
     return "\n".join(lines) + "\n"
 
 
+def check_modelfile(gguf_file: Path, tokenizer: Any, recipe: Recipe, folder: Path) -> list[Check]:
+    """Check that every line is what was meant, and the prompts are the chat template's."""
+    text, meant = (folder / NAME).read_text(encoding="utf-8"), modelfile(gguf_file, tokenizer, recipe, folder)
+    changed = [line for line in ndiff(meant.splitlines(), text.splitlines()) if line.startswith(("+", "-"))]
+    return [
+        equal("ollama.modelfile_differs", changed[:5], []),
+        equal("ollama.prompts_differ", _prompts_differ(tokenizer, recipe), 0),
+    ]
+
+
 def template(tokenizer: Any, recipe: Recipe, family: Family | None) -> str:
-    """The turns of a family in Go's template language, and what the chat template opens an answer with.
+    """Write the turns of a family in Go's template language, and what the chat template opens an answer with.
 
     All roles alike, system prompts among them: Ollama puts one from a SYSTEM line or a request first in .Messages.
     """
-    before, between, after = family.turn if family and family.turn else ("", "", "")
+    before, between, after = _turn(family)
     turn = f"{before}{{{{ .Role }}}}{between}{{{{ .Content }}}}{after}"
     if family and family.thinking and recipe.model.thinking:
         # Never printed, for the thoughts of earlier turns are dropped: Ollama looks for .Thinking between two texts to
@@ -99,20 +89,25 @@ def template(tokenizer: Any, recipe: Recipe, family: Family | None) -> str:
     return f"{{{{ range .Messages }}}}{turn}{{{{ end }}}}{_opening(tokenizer, recipe)}"
 
 
+def prompt(messages: Iterable[Message], family: Family | None, opening: str) -> str:
+    """Make a prompt as Ollama does by `template`; tests run Go's own engine on that."""
+    before, between, after = _turn(family)
+    return "".join(before + one["role"] + between + one["content"] + after for one in messages) + opening
+
+
+def _turn(family: Family | None) -> Turn:
+    return (family and family.turn) or Turn("", "", "")
+
+
 def _opening(tokenizer: Any, recipe: Recipe) -> str:
     """What comes before an answer: its role, and without thinking Qwen3's empty think block."""
     hi: list[Message] = [{"role": "user", "content": "Hi"}]
     return _prompt(tokenizer, recipe, hi).removeprefix(_prompt(tokenizer, recipe, hi, opened=False))
 
 
-def prompt(messages: Iterable[Message], family: Family | None, opening: str) -> str:
-    """A prompt as Ollama makes it of `template`; tests run Go's own engine on that."""
-    before, between, after = family.turn if family and family.turn else ("", "", "")
-    return "".join(before + one["role"] + between + one["content"] + after for one in messages) + opening
-
-
-def _prompts_differ(tokenizer: Any, recipe: Recipe, family: Family | None) -> int:
-    opening, bos = _opening(tokenizer, recipe), tokenizer.bos_token or ""  # which llama.cpp puts in front
+def _prompts_differ(tokenizer: Any, recipe: Recipe) -> int:
+    family, opening = _family(recipe), _opening(tokenizer, recipe)
+    bos = tokenizer.bos_token or ""  # which llama.cpp puts in front
     return sum(
         prompt(messages, family, opening) != _prompt(tokenizer, recipe, messages).removeprefix(bos)
         for messages in fixtures(tokenizer)

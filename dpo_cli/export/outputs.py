@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
@@ -52,8 +52,7 @@ def fixtures(tokenizer: Any) -> list[list[Message]]:
     return taken
 
 
-@dataclass(frozen=True)
-class Probes:
+class Probes(NamedTuple):
     """Token ids of held-out prompts with chosen answers, and of prompts alone, with these prompts' text."""
 
     rows: list[list[int]]
@@ -61,10 +60,24 @@ class Probes:
     texts: list[str]
 
 
+class Outputs(NamedTuple):
+    """`logps`: per row [up to LAST, vocabulary], on the CPU; `answers`: to the prompts, in their order."""
+
+    logps: list[torch.Tensor]
+    answers: list[Answer]
+
+
+class Expected(NamedTuple):
+    """What every export is compared with: log-probabilities of the 16-bit base, outputs of the adapter on it."""
+
+    probes: Probes
+    base: list[torch.Tensor]
+    tuned: Outputs
+
+
 @dataclass(frozen=True)
 class Placement:
-    """Where all models of an export are computed: in float32 where the memory is there, to compare the weights and
-    not the arithmetic of a dtype."""
+    """Where an export's models are computed: in float32 if it fits, to compare weights and not a dtype's rounding."""
 
     device: str
     dtype: torch.dtype
@@ -73,16 +86,8 @@ class Placement:
         return f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """`logps`: per row [up to LAST, vocabulary], on the CPU; `answers`: to the prompts, in their order."""
-
-    logps: list[torch.Tensor]
-    answers: list[Answer]
-
-
 def probes(recipe: Recipe, run: Run, tokenizer: Any) -> Probes:
-    """From the held-out pairs, or the training pairs where none was held out; all languages take turns.
+    """Take probes from the held-out pairs, or the training pairs where none was held out; all languages take turns.
 
     Prompts are those with the shortest chosen answers, for they are the likeliest to be answered in MAX_NEW_TOKENS.
     """
@@ -106,15 +111,14 @@ def _in_turn(answers: Iterable[Answered]) -> list[Answered]:
 
 
 def placement(tensors: dict[str, Stored]) -> Placement:
-    """The GPU before the CPU, float32 before 16 bits, by the memory that is free now.
+    """Choose the GPU before the CPU, float32 before 16 bits, by the memory that is free now.
 
     `engine.memory_limit` is about training: this holds one model at a time and no optimizer.
     """
     parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
     stored: torch.dtype = getattr(torch, base16.dtype_16bit(tensors))
-    free = {"cpu": machine.free_memory()}
-    if torch.cuda.is_available():
-        free = {"cuda": torch.cuda.mem_get_info()[0], **free}
+    free = {"cuda": torch.cuda.mem_get_info()[0]} if torch.cuda.is_available() else {}
+    free["cpu"] = machine.free_memory()
     for device, there in free.items():
         for dtype in (torch.float32, stored):
             if parameters * dtype.itemsize + HEADROOM <= there:
@@ -123,7 +127,7 @@ def placement(tensors: dict[str, Stored]) -> Placement:
 
 
 def load(folder: Path | str, where: Placement, *, revision: str | None = None, adapter: Path | None = None) -> Any:
-    """A model to be asked, with an adapter on it where one is named; the caller drops it before the next."""
+    """Load a model, with an adapter on it where one is named; the caller drops it before the next."""
     gc.collect()  # PEFT's models hold circles: the last one would stay beside this one
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -134,17 +138,14 @@ def load(folder: Path | str, where: Placement, *, revision: str | None = None, a
 
 def collect(model: Any, asked: Probes, tokenizer: Any) -> Outputs:
     """Return a model's log-probabilities and greedy answers to the probes."""
-
-    def answer(prompts: Sequence[list[int]]) -> list[Answer]:
-        return generate(model, tokenizer, prompts, Sampling(MAX_NEW_TOKENS))
-
-    batches = in_batches(asked.prompts, len(asked.prompts), answer, _too_large)
-    return Outputs(token_logps(model, asked.rows, LAST), [one for batch in batches for one in batch])
-
-
-def _too_large(prompt: list[int]) -> DpoError:
-    return DpoError(
-        f"the memory does not hold one answer to a prompt of {len(prompt)} tokens",
-        where="export",
-        hint="end what else uses it, or export where there is more",
+    batches = in_batches(
+        asked.prompts,
+        len(asked.prompts),
+        lambda prompts: generate(model, tokenizer, prompts, Sampling(MAX_NEW_TOKENS)),
+        lambda prompt: DpoError(
+            f"the memory does not hold one answer to a prompt of {len(prompt)} tokens",
+            where="export",
+            hint="end what else uses it, or export where there is more",
+        ),
     )
+    return Outputs(token_logps(model, asked.rows, LAST), [one for batch in batches for one in batch])

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from operator import ne
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -18,9 +19,11 @@ from safetensors import SafetensorError, safe_open
 
 from dpo_cli import chat
 from dpo_cli.export import merge, outputs
-from dpo_cli.export.base import INDEX, TOKENIZER_FILES, WHOLE, read_json, stored
-from dpo_cli.export.outputs import Outputs
+from dpo_cli.export.base import INDEX, TOKENIZER_FILES, Stored, dtype_16bit, first_line, read_json, stored
+from dpo_cli.export.outputs import Expected, Outputs
 from dpo_cli.language import mostly_han
+
+Logps = Sequence[torch.Tensor]  # of rows, each [positions, vocabulary]
 
 
 class Check(TypedDict):
@@ -40,31 +43,11 @@ def equal(name: str, value: Any, wanted: Any) -> Check:
     return {"name": name, "value": value, "limit": wanted, "ok": value == wanted}
 
 
-def at_most(name: str, value: float, limit: float) -> Check:
-    return {"name": name, "value": _finite(value), "limit": limit, "ok": value <= limit}
-
-
-def at_least(name: str, value: float, limit: float) -> Check:
-    return {"name": name, "value": _finite(value), "limit": limit, "ok": value >= limit}
-
-
-def between(name: str, value: float, least: float, most: float) -> Check:
-    return {"name": name, "value": _finite(value), "limit": [least, most], "ok": least <= value <= most}
-
-
-def failed(name: str, why: str, wanted: str) -> Check:
-    """What could not even be looked at."""
-    return {"name": name, "value": why, "limit": wanted, "ok": False}
-
-
-def reported(name: str, value: float | str) -> Check:
-    """A figure that has no limit."""
-    return {"name": name, "value": _finite(value) if isinstance(value, float) else value, "limit": None, "ok": True}
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None
+def within(name: str, value: float, least: float | None = None, most: float | None = None) -> Check:
+    """Check a figure against limits; without any it is reported only."""
+    limit = [least, most] if least is not None and most is not None else most if least is None else least
+    ok = (least is None or value >= least) and (most is None or value <= most)
+    return {"name": name, "value": value if math.isfinite(value) else None, "limit": limit, "ok": ok}  # JSON: no NaN
 
 
 class Limits(NamedTuple):
@@ -103,47 +86,38 @@ GREEDY = 16  # tokens of each greedy answer that are compared
 
 
 def check_structure(folder: Path, base: Path) -> list[Check]:
-    """The files of a merged model: whole shards and nothing foreign, the base's tensors in 16 bits, the base's config.
+    """Check the files of a merged model: whole shards and no others, the base's tensors in 16 bits, the base's config.
 
-    The config by itself, for what a model says on short texts tells little of its norms' epsilon or its longest text.
+    The config too, for short answers tell little of its norms' epsilon or its longest text.
     """
     try:
         config, tensors = read_json(folder / "config.json"), stored(folder)
     except (OSError, ValueError) as error:
-        return [equal("merged.shards", [str(error).splitlines()[0].replace(f"{folder}/", "")], [])]
-    base_config, wanted = read_json(base / "config.json"), stored(base)
-    named = {tensor.file.name for tensor in tensors.values()} | (
-        {INDEX} if len(tensors) and _indexed(folder) else set()
-    )
-    there = {path.name for path in folder.iterdir()} - {"config.json", "README.md", *TOKENIZER_FILES}
-    shapes, wanted_shapes = ({name: one.shape for name, one in all_.items()} for all_ in (tensors, wanted))
-    dtype = config.get("dtype", config.get("torch_dtype"))
-    found = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
-    dtypes = {found[one.dtype] for one in tensors.values() if one.dtype in found} | {dtype}
-    odd = {name for name, one in tensors.items() if one.dtype not in found and one.dtype != wanted.get(name, one).dtype}
-    tied, base_tied = config.get("tie_word_embeddings"), base_config.get("tie_word_embeddings")
-    other = {key for key in config.keys() | base_config.keys() if config.get(key) != base_config.get(key)}
+        return [equal("merged.shards", [first_line(error).replace(f"{folder}/", "")], [])]
+    original, before = read_json(base / "config.json"), stored(base)
+    original.pop("_name_or_path", None)
+    dtype = dtype_16bit(before)
+
+    def described(tensors: Mapping[str, Stored], dtypes: Mapping[str, str]) -> set[tuple[Any, ...]]:
+        return {(name, one.shape, dtypes.get(one.dtype, one.dtype)) for name, one in tensors.items()}
+
+    stored_as = {"float16": "F16", "bfloat16": "BF16"}[dtype]
+    wanted = described(before, dict.fromkeys(("BF16", "F16", "F32", "F64"), stored_as))
+    there = {path.name for path in folder.iterdir()} - {"config.json", INDEX, "README.md", *TOKENIZER_FILES}
+    differ = {key for key in config.keys() | original.keys() if config.get(key) != original.get(key)}
     return [
-        equal("merged.shards", sorted(there ^ named), []),
-        equal("merged.tensors", sorted({name for name, _ in shapes.items() ^ wanted_shapes.items()} | odd)[:5], []),
-        {
-            "name": "merged.dtype",
-            "value": "+".join(sorted(map(str, dtypes))),
-            "limit": "16-bit",
-            "ok": len(dtypes) == 1 and dtype in ("bfloat16", "float16"),
-        },
-        equal("merged.tied", tied, base_tied),
-        equal("merged.quantised", "quantization_config" in config, False),
-        equal("merged.config_differs", sorted(other - {"dtype", "torch_dtype", "_name_or_path"}), []),
-        equal("merged.names_a_path", "_name_or_path" in config, False),
+        equal("merged.shards", sorted(there ^ {tensor.file.name for tensor in tensors.values()}), []),
+        equal("merged.tensors", sorted({name for name, *_ in described(tensors, {}) ^ wanted})[:5], []),
+        equal("merged.dtype", config.get("dtype", config.get("torch_dtype")), dtype),
+        equal("merged.config_differs", sorted(differ - {"dtype", "torch_dtype"}), []),
     ]
 
 
 def check_weights(folder: Path, base: Path, adapter: Path) -> list[Check]:
-    """Every tensor of a merged model, to the bit: the base's with the adapter's change, rounded to what is stored.
+    """Check every tensor of a merged model, to the bit: the base's with the adapter's change, rounded to 16 bits.
 
-    Two tensors exchanged, or bits that a disk lost, may change what a model says by less than any limit on that. It is
-    the writer's own sum; that the sum is right, one in float64 shows.
+    Two tensors exchanged, or bits that a disk lost, may change outputs by less than any limit on those. It is the
+    writer's own sum; that the sum is right, one in float64 shows.
     """
     tensors, before = stored(folder), stored(base)
     change = merge.read_adapter(adapter, base, before)
@@ -159,16 +133,12 @@ def check_weights(folder: Path, base: Path, adapter: Path) -> list[Check]:
             weights += there.numel()
     return [
         equal("merged.weights", wrong[:5], []),
-        at_most("merged.rounded_otherwise", rounded / max(weights, 1), ROUNDED),
+        within("merged.rounded_otherwise", rounded / max(weights, 1), most=ROUNDED),
     ]
 
 
-def _indexed(folder: Path) -> bool:
-    return (folder / INDEX).is_file() or not (folder / WHOLE).is_file()
-
-
 def check_adapter_files(folder: Path, trained: Path, base_name: str, revision: str | None = None) -> list[Check]:
-    """The trained adapter's tensors, byte for byte, and its settings; no second adapter; its base the 16-bit one.
+    """Check that the trained adapter's weights and settings are there, no second adapter, and its base the 16-bit one.
 
     Args:
         trained: `train/adapter`.
@@ -180,69 +150,61 @@ def check_adapter_files(folder: Path, trained: Path, base_name: str, revision: s
         config, own = (read_json(one / "adapter_config.json") for one in (folder, trained))
         same = (folder / merge.WEIGHTS).read_bytes() == (trained / merge.WEIGHTS).read_bytes()
     except (OSError, ValueError, SafetensorError) as error:
-        return [equal("adapter.readable", str(error).splitlines()[0], True)]
+        return [equal("adapter.readable", first_line(error), True)]
     known = {"adapter_config.json", merge.WEIGHTS, "README.md", *TOKENIZER_FILES}
     foreign += [path.name for path in folder.iterdir() if path.name not in known]
-    other = {key for key in config.keys() | own.keys() if config.get(key) != own.get(key)}
+    own |= {"base_model_name_or_path": base_name, "revision": revision}
+    differ = {key for key in config.keys() | own.keys() if config.get(key) != own.get(key)}
     return [
-        equal("adapter.foreign_tensors", len(foreign), 0),
-        equal("adapter.base", config.get("base_model_name_or_path"), base_name),
-        equal("adapter.revision", config.get("revision"), revision),
+        equal("adapter.foreign", foreign[:5], []),
         equal("adapter.weights_equal", same, True),
-        equal("adapter.config_differs", sorted(other - {"base_model_name_or_path", "revision"}), []),
+        equal("adapter.config_differs", sorted(differ), []),
     ]
 
 
 def check_tokenizer_files(name: str, folder: Path, expected: Mapping[str, bytes]) -> list[Check]:
-    """The base's tokenizer files, all of them and no other, byte for byte, and training's template.
-
-    Args:
-        expected: `merge.tokenizer_files`.
-    """
-    other = [
-        file
-        for file in dict.fromkeys([*TOKENIZER_FILES, *expected])
-        if ((folder / file).read_bytes() if (folder / file).is_file() else None) != expected.get(file)
-    ]
-    return [equal(f"{name}.tokenizer_files", other, [])]
+    """Check that the files of `merge.tokenizer_files` are there, all of them and no other, byte for byte."""
+    there = {file: (folder / file).read_bytes() for file in TOKENIZER_FILES if (folder / file).is_file()}
+    return [equal(f"{name}.tokenizer_files", sorted({file for file, _ in there.items() ^ expected.items()}), [])]
 
 
 def check_template(name: str, exported: Any, trained: Any) -> list[Check]:
-    """The exported tokenizer has training's chat template, vocabulary and end, and makes the same tokens of chats.
+    """Check that the exported tokenizer has training's chat template, vocabulary and end, and makes the same tokens.
 
     The vocabulary whole, for the fixtures use little of it; but for a token for padding that training added.
     """
+
+    def tokens(tokenizer: Any) -> list[Any]:
+        return [
+            chat.chat_tokens(tokenizer, messages, add_generation_prompt=True, enable_thinking=thinking)
+            for messages in outputs.fixtures(trained)
+            for thinking in (False, True)
+        ]
+
+    def merges(tokenizer: Any) -> Any:
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        state = json.loads(fast.to_str()) if fast else {}
+        return [state.get("normalizer"), state.get("pre_tokenizer"), state.get("model", {}).get("merges")]
+
     digests = [hashlib.sha256(str(one.chat_template).encode()).hexdigest() for one in (exported, trained)]
-    differ = 0
-    for messages in outputs.fixtures(trained):
-        for thinking in (False, True):
-            one, other = (
-                tokenizer.apply_chat_template(
-                    messages, tokenize=True, add_generation_prompt=True, enable_thinking=thinking, return_dict=False
-                )
-                for tokenizer in (exported, trained)
-            )
-            differ += one != other
-    here, wanted = exported.get_vocab(), trained.get_vocab()
-    other = {token for token, _ in here.items() ^ wanted.items()}
-    other -= {trained.pad_token} - here.keys()
+    here = exported.get_vocab()
+    other = {token for token, _ in here.items() ^ trained.get_vocab().items()} - ({trained.pad_token} - here.keys())
     return [
         equal(f"{name}.template", *digests),
-        equal(f"{name}.template_tokens_differ", differ, 0),
+        equal(f"{name}.template_tokens_differ", sum(map(ne, tokens(exported), tokens(trained))), 0),
         equal(f"{name}.vocabulary_differs", sorted(other)[:5], []),
-        equal(f"{name}.merges_equal", _merges(exported) == _merges(trained), True),
+        equal(f"{name}.merges_equal", merges(exported) == merges(trained), True),
         equal(f"{name}.end_token", exported.eos_token, trained.eos_token),
     ]
 
 
 def check_ends(name: str, files: Mapping[str, bytes], base: Path, trained: Any) -> list[Check]:
-    """Generation ends at special tokens, the end of training's answers among them.
+    """Check that generation ends at special tokens, the end of training's answers among them.
 
     Args:
         files: `merge.tokenizer_files`; without a `generation_config.json` the base's config is what names the ends.
     """
-    own = json.loads(files.get("generation_config.json", b"{}"))
-    named = own.get("eos_token_id", read_json(base / "config.json").get("eos_token_id"))
+    named = merge.named_ends(files, base)
     ids = {*(named if isinstance(named, list) else [named])} - {None}
     special = {one for one, token in trained.added_tokens_decoder.items() if token.special} | {*trained.all_special_ids}
     end = chat.turn_end(trained) or trained.eos_token_id
@@ -252,28 +214,20 @@ def check_ends(name: str, files: Mapping[str, bytes], base: Path, trained: Any) 
     ]
 
 
-def _merges(tokenizer: Any) -> Any:
-    """How text is cut and joined into tokens, of a tokenizer.json; None of a tokenizer that is none."""
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    state = json.loads(fast.to_str()) if fast else {}
-    return [state.get("normalizer"), state.get("pre_tokenizer"), state.get("model", {}).get("merges")]
-
-
 # ---------------------------------------------------------------------------------------------------------- behaviour
 
 
-def mean_kl(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+def mean_kl(one: Logps, other: Logps) -> float:
     """Mean over positions of KL(one ‖ other) = Σ p log(p/q), in nats."""
-    terms = [(p.exp() * (p - q)).sum(-1) for p, q in zip(one, other, strict=True)]
-    return float(torch.cat(terms).mean())
+    return float(torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in zip(one, other, strict=True)]).mean())
 
 
-def top1_agreement(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+def top1_agreement(one: Logps, other: Logps) -> float:
     """Share of positions whose likeliest token is the same."""
     return float(torch.cat([(p.argmax(-1) == q.argmax(-1)).float() for p, q in zip(one, other, strict=True)]).mean())
 
 
-def carried(one: Sequence[torch.Tensor], tuned: Sequence[torch.Tensor], base: Sequence[torch.Tensor]) -> float:
+def carried(one: Logps, tuned: Logps, base: Logps) -> float:
     """The share of the adapter's change that a model has: 1 for the tuned one, 0 for the base, at any noise.
 
     Least squares of (one - base) on (tuned - base) over log-probabilities, weighted by the tuned model's
@@ -288,80 +242,73 @@ def carried(one: Sequence[torch.Tensor], tuned: Sequence[torch.Tensor], base: Se
     return above / below if below else 1.0
 
 
-def check_parity(
-    name: str,
-    exported: Sequence[torch.Tensor],
-    tuned: Sequence[torch.Tensor],
-    base: Sequence[torch.Tensor],
-    limits: Limits = LIMITS["bfloat16"],
-) -> list[Check]:
-    """The export says what adapter-on-base says, and differs from the base as much as that does.
+def check_gap(name: str, one: Logps, other: Logps, kl: float | None = None, top1: float | None = None) -> list[Check]:
+    """Check how far two models are apart; reported only where there are no limits."""
+    sizes = one[0].shape[-1], other[0].shape[-1]
+    if sizes[0] != sizes[1]:
+        return [equal(f"{name}.vocabulary", *sizes)]
+    return [
+        within(f"{name}.mean_kl", mean_kl(one, other), most=kl),
+        within(f"{name}.top1_agreement", top1_agreement(one, other), least=top1),
+    ]
+
+
+def check_parity(name: str, exported: Logps, expected: Expected, limits: Limits = LIMITS["bfloat16"]) -> list[Check]:
+    """Check that the reloaded export is near adapter-on-base, and differs from the base as much as that does.
 
     Args:
-        exported, tuned, base: `token_logps` of the reloaded export, of the adapter on the 16-bit base, of the base.
+        exported: `token_logps` of it at the rows of `expected`.
     """
-    kl, top1 = mean_kl(tuned, exported), top1_agreement(tuned, exported)
-    checks = [at_most(f"{name}.mean_kl", kl, limits.kl), at_least(f"{name}.top1_agreement", top1, limits.top1)]
+    tuned, base = expected.tuned.logps, expected.base
+    checks = check_gap(name, tuned, exported, limits.kl, limits.top1)
     if limits.logps is not None:
         apart = max(float((p - q).abs().max()) for p, q in zip(tuned, exported, strict=True))
-        checks.append(at_most(f"{name}.max_logp_difference", apart, limits.logps))
-    effect, own, share = mean_kl(exported, base), mean_kl(tuned, base), carried(exported, tuned, base)
+        checks.append(within(f"{name}.max_logp_difference", apart, most=limits.logps))
+    own = mean_kl(tuned, base)
     faint = own < FAINT
     # Rounding adds an effect of its own, which an adapter may well drown in: that much more is let through.
-    checks.append(between(f"{name}.effect", effect, -FAINT if faint else EFFECT[0] * own, EFFECT[1] * own + limits.kl))
-    if faint:
-        return [*checks, reported(f"{name}.carried", share)]
-    return [*checks, between(f"{name}.carried", share, *CARRIED)]
+    least, most = -FAINT if faint else EFFECT[0] * own, EFFECT[1] * own + limits.kl
+    return [
+        *checks,
+        within(f"{name}.effect", mean_kl(exported, base), least, most),
+        within(f"{name}.carried", carried(exported, tuned, base), *([] if faint else CARRIED)),
+    ]
 
 
-def check_answers(name: str, exported: Outputs, tuned: Outputs, texts: Sequence[str], limits: Limits) -> list[Check]:
-    """The export's own greedy answers: the same tokens at first, then as good ones as adapter-on-base gives.
+def check_answers(name: str, exported: Outputs, expected: Expected, limits: Limits) -> list[Check]:
+    """Check an export's own greedy answers: the same tokens at first, then as good as those of adapter-on-base.
 
     How many of the answers are not empty, come to an end and are in the prompt's language is compared with
     adapter-on-base, for a model may well ramble: none may be emptier, and rounding may change one otherwise.
-
-    Args:
-        texts: the prompts that both answered.
     """
     shares = []
-    for one, other in zip(exported.answers, tuned.answers, strict=True):
+    for one, other in zip(exported.answers, expected.tuned.answers, strict=True):
         length = min(GREEDY, max(len(one.ids), len(other.ids)))
         same = next((at for at in range(length) if one.ids[at : at + 1] != other.ids[at : at + 1]), length)
         shares.append(same / length if length else 1.0)
-    checks = [at_least(f"{name}.greedy_tokens", sum(shares) / len(shares), limits.greedy)]
 
-    counts = [
-        {
+    def counts(said: Outputs) -> dict[str, int]:
+        in_language = (
+            mostly_han(answer.text) == mostly_han(text)
+            for answer, text in zip(said.answers, expected.probes.texts, strict=True)
+        )
+        return {
             "answers_not_empty": sum(bool(answer.text.strip()) for answer in said.answers),
             "answers_ended": sum(answer.finished for answer in said.answers),
-            "answers_in_language": sum(
-                mostly_han(answer.text) == mostly_han(text) for answer, text in zip(said.answers, texts, strict=True)
-            ),
+            "answers_in_language": sum(in_language),
         }
-        for said in (exported, tuned)
+
+    wanted = {key: max(count - (key != "answers_not_empty"), 0) for key, count in counts(expected.tuned).items()}
+    return [
+        within(f"{name}.greedy_tokens", sum(shares) / len(shares), least=limits.greedy),
+        *(within(f"{name}.{key}", count, least=wanted[key]) for key, count in counts(exported).items()),
     ]
-    for key, count in counts[0].items():
-        wanted = counts[1][key] - (key != "answers_not_empty")
-        checks.append(at_least(f"{name}.{key}", count, max(wanted, 0)))
-    return checks
-
-
-def check_gap(
-    name: str, trained: Sequence[torch.Tensor], tuned: Sequence[torch.Tensor], limits: Limits | None
-) -> list[Check]:
-    """How far the model that was trained is from adapter-on-base: reported, or with limits where both are 16-bit."""
-    sizes = trained[0].shape[-1], tuned[0].shape[-1]
-    if sizes[0] != sizes[1]:
-        return [equal(f"{name}.vocabulary", *sizes)]
-    kl, top1 = mean_kl(trained, tuned), top1_agreement(trained, tuned)
-    if limits:
-        return [at_most(f"{name}.mean_kl", kl, limits.kl), at_least(f"{name}.top1_agreement", top1, limits.top1)]
-    return [reported(f"{name}.mean_kl", kl), reported(f"{name}.top1_agreement", top1)]
 
 
 def check_vectors(name: str, model: Any, base: Path) -> list[Check]:
-    """What 4 bits leave whole, norms above all, is the 16-bit base's: of the rest nothing tells rounding from another
-    training of the same shapes, such as Qwen3's own base and chat models.
+    """Check that what 4 bits leave whole, norms above all, is the 16-bit base's.
+
+    Of the rest nothing tells rounding from another training of the same shapes, such as Qwen3's base and chat models.
 
     Args:
         model: the 4-bit model, by the names of the base's tensors.

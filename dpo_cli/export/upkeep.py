@@ -27,10 +27,7 @@ def format_of(check: Any) -> str:
 
 def evaluated(recipe: Recipe, run: Run) -> str | None:
     """What tells one evaluation of this very adapter from another, for the cards show its figures; None without."""
-    if not run.fresh("eval", recipe):
-        return None
-    digest: str = run.record("eval")["outputs"]["eval/metrics.json"]
-    return digest
+    return str(run.record("eval")["outputs"]["eval/metrics.json"]) if run.fresh("eval", recipe) else None
 
 
 @contextmanager
@@ -40,23 +37,20 @@ def _changing(recipe: Recipe, run: Run, record: dict[str, Any], names: Iterable[
     others = {name: digest for name, digest in record["outputs"].items() if name not in names}
     run.write_record("export", recipe, run.record("export") | {"outputs": others})
     yield
-    there = {name: run.folder / name for name in names if (run.folder / name).is_file()}
-    record["outputs"] = others | {name: sha256(path) for name, path in there.items()}
+    there = {name: sha256(run.folder / name) for name in names if (run.folder / name).is_file()}
+    record["outputs"] = others | there
     run.write_record("export", recipe, record)
 
 
 def prune(recipe: Recipe, run: Run) -> list[str]:
     """Remove the formats of a complete export that `export.formats` does not name; returns their names."""
     record, report = run.record("export"), "export/verify.json"
-    if record.get("status") != "complete":
-        return []
-    gone = [kind for kind in FOLDERS if kind not in recipe.export.formats and (run["export"] / kind).is_dir()]
-    if not gone and report in record["outputs"]:
-        return []
     others = [kind for kind in FOLDERS if kind not in recipe.export.formats]
+    gone = [kind for kind in others if (run["export"] / kind).is_dir()]
+    if record.get("status") != "complete" or (not gone and report in record["outputs"]):
+        return []
     removed = tuple(f"export/{kind}/" for kind in others)
-    changed = [name for name in record["outputs"] if name.startswith(removed)] + [report]
-    with _changing(recipe, run, record, changed):
+    with _changing(recipe, run, record, [*(name for name in record["outputs"] if name.startswith(removed)), report]):
         for kind in gone:
             shutil.rmtree(run["export"] / kind)
         write_json(run.folder / report, [one for one in checks_of(run) if format_of(one) not in others])
@@ -73,8 +67,8 @@ def renew_cards(recipe: Recipe, run: Run) -> bool:
         return False
     from dpo_cli.export.card import write_card  # seconds of imports, for nothing else here
 
-    kinds = [kind for kind in FOLDERS if (run["export"] / kind).is_dir()]
     record |= {"evaluated": figures, "hub": None}
+    kinds = [kind for kind in FOLDERS if (run["export"] / kind).is_dir()]
     with _changing(recipe, run, record, [f"export/{kind}/README.md" for kind in kinds]):
         for kind in kinds:
             write_card(recipe, run, run["export"] / kind, kind, checks_of(run))
@@ -99,6 +93,6 @@ def push(recipe: Recipe, run: Run, *, quiet: bool = False) -> str | None:
         return None
     from dpo_cli.export import hub  # its client, which an export that pushes nothing does not wait for
 
-    record["hub"] = hub.push(recipe, run["export"], recipe.export.formats, quiet)
+    record["hub"] = hub.push(recipe, run["export"], quiet)
     run.write_record("export", recipe, record)
     return str(record["hub"])

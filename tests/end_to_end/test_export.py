@@ -87,7 +87,7 @@ def test_adapter_and_merged_are_each_verified_in_every_way(smoke: Any) -> None:
 
 
 def test_no_published_file_names_a_folder_of_this_machine(smoke: Any) -> None:
-    sent = [hub._content(path) for path in hub._layout(smoke.folder / "export", ["adapter", "merged"]).values()]
+    sent = [*hub.contents(smoke.folder / "export", ["adapter", "merged"]).values()]
     sent += [smoke.folder / "eval" / name for name in ("report.md", "report.html")]
     contents = [one if isinstance(one, bytes) else one.read_bytes() for one in sent]
     assert len(contents) > 8

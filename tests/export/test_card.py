@@ -12,8 +12,11 @@ from dpo_cli import recipe
 from dpo_cli.disk import write_json
 from dpo_cli.export import card
 from dpo_cli.export.parity import Check
+from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
+from huggingface_hub import ModelCard
 
+Project = tuple[Recipe, Run]
 RECIPE = """\
 model:
   id: Qwen/Qwen3-1.7B
@@ -77,7 +80,7 @@ FUNNEL = """\
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> tuple[recipe.Recipe, Run]:
+def project(tmp_path: Path) -> Project:
     """A recipe of hub ids and a local file, and a run of it with what the card reads."""
     path = tmp_path / "demo.yaml"
     path.write_text(RECIPE, encoding="utf-8")
@@ -101,11 +104,13 @@ def project(tmp_path: Path) -> tuple[recipe.Recipe, Run]:
         (draft.folder / "report.md").write_text(FUNNEL, encoding="utf-8")
         (draft.folder / "train.jsonl").write_text("")
     train(loaded, run, "one")
-    evaluate(loaded, run)
+    with run.stage("eval", loaded) as draft:
+        write_json(draft.folder / "metrics.json", {})
+        (draft.folder / "report.md").write_text(REPORT, encoding="utf-8")
     return loaded, run
 
 
-def train(loaded: recipe.Recipe, run: Run, weights: str) -> None:
+def train(loaded: Recipe, run: Run, weights: str) -> None:
     with run.stage("train", loaded) as draft:
         (draft.folder / "adapter").mkdir()
         (draft.folder / "adapter" / "adapter_model.safetensors").write_text(weights)
@@ -115,13 +120,7 @@ def train(loaded: recipe.Recipe, run: Run, weights: str) -> None:
         draft.record.update(device="cuda", backend="unsloth", revisions={"Qwen/Qwen3-1.7B": "70d244cc86ccca08cf5af4"})
 
 
-def evaluate(loaded: recipe.Recipe, run: Run) -> None:
-    with run.stage("eval", loaded) as draft:
-        write_json(draft.folder / "metrics.json", {})
-        (draft.folder / "report.md").write_text(REPORT, encoding="utf-8")
-
-
-def written(loaded: recipe.Recipe, run: Run, kind: str = "merged") -> str:
+def written(loaded: Recipe, run: Run, kind: str = "merged") -> str:
     folder = run.folder / "made" / kind
     folder.mkdir(parents=True, exist_ok=True)
     if kind in ("gguf", "ollama"):
@@ -130,8 +129,8 @@ def written(loaded: recipe.Recipe, run: Run, kind: str = "merged") -> str:
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
-def with_export(loaded: recipe.Recipe, **export: Any) -> recipe.Recipe:
-    return loaded.model_copy(update={"export": loaded.export.model_copy(update=export)})
+def changed(loaded: Recipe, part: str, **values: Any) -> Recipe:
+    return loaded.model_copy(update={part: getattr(loaded, part).model_copy(update=values)})
 
 
 @pytest.mark.parametrize(
@@ -143,11 +142,9 @@ def with_export(loaded: recipe.Recipe, **export: Any) -> recipe.Recipe:
         ("ollama", "gguf", "finetune"),
     ],
 )
-def test_the_metadata_are_what_the_hub_reads(
-    project: tuple[recipe.Recipe, Run], kind: str, library: str, relation: str
+def test_the_metadata_are_what_the_hub_reads_and_nothing_of_this_machine_gets_out(
+    project: Project, tmp_path: Path, kind: str, library: str, relation: str
 ) -> None:
-    from huggingface_hub import ModelCard
-
     text = written(*project, kind)
     found = ModelCard(text).data.to_dict()
     tags = found.pop("tags")
@@ -161,18 +158,18 @@ def test_the_metadata_are_what_the_hub_reads(
     }
     assert tags[0] == "dpo" and ("lora" in tags) == (kind == "adapter")
     assert "\n\n\n" not in text
+    home, user = str(Path.home()) + os.sep, f"/{getpass.getuser()}/"
+    for private in (str(tmp_path), tmp_path.name, home, user, "10.0.0.7", "ALICES_KEY", "private/"):
+        assert private not in text
+    assert "my|pairs.jsonl" in text
 
 
-def test_a_local_base_is_named_by_its_last_part_and_gives_its_licence(
-    project: tuple[recipe.Recipe, Run], tmp_path: Path
-) -> None:
-    from huggingface_hub import ModelCard
-
+def test_a_local_base_is_named_by_its_last_part_and_gives_its_licence(project: Project, tmp_path: Path) -> None:
     loaded, run = project
     base = tmp_path / "my-base"
     base.mkdir()
     (base / "README.md").write_text("---\nlicense: apache-2.0\nlicense_link: https://x.org/l\n---\n# base\n")
-    loaded = loaded.model_copy(update={"model": loaded.model.model_copy(update={"merge_base": str(base)})})
+    loaded = changed(loaded, "model", merge_base=str(base))
     text = written(loaded, run, "adapter")
     found = ModelCard(text).data.to_dict()
     assert (found["license"], found["license_link"]) == ("apache-2.0", "https://x.org/l")
@@ -180,24 +177,7 @@ def test_a_local_base_is_named_by_its_last_part_and_gives_its_licence(
     assert 'from_pretrained("my-base"' in text
 
 
-@pytest.mark.parametrize("kind", ["adapter", "merged", "gguf", "ollama"])
-def test_nothing_of_this_machine_gets_out(project: tuple[recipe.Recipe, Run], tmp_path: Path, kind: str) -> None:
-    text = written(*project, kind)
-    for private in (
-        str(tmp_path),
-        tmp_path.name,
-        str(Path.home()) + os.sep,
-        "hunter2",
-        "10.0.0.7",
-        "ALICES_KEY",
-        "admin",
-        f"/{getpass.getuser()}/",
-    ):
-        assert private not in text
-    assert "private/" not in text and "my|pairs.jsonl" in text
-
-
-def test_figures_are_those_of_the_reports(project: tuple[recipe.Recipe, Run]) -> None:
+def test_figures_are_those_of_the_reports_of_this_very_adapter(project: Project) -> None:
     text = written(*project)
     verdict = (
         "## Evaluation\n\nIt learned the preference.\n\n- Warning: only 7 held-out pairs in zh\n\n### Held-out pairs\n"
@@ -206,18 +186,12 @@ def test_figures_are_those_of_the_reports(project: tuple[recipe.Recipe, Run]) ->
     assert "### Judge\n\njudge-32b, by the file judge.txt\n" in text
     assert "text of an answer" not in text and "## Answers" not in text
     assert "### Funnel\n\n| prompts | HelpSteer2 | my\\|pairs | all |" in text and "somebody's prompt" not in text
-
-
-def test_figures_of_an_earlier_adapter_are_not_shown(project: tuple[recipe.Recipe, Run]) -> None:
-    loaded, run = project
-    train(loaded, run, "another")
-    text = written(loaded, run)
+    train(*project, "another")
+    text = written(*project)
     assert "## Evaluation\n\nNot evaluated.\n" in text and "98.4%" not in text
-    evaluate(loaded, run)
-    assert "98.4%" in written(loaded, run)
 
 
-def test_training_data_and_checks_are_told(project: tuple[recipe.Recipe, Run]) -> None:
+def test_training_data_and_checks_are_told(project: Project) -> None:
     text = written(*project)
     for row in (
         "| base | Qwen/Qwen3-1.7B, 4-bit NF4, revision 70d244cc86ccca08cf5af4 |",
@@ -237,7 +211,7 @@ def test_training_data_and_checks_are_told(project: tuple[recipe.Recipe, Run]) -
     assert "adapter.foreign_tensors" not in text
 
 
-def test_it_says_whether_the_adapter_is_merged_in(project: tuple[recipe.Recipe, Run], tmp_path: Path) -> None:
+def test_it_says_whether_the_adapter_is_merged_in(project: Project, tmp_path: Path) -> None:
     merged = "merged in? Yes. On held-out answers the mean KL divergence from the untouched base is 0.01649 nats"
     assert merged in written(*project)
     carried = "merged in? Yes. The share of the adapter's change that is there on held-out answers is 0.987 "
@@ -248,7 +222,7 @@ def test_it_says_whether_the_adapter_is_merged_in(project: tuple[recipe.Recipe, 
     assert "merged in? **The check says no.**" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_recipe_in_the_card_makes_the_same_run(project: tuple[recipe.Recipe, Run], tmp_path: Path) -> None:
+def test_the_recipe_in_the_card_makes_the_same_run(project: Project, tmp_path: Path) -> None:
     loaded, run = project
     text = written(loaded, run).split("```yaml\n")[1].split("```")[0]
     again = tmp_path / "private" / "again.yaml"  # beside the file that it names
@@ -260,30 +234,28 @@ def test_the_recipe_in_the_card_makes_the_same_run(project: tuple[recipe.Recipe,
     assert recipe.load(again).model_dump() == wanted
 
 
-def test_commands_name_what_is_there(project: tuple[recipe.Recipe, Run]) -> None:
+def test_commands_name_what_is_there(project: Project) -> None:
     loaded, run = project
     assert "vllm serve Qwen/Qwen3-1.7B --enable-lora --max-lora-rank 32 \\" in written(loaded, run, "adapter"), (
         "vLLM takes no 24"
     )
     assert "llama-server -m 'demo q8_0.gguf' --jinja" in written(loaded, run, "gguf")
     assert "ollama create demo -f Modelfile" in written(loaded, run, "ollama")
-    pinned = loaded.model_copy(update={"model": loaded.model.model_copy(update={"revision": "v1"})})
-    adapter = written(pinned, run, "adapter")
+    adapter = written(changed(loaded, "model", revision="v1"), run, "adapter")
     assert 'from_pretrained("Qwen/Qwen3-1.7B", revision="v1", dtype' in adapter and "--revision v1 " in adapter
     merged = written(loaded, run)
     assert "transformers serve . --reasoning off" in merged and '{"enable_thinking": false}' in merged
-    thinking = loaded.model_copy(update={"model": loaded.model.model_copy(update={"thinking": True})})
-    merged = written(thinking, run)
+    merged = written(changed(loaded, "model", thinking=True), run)
     assert "--reasoning on" in merged and '{"enable_thinking": true}' in merged and "enable_thinking=True" in merged
 
 
-def test_on_the_hub_the_card_says_where_the_other_formats_are(project: tuple[recipe.Recipe, Run]) -> None:
+def test_on_the_hub_the_card_says_where_the_other_formats_are(project: Project) -> None:
     loaded, run = project
-    pushed = with_export(loaded, formats=["adapter", "merged", "gguf", "hub"], hub="me/model")
+    pushed = changed(loaded, "export", formats=["adapter", "merged", "gguf", "hub"], hub="me/model")
     merged, adapter = written(pushed, run), written(pushed, run, "adapter")
     assert 'from_pretrained("me/model"' in merged
     assert "also holds the adapter alone, in `adapter/`; a q8_0 GGUF for llama.cpp." in merged
     assert "`hf download me/model --local-dir demo` makes (`cd adapter` in it)" in adapter
-    alone = written(with_export(loaded, formats=["adapter", "hub"], hub="me/model"), run, "adapter")
+    alone = written(changed(loaded, "export", formats=["adapter", "hub"], hub="me/model"), run, "adapter")
     assert 'PeftModel.from_pretrained(base, "me/model")' in alone and "also holds" not in alone
     assert "me/model" not in written(loaded, run).split("<details>")[0]

@@ -1,122 +1,33 @@
-"""GGUF files of real, tiny Qwen3 models: what is written is read back whole, and what is wrong is noticed."""
+"""GGUF files of real, tiny models: what is written is read back whole, and what is wrong is noticed."""
 
 from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import sys
 import tracemalloc
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
-from dpo_cli import recipe, smoke
+from dpo_cli import recipe
 from dpo_cli.errors import DpoError
 from dpo_cli.export import gguf, gguf_parity, outputs
 from dpo_cli.export.export import export as export_stage
-from dpo_cli.export.parity import Check
-from dpo_cli.inference import token_logps
 from dpo_cli.recipe import GgufType
 from dpo_cli.run import Run
-from safetensors.torch import load_file, save_file
 from tests import families
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from tests.export.made import SMOKE, Exported, asked, checks, copy, edit, expected, failed
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-LAST = 24
 K_QUANTS = [kind for kind in get_args(GgufType) if kind not in gguf.DIRECT]
-SENTENCES = (
-    "Name two uses of baking soda.",
-    "用三句话介绍如何给多肉浇水，谢谢！",
-    "Mixed 中文 and emoji 🙂, 12345\n\n\ttoo",
-)
 
 
-@dataclass(frozen=True)
-class Exported:
-    """A merged bfloat16 model, and what the models it comes from say in float32."""
-
-    merged: Path
-    rows: list[list[int]]
-    tuned: list[torch.Tensor]
-    base: list[torch.Tensor]
-    untouched: Path  # the base, stored like the merged model
-
-    def checks(self, path: Path, kind: GgufType) -> list[Check]:
-        return gguf_parity.check_gguf(path, kind, self.merged, self.rows, self.tuned, self.base, LAST)
-
-    def failed(self, path: Path, kind: GgufType) -> list[str]:
-        return [check["name"] for check in self.checks(path, kind) if not check["ok"]]
-
-
-def export(base: PreTrainedModel, tiny: Path, folder: Path, shard: str) -> Exported:
-    """Base -> base with a change of low rank in every matrix -> 16 bits."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
-    rows = [tokenizer(text * 3)["input_ids"] for text in SENTENCES]
-    plain = token_logps(base, rows, LAST)
-    untouched, merged = folder / "untouched", folder / "merged"
-    store(base, tiny, untouched, shard)
-    base = base.float()
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in base.named_parameters():
-            if "proj" in name:
-                left, right = (torch.randn(size, 2, generator=draw) for size in weight.shape)
-                weight.add_(left @ right.T, alpha=0.02)
-    tuned = token_logps(base, rows, LAST)
-    store(base, tiny, merged, shard)
-    return Exported(merged, rows, tuned, plain, untouched)
-
-
-def store(model: PreTrainedModel, tiny: Path, folder: Path, shard: str) -> None:
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard)  # type: ignore[arg-type]
-    model.float().load_state_dict(state)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copyfile(tiny / name, folder / name)
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Path:
-    return smoke.resolve("builtin:tiny-qwen3")
-
-
-@pytest.fixture(scope="module")
-def tied(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """The built-in model: tied embeddings, heads of 16, one shard."""
-    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
-    return export(base, tiny, tmp_path_factory.mktemp("tied"), "5GB")
-
-
-@pytest.fixture(scope="module")
-def untied(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """An output matrix of its own, heads of 128 as in every real Qwen3, rows that K-quants' blocks of 256 fill."""
-    config = Qwen3Config(
-        vocab_size=2100,  # more rows than the tokenizer has tokens
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=128,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        eos_token_id=2039,
-        pad_token_id=2040,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        base = Qwen3ForCausalLM(config).float().eval()
-    return export(base, tiny, tmp_path_factory.mktemp("untied"), "1MB")
-
-
-@pytest.fixture(params=[pytest.param("tied", marks=pytest.mark.slow), "untied"])  # the smoke run exports a tied one
-def exported(request: pytest.FixtureRequest) -> Exported:
-    return request.getfixturevalue(request.param)
+def loaded(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @pytest.fixture
@@ -126,225 +37,121 @@ def no_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
 
 
-def other_tokenizer(exported: Exported, folder: Path, **changes: Any) -> Path:
-    """A copy of the merged model with something else in its tokenizer.json."""
-    copy = shutil.copytree(exported.merged, folder / "changed")
-    state = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
-    (copy / "tokenizer.json").write_text(json.dumps({**state, **changes}), encoding="utf-8")
-    return copy
-
-
 # ---------------------------------------------------------------------------------------------------- what is written
 
 
 @pytest.mark.parametrize("kind", gguf.DIRECT)
-def test_every_type_passes_its_checks(exported: Exported, kind: GgufType, tmp_path: Path) -> None:
+def test_every_type_passes_its_checks_and_the_base_does_not(exported: Exported, kind: GgufType, tmp_path: Path) -> None:
     path = tmp_path / f"mine-{kind}.gguf"
     gguf.write_gguf(exported.merged, kind, path)
-    assert exported.failed(path, kind) == []
-    assert gguf_parity.metadata(path)["general.name"] == "mine"
+    assert checks(exported, path, kind) == {}
+    fields = gguf_parity.metadata(path)
+    assert (fields["general.name"], fields["general.architecture"], fields["tokenizer.ggml.pre"]) == (
+        "mine", "qwen3", "qwen2",
+    )  # fmt: skip
+    gguf.write_gguf(exported.base, kind, path)
+    assert "gguf.carried" in checks(exported, path, kind)
 
 
 @pytest.mark.parametrize("kind", ["f32", "bf16"])
-def test_types_that_hold_bfloat16_hold_every_bit(untied: Exported, kind: GgufType, tmp_path: Path) -> None:
+def test_types_that_hold_bfloat16_hold_every_bit(untied: Exported, kind: GgufType, path: Path) -> None:
     assert len(list(untied.merged.glob("*.safetensors"))) > 2
-    path = tmp_path / "mine.gguf"
     gguf.write_gguf(untied.merged, kind, path)
-    merged = AutoModelForCausalLM.from_pretrained(untied.merged, dtype=torch.float32).state_dict()
-    read = gguf_parity._reload(
-        path, gguf_parity.metadata(path), untied.merged, outputs.Placement("cpu", torch.float32)
-    ).state_dict()
+    merged = loaded(untied.merged).state_dict()
+    read = gguf_parity._reload(path, gguf_parity.metadata(path), untied.merged).state_dict()
     assert merged.keys() == read.keys()
     assert all(torch.equal(merged[name], read[name]) for name in merged)
 
 
-def test_prompts_become_the_same_tokens_from_the_file_alone(tied: Exported, tmp_path: Path) -> None:
-    path = tmp_path / "mine.gguf"
-    gguf.write_gguf(tied.merged, "q8_0", path)
-    ours = AutoTokenizer.from_pretrained(tied.merged)
-    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+def test_prompts_become_the_same_tokens_from_the_file_alone(made: Exported, path: Path) -> None:
+    gguf.write_gguf(made.merged, "q8_0", path)
+    ours, theirs = made.tokenizer, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     assert theirs.chat_template == ours.chat_template
-    chats: Any = outputs.FIXTURES
-    for messages in chats:
+    for messages in outputs.FIXTURES:
         text: Any = ours.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert theirs(text)["input_ids"] == ours(text)["input_ids"]
-
-
-def test_metadata_that_servers_go_by(tied: Exported, tmp_path: Path) -> None:
-    path = tmp_path / "mine.gguf"
-    gguf.write_gguf(tied.merged, "q8_0", path)
-    fields, tokenizer = gguf_parity.metadata(path), AutoTokenizer.from_pretrained(tied.merged)
-    assert fields["general.architecture"] == "qwen3"
-    assert fields["tokenizer.ggml.pre"] == "qwen2"
-    assert fields["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
-    assert fields["tokenizer.ggml.padding_token_id"] == tokenizer.pad_token_id
+    fields = gguf_parity.metadata(path)
+    assert fields["tokenizer.ggml.padding_token_id"] == ours.pad_token_id
     assert fields["tokenizer.ggml.add_bos_token"] is False
     kinds = dict(zip(fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"], strict=True))
     assert (kinds["<|im_end|>"], kinds["<think>"], kinds["a"]) == (3, 4, 1)  # control, user-defined, normal
 
 
-def test_the_trained_template_wins_over_the_one_in_the_bases_tokenizer_config(tied: Exported, tmp_path: Path) -> None:
-    copy = shutil.copytree(tied.merged, tmp_path / "copy")
-    settings = json.loads((copy / "tokenizer_config.json").read_text())
-    (copy / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ messages }}"}))
-    gguf.write_gguf(copy, "f16", tmp_path / "mine.gguf")
-    fields = gguf_parity.metadata(tmp_path / "mine.gguf")
-    assert fields["tokenizer.chat_template"] == (copy / "chat_template.jinja").read_text()
+def test_the_trained_template_wins_over_the_one_in_the_bases_tokenizer_config(spoilt: Path, path: Path) -> None:
+    edit(spoilt / "tokenizer_config.json", chat_template="{{ messages }}")
+    gguf.write_gguf(spoilt, "f16", path)
+    assert gguf_parity.metadata(path)["tokenizer.chat_template"] == (spoilt / "chat_template.jinja").read_text()
 
 
 def test_a_config_as_transformers_4_wrote_it(untied: Exported, tmp_path: Path) -> None:
-    copy = shutil.copytree(untied.merged, tmp_path / "copy")
-    config = json.loads((copy / "config.json").read_text())
+    old = copy(untied.merged, tmp_path / "copy")
+    config = json.loads((old / "config.json").read_text())
     config |= {"rope_theta": config.pop("rope_parameters")["rope_theta"], "rope_scaling": None}
     config["torch_dtype"] = config.pop("dtype")
-    (copy / "config.json").write_text(json.dumps(config))
-    for folder in (untied.merged, copy):
-        gguf.write_gguf(folder, "q8_0", tmp_path / f"{folder.name}.gguf")
-    ours, theirs = (gguf_parity.metadata(tmp_path / f"{name}.gguf") for name in ("merged", "copy"))
-    assert ours | {"general.name": "copy"} == theirs
+    (old / "config.json").write_text(json.dumps(config))
+    assert gguf.metadata(old, "q8_0", "mine") == gguf.metadata(untied.merged, "q8_0", "mine")
 
 
-def test_memory_stays_near_one_tensor(untied: Exported, tmp_path: Path) -> None:
-    gguf.write_gguf(untied.merged, "f32", tmp_path / "warm.gguf")  # imports and vocabulary are not what is measured
+def test_memory_stays_near_one_tensor(untied: Exported, path: Path) -> None:
+    gguf.write_gguf(untied.merged, "f32", path)  # imports and vocabulary are not what is measured
     tracemalloc.start()
     try:
-        gguf.write_gguf(untied.merged, "f32", tmp_path / "mine.gguf")
+        gguf.write_gguf(untied.merged, "f32", path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    biggest, whole = 2100 * 256 * 4, (tmp_path / "mine.gguf").stat().st_size
-    assert peak < 1.2 * biggest + 2e6 < 0.6 * whole
+    assert peak < 1.2 * (2100 * 256 * 4) + 2e6 < 0.6 * path.stat().st_size
 
 
-def test_a_full_disk_is_an_error_that_says_so(tied: Exported, tmp_path: Path) -> None:
-    (tmp_path / "mine.gguf").symlink_to("/dev/full")
+def test_a_full_disk_is_an_error_that_says_so(made: Exported, path: Path) -> None:
+    path.symlink_to("/dev/full")
     with pytest.raises(OSError) as raised:
-        gguf.write_gguf(tied.merged, "f16", tmp_path / "mine.gguf")
+        gguf.write_gguf(made.merged, "f16", path)
     assert raised.value.errno == errno.ENOSPC
-
-
-# ---------------------------------------------------------------------------------------------------- what is noticed
-
-
-@pytest.mark.parametrize("kind", ["f16", "q8_0"])
-def test_an_untouched_base_passed_off_as_the_tuned_model(exported: Exported, kind: GgufType, tmp_path: Path) -> None:
-    path = tmp_path / "mine.gguf"
-    gguf.write_gguf(exported.untouched, kind, path)
-    assert "gguf.carried" in exported.failed(path, kind)
-
-
-def test_a_truncated_file(tied: Exported, tmp_path: Path) -> None:
-    path = tmp_path / "mine.gguf"
-    gguf.write_gguf(tied.merged, "q8_0", path)
-    size = path.stat().st_size
-    for kept in (size - 1000, size // 2, 100, 0):
-        os.truncate(path, kept)
-        assert tied.failed(path, "q8_0") == ["gguf.readable"]
-
-
-def test_two_layers_exchanged(exported: Exported, tmp_path: Path) -> None:
-    from gguf import GGUFReader
-
-    path = tmp_path / "mine.gguf"
-    gguf.write_gguf(exported.merged, "f16", path)
-    tensors = {tensor.name: tensor.data for tensor in GGUFReader(path, "r+").tensors}
-    one, other = tensors["blk.0.ffn_down.weight"], tensors["blk.1.ffn_down.weight"]
-    kept = one.copy()
-    one[:], other[:] = other, kept
-    assert {"gguf.mean_kl", "gguf.weight_error"} <= set(exported.failed(path, "f16"))
-
-
-def test_a_tensor_that_the_reader_makes_up(untied: Exported, tmp_path: Path) -> None:
-    """transformers takes ones for a norm that is not there, which is what an untrained one has."""
-    copy = shutil.copytree(untied.merged, tmp_path / "copy")
-    for shard in copy.glob("*.safetensors"):
-        kept = {name: tensor for name, tensor in load_file(shard).items() if "layers.1.self_attn.q_norm" not in name}
-        save_file(kept, shard, metadata={"format": "pt"})
-    gguf.write_gguf(copy, "q8_0", tmp_path / "mine.gguf")
-    checks = untied.checks(tmp_path / "mine.gguf", "q8_0")
-    assert [check["value"] for check in checks if not check["ok"]] == [["blk.1.attn_q_norm.weight"]] * 2
-
-
-def test_coarser_weights_than_were_asked_for(untied: Exported, tmp_path: Path) -> None:
-    gguf.write_gguf(untied.merged, "q8_0", tmp_path / "mine.gguf")
-    wrong = untied.failed(tmp_path / "mine.gguf", "f16")
-    assert {"gguf.metadata_differs", "gguf.weights", "gguf.weight_error"} <= set(wrong)
-
-
-def test_metadata_of_another_model(tied: Exported, tmp_path: Path) -> None:
-    copy = shutil.copytree(tied.merged, tmp_path / "copy")
-    config = json.loads((copy / "config.json").read_text())
-    config["rope_parameters"]["rope_theta"] *= 2
-    (copy / "config.json").write_text(json.dumps(config))
-    (copy / "chat_template.jinja").write_text("{{ messages }}")
-    gguf.write_gguf(copy, "f16", tmp_path / "mine.gguf")
-    checks = {check["name"]: check for check in tied.checks(tmp_path / "mine.gguf", "f16")}
-    assert checks["gguf.metadata_differs"]["value"] == ["qwen3.rope.freq_base", "tokenizer.chat_template"]
-
-
-def test_a_vocabulary_with_two_tokens_exchanged(tied: Exported, tmp_path: Path) -> None:
-    model = json.loads((tied.merged / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    vocabulary = model["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    gguf.write_gguf(other_tokenizer(tied, tmp_path, model=model), "f16", tmp_path / "mine.gguf")
-    checks = {check["name"]: check for check in tied.checks(tmp_path / "mine.gguf", "f16")}
-    assert checks["gguf.tokens_differ"]["value"] == 2
 
 
 # ---------------------------------------------------------------------------------------------------- what is refused
 
 
+def tokenizer_with(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "tokenizer.json", **changes)
+
+
+def config_with(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "config.json", **changes)
+
+
+SPLIT = {"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}|\s+"}, "behavior": "Isolated", "invert": False}
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"model_type": "llama"}, "model_type: llama"),
-        ({"attention_bias": True}, "attention_bias"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}}, "rope_type: yarn"),
+        (config_with(model_type="llama"), "model_type: llama"),
+        (config_with(attention_bias=True), "attention_bias"),
+        (config_with(rope_parameters={"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}), "rope_type: yarn"),
+        (tokenizer_with(normalizer={"type": "Lowercase"}), "splits words in a way of its own"),
+        (tokenizer_with(pre_tokenizer={"type": "Whitespace"}), "splits words in a way of its own"),
+        (tokenizer_with(pre_tokenizer=SPLIT), "splits words in a way of its own"),
     ],
 )
-def test_another_architecture_is_left_to_llama_cpp(
-    tied: Exported, tmp_path: Path, change: dict[str, Any], word: str
-) -> None:
-    copy = shutil.copytree(tied.merged, tmp_path / "copy")
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, **change}))
+def test_what_is_no_plain_qwen3_is_left_to_llama_cpp(spoilt: Path, path: Path, change: Any, word: str) -> None:
+    change(spoilt)
     with pytest.raises(DpoError, match="plain Qwen3") as raised:
-        gguf.write_gguf(copy, "q8_0", tmp_path / "mine.gguf")
+        gguf.write_gguf(spoilt, "q8_0", path)
     assert word in str(raised.value) and "convert_hf_to_gguf.py" in str(raised.value)
-    assert not (tmp_path / "mine.gguf").exists()
+    assert not path.exists()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"normalizer": {"type": "Lowercase"}},
-        {"pre_tokenizer": {"type": "Whitespace"}},
-        {
-            "pre_tokenizer": {
-                "type": "Split", "pattern": {"Regex": r"\p{N}{1,3}|\s+"}, "behavior": "Isolated", "invert": False,
-            }
-        },
-    ],
-)  # fmt: skip
-def test_a_tokenizer_that_llama_cpp_would_take_for_another(
-    tied: Exported, tmp_path: Path, change: dict[str, Any]
-) -> None:
-    copy = other_tokenizer(tied, tmp_path, **change)
-    with pytest.raises(DpoError, match="splits words in a way of its own"):
-        gguf.write_gguf(copy, "q8_0", tmp_path / "mine.gguf")
-
-
-def test_gpt2s_word_splitting_has_a_name_too(tied: Exported, tmp_path: Path) -> None:
-    copy = other_tokenizer(tied, tmp_path, pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False})
-    gguf.write_gguf(copy, "f16", tmp_path / "mine.gguf")
-    assert gguf_parity.metadata(tmp_path / "mine.gguf")["tokenizer.ggml.pre"] == "gpt-2"
+def test_gpt2s_word_splitting_has_a_name_too(spoilt: Path) -> None:
+    edit(spoilt / "tokenizer.json", pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False})
+    assert gguf.metadata(spoilt, "f16", "mine")["tokenizer.ggml.pre"] == "gpt-2"
 
 
 def test_without_the_gguf_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = recipe.load(Path(__file__).parents[2] / "recipes" / "smoke.yaml", ["export.formats=[gguf]"])
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(DpoError, match=r"pip install -e '.*\[gguf\]'"):
-        export_stage(loaded, Run(tmp_path))
+        export_stage(recipe.load(SMOKE, ["export.formats=[gguf]"]), Run(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -352,46 +159,45 @@ def test_without_the_gguf_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("no_llama_cpp")
-def test_a_k_quant_without_llama_cpp_gives_the_command(tied: Exported, tmp_path: Path) -> None:
-    with pytest.raises(DpoError, match="llama-quantize") as raised:
-        gguf.require(tied.merged, "q4_k_m")
-    assert "llama-quantize NAME-bf16.gguf NAME-q4_k_m.gguf Q4_K_M" in str(raised.value)
-    with pytest.raises(DpoError, match="llama-quantize"):
-        gguf.write_gguf(tied.merged, "q4_k_m", tmp_path / "mine-q4_k_m.gguf")
-    assert not list(tmp_path.iterdir())
+def test_a_k_quant_without_llama_cpp_gives_the_command(made: Exported, path: Path) -> None:
+    for ask in (gguf.require, lambda folder, kind: gguf.write_gguf(folder, kind, path)):
+        with pytest.raises(DpoError, match=r"llama-quantize NAME-bf16\.gguf NAME-q4_k_m\.gguf Q4_K_M"):
+            ask(made.merged, "q4_k_m")
+    assert not list(path.parent.iterdir())
 
 
-def program(folder: Path, script: str) -> None:
+def program(folder: Path, script: str) -> str:
     """A llama-quantize that does what the script says."""
     folder.mkdir(parents=True)
     (folder / "llama-quantize").write_text(f"#!/bin/sh\n{script}\n")
     (folder / "llama-quantize").chmod(0o755)
+    return str(folder)
 
 
 @pytest.mark.usefixtures("no_llama_cpp")
 def test_llama_quantize_in_llama_cpp_dir_gets_all_the_bits(
-    tied: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    untied: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program(tmp_path / "llama.cpp" / "build" / "bin", '/bin/cp "$1" "$2"; echo "$3" >"$2.kind"')
     monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path / "llama.cpp"))
     (tmp_path / "out").mkdir()
-    gguf.write_gguf(tied.merged, "q4_k_m", tmp_path / "out" / "mine-q4_k_m.gguf")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"mine-q4_k_m.gguf", "mine-q4_k_m.gguf.kind"}
-    assert (tmp_path / "out" / "mine-q4_k_m.gguf.kind").read_text() == "Q4_K_M\n"
-    # What the program was given: bfloat16, as merged.
-    fields = gguf_parity.metadata(tmp_path / "out" / "mine-q4_k_m.gguf")
+    path = tmp_path / "out" / "mine-q4_k_m.gguf"
+    gguf.write_gguf(untied.merged, "q4_k_m", path)
+    assert {one.name for one in path.parent.iterdir()} == {path.name, f"{path.name}.kind"}
+    assert path.with_name(f"{path.name}.kind").read_text() == "Q4_K_M\n"
+    fields = gguf_parity.metadata(path)  # what the program was given: bfloat16, as merged
     assert (fields["general.file_type"], fields["general.name"]) == (32, "mine")
 
 
 @pytest.mark.usefixtures("no_llama_cpp")
 def test_a_failing_llama_quantize_has_the_last_word(
-    tied: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program(tmp_path / "bin", "echo loading; echo 'failed: no such type' >&2; exit 1")
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    script = "echo loading; echo 'failed: no such type' >&2; exit 1"
+    monkeypatch.setenv("PATH", program(tmp_path / "bin", script))
     (tmp_path / "out").mkdir()
     with pytest.raises(DpoError, match="failed: no such type"):
-        gguf.write_gguf(tied.merged, "q4_k_m", tmp_path / "out" / "mine-q4_k_m.gguf")
+        gguf.write_gguf(made.merged, "q4_k_m", tmp_path / "out" / "mine-q4_k_m.gguf")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -408,24 +214,22 @@ sys.exit(llama_cpp.llama_model_quantize(source.encode(), target.encode(), option
 def test_k_quants(untied: Exported, kind: GgufType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not shutil.which("llama-quantize"):
         pytest.importorskip("llama_cpp")
-        program(tmp_path / "bin", f"{sys.executable} -c '{QUANTISE}' \"$@\"")
-        monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path / "bin"))
+        monkeypatch.setenv("LLAMA_CPP_DIR", program(tmp_path / "bin", f"{sys.executable} -c '{QUANTISE}' \"$@\""))
     path = tmp_path / f"mine-{kind}.gguf"
     gguf.write_gguf(untied.merged, kind, path)
     # The likeliest tokens of a model that never was trained are near-ties, which any rounding decides.
-    assert [name for name in untied.failed(path, kind) if not name.endswith("top1_agreement")] == []
+    assert [name for name in checks(untied, path, kind) if not name.endswith("top1_agreement")] == []
     assert gguf_parity.metadata(path)["general.name"] == "mine"
-    gguf.write_gguf(untied.untouched, kind, path)
-    assert {"gguf.carried", "gguf.llama_cpp.carried"} <= set(untied.failed(path, kind))
+    gguf.write_gguf(untied.base, kind, path)
+    assert {"gguf.carried", "gguf.llama_cpp.carried"} <= checks(untied, path, kind).keys()
 
 
 def test_every_kind_has_limits_and_coarser_ones_have_wider() -> None:
     assert set(gguf_parity.LIMITS) == set(get_args(GgufType))
     order: list[GgufType] = ["bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
     kls, top1s, shares, weights, scales = zip(*(gguf_parity.LIMITS[kind] for kind in order), strict=True)
-    assert list(kls) == sorted(kls) and list(weights) == sorted(weights)
-    assert list(scales) == sorted(scales)
-    assert list(top1s) == sorted(top1s, reverse=True) and list(shares) == sorted(shares, reverse=True)
+    for wider in (kls, weights, scales, [-top1 for top1 in top1s], [-share for share in shares]):
+        assert list(wider) == sorted(wider)
 
 
 # ---------------------------------------------------------------------------------------------------- other models
@@ -473,41 +277,33 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A tiny Llama, whose adapter is the difference to one of another seed."""
     folder = tmp_path_factory.mktemp("llama")
     merged, base = families.build("llama", folder / "merged"), families.build("llama", folder / "base", seed=1)
-    tokenizer = AutoTokenizer.from_pretrained(merged)
-    rows = [tokenizer(text * 3)["input_ids"] for text in SENTENCES]
-    tuned, plain = (
-        token_logps(AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32), rows, LAST)
-        for one in (merged, base)
-    )
-    return Exported(merged, rows, tuned, plain, base)
+    return Exported(base, merged, expected(asked(AutoTokenizer.from_pretrained(merged)), loaded(base), loaded(merged)))
 
 
 @pytest.mark.usefixtures("no_llama_cpp")
-def test_another_model_needs_llama_cpps_converter(llama: Exported, tmp_path: Path) -> None:
+def test_another_model_needs_llama_cpps_converter(llama: Exported, path: Path) -> None:
     with pytest.raises(DpoError, match="model_type: llama") as raised:
-        gguf.require(llama.merged, "f16")
+        gguf.write_gguf(llama.merged, "f16", path, str(path.parent))
     assert "export.llama_cpp" in str(raised.value) and "convert_hf_to_gguf.py" in str(raised.value)
-    with pytest.raises(DpoError, match="model_type: llama"):
-        gguf.write_gguf(llama.merged, "f16", tmp_path / "mine.gguf", str(tmp_path))
 
 
 @pytest.mark.parametrize("folder", ["llama.cpp", "WRONG"])
-def test_what_the_converter_wrote_is_read_back_and_compared(llama: Exported, tmp_path: Path, folder: str) -> None:
+def test_what_the_converter_wrote_is_read_back_and_compared(
+    llama: Exported, tmp_path: Path, path: Path, folder: str
+) -> None:
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "convert_hf_to_gguf.py").write_text(CONVERTER)
-    path = tmp_path / "mine.gguf"
     gguf.write_gguf(llama.merged, "f16", path, str(tmp_path / folder))
-    failed = llama.failed(path, "f16")
-    assert failed == [] if folder == "llama.cpp" else "gguf.weight_error" in failed
+    found = checks(llama, path, "f16")
+    assert found == {} if folder == "llama.cpp" else "gguf.weight_error" in found
 
 
 # ------------------------------------------------------------------------------------------------------- the runtime
 
 
-def test_the_runtime_tokenises_and_computes_alike(exported: Exported, tmp_path: Path) -> None:
+def test_the_runtime_tokenises_and_computes_alike(exported: Exported, path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    path = tmp_path / "mine.gguf"
     gguf.write_gguf(exported.merged, "f16", path)
-    checks = {check["name"]: check for check in exported.checks(path, "f16")}
-    assert checks["gguf.llama_cpp.tokens_differ"]["ok"]
-    assert checks["gguf.llama_cpp.mean_kl"]["value"] < 1e-3
+    found = gguf_parity.check_gguf(path, "f16", exported.merged, exported.expected)
+    values = {check["name"]: check["value"] for check in found}
+    assert failed(found) == [] and values["gguf.llama_cpp.mean_kl"] < 1e-3

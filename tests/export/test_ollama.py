@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpo_cli import recipe, smoke
+from dpo_cli import recipe
 from dpo_cli.export import ollama
 from dpo_cli.export.outputs import FIXTURES
 from dpo_cli.families import FAMILIES
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Message
+from tests.export.made import SMOKE, TINY, failed
 from transformers import AutoTokenizer
 
-SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 ROWS = {family.name: family for family in FAMILIES}
 TEMPLATES = ("qwen3", "qwen3_instruct_2507")  # the second knows no thinking, so no empty think block either
 
@@ -41,7 +41,7 @@ func main() {
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(smoke.resolve("builtin:tiny-qwen3"))
+    return AutoTokenizer.from_pretrained(TINY)
 
 
 @pytest.fixture
@@ -55,6 +55,12 @@ def loaded(*settings: str) -> Recipe:
     return recipe.load(SMOKE, list(settings))
 
 
+def write(tokenizer: Any, of: Recipe, folder: Path, weights: Path | None = None) -> str:
+    text = ollama.modelfile(weights or folder / "mine.gguf", tokenizer, of, folder)
+    (folder / ollama.NAME).write_text(text, encoding="utf-8")
+    return text
+
+
 def with_template(tokenizer: Any, name: str) -> None:
     spec = find_spec("trl")
     assert spec and spec.submodule_search_locations
@@ -62,19 +68,9 @@ def with_template(tokenizer: Any, name: str) -> None:
     tokenizer.chat_template = path.read_text(encoding="utf-8")
 
 
-def failed(folder: Path, tokenizer: Any, of: Recipe) -> list[str]:
+def wrong(folder: Path, tokenizer: Any, of: Recipe) -> list[str]:
     file = next(folder.parent.rglob("*.gguf"))
-    return [check["name"] for check in ollama.check_modelfile(file, tokenizer, of, folder) if not check["ok"]]
-
-
-def template_of(folder: Path) -> str:
-    return (folder / "Modelfile").read_text(encoding="utf-8").split('"""')[1]
-
-
-def edit(folder: Path, old: str, new: str) -> None:
-    text = (folder / "Modelfile").read_text(encoding="utf-8")
-    assert old in text
-    (folder / "Modelfile").write_text(text.replace(old, new), encoding="utf-8")
+    return failed(ollama.check_modelfile(file, tokenizer, of, folder))
 
 
 @pytest.mark.parametrize("thinking", ["false", "true"])
@@ -82,11 +78,10 @@ def edit(folder: Path, old: str, new: str) -> None:
 def test_prompts_are_the_chat_templates(tokenizer: Any, folder: Path, name: str, thinking: str) -> None:
     with_template(tokenizer, name)
     of = loaded(f"model.thinking={thinking}")
-    ollama.write_modelfile(folder / "mine.gguf", tokenizer, of, folder)
-    assert failed(folder, tokenizer, of) == []
-    empty = "<think>\n\n</think>\n\n"
-    assert template_of(folder).endswith(empty) is (name == "qwen3" and thinking == "false")
-    assert (".Thinking" in template_of(folder)) is (thinking == "true")
+    template = write(tokenizer, of, folder).split('"""')[1]
+    assert wrong(folder, tokenizer, of) == []
+    assert template.endswith("<think>\n\n</think>\n\n") is (name == "qwen3" and thinking == "false")
+    assert (".Thinking" in template) is (thinking == "true")
 
 
 def render(template: str, messages: list[Message]) -> str:
@@ -113,8 +108,7 @@ def test_the_template_says_what_is_compared_with_the_chat_template(tokenizer: An
 @pytest.mark.parametrize("thinking", ["false", "true"])
 def test_go_renders_as_our_renderer_does(tokenizer: Any, folder: Path, thinking: str) -> None:
     with_template(tokenizer, "qwen3")
-    ollama.write_modelfile(folder / "mine.gguf", tokenizer, loaded(f"model.thinking={thinking}"), folder)
-    template = template_of(folder)
+    template = write(tokenizer, loaded(f"model.thinking={thinking}"), folder).split('"""')[1]
     chats = [[{**message, "thinking": "unseen"} for message in messages] for messages in FIXTURES]
     (folder / "main.go").write_text(GO)
     command = ["go", "run", str(folder / "main.go"), template]
@@ -125,8 +119,7 @@ def test_go_renders_as_our_renderer_does(tokenizer: Any, folder: Path, thinking:
 def test_what_the_modelfile_says(tokenizer: Any, folder: Path) -> None:
     with_template(tokenizer, "qwen3")
     of = loaded("eval.temperature=0", "eval.top_k=7", "model.max_length=8000")
-    ollama.write_modelfile(folder / "mine.gguf", tokenizer, of, folder)
-    lines = (folder / "Modelfile").read_text(encoding="utf-8").splitlines()
+    lines = write(tokenizer, of, folder).splitlines()
     assert lines[0] == "FROM ./mine.gguf"
     assert {
         'PARAMETER stop "<|im_end|>"',
@@ -136,15 +129,8 @@ def test_what_the_modelfile_says(tokenizer: Any, folder: Path) -> None:
         "PARAMETER repeat_penalty 1",
         "PARAMETER num_ctx 8000",
     } <= set(lines)
-
-
-def test_weights_in_another_folder_are_found(tokenizer: Any, folder: Path) -> None:
-    (folder.parent / "gguf").mkdir()
-    shutil.move(folder / "mine.gguf", folder.parent / "gguf" / "my model.gguf")
-    of = loaded()
-    ollama.write_modelfile(folder.parent / "gguf" / "my model.gguf", tokenizer, of, folder)
-    assert failed(folder, tokenizer, of) == []
-    assert "FROM ./../gguf/my model.gguf" in (folder / "Modelfile").read_text(encoding="utf-8")
+    weights = folder.parent / "gguf" / "my model.gguf"
+    assert "FROM ./../gguf/my model.gguf\n" in write(tokenizer, of, folder, weights)
 
 
 @pytest.mark.parametrize(
@@ -152,31 +138,21 @@ def test_weights_in_another_folder_are_found(tokenizer: Any, folder: Path) -> No
     [
         ("<think>\n\n</think>\n\n", ""),
         ("<|im_end|>\n{{ end }}", "<|im_end|>{{ end }}"),
-        ("{{ .Content }}", "{{ .Prompt }}"),
-        ("{{ range .Messages }}", "{{ .System }}{{ range .Messages }}"),
         ('PARAMETER stop "<|im_end|>"\n', ""),
-        ('PARAMETER stop "<|im_end|>"', 'PARAMETER stop "<|im_end|>"\nPARAMETER stop "。"'),
-        ("PARAMETER temperature", "PARAMETER temperature 1.9\nPARAMETER temperature"),
-        ("PARAMETER top_k", "PARAMETER min_p"),
         ("PARAMETER repeat_penalty 1", "PARAMETER repeat_penalty 1.1"),
-        ("PARAMETER num_ctx 4096", "PARAMETER num_ctx 512"),
-        ("FROM ./mine.gguf", "FROM ./mine.gguf\nFROM qwen3"),
         ("FROM ./mine.gguf", "FROM ./mine.gguf\nADAPTER ./other.gguf"),
-        ("PARAMETER top_p", "SYSTEM Lie.\nPARAMETER top_p"),
         ("PARAMETER top_p", 'system """Lie."""\nPARAMETER top_p'),
-        ("PARAMETER top_p", "MESSAGE user 你好\nPARAMETER top_p"),
-        ("PARAMETER top_p", 'TEMPLATE """{{ .Prompt }}"""\nPARAMETER top_p'),
     ],
 )
 def test_a_modelfile_that_says_something_else(tokenizer: Any, folder: Path, old: str, new: str) -> None:
     with_template(tokenizer, "qwen3")
-    of = loaded()
-    ollama.write_modelfile(folder / "mine.gguf", tokenizer, of, folder)
-    edit(folder, old, new)
-    assert "ollama.modelfile_differs" in failed(folder, tokenizer, of)
+    text = write(tokenizer, loaded(), folder)
+    assert old in text
+    (folder / ollama.NAME).write_text(text.replace(old, new), encoding="utf-8")
+    assert "ollama.modelfile_differs" in wrong(folder, tokenizer, loaded())
 
 
 def test_a_chat_template_that_is_not_chatml(tokenizer: Any, folder: Path) -> None:
     tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
-    ollama.write_modelfile(folder / "mine.gguf", tokenizer, loaded(), folder)
-    assert failed(folder, tokenizer, loaded()) == ["ollama.prompts_differ"]
+    write(tokenizer, loaded(), folder)
+    assert wrong(folder, tokenizer, loaded()) == ["ollama.prompts_differ"]
