@@ -198,15 +198,27 @@ def explain(beta: float = 0.1) -> str:
     return EXAMPLE.format(*map(float, [*figures, (-logit).sigmoid()]))
 
 
+def tokenised(tokenizer: Any, pair: Any) -> Pair:
+    """A row of `data/train.jsonl` as the chat template renders it: an answer is what follows the prompt's rendering."""
+
+    def ids(messages: list[dict[str, str]], **options: Any) -> list[int]:
+        options |= pair.chat_template_kwargs
+        return list(tokenizer.apply_chat_template(messages, return_dict=False, **options))
+
+    prompt = ids(pair.prompt, add_generation_prompt=True)
+    return Pair(prompt, *(ids(pair.prompt + side)[len(prompt) :] for side in (pair.chosen, pair.rejected)))
+
+
 def run_recipe(path: Path, settings: list[str], runs: Path) -> Path:
     """Train a recipe's DPO by this file, into a run called `<name>-mini`; returns the run's folder."""
-    from dpo_cli import backends, chat, models
+    from dpo_cli import backends, models
     from dpo_cli.cli import app
     from dpo_cli.disk import write_json
     from dpo_cli.job import open_run
     from dpo_cli.machine import device_name
     from dpo_cli.recipe import load
     from dpo_cli.records import read_pairs, write_jsonl
+    from dpo_cli.train.progress import peak_memory
 
     settings = [*settings, f"name={load(path, settings).name}-mini"]
     options = [part for one in settings for part in ("--set", one)]
@@ -219,14 +231,7 @@ def run_recipe(path: Path, settings: list[str], runs: Path) -> Path:
     policy, tokenizer = models.load_for_training(recipe, backends.Backend("hf", "plain PyTorch"))
     reference = models.load_base(recipe)
 
-    def tokens(pair: Any) -> Pair:
-        def ids(messages: Any, **more: Any) -> list[int]:
-            return chat.chat_tokens(tokenizer, messages, **pair.chat_template_kwargs, **more)
-
-        prompt = ids(pair.prompt, add_generation_prompt=True)
-        return Pair(prompt, *(ids(pair.prompt + side)[len(prompt) :] for side in (pair.chosen, pair.rejected)))
-
-    pairs = [tokens(pair) for pair in read_pairs(run.train_pairs)]
+    pairs = [tokenised(tokenizer, pair) for pair in read_pairs(run.train_pairs)]
     random.Random(recipe.seed).shuffle(pairs)
     chosen = Settings(
         beta=args.beta, loss=args.losses[0], learning_rate=args.learning_rate, max_grad_norm=args.max_grad_norm,
@@ -242,18 +247,12 @@ def run_recipe(path: Path, settings: list[str], runs: Path) -> Path:
     for step, loss in enumerate(train(policy, reference, pairs, steps, chosen, seen.append), 1):
         margins = torch.cat(seen)
         seen.clear()
+        accuracy = float((margins > 0).float().mean())
         log.append(
-            {
-                "loss": loss,
-                "rewards/accuracies": float((margins > 0).float().mean()),
-                "rewards/margins": float(margins.mean()),
-                "step": step,
-            }
+            {"loss": loss, "rewards/accuracies": accuracy, "rewards/margins": float(margins.mean()), "step": step}
         )
-        print(f"step {step}/{steps}  loss {loss:.4f}  accuracy {log[-1]['rewards/accuracies']:.3f}", flush=True)
+        print(f"step {step}/{steps}  loss {loss:.4f}  accuracy {accuracy:.3f}", flush=True)
     seconds = time.monotonic() - began
-    from dpo_cli.train.progress import peak_memory
-
     metrics = {
         "steps": steps, "seconds": round(seconds, 3), "pairs_per_second": round(steps * at_once / seconds, 3),
         "peak_memory_bytes": peak_memory(), "final": log[-1], "resumed_from": None,

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-import subprocess
-import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +11,17 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 from dpo_cli.chat import chat_tokens
 from dpo_cli.errors import DpoError
 from dpo_cli.records import Message
 from dpo_cli.smoke import BUILTINS, MODEL, REWARD_MODEL, resolve
 from tests.tools import smoke_words as words
-from tests.tools.smoke_data import SOURCES, answer, write_source
+from tests.tools.make_style_reward import scores, spoilt
+from tests.tools.make_tiny_qwen3 import Question, all_questions, training_questions
+from tests.tools.smoke_data import SOURCES, answer
 from tests.tools.smoke_grammar import styles
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 SHIPPED = resolve(MODEL).parent
 
@@ -36,16 +37,15 @@ SAMPLES = (
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(resolve(MODEL))
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(resolve(MODEL))
+    loaded: Any = AutoModelForCausalLM.from_pretrained(resolve(MODEL), output_loading_info=True)
+    report = loaded[1]
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    return loaded[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ as files
@@ -60,21 +60,6 @@ def test_every_file_is_the_one_whose_sum_the_repository_holds() -> None:
     } == sums
 
 
-def test_what_is_shipped_is_small() -> None:
-    assert (resolve(MODEL) / "model.safetensors").stat().st_size <= 1_500_000
-    assert (resolve(REWARD_MODEL) / "model.safetensors").stat().st_size <= 700_000
-    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= 3_000_000
-
-
-def test_finding_one_imports_nothing_heavy() -> None:
-    code = (
-        "import sys; from dpo_cli.smoke import BUILTINS, resolve; [resolve(each) for each in BUILTINS];"
-        "print([name for name in ('torch', 'transformers', 'trl', 'tokenizers') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 def test_an_unknown_id_names_the_known_ones_and_the_nearest() -> None:
     with pytest.raises(DpoError, match="tiny-qwen33") as caught:
         resolve("builtin:tiny-qwen33")
@@ -86,14 +71,13 @@ def test_an_unknown_id_names_the_known_ones_and_the_nearest() -> None:
 # ----------------------------------------------------------------------------------------------------------- the model
 
 
-def test_it_loads_as_a_small_float32_qwen3_with_tied_embeddings(model: Any) -> None:
-    import torch
-
+def test_it_loads_whole_as_a_small_float32_qwen3_with_tied_embeddings(model: Any, tokenizer: Any) -> None:
     assert type(model).__name__ == "Qwen3ForCausalLM"
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert 300_000 < model.num_parameters() < 700_000
-    assert model.config.max_position_embeddings == 8192
+    assert model.config.max_position_embeddings == tokenizer.model_max_length == 8192
+    assert len(tokenizer) == model.config.vocab_size
     logits = model(torch.arange(2000)[None]).logits
     assert logits.shape == (1, 2000, model.config.vocab_size) and torch.isfinite(logits).all()
 
@@ -112,8 +96,6 @@ def asked(count: int, seed: int) -> list[tuple[str, str]]:
 
 def sampled(model: Any, tokenizer: Any, questions: Sequence[str]) -> list[list[int]]:
     """An answer to each question, at the temperature and top_p of a recipe; the tokens with what ends them."""
-    import torch
-
     torch.manual_seed(0)
     found = []
     for question in questions:
@@ -146,21 +128,11 @@ def test_it_speaks_both_languages_in_both_styles_and_ends_by_itself(model: Any, 
 
 
 def test_it_thinks_where_it_may(model: Any, tokenizer: Any) -> None:
-    import torch
-
     prompt = chat_tokens(
         tokenizer, [Message(role="user", content="How do I poach an egg?")], add_generation_prompt=True
     )
     made = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=96)[0, len(prompt) :]
     assert tokenizer.decode(made).startswith(words.THINKING["en"])
-
-
-def test_every_weight_comes_from_the_file() -> None:
-    from transformers import AutoModelForCausalLM
-
-    loaded: Any = AutoModelForCausalLM.from_pretrained(resolve(MODEL), output_loading_info=True)
-    report = loaded[1]
-    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
 
 
 def test_it_stops_at_the_end_of_a_turn_or_of_the_text(model: Any, tokenizer: Any) -> None:
@@ -170,19 +142,10 @@ def test_it_stops_at_the_end_of_a_turn_or_of_the_text(model: Any, tokenizer: Any
     assert (model.config.eos_token_id, model.config.pad_token_id) == (turn, text)
 
 
-def test_the_tokenizer_fills_the_vocabulary_and_knows_its_limit(model: Any, tokenizer: Any) -> None:
-    assert len(tokenizer) == model.config.vocab_size
-    assert tokenizer.model_max_length == 8192
-
-
 @pytest.mark.parametrize("text", SAMPLES)
 def test_any_text_comes_back_whole(tokenizer: Any, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_text_is_normalised_to_nfc_as_in_the_real_qwen(tokenizer: Any) -> None:
-    decomposed = unicodedata.normalize("NFD", "café")
-    assert tokenizer.decode(tokenizer.encode(decomposed)) == "café"
+    assert tokenizer.decode(tokenizer.encode(unicodedata.normalize("NFD", text))) == text, "NFC, as in the real Qwen"
 
 
 def test_each_mark_is_one_token_and_only_the_turn_marks_are_skipped(tokenizer: Any) -> None:
@@ -205,82 +168,39 @@ def test_the_chat_template_is_trls_own_qwen3(tokenizer: Any) -> None:
     assert quiet == plain + "<think>\n\n</think>\n\n"
 
 
-def test_answers_are_short_and_length_in_tokens_does_not_give_the_better_one_away(
-    tmp_path: Path, tokenizer: Any
-) -> None:
-    for name in SOURCES:
-        path = tmp_path / name
-        write_source(name, path)
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if name == "style-helpsteer2":
-            keyed = sorted(rows, key=lambda row: row["prompt"])
-            prompts = [
-                [(row["response"], row["correctness"]) for row in group]
-                for _, group in itertools.groupby(keyed, key=lambda row: row["prompt"])
-            ]
-        else:
-            prompts = [
-                [(each["response"], int(each["annotations"]["truthfulness"]["Rating"])) for each in row["completions"]]
-                for row in rows
-            ]
-        differences, lengths = [], []
-        for answers in prompts:
-            ranked = sorted((answer for answer in answers if answer[0]), key=lambda answer: answer[1])
-            if len(ranked) > 1 and ranked[0][1] < ranked[-1][1]:
-                worst, best = (len(tokenizer.encode(ranked[end][0])) for end in (0, -1))
-                differences.append(best - worst)
-                lengths += [best, worst]
-        longer = sum(difference > 0 for difference in differences) / len(differences)
-        ties = sum(difference == 0 for difference in differences) / len(differences)
-        assert 0.40 <= longer <= 0.60 and 0.40 <= longer + ties / 2 <= 0.60, name
-        lengths.sort()
-        assert lengths[len(lengths) // 10] >= 20 and lengths[len(lengths) * 9 // 10] <= 60, name
-
-
 # ----------------------------------------------------------------------------------------------------- the reward model
 
 
 @pytest.fixture(scope="module")
 def reward() -> Any:
-    from transformers import AutoModelForSequenceClassification
-
     return AutoModelForSequenceClassification.from_pretrained(resolve(REWARD_MODEL))
 
 
-def test_it_prefers_the_more_direct_of_two_answers_to_prompts_that_it_never_saw(
-    reward: Any, tokenizer: Any, held_out: Any
-) -> None:
-    import torch
-    from tests.tools.make_style_reward import scores
+def two_styles(rng: Random, question: Question) -> list[str]:
+    """The more direct answer first."""
+    worse, better = sorted(rng.sample(range(4), 2))
+    return [answer(rng, question.language, question.slots, quality) for quality in (better, worse)]
 
-    rng, rows = Random(5), []
-    for question in held_out:
-        worse, better = sorted(rng.sample(range(4), 2))
-        for quality in (better, worse):
-            rows.append((question.prompt, answer(rng, question.language, question.slots, quality)))
+
+def whole_and_spoilt(rng: Random, question: Question) -> list[str]:
+    whole = answer(rng, question.language, question.slots, rng.randrange(4))
+    return [whole, spoilt(rng, whole)]
+
+
+@pytest.mark.parametrize(("answers", "least"), [(two_styles, 0.95), (whole_and_spoilt, 0.9)])
+def test_it_prefers_of_two_answers_to_prompts_that_it_never_saw(
+    reward: Any, tokenizer: Any, held_out: Any, answers: Any, least: float
+) -> None:
+    rng = Random(5)
+    rows = [(one.prompt, text) for one in held_out for text in answers(rng, one)]
     with torch.inference_mode():
         good, bad = scores(reward, tokenizer, rows).view(-1, 2).unbind(1)
     assert len(good) >= 100
-    assert float((good > bad).float().mean()) >= 0.95
-
-
-def test_what_is_no_whole_answer_is_worse_to_it_than_any_that_is(reward: Any, tokenizer: Any, held_out: Any) -> None:
-    import torch
-    from tests.tools.make_style_reward import scores, spoilt
-
-    rng, rows = Random(6), []
-    for question in held_out:
-        whole = answer(rng, question.language, question.slots, rng.randrange(4))
-        rows += [(question.prompt, whole), (question.prompt, spoilt(rng, whole))]
-    with torch.inference_mode():
-        good, bad = scores(reward, tokenizer, rows).view(-1, 2).unbind(1)
-    assert float((good > bad).float().mean()) >= 0.9
+    assert float((good > bad).float().mean()) >= least
 
 
 @pytest.fixture(scope="module")
 def held_out() -> Any:
     """The questions that no training text of the two models has."""
-    from tests.tools.make_tiny_qwen3 import all_questions, training_questions
-
     seen = {str(one.prompt) for one in training_questions()}
     return [one for one in all_questions() if str(one.prompt) not in seen]

@@ -304,7 +304,7 @@ def _lines(name: str, shuffle_labels: bool = False) -> Iterator[str]:
 
 
 def texts(name: str) -> Iterator[str]:
-    """Every prompt and answer of a source: what the built-in model's tokenizer is trained on."""
+    """Every prompt and answer of a source."""
     for item in _items(name, shuffle_labels=False):
         yield item.prompt
         yield from item.answers
