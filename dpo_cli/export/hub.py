@@ -177,7 +177,7 @@ def _refuse_what_is_there(recipe: Recipe, info: Any, sent: Iterable[str]) -> Non
 def _failed(recipe: Recipe, folder: Path, error: Exception, token: str) -> DpoError:
     """What went wrong on the way to the Hub, without the token, and how to fix it."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    said = getattr(error, "server_message", None) or str(error).strip() or type(error).__name__
+    message = getattr(error, "server_message", None) or str(error).strip() or type(error).__name__
     owner = str(recipe.export.hub).partition("/")[0]
     fix = {
         401: "run `hf auth login` with a token that is valid",
@@ -187,7 +187,7 @@ def _failed(recipe: Recipe, folder: Path, error: Exception, token: str) -> DpoEr
     }.get(status, "see what the Hub says, or try later")
     answer = f" (HTTP {status})" if status else ""
     return DpoError(
-        f"the push to {recipe.export.hub} failed{answer}: {said.splitlines()[0].replace(token, '***')}",
+        f"the push to {recipe.export.hub} failed{answer}: {message.splitlines()[0].replace(token, '***')}",
         where=recipe.where("export", "hub"),
         hint=f"{fix}, then export again; the export itself is complete in {folder}",
     )

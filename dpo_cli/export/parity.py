@@ -287,14 +287,14 @@ def check_answers(name: str, exported: Outputs, expected: Expected, limits: Limi
         same = next((at for at in range(length) if one.ids[at : at + 1] != other.ids[at : at + 1]), length)
         shares.append(same / length if length else 1.0)
 
-    def counts(said: Outputs) -> dict[str, int]:
+    def counts(found: Outputs) -> dict[str, int]:
         in_language = (
             mostly_han(answer.text) == mostly_han(text)
-            for answer, text in zip(said.answers, expected.probes.texts, strict=True)
+            for answer, text in zip(found.answers, expected.probes.texts, strict=True)
         )
         return {
-            "answers_not_empty": sum(bool(answer.text.strip()) for answer in said.answers),
-            "answers_ended": sum(answer.finished for answer in said.answers),
+            "answers_not_empty": sum(bool(answer.text.strip()) for answer in found.answers),
+            "answers_ended": sum(answer.finished for answer in found.answers),
             "answers_in_language": sum(in_language),
         }
 
