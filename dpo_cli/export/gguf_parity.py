@@ -140,17 +140,18 @@ def _check_tensors(path: Path, kind: GgufType, merged: Path) -> Check:
     """All tensors and no others, to the bit where llama.cpp wrote none: norms tell little of one row of a matrix."""
     there, wrong = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}, []
     for name, tensor in gguf_writer.named_tensors(merged):
-        read, stored = there.pop(name, None), gguf_writer.tensor_type(kind, tensor.get_shape())
-        if read is None or (
-            kind in gguf_writer.DIRECT
-            and not (
-                read.tensor_type == stored
-                and read.shape.tolist() == tensor.get_shape()[::-1]
-                and np.array_equal(read.data.view(np.uint8).ravel(), gguf_writer.encode(tensor, stored).ravel())
-            )
-        ):
+        read = there.pop(name, None)
+        if read is None or (kind in gguf_writer.DIRECT and not _encoded_alike(read, tensor, kind)):
             wrong.append(name)
     return equal("gguf.tensors", sorted([*wrong, *there])[:5], [])
+
+
+def _encoded_alike(read: Any, tensor: Any, kind: GgufType) -> bool:
+    shape = tensor.get_shape()
+    stored = gguf_writer.tensor_type(kind, shape)
+    if read.tensor_type != stored or read.shape.tolist() != shape[::-1]:
+        return False
+    return np.array_equal(read.data.view(np.uint8).ravel(), gguf_writer.encode(tensor, stored).ravel())
 
 
 def _check_weights(model: PreTrainedModel, kind: GgufType, merged: Path) -> list[Check]:

@@ -187,6 +187,7 @@ def test_llama_quantize_in_llama_cpp_dir_gets_all_the_bits(
     assert path.with_name(f"{path.name}.kind").read_text() == "Q4_K_M\n"
     fields = gguf_parity.metadata(path)  # what the program was given: bfloat16, as merged
     assert (fields["general.file_type"], fields["general.name"]) == (32, "mine")
+    assert checks(untied, path, "q4_k_m") == {"gguf.metadata_differs": ["general.file_type"]}
 
 
 @pytest.mark.usefixtures("no_llama_cpp")
