@@ -77,7 +77,7 @@ def store(model: Any, folder: Path) -> None:
         shutil.copyfile(TINY / name, folder / name)
 
 
-@pytest.fixture(params=["made", "untied"])
+@pytest.fixture(params=[pytest.param("made", marks=pytest.mark.slow), "untied"])  # the smoke run exports a tied one
 def exported(request: pytest.FixtureRequest) -> Exported:
     return request.getfixturevalue(request.param)
 

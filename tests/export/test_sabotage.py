@@ -113,7 +113,17 @@ BROKEN: list[tuple[str, Callable[[Any], Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("key", "change"), BROKEN)
+# What is compared as another key is, in the same way.
+SIBLINGS = {
+    "tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_space_prefix", "tokenizer.ggml.eos_token_id",
+    "tokenizer.ggml.eot_token_id", "tokenizer.ggml.model", "general.file_type", "qwen3.rope.scaling.factor",
+    "qwen3.rope.scaling.type", "qwen3.rope.dimension_count", "qwen3.attention.layer_norm_rms_epsilon",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "change"), [pytest.param(*one, marks=pytest.mark.slow if one[0] in SIBLINGS else []) for one in BROKEN]
+)
 def test_metadata(made: Exported, path: Path, monkeypatch: pytest.MonkeyPatch, key: str, change: Any) -> None:
     describe = gguf._describe
 
@@ -161,7 +171,11 @@ CASES: list[tuple[str, list[int], Callable[[torch.Tensor], torch.Tensor]]] = [
     ("where", "kind", "shape", "change"),
     [
         *(("file", *case) for case in CASES),
-        *(("writer", *case) for case in CASES if case[2] is not scale_one_row),  # which the check of the file uses too
+        *(
+            pytest.param("writer", *case, marks=pytest.mark.slow)
+            for case in CASES
+            if case[2] is not scale_one_row  # which the check of the file uses too
+        ),
     ],
 )
 def test_one_tensor(
