@@ -19,7 +19,7 @@ from dpo_cli import adapters, backends, chat, models, processes, show
 from dpo_cli.disk import write_json
 from dpo_cli.errors import INTERRUPTED, DpoError
 from dpo_cli.machine import ran_out_of_memory
-from dpo_cli.progress import Step, draw_bars_of_datasets
+from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import DEFAULT_METHOD
 from dpo_cli.run import Run
@@ -94,7 +94,6 @@ def build(recipe: Recipe, run: Run, backend: backends.Backend, output: Path | No
         raise DpoError("Unsloth did not replace TRL's trainer", hint="set engine.backend: hf, or reinstall unsloth")
     # KTO's long remark on the weights of its labels, which `_notes` makes too.
     logging.getLogger(trainer_class.__module__).setLevel(logging.ERROR)
-    draw_bars_of_datasets(False)  # a line for each pass over the rows
     args = trl_config(recipe, run, config_class, len(train_set))
     args.output_dir = str(output or run.checkpoints)
     with Step(f"tokenizing {len(train_set)} {method.rows_are}", forks=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, enable_progress_bars
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe, load
 from dpo_cli.records import write_jsonl
@@ -50,6 +50,15 @@ def recipe(tmp_path: Path) -> Any:
         return load(path, [f"train.method={method}", f"data.format={DATA[method]}"])
 
     return of
+
+
+def test_reading_the_rows_draws_no_bar_of_datasets(
+    recipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    enable_progress_bars()
+    write_jsonl(tmp_path / "train.jsonl", [row("dpo", 1, f"not cached: {tmp_path}", "bad")])
+    train_rows(recipe("dpo"), tmp_path / "train.jsonl")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("date", DATES)
