@@ -397,9 +397,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     import os
 
     odd = os.fsencode(tmp_path) + b"/caf\xe9.jsonl"
-    rows = [
-        {"prompt": kit.sentence(n), "chosen": kit.sentence((n, 1)), "rejected": kit.sentence((n, 2))} for n in range(9)
-    ]
+    rows = [kit.pair(n) for n in range(9)]
     with open(odd, "w", encoding="utf-8") as file:
         file.write(lines(rows))
     made = kit.run(kit.recipe([{"id": str(tmp_path)}]), tmp_path / "out")

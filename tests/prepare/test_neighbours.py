@@ -264,7 +264,7 @@ def test_any_separator_between_known_columns_is_read(tmp_path: Path, separator: 
     for number in range(COUNT):
         rows.writerow([kit.sentence((number, side), "zh", words=20) for side in range(3)])
     (tmp_path / "rows.csv").write_text(text.getvalue(), encoding="utf-8")
-    made = kit.run(kit.recipe([{"id": str(tmp_path / "rows.csv")}]), tmp_path / "out")
+    made = kit.run_file(tmp_path / "rows.csv")
     assert len(made.rows) == COUNT
     assert f"separated by {separator}" in str(made.report["provenance"])
 
@@ -272,7 +272,7 @@ def test_any_separator_between_known_columns_is_read(tmp_path: Path, separator: 
 def test_json_under_the_name_of_csv_is_said(tmp_path: Path) -> None:
     kit.write_rows(tmp_path / "rows.csv", [{"prompt": "Why?", "chosen": "So.", "rejected": "No."}] * 3)
     with pytest.raises(DpoError, match="it is JSON under the name of CSV"):
-        kit.run(kit.recipe([{"id": str(tmp_path / "rows.csv")}]), tmp_path / "out")
+        kit.run_file(tmp_path / "rows.csv")
 
 
 def test_column_names_with_spaces_are_quoted_in_the_line_to_write() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import resource
 import threading
@@ -63,15 +64,11 @@ def test_a_column_of_prompts_can_be_mapped(tmp_path: Path) -> None:
 
 def prompts(count: int) -> list[dict[str, Any]]:
     """Prompts unlike each other, every third one Chinese."""
-    words = ("copper river lantern maple thunder velvet orchard compass granite meadow saffron walnut").split()  # noqa: SIM905
-    han = "春夏秋冬山水风云花草树木日月星辰江河湖海金银铜铁"
-    rows = []
-    for number in range(count):
-        picked = [words[(number * 5 + place * (number % 7 + 1)) % len(words)] for place in range(6)]
-        zh = "".join(han[(number * 7 + place * (number % 5 + 2)) % len(han)] for place in range(12))
-        asked = f"怎样才能{zh}？第 {number}" if number % 3 == 2 else f"Tell me of {' '.join(picked)}, number {number}"
-        rows.append({"prompt": asked})
-    return rows
+    ends = (("en", "number"), ("en", "number"), ("zh", "第"))
+    return [
+        {"prompt": f"{kit.sentence(number, language)} {end} {number}"}
+        for number, (language, end) in zip(range(count), itertools.cycle(ends), strict=False)
+    ]
 
 
 class Served:

@@ -200,7 +200,7 @@ def test_a_folder_says_what_was_read_of_it(tmp_path: Path) -> None:
 def test_a_csv_file_without_a_header_row_is_asked_for_one(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("Two and two?,Four.,Five.\nThree?,Yes.,No.\n")
     with pytest.raises(DpoError, match="can't tell the layout") as caught:
-        kit.run(kit.recipe([{"id": str(tmp_path / "a.csv")}]), tmp_path / "out")
+        kit.run_file(tmp_path / "a.csv")
     assert "has this file no header?" in str(caught.value.hint)
 
 

@@ -125,9 +125,7 @@ def test_margin_and_least_chosen_score() -> None:
 
 
 def test_sources_without_scores_pass_the_score_filters() -> None:
-    rows = [
-        {"prompt": kit.sentence(n), "chosen": kit.sentence((n, 1)), "rejected": kit.sentence((n, 2))} for n in range(9)
-    ]
+    rows = [kit.pair(n) for n in range(9)]
     made = kit.run_rows(rows, pairs={"min_margin": 0.9, "min_chosen_score": 0.9})
     assert made.source()["kept"] == 9
     assert {(row["margin"], row["score_chosen"], row["score_rejected"]) for row in made.rows} == {(None, None, None)}
