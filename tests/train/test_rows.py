@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset, enable_progress_bars
+from datasets import Dataset
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe, load
 from dpo_cli.records import write_jsonl
@@ -53,9 +54,10 @@ def recipe(tmp_path: Path) -> Any:
 
 
 def test_reading_the_rows_draws_no_bar_of_datasets(
-    recipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    enable_progress_bars()
+    # As outside of these tests, whose environment switches them off.
+    monkeypatch.setattr(sys.modules["datasets.utils.tqdm"], "_hf_datasets_progress_bars_disabled", False)
     write_jsonl(tmp_path / "train.jsonl", [row("dpo", 1, f"not cached: {tmp_path}", "bad")])
     train_rows(recipe("dpo"), tmp_path / "train.jsonl")
     assert capsys.readouterr().err == ""
