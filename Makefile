@@ -58,12 +58,11 @@ check-gpu:  ## whether make train can install and run here
 
 # Two at a time, unless told otherwise (TESTS="-n 8"): each takes a core and up to 2 GB. The longest files are first.
 TESTS ?= -n 2
-SPREAD = --dist loadgroup --no-loadscope-reorder
 test: .venv/installed-dev  ## all tests but the slow ones
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(TESTS) $(SPREAD) -m "not slow"
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(TESTS) -m "not slow"
 
 test-all: .venv/installed-dev  ## all tests
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(TESTS) $(SPREAD)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(TESTS)
 
 golden: .venv/installed-dev  ## write anew what the smoke run is expected to show (tests/end_to_end/golden)
 	DPO_CLI_RENEW_GOLDEN=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/end_to_end/test_golden.py

@@ -53,15 +53,25 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(_scratch.pop(), ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the groups, and as the later plugin it would come before
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under pytest-xdist, keep a file's tests together, and those that share a run; the longest first."""
-    if not config.pluginmanager.hasplugin("xdist"):  # the venv of tests/unsloth_real has none
-        return
-    groups = {item: group_of(item) for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: ORDER.get(groups[item], len(ORDER)))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest groups first."""
+    items.sort(key=lambda item: ORDER.get(group_of(item.nodeid), len(ORDER)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of a group on one worker.
+
+    pytest-xdist (3.8.0) has marks for that, which it writes into the names of the tests; pytest (9.2) doesn't let it.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False
+    return ByGroup(config, log)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -70,17 +80,21 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
 
 
-def group_of(item: pytest.Item) -> str:
-    folder = item.path.parent.name
-    if folder == "end_to_end" and "smoke" in getattr(item, "fixturenames", ()):
+def group_of(nodeid: str) -> str:
+    """The file of a test, or what it shares with other files: the smoke run, or a pretended card."""
+    file = nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
+    folder, _, name = file.partition("/")
+    if folder == "end_to_end" and name in OF_THE_SMOKE_RUN:
         return "smoke"
-    return folder if folder == "pretend_cuda" else item.path.relative_to(HERE).with_suffix("").as_posix()
+    return folder if folder == "pretend_cuda" else file
 
 
-HERE = Path(__file__).parent
+OF_THE_SMOKE_RUN = (
+    "test_eval", "test_export", "test_golden", "test_notebook", "test_serving", "test_smoke", "test_training",
+)  # fmt: skip
 LONGEST_FIRST = (
-    "smoke", "pretend_cuda", "train/test_backends", "end_to_end/test_smoke", "end_to_end/test_training",
-    "train/test_faults", "train/test_token_budget", "train/test_reference_cache", "end_to_end/test_methods_learn",
+    "smoke", "pretend_cuda", "train/test_backends", "train/test_faults", "train/test_token_budget",
+    "train/test_reference_cache", "end_to_end/test_methods_learn",
     "prepare/test_own_answers", "train/test_methods", "train/test_engine", "end_to_end/test_program",
     "end_to_end/test_sft_then_dpo", "end_to_end/test_processes", "train/test_lipo", "train/test_preflight",
     "test_cli", "export/test_sabotage", "export/test_gguf", "prepare/test_prepare", "evaluate/test_samples",
