@@ -266,7 +266,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         funnel,
         facts,
         "## Shortcuts",
-        "How often each, all by itself, picks the chosen answer, with a 95 % interval; a draw counts half.",
+        "How often each of these alone picks the chosen answer, with a 95 % interval; a draw counts half.",
         table(["bet on", "right", "pairs where answers differ"], bets),
         "## Numbers",
         table(
