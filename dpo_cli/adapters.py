@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
+from dpo_cli.disk import read_json
 from dpo_cli.errors import DpoError
 from dpo_cli.model_files import cannot_load
 from dpo_cli.recipe import Lora, Recipe
@@ -74,7 +74,7 @@ def lora_of(recipe: Recipe, folder: Path) -> Lora:
     Raises:
         DpoError: it is no plain LoRA.
     """
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "adapter_config.json")
     special = not_plain(config)
     if special:
         raise DpoError(

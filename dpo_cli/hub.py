@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import httpx
 from huggingface_hub import constants, get_token, try_to_load_from_cache
 
+from dpo_cli.disk import read_json
 from dpo_cli.errors import DpoError
 from dpo_cli.model_files import location
 from dpo_cli.progress import Step
@@ -71,7 +71,7 @@ def weights_are_here(model_id: str, revision: str | None) -> bool:
     index = cached("model.safetensors.index.json")
     if index is None:
         return cached("model.safetensors") is not None
-    return all(map(cached, set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
+    return all(map(cached, set(read_json(index)["weight_map"].values())))
 
 
 def loading(model_id: str, revision: str | None) -> Step:

@@ -21,7 +21,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dpo_cli import __version__
-from dpo_cli.disk import LARGE, aside, linked, remove, replace, sha256, stamp, write_json, write_text, writing
+from dpo_cli.disk import (
+    LARGE,
+    aside,
+    linked,
+    read_json,
+    remove,
+    replace,
+    sha256,
+    stamp,
+    write_json,
+    write_text,
+    writing,
+)
 from dpo_cli.errors import DpoError
 from dpo_cli.machine import device_name, git_commit, versions
 from dpo_cli.recipe import Recipe, dump
@@ -101,7 +113,7 @@ class Run:
     def manifest(self) -> dict[str, Any]:
         path = self.folder / "manifest.json"
         try:
-            match json.loads(path.read_text(encoding="utf-8")):
+            match read_json(path):
                 case {"stages": dict(stages)} as manifest if all(isinstance(one, dict) for one in stages.values()):
                     return dict(manifest)
             raise ValueError("it lists no stages")

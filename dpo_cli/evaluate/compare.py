@@ -12,6 +12,7 @@ from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
+from dpo_cli.disk import read_json
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate.summary import shown
 from dpo_cli.evaluate.text_metrics import valid
@@ -131,7 +132,9 @@ def _remarks(compared: Mapping[str, Compared], bases: set[str]) -> list[str]:
 def read(run: Run) -> Compared:
     """Read what `eval` left of a run: figures, rewards of pairs, judgments and answers."""
     folder = run["eval"]
-    found = Compared(_json(folder / "metrics.json"), _json(run["train"] / "metrics.json"), content=_content(run))
+    found = Compared(
+        read_json(folder / "metrics.json"), read_json(run["train"] / "metrics.json"), content=_content(run)
+    )
     wins: dict[str, dict[str, list[float]]] = {}
     for file in ("pairs", "sets"):
         for row in _rows(folder / f"{file}.jsonl"):
@@ -148,10 +151,6 @@ def read(run: Run) -> Compared:
     if found.scores:
         found.values[JUDGE] = found.scores
     return found
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

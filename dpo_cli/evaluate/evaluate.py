@@ -7,7 +7,6 @@ and found again after a crash, judgments in `.judgments.sqlite` beside the runs,
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dpo_cli import backends, chat, judging
-from dpo_cli.disk import sha256, write_json
+from dpo_cli.disk import read_json, sha256, write_json
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate import summary, winrate, words
 from dpo_cli.evaluate.answers import answer_metrics, as_pair, auroc
@@ -192,7 +191,7 @@ def _metrics(
     calibration: Sequence[Judgment],
 ) -> dict[str, Any]:
     """`eval/metrics.json`: every figure, and all that the report shows."""
-    prepared = json.loads((run["prepare"] / "report.json").read_text(encoding="utf-8"))
+    prepared = read_json(run["prepare"] / "report.json")
     trained, seed, beta = run.record("train"), recipe.seed, recipe.train.reward_scale
     longer_by = {one.id: len(one.tuned.answer_ids) - len(one.base.answer_ids) for one in samples}
     scores = {one.id: one.score for one in judgments if one.score is not None}
@@ -241,7 +240,7 @@ def _metrics(
 def _about(recipe: Recipe, run: Run) -> dict[str, Any]:
     """Which training this is, without a path of this machine."""
     trained = run.record("train")
-    seconds = json.loads((run["train"] / "metrics.json").read_text(encoding="utf-8"))["seconds"]
+    seconds = read_json(run["train"] / "metrics.json")["seconds"]
     return {
         "model": without_paths(recipe.model.id),
         "method": recipe.train.method,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from dpo_cli.disk import read_json
 from dpo_cli.evaluate.pairs import Scored, by_name, pair_metrics
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import SetPair, read_jsonl
@@ -32,7 +32,7 @@ def set_metrics(
     """
     if not pairs:
         return {}
-    report = json.loads((run["sets"] / "report.json").read_text(encoding="utf-8"))
+    report = read_json(run["sets"] / "report.json")
     subsets, how = {pair.id: pair.subset for pair in pairs}, (recipe.train.reward_scale, recipe.seed)
 
     def groups(some: Sequence[Scored], names: Sequence[str | None]) -> dict[str, Any]:

@@ -7,12 +7,11 @@ report.md is English, for the model card takes parts of it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpo_cli.disk import write_text
+from dpo_cli.disk import read_json, write_text
 from dpo_cli.evaluate import charts, words
 from dpo_cli.evaluate.summary import warnings
 from dpo_cli.evaluate.tables import BESIDE, Tables
@@ -87,7 +86,7 @@ def markdown(metrics: Mapping[str, Any]) -> str:
 
 def print_report(folder: Path) -> None:
     """Print what stands in a run's `eval`, for 80 columns; the verdict and where the report is come last."""
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(folder / "metrics.json")
     tables = Tables(metrics, brief=True)
     parts = tables.parts()
     if len(metrics["languages"]) > BESIDE and "pairs" in parts:

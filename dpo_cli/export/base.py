@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -13,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo_cli import model_files, models
-from dpo_cli.errors import DpoError
+from dpo_cli.disk import read_json
+from dpo_cli.errors import DpoError, first_line
 from dpo_cli.hub import weights_are_here
 from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
@@ -164,11 +164,3 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def dtype_16bit(tensors: dict[str, Stored]) -> str:
     """Choose what a merge is stored as: `float16` as the base, else `bfloat16`, which keeps float32's range."""
     return "float16" if any(tensor.dtype == "F16" for tensor in tensors.values()) else "bfloat16"
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

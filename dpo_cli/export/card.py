@@ -21,10 +21,9 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dpo_cli import chat, model_files, models
-from dpo_cli.disk import write_text
+from dpo_cli.disk import read_json, write_text
 from dpo_cli.export import base as base16
 from dpo_cli.export import hub
-from dpo_cli.export.base import read_json
 from dpo_cli.export.formats import FORMATS
 from dpo_cli.export.parity import Check
 from dpo_cli.published import recipe_yaml, report_sections, without_paths

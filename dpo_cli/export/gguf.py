@@ -20,10 +20,10 @@ import numpy as np
 from safetensors import safe_open
 from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
+from dpo_cli.disk import read_json
 from dpo_cli.errors import DpoError
 from dpo_cli.export import base as base16
 from dpo_cli.export import gguf_tokenizer, llamacpp
-from dpo_cli.export.base import read_json
 from dpo_cli.families import FAMILIES, family_of
 from dpo_cli.recipe import GgufType
 

@@ -15,10 +15,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dpo_cli import chat
+from dpo_cli.disk import read_json
 from dpo_cli.export import base as base16
 from dpo_cli.export import gguf as gguf_writer
 from dpo_cli.export import llamacpp, merge, outputs, parity
-from dpo_cli.export.base import read_json
 from dpo_cli.export.gguf import CONFIG_KEYS
 from dpo_cli.export.outputs import Expected
 from dpo_cli.export.parity import Check, equal, within

@@ -7,7 +7,7 @@ from typing import Any
 
 import gguf
 
-from dpo_cli.export.base import read_json
+from dpo_cli.disk import read_json
 from dpo_cli.families import FAMILIES
 
 # How llama.cpp is to cut text into words before BPE, by the word-splitting rule in tokenizer.json: either the one

@@ -23,6 +23,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from dpo_cli import __version__
+from dpo_cli.disk import read_json
 from dpo_cli.errors import UNVERIFIED, USAGE, DpoError
 from dpo_cli.published import clean
 from dpo_cli.recipe import Recipe
@@ -137,14 +138,14 @@ def contents(folder: Path, formats: Sequence[str]) -> dict[str, Path | bytes]:
 def _public(path: Path) -> Path | bytes:
     if path.name not in NAMES_THE_BASE:
         return path
-    known = json.loads(path.read_text(encoding="utf-8"))
+    known = read_json(path)
     public = clean(known)
     return path if public == known else (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _require_verified(folder: Path) -> None:
     report = folder / "verify.json"
-    checks = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else []
+    checks = read_json(report) if report.is_file() else []
     failed = [check["name"] for check in checks if not check["ok"]]
     if failed or not checks:
         raise DpoError(

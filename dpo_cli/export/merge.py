@@ -19,10 +19,10 @@ from transformers import GenerationConfig
 
 from dpo_cli import chat
 from dpo_cli.adapters import not_plain
-from dpo_cli.disk import write_json
+from dpo_cli.disk import read_json, write_json
 from dpo_cli.errors import DpoError
 from dpo_cli.export import base as base16
-from dpo_cli.export.base import INDEX, Stored, read_json
+from dpo_cli.export.base import INDEX, Stored
 
 TEMPLATE = "chat_template.jinja"
 WEIGHTS = "adapter_model.safetensors"

@@ -18,8 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dpo_cli import chat
+from dpo_cli.disk import read_json
+from dpo_cli.errors import first_line
 from dpo_cli.export import merge, outputs
-from dpo_cli.export.base import INDEX, TOKENIZER_FILES, Stored, dtype_16bit, first_line, read_json, stored
+from dpo_cli.export.base import INDEX, TOKENIZER_FILES, Stored, dtype_16bit, stored
 from dpo_cli.export.outputs import Expected, Outputs
 from dpo_cli.language import mostly_han
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dpo_cli.disk import sha256, write_json
+from dpo_cli.disk import read_json, sha256, write_json
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
 
@@ -18,7 +17,7 @@ FOLDERS = ("adapter", "merged", "gguf", "ollama")  # formats that are written, i
 def checks_of(run: Run) -> list[Any]:
     """The checks of the export that is there; none before the first."""
     file = run["export"] / "verify.json"
-    return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
+    return list(read_json(file)) if file.is_file() else []
 
 
 def format_of(check: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.cells import cell_len
 
 from dpo_cli import __version__
-from dpo_cli.disk import write_json
+from dpo_cli.disk import read_json, write_json
 from dpo_cli.page import markdown_page
 from dpo_cli.prepare import remarks
 from dpo_cli.prepare.audit import QUANTILES, SHORTCUTS, Audit, shortcut_warnings
@@ -224,7 +224,7 @@ def _own_answers(report: dict[str, Any]) -> dict[str, str]:
 
 def print_funnel(run: Run, with_examples: bool) -> None:
     """Print where every prompt went, from `data/report.json`."""
-    report = json.loads((run["prepare"] / "report.json").read_text(encoding="utf-8"))
+    report = read_json(run["prepare"] / "report.json")
     print_markdown("\n\n".join(summary(report, terminal().width) + (examples(report) if with_examples else [])))
     pairs = report["pairs"]
     say(f"prepare: {pairs['train']} training {rows_are(report)}, {pairs['eval']} held out -> {run['prepare']}")

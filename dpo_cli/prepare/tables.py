@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dpo_cli.errors import first_line
 from dpo_cli.prepare.feed import BATCH, Broken, Feed, Rows
 
 LIST_PARTS = {"list", "element", "item", "array"}  # what parquet writers put between a list and its elements
@@ -25,7 +26,7 @@ def parquet_rows(path: Path, feed: Feed, names: frozenset[str] | None) -> Rows:
                     done += batch.num_rows
                     feed.share = done / total
     except pa.ArrowException as error:
-        raise OSError(str(error).splitlines()[0]) from error
+        raise OSError(first_line(error)) from error
 
 
 def arrow_rows(path: Path, feed: Feed, names: frozenset[str] | None) -> Rows:
@@ -47,7 +48,7 @@ def arrow_rows(path: Path, feed: Feed, names: frozenset[str] | None) -> Rows:
                     done += batch.num_rows
                     feed.share = min(source.tell() / size, 1.0)
     except pa.ArrowException as error:
-        raise OSError(str(error).splitlines()[0]) from error
+        raise OSError(first_line(error)) from error
 
 
 def _batch_rows(batch: Any, done: int) -> Rows:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli import processes
-from dpo_cli.disk import remove, sha256, write_json, write_text
+from dpo_cli.disk import read_json, remove, sha256, write_json, write_text
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.reads import recipe_keys
@@ -133,7 +133,7 @@ def seal(checkpoint: Path) -> None:
 def damage(checkpoint: Path) -> str | None:
     """Why a training can't go on from a checkpoint; None where it can."""
     try:
-        files = dict(json.loads((checkpoint / SEAL).read_text(encoding="utf-8")))
+        files = dict(read_json(checkpoint / SEAL))
     except (FileNotFoundError, ValueError, TypeError):
         return "it was cut off while it was written"
     for name, known in files.items():
@@ -221,7 +221,7 @@ def _flush(path: Path) -> None:
 
 def _state(checkpoint: Path) -> dict[str, Any]:
     """What transformers keeps of the training."""
-    return dict(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")))
+    return dict(read_json(checkpoint / "trainer_state.json"))
 
 
 def _logged_until(line: str, step: int) -> bool:

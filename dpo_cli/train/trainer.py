@@ -16,7 +16,7 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from dpo_cli import adapters, backends, chat, models, processes, show
-from dpo_cli.disk import write_json
+from dpo_cli.disk import read_json, write_json
 from dpo_cli.errors import INTERRUPTED, DpoError
 from dpo_cli.machine import ran_out_of_memory
 from dpo_cli.progress import Step
@@ -224,7 +224,7 @@ def _summary(recipe: Recipe, run: Run, metrics: dict[str, Any]) -> str:
 
 def _sort_modules(config: Path) -> None:
     """PEFT writes `target_modules` in another order in each process; equal trainings should give equal files."""
-    content = json.loads(config.read_text(encoding="utf-8"))
+    content = read_json(config)
     if isinstance(content["target_modules"], list):
         content["target_modules"].sort()
     config.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
