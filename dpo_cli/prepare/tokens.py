@@ -27,7 +27,7 @@ def rendered(
     if not talks:
         return []
     try:
-        texts: Any = tokenizer.apply_chat_template(talks, tokenize=False, add_generation_prompt=ask, **kwargs)  # type: ignore[arg-type]
+        texts: Any = tokenizer.apply_chat_template(talks, tokenize=False, add_generation_prompt=ask, **kwargs)
     except TemplateError as error:
         raise DpoError(
             f"the model's chat template refuses a conversation: {error}", hint="take another model"
