@@ -220,7 +220,7 @@ def _bound(response: Any, seconds: float) -> None:
     library: Any = sys.modules[type(response).__module__.partition(".")[0]]  # httpx, or what openai has in its place
     stream = response.stream
 
-    class Bounded(library.SyncByteStream):  # type: ignore[misc]
+    class Bounded(library.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
             left, end = _MOST_BYTES, time.monotonic() + seconds
             for chunk in stream:

@@ -102,7 +102,7 @@ Trainer: Any = object
 trl_dpo: Any = dpo_trainer
 
 
-class Listwise(Trainer):  # type: ignore[misc]
+class Listwise(Trainer):
     """Stands before TRL's DPOTrainer (1.15 or 1.16): learns from lists, and logs them under DPO's names.
 
     What is logged of chosen is of the best answers, of rejected of the worst ones, as of DPO on best-and-worst pairs.

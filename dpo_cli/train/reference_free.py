@@ -18,7 +18,7 @@ TOKENS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 Trainer: Any = object
 
 
-class ReferenceFree(Trainer):  # type: ignore[misc]
+class ReferenceFree(Trainer):
     """Stands before TRL's CPOTrainer or ORPOTrainer: it learns from the very tokens that DPO would."""
 
     def __init__(

@@ -79,7 +79,7 @@ def stays_whole(trainer: Any) -> str | None:
 Trainer: Any = object
 
 
-class TokenBudget(Trainer):  # type: ignore[misc]
+class TokenBudget(Trainer):
     """Stands before TRL's trainer (1.15 or 1.16); its `training_step` cuts a batch into passes and reports it as one.
 
     A batch that fits one pass takes TRL's own step, and so does one that can't be cut (`stays_whole`). A step makes

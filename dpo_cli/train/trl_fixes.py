@@ -20,7 +20,7 @@ STILL = 3  # logged rows without any gradient are no accident
 Trainer: Any = object  # what the fixes stand before; one class of its method, or Unsloth's of that
 
 
-class Fixes(Trainer):  # type: ignore[misc]
+class Fixes(Trainer):
     """Stands before TRL's trainer, and
 
     - stops at a loss that is no number, with the ids of the pairs;

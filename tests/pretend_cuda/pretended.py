@@ -117,7 +117,7 @@ def refuse(message: str, error: type[Exception] = RuntimeError) -> Exception:
 # ------------------------------------------------------------------------------------------------------------ tensors
 
 
-class Pretended(Tensor):  # type: ignore[misc]
+class Pretended(Tensor):
     """`held`, a tensor of the CPU, said to be on the card. To torch's C++ it is one of the CPU, so what Python asks of
     its device is answered by methods here."""
 
