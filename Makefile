@@ -8,6 +8,8 @@ ANYWAY ?=
 export ANYWAY
 RECIPE ?= recipes/ultrafeedback_zh_en.yaml
 RECIPES ?= recipes/compare
+# Of 20,000 files a few thousand are ever imported, and each is compiled when it is.
+INSTALL = -m pip install --no-compile
 TORCH_FROM = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 # Before gigabytes are downloaded: is this Python, driver, card and disk good enough for $(1), cpu or gpu?
@@ -61,8 +63,9 @@ TESTS ?= -n 2
 test: .venv/installed-dev  ## all tests but the slow ones
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(TESTS) -m "not slow"
 
-test-all: .venv/installed-dev  ## all tests
+test-all: .venv/installed-dev .venv-unsloth/installed  ## all tests, those against Unsloth too
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 .venv-unsloth/bin/python -m pytest tests/unsloth_real
 
 golden: .venv/installed-dev  ## write anew what the smoke run is expected to show (tests/end_to_end/golden)
 	DPO_CLI_RENEW_GOLDEN=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/end_to_end/test_golden.py
@@ -75,7 +78,7 @@ pictures: .venv/installed-dev  ## draw the smoke run's report anew for both READ
 	.venv/bin/python -m tests.tools.report_picture runs/smoke/eval/report.html recipes/report.zh.png
 
 test-unsloth: .venv-unsloth/installed  ## what we take Unsloth for, against the package itself; no GPU needed
-	OMP_NUM_THREADS=1 .venv-unsloth/bin/python -m pytest tests/unsloth_real
+	OMP_NUM_THREADS=1 .venv-unsloth/bin/python -m pytest tests/unsloth_real -m "not slow"
 
 lint: .venv/installed-dev  ## ruff and mypy
 	.venv/bin/ruff check .
@@ -98,20 +101,21 @@ clean:  ## remove the venvs (runs stay)
 .venv/installed: pyproject.toml
 	$(call check,cpu)
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install $(TORCH_FROM) torch==2.13.0
-	.venv/bin/python -m pip install --editable '.[cpu,gguf,judge]'
+	.venv/bin/python $(INSTALL) $(TORCH_FROM) torch==2.13.0
+	.venv/bin/python $(INSTALL) --editable '.[cpu,gguf,judge]'
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	.venv/bin/python -m pip install --quiet --editable '.[cpu,gguf,judge,serving,dev]'
+	.venv/bin/python $(INSTALL) --quiet --editable '.[cpu,gguf,judge,serving,dev]'
+	.venv/bin/python -c 'import trl, peft; trl.DPOTrainer'  # compiled once, before several tests import it at once
 	touch $@
 
 # Unsloth asks for xformers, whose builds often don't fit its torch: then it is only a warning at every start.
 .venv-gpu/installed: pyproject.toml
 	$(call check,gpu)
 	test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu
-	$(if $(TORCH_INDEX),.venv-gpu/bin/python -m pip install $(TORCH_FROM) torch==2.14.1 torchvision)
-	.venv-gpu/bin/python -m pip install --editable '.[unsloth,gguf,judge]'
+	$(if $(TORCH_INDEX),.venv-gpu/bin/python $(INSTALL) $(TORCH_FROM) torch==2.14.1 torchvision)
+	.venv-gpu/bin/python $(INSTALL) --editable '.[unsloth,gguf,judge]'
 	.venv-gpu/bin/python -c 'import torch, xformers; torch.ops.load_library(xformers.__path__[0] + "/_C.so")' 2>/dev/null || \
 	  .venv-gpu/bin/python -m pip uninstall --yes xformers
 	touch $@
@@ -121,8 +125,8 @@ clean:  ## remove the venvs (runs stay)
 # pins, and then Unsloth alone. Triton and Pillow are what unsloth_zoo imports beside that.
 .venv-unsloth/installed: pyproject.toml Makefile
 	test -x .venv-unsloth/bin/python || $(PYTHON) -m venv .venv-unsloth
-	.venv-unsloth/bin/python -m pip install --quiet $(TORCH_FROM) torch==2.13.0
-	.venv-unsloth/bin/python -m pip install --quiet --editable . torch==2.13.0 trl==1.15.0 transformers==5.17.0 \
+	.venv-unsloth/bin/python $(INSTALL) --quiet $(TORCH_FROM) torch==2.13.0
+	.venv-unsloth/bin/python $(INSTALL) --quiet --editable . torch==2.13.0 trl==1.15.0 transformers==5.17.0 \
 	  datasets==4.8.5 peft==0.21.2 accelerate==1.15.0 bitsandbytes==0.50.2 triton==3.7.0 pillow 'pytest>=8.4' 'pytest-timeout>=2.4'
-	.venv-unsloth/bin/python -m pip install --quiet --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9
+	.venv-unsloth/bin/python $(INSTALL) --quiet --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9
 	touch $@

@@ -36,10 +36,12 @@ def unsloth(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="session")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `plain.py` writes: models, data, recipe, and the runs of plain TRL."""
+def plain(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """The folder that `plain.py` writes: models, data, recipe, and the runs of plain TRL that tests ask for."""
     folder = tmp_path_factory.mktemp("plain")
-    command = [sys.executable, str(HERE / "plain.py"), str(folder), *METHODS]
+    asked = {item.callspec.params.get("method") for item in request.session.items if hasattr(item, "callspec")}
+    methods = [name for name in METHODS if name == "dpo" or name in asked]
+    command = [sys.executable, str(HERE / "plain.py"), str(folder), *methods]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | on_cpu.ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder

@@ -16,7 +16,9 @@ SWITCHES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("widths", [(96, 160, 6, 2, 32), (128, 384, 4, 4, 32)])
+@pytest.mark.parametrize(
+    "widths", [(96, 160, 6, 2, 32), pytest.param((128, 384, 4, 4, 32), marks=pytest.mark.slow)], ids=["grouped", "wide"]
+)
 def test_the_plan_counts_what_unsloths_functions_save_for_their_backward(
     widths: tuple[int, int, int, int, int], tmp_path: Path
 ) -> None:

@@ -189,7 +189,7 @@ def test_a_resume_gives_the_same_losses(shared: tuple[Any, Seen], train: Train, 
     assert again.losses == run.losses
 
 
-@pytest.mark.parametrize("method", ["simpo", "orpo", "kto"])
+@pytest.mark.parametrize("method", ["kto", *(pytest.param(name, marks=pytest.mark.slow) for name in ("simpo", "orpo"))])
 def test_other_methods_go_through_unsloths_trainers_to_the_same_losses(
     method: str, train: Train, plain: Path, tmp_path: Path
 ) -> None:
