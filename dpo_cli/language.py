@@ -58,30 +58,3 @@ def language(text: str) -> str:
     }
     best = max(votes, key=lambda name: votes[name])
     return best if votes[best] else "und"
-
-
-# Words that are frequent in one language of Latin script and in none of the others.
-_FREQUENT = {
-    "en": "the of and what how which with this that you are was from have would there their".split(),  # noqa: SIM905
-    "fr": "le les des du une est que qui dans pour avec sur comment quel quelle pourquoi vous je et".split(),  # noqa: SIM905
-    "de": "der die das und ist nicht ein eine wie mit auf für von ich sie wird warum welche".split(),  # noqa: SIM905
-    "es": "el los las una cómo qué por para como del y cuál está son usted más".split(),  # noqa: SIM905
-    "it": "il gli della che di per un una sono come perché quale nel è e cosa".split(),  # noqa: SIM905
-    "pt": "o os uma não como que para você é são mais qual por em e da do".split(),  # noqa: SIM905
-    "nl": "het een van dat niet hoe wat en zijn met voor ik je waarom welke".split(),  # noqa: SIM905
-}
-_SAYS = {
-    word: [name for name, words in _FREQUENT.items() if word in words] for words in _FREQUENT.values() for word in words
-}
-
-
-def latin_language(text: str) -> str | None:
-    """Which of seven languages of Latin script a text's frequent words speak for; None where none is ahead."""
-    votes: dict[str, int] = {}
-    for word in _LATIN_WORD.findall(text[:UNITS_SAMPLE].lower()):
-        for name in _SAYS.get(word, ()):
-            votes[name] = votes.get(name, 0) + 1
-    ahead = sorted(votes, key=lambda name: -votes[name])
-    if not ahead or (len(ahead) > 1 and votes[ahead[0]] == votes[ahead[1]]):
-        return None
-    return ahead[0]

@@ -24,7 +24,6 @@ from dpo_cli.stats import share
 
 WARN_ABOVE = 0.6  # a rule of thumb that wins three pairs in five without reading them
 QUANTILES = ("mean", "p5", "p50", "p95", "max")
-RATIOS = (1.2, 1.5, 2.0, 3.0, 5.0)
 
 _MARKDOWN = re.compile(r"^ {0,3}(?:#{1,6} |[-*+] |\d+[.)] |> |\|.*\|)|\*\*[^*\n]+\*\*|```", re.MULTILINE)
 
@@ -93,7 +92,6 @@ class Audit:
         figures: dict[str, float] = {"chosen": len(better.text), "rejected": len(worse.text)}
         if margin is not None:
             figures |= {"margin": margin, "score_chosen": better.score or 0.0, "score_rejected": worse.score or 0.0}
-            figures["longer_by"] = figures["chosen"] - figures["rejected"]
         if entry.tokens is not None:
             prompt, totals = entry.tokens
             figures |= {"prompt": prompt, "prompt_chosen": totals[chosen], "prompt_rejected": totals[rejected]}
@@ -101,17 +99,16 @@ class Audit:
             self.numbers[name].append(figure)
 
     def margins(self) -> dict[str, Any] | None:
-        """Return quantiles, those of both scores, and ten bins on 0..1; None where no source has scores."""
-        margins = self.numbers["margin"]
-        if not margins:
-            return None
-        bins = Counter(min(int(value * 10 + 1e-9), 9) for value in margins)
-        scores = {name: quantiles(self.numbers[name]) for name in ("score_chosen", "score_rejected")}
-        histogram = [bins[number] for number in range(10)]
-        return {"n": len(margins), **(quantiles(margins) or {}), **scores, "histogram": histogram}
+        """Return quantiles, and those of both scores; None where no source has scores."""
+        found, scores = quantiles(self.numbers["margin"]), ("score_chosen", "score_rejected")
+        return found and {
+            "n": len(self.numbers["margin"]),
+            **found,
+            **{one: quantiles(self.numbers[one]) for one in scores},
+        }
 
     def lengths(self) -> dict[str, Any]:
-        """Return characters of both answers, how often the longer won, and what a cap on their ratio would leave."""
+        """Return characters of both answers, and how often the longer won."""
         chosen, rejected = np.array(self.numbers["chosen"]), np.array(self.numbers["rejected"])
         ratio = np.maximum(chosen, rejected) / np.maximum(np.minimum(chosen, rejected), 1)
         return {
@@ -121,8 +118,6 @@ class Audit:
             "ratio": quantiles(ratio),
             "longer_wins": self.wins["length"].figure(),
             "languages": {name: wins.figure() for name, wins in sorted(self.longer.items())},
-            "within_ratio": {f"{limit:g}": int((ratio <= limit).sum()) for limit in RATIOS},
-            "correlation_with_margin": _spearman(self.numbers["longer_by"], self.numbers["margin"]),
         }
 
     def token_counts(self) -> dict[str, Any] | None:
@@ -148,18 +143,6 @@ class Audit:
             )
             found.add(first, second, prompt)
         return found.figure()
-
-
-def _spearman(one: Any, other: Any) -> float | None:
-    """Rank correlation, -1..1 (ties share their mean rank); None for fewer than three pairs or no variation."""
-
-    def ranks(values: Any) -> Any:
-        _, where, count = np.unique(values, return_inverse=True, return_counts=True)
-        return (np.cumsum(count) - (count - 1) / 2)[where]
-
-    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
-        return None
-    return round(float(np.corrcoef(ranks(one), ranks(other))[0, 1]), 4)
 
 
 def shortcut_warnings(shortcuts: dict[str, Any]) -> list[str]:

@@ -64,11 +64,6 @@ def _shared(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> float:
     return shared / (len(both) - shared)
 
 
-def jaccard(one: str, other: str) -> float:
-    """Return shared over all shingles of two normalised texts, 0..1; 0 where they are cut differently."""
-    return _shared(np.unique(_shingles(one)), np.unique(_shingles(other)))
-
-
 class Sketches:
     """The band keys of every different text added, 128 bytes each; the texts themselves are not kept."""
 

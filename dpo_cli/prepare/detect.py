@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import islice
 from typing import Any
 
 from dpo_cli.errors import USAGE, DpoError, did_you_mean, either
-from dpo_cli.prepare.feed import Broken, Feed
-from dpo_cli.prepare.layouts import MAPPABLE
+from dpo_cli.prepare.feed import Broken, Row
+from dpo_cli.prepare.layouts import LAYOUTS, MAPPABLE, LayoutOf
 from dpo_cli.prepare.messages import Malformed
-from dpo_cli.prepare.preferred import LAYOUTS, LayoutOf
 from dpo_cli.prepare.text import listed
 from dpo_cli.recipe import Recipe, Source
 from dpo_cli.recipe.train import trl_arguments
 
-LOOKED_AT = 200  # rows from which a layout is detected
+LOOKED_AT = 200  # rows of a file from which a layout is detected
+Head = list[tuple[int, Row]]  # a file's first rows, by their lines
 Layouts = dict[str, LayoutOf]
 
 
-def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str:
+def layout_of(recipe: Recipe, index: int, heads: dict[str, Head]) -> str:
     """Return the name of a source's layout, the recipe's or the one detected from its columns.
+
+    Args:
+        heads: the first rows of each of its files.
 
     Raises:
         DpoError: it has no rows; or (exit code 2) the columns fit no layout or not the one the recipe names, files
@@ -36,17 +38,15 @@ def layout_of(recipe: Recipe, index: int, feeds: list[Feed]) -> str:
         if (alone or not one.lone) and (source.sample is not None or not one.sampled)
     }
     found: dict[str, str] = {}
-    for feed in feeds:
-        numbered = list(islice(feed.rows(), LOOKED_AT))
-        maps = [row for _, row in numbered if isinstance(row, dict)]
+    for file, head in heads.items():
+        maps = [row for _, row in head if isinstance(row, dict)]
         if maps:
-            detected = _detect(source, maps, feed.name, where, recipe.where(*key, "columns"), layouts)
-            found.setdefault(detected, feed.name)
-        elif numbered:
-            line, row = numbered[0]
+            found.setdefault(_detect(source, maps, file, where, recipe.where(*key, "columns"), layouts), file)
+        elif head:
+            line, row = head[0]
             why = row.detail if isinstance(row, Broken) else f"the first is {type(row).__name__}, not a map"
             hint = "write one JSON object a line, a JSON array of them, CSV with commas, or Parquet; in UTF-8"
-            message = f"no row of {feed.name} can be read; such as {feed.name}:{line}: {why}"
+            message = f"no row of {file} can be read; such as {file}:{line}: {why}"
             raise DpoError(message, where=where, hint=hint, exit_code=USAGE)
     if len(found) > 1:
         listed = ", ".join(f"{file} is {layout}" for layout, file in found.items())
@@ -71,35 +71,23 @@ def _detect(source: Source, rows: list[dict[str, Any]], file: str, where: str, m
         needs = " or ".join(", ".join(sorted(names)) for names in LAYOUTS[source.layout].needs)
         message = f"{file} is not laid out as {source.layout}, which needs the columns {needs}; it has {listed(seen)}"
         hint = f"it looks like {detected}: set layout: {detected}, or auto" if detected else None
-    else:
-        if columns and detected not in MAPPABLE:
-            mappable = (name for name in MAPPABLE if name in layouts)
-            detected = next((name for name in mappable if any(_fits(row, LAYOUTS[name]) for row in rows)), None)
-        if detected is not None:
-            return detected
-        message, hint = f"can't tell the layout of {file}: it has the columns {listed(seen)}", None
-        if _asks_only(rows, seen):
-            message, hint = f"{file} has prompts and no answers: its columns are {listed(seen)}", ANSWER_THEM
-    hint = hint or _nearest(seen, file, layouts)
-    if source.layout == "auto" and WRITE_COLUMNS not in hint and any(_is(row, LAYOUTS["chat"]) for row in rows):
+        raise DpoError(message, where=where, hint=hint or _nearest(seen, file, layouts), exit_code=USAGE)
+    if columns and detected not in MAPPABLE:
+        mappable = (name for name in MAPPABLE if name in layouts)
+        detected = next((name for name in mappable if any(_fits(row, LAYOUTS[name]) for row in rows)), None)
+    if detected is not None:
+        return detected
+    message, hint = f"can't tell the layout of {file}: it has the columns {listed(seen)}", _nearest(seen, file, layouts)
+    if WRITE_COLUMNS not in hint and any(_is(row, LAYOUTS["chat"]) for row in rows):
         message, hint = f"{file} has one answer a prompt: its columns are {listed(seen)}", ONE_ANSWER
+    elif WRITE_COLUMNS not in hint and any(_is(row, LAYOUTS["prompts"]) for row in rows):
+        hint = f"{hint}; {ANSWER_THEM}"
     raise DpoError(message, where=where, hint=hint, exit_code=USAGE)
 
 
-ANSWER_CHARS = 30  # from which on a text is no topic, source or id
 WRITE_COLUMNS = "write columns: "  # opens the map of a hint that is whole
 ONE_ANSWER = "train.method: sft learns from such answers; pairs have a column of worse ones beside them"
-ANSWER_THEM = "to let the model answer them, add sample: {answers: 4} to the source, and data.rater, which rates them"
-
-
-def _asks_only(rows: list[dict[str, Any]], seen: list[str]) -> bool:
-    """Whether rows have prompts, and no column that is called like an answer or holds a text that could be one."""
-    asked = {name for needs in LAYOUTS["prompts"].needs for name in needs} | {"system", "history", "input"}
-    answers = {name for ours in ("chosen", "rejected", "completion") for name in (ours, *ALSO_CALLED[ours].split())}
-    others = [name for name in seen if name not in asked]
-    called = any(answers & set(re.split(r"[^a-z\u4e00-\u9fff]+", name.lower())) for name in others)
-    answered = any(isinstance(row.get(name), str) and len(row[name]) > ANSWER_CHARS for row in rows for name in others)
-    return not called and not answered and any(_is(row, LAYOUTS["prompts"]) for row in rows)
+ANSWER_THEM = "if they are prompts without answers, sample: {answers: 4} on the source has the model answer them"
 
 
 def _fits(row: dict[str, Any], layout: LayoutOf) -> bool:
@@ -128,12 +116,7 @@ ALSO_CALLED = {
 
 
 def _nearest(seen: list[str], file: str, layouts: Layouts) -> str:
-    """The line to write: a column map where the columns are known by other names, else the nearest layout's needs."""
-    known = {name for one in layouts.values() for names in one.needs for name in names}
-    known |= {name for names in ALSO_CALLED.values() for name in names.split()}
-    table = file.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
-    if table and not known & {name.lower() for name in seen}:
-        return "the first line has to name the columns, such as prompt,chosen,rejected: has this file no header?"
+    """The column map to write, whole where the columns are known by other names."""
     maps = [
         (name, *_map(needs, seen))
         for name in MAPPABLE
@@ -142,24 +125,13 @@ def _nearest(seen: list[str], file: str, layouts: Layouts) -> str:
         if {"prompt"} < needs <= set(ALSO_CALLED)
     ]
     layout, found, missing = max(maps, key=lambda one: (not one[2], len(one[1]) / (len(one[1]) + len(one[2]))))
-    renamed = {ours: theirs for ours, theirs in found.items() if ours != theirs}
-    written = [f"{ours}: {_quoted(theirs)}" for ours, theirs in renamed.items()]
+    if not found and file.lower().removesuffix(".gz").endswith((".csv", ".tsv")):
+        return "the first line has to name the columns, such as prompt,chosen,rejected: has this file no header?"
+    written = [f"{ours}: {_quoted(theirs)}" for ours, theirs in found.items() if ours != theirs]
     if not missing and written:
-        map_ = ", ".join(written)
-        return f"the nearest is {layout}, which also needs {', '.join(renamed)}: {WRITE_COLUMNS}{{{map_}}}"
-    name, needs = max(
-        (
-            (name, names)
-            for name, one in reversed(layouts.items())
-            for names in one.needs
-            if names - set(seen) and not one.sampled
-        ),
-        key=lambda one: len(one[1] & set(seen)) / len(one[1] | set(seen)),
-    )
-    lacking = ", ".join(sorted(needs - set(seen)))
+        return f"for {layout}, {WRITE_COLUMNS}{{{', '.join(written)}}}"
     written += [f"{ours}: <yours>" for ours in missing]
-    plain = f"layout: {layout} with columns: {{{', '.join(written)}}}"
-    return f"the nearest is {name}, which also needs {lacking}; for plain {layout}: {plain}"
+    return f"for {layout}, set layout: {layout} and columns: {{{', '.join(written)}}}"
 
 
 def _map(needs: frozenset[str], seen: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -188,13 +160,9 @@ def _check_map(layout: str, columns: dict[str, str], seen: list[str], where: str
         problem = hint = None
         if not known:
             problem, hint = f"layout {layout} takes no columns:", f"use it with layout: {either(list(MAPPABLE))}"
-        elif ours not in known and theirs in known:
-            problem = f"columns: '{ours}' and '{theirs}' are the wrong way round: our name comes first"
-            turned = (f"{b}: {a}" if b in known and a not in known else f"{a}: {b}" for a, b in columns.items())
-            hint = f"write columns: {{{', '.join(turned)}}}"
         elif ours not in known:
             problem = f"columns: there is no '{ours}' to map{_meant(ours, known)}"
-            hint = f"ours are {', '.join(known)}"
+            hint = f"our name comes first, which is one of {', '.join(known)}"
         elif theirs not in seen:
             problem, hint = (
                 f"columns: no column '{theirs}' in the data{_meant(theirs, seen)}",

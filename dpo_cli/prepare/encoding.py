@@ -1,4 +1,4 @@
-"""What encoding a text file is in: UTF-8, what a byte-order mark says, or what its bytes look like."""
+"""What encoding a text file is in: UTF-8, UTF-16 by its mark, or what its bytes look like."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from dpo_cli.language import han_characters
 from dpo_cli.prepare.feed import Unreadable
 
 CHUNK = 1 << 20  # bytes
@@ -17,16 +16,14 @@ SAMPLE = 1 << 18  # bytes with characters in them that are not UTF-8, from which
 FEW = 2  # so many bytes that are not UTF-8 are damage, not another encoding
 EVIDENCE = 10  # different characters beyond ASCII below which two readings of the same bytes can't be distinguished
 
-BOMS = (
-    (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
-)  # fmt: skip
 # What people's files are in; the many others that some bytes would fit are left out.
 KNOWN = [
     "gb18030", "big5", "cp932", "cp949", "euc_jp", "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256",
     "cp1257", "cp1258", "cp874", "koi8_r",
 ]  # fmt: skip
 EAST_ASIAN = tuple(KNOWN[:5])
+UTF8 = "utf-8-sig"  # with a mark in front or without
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _HIGH = bytes(range(0x80, 0x100))
 _BEYOND_ASCII = re.compile(rb"[^\n]*[\x80-\xff][^\n]*")
 ASCII = set(map(chr, range(128)))
@@ -36,10 +33,10 @@ SAVE_AS_UTF8 = "save it as UTF-8: in Excel as 'CSV UTF-8', or iconv -f ENCODING 
 
 @dataclass(frozen=True)
 class Encoding:
-    """A codec's name; `clean` where every byte fits it, `guessed` where only the bytes speak for it."""
+    """A codec's name; `clean` where every byte is UTF-8, `guessed` where only the bytes speak for the codec."""
 
     codec: str
-    clean: bool = True
+    clean: bool = False
     guessed: bool = False
 
 
@@ -53,43 +50,11 @@ def detect(opened: Callable[[], AbstractContextManager[tuple[Any, Any]]]) -> Enc
         Unreadable: it is not UTF-8, and the bytes fit several encodings alike.
     """
     with opened() as (stream, _):
-        head = stream.read(CHUNK)
-        for mark, codec in BOMS:
-            if head.startswith(mark):
-                return Encoding(codec, clean=codec != "utf-8-sig" or _is_utf8(head, stream))
-        wide = _utf16(head)
-        if wide:
-            return Encoding(wide, guessed=True)
-        if _is_utf8(head, stream):
-            return Encoding("utf-8")
+        if stream.read(2) in UTF16_MARKS:
+            return Encoding("utf-16")
     with opened() as (stream, _):
         bad, good, sample = _survey(stream)
-    return Encoding("utf-8", clean=False) if bad <= max(FEW, good) else _guess(sample)
-
-
-def _is_utf8(chunk: bytes, stream: BinaryIO) -> bool:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        while chunk:
-            decoder.decode(chunk)
-            chunk = stream.read(CHUNK)
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _utf16(head: bytes) -> str | None:
-    """UTF-16 without a mark: the signs that JSON and CSV always hold have a zero on one side."""
-    if head.count(0) < 8:
-        return None
-    head = head[: len(head) // 2 * 2]
-    counts = {}
-    for codec in ("utf-16-le", "utf-16-be"):
-        text = head.decode(codec, errors="replace")
-        counts[codec] = sum(map(text.count, '",:;{}\t\r\n '))
-    few, many = sorted(counts, key=lambda codec: counts[codec])
-    return many if counts[many] >= 8 and counts[few] < 0.05 * counts[many] else None
+    return Encoding(UTF8, clean=not bad) if bad <= max(FEW, good) else _guess(sample)
 
 
 def _survey(stream: BinaryIO) -> tuple[int, int, bytes]:
@@ -97,10 +62,14 @@ def _survey(stream: BinaryIO) -> tuple[int, int, bytes]:
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     bad = good = 0
     sample = bytearray()
-    while chunk := stream.read(CHUNK):
-        beyond = re.findall("[^\x00-\x7f]+", decoder.decode(chunk))
-        escaped = sum(len(ESCAPED.findall(run)) for run in beyond)
-        bad, good = bad + escaped, good + sum(map(len, beyond)) - escaped
+    chunk = b"more"
+    while chunk:
+        chunk = stream.read(CHUNK)
+        text = decoder.decode(chunk, final=not chunk)
+        if text.isascii():
+            continue
+        escaped = len(ESCAPED.findall(text))
+        bad, good = bad + escaped, good + len(text) - len(text.encode("ascii", "ignore")) - escaped
         if escaped and len(sample) < SAMPLE:  # cut between characters: half of one would fit no encoding
             lines = b"\n".join(_BEYOND_ASCII.findall(chunk.strip(_HIGH)))
             sample += lines[:SAMPLE].strip(_HIGH) + b"\n"
@@ -115,21 +84,9 @@ def _guess(sample: bytes) -> Encoding:
     if not found:
         raise Unreadable("it is neither UTF-8 nor any encoding known here", SAVE_AS_UTF8)
     codec, text = next(iter(found.items()))
-    readings = {name: _decoded(sample, name) for name in ("gb18030", "cp1252")} | found
-    hangul, han = len(re.findall("[\uac00-\ud7a3]", text)), han_characters(text)
-    if codec == "cp949" and han > 0.1 * (hangul + han) and readings["gb18030"]:  # Korean of today has no Han characters
-        codec, text = "gb18030", readings["gb18030"]
-    if text == readings["cp1252"]:
-        codec = "cp1252"
     rivals = EAST_ASIAN if codec in EAST_ASIAN else ("gb18030", "cp1252")
-    others = [name for name in rivals if readings.get(name) not in (None, text)]
+    readings = {name: sample.decode(name, "replace") for name in ("gb18030", "cp1252")} | found
+    others = [name for name in rivals if "\ufffd" not in readings.get(name, "\ufffd") and readings[name] != text]
     if others and len(set(text) - ASCII) < EVIDENCE:
         raise Unreadable(f"it is not UTF-8 but looks like {codec} or {others[0]}", SAVE_AS_UTF8)
     return Encoding(codec, guessed=True)
-
-
-def _decoded(sample: bytes, codec: str) -> str | None:
-    try:
-        return sample.decode(codec)
-    except UnicodeDecodeError:
-        return None

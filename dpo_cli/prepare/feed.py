@@ -11,12 +11,11 @@ BATCH = 256  # rows of a table in memory at a time
 
 @dataclass(frozen=True)
 class Broken:
-    """A row that can't be read at all, why, and its drop reason; `place` and `notes` are those of a `CandidateSet`."""
+    """A row that can't be read at all, why, its drop reason, and its file and line."""
 
     detail: str
     reason: str = "schema"
     place: str = ""
-    notes: tuple[str, ...] = ()
 
 
 Row = dict[str, Any] | Broken
@@ -29,34 +28,27 @@ class Feed:
 
     Attributes:
         read: see `rows`.
-        notes: what reading found out, each once.
-        doubts: those of the notes that the user should look at.
+        notes: what reading found out.
         count: rows that have been read.
         share: of the file that has been read, 0..1.
     """
 
     name: str
-    read: Callable[[Feed, frozenset[str] | None], Rows]
+    read: Callable[[Feed], Rows]
     notes: list[str] = field(default_factory=list)
-    doubts: list[str] = field(default_factory=list)
     count: int = 0
     share: float = 0.0
 
-    def rows(self, names: frozenset[str] | None = None) -> Rows:
-        """Yield (line, row), lines from 1, or row numbers where there are no lines.
-
-        Args:
-            names: of a table, read only the columns whose every part is among them; None reads all.
-        """
+    def rows(self) -> Rows:
+        """Yield (line, row), lines from 1, or row numbers where there are no lines."""
         self.count, self.share = 0, 0.0
-        for number, row in self.read(self, names):
+        for number, row in self.read(self):
             self.count += 1
             yield number, row
 
-    def note(self, text: str, doubt: bool = False) -> None:
-        for kept in (self.notes, self.doubts) if doubt else (self.notes,):
-            if text not in kept:
-                kept.append(text)
+    def note(self, text: str) -> None:
+        if text not in self.notes:  # for a feed is read several times
+            self.notes.append(text)
 
 
 class Unreadable(Exception):

@@ -82,7 +82,7 @@ def other_language(item: CandidateSet, options: Any, context: Context) -> str | 
 
 def think(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
     """Thoughts at the start are cut, or kept with model.thinking; what can't be separated drops the answer."""
-    return without_thoughts(text, item.prompt, context.recipe.model.thinking)
+    return without_thoughts(text, context.recipe.model.thinking)
 
 
 def markers(text: str, item: CandidateSet, options: Any, context: Context) -> str | None:
@@ -219,26 +219,11 @@ def screen(item: CandidateSet, context: Context) -> Drop | None:
     return None
 
 
-BOTH = ("identical", "each answer is called both good and bad")
-
-
 def clean(item: CandidateSet, context: Context, edits: Counter[str]) -> Drop | None:
     """Drop and fix a set's answers in place, and return why it goes where too few are left.
 
     Every cut is counted in `edits` by its name, every dropped answer by its reason.
     """
-    if item.labelled:
-        edits.update(scoring.settle_labels(item))
-    if edits["identical"] and not item.candidates:
-        return BOTH
-    drop = _clean(item, context, edits)
-    if drop is None and item.labelled:  # again, for a cut may have made answers equal
-        edits.update(scoring.settle_labels(item))
-        drop = BOTH if len(item.candidates) < min_answers(item, context) else None
-    return drop
-
-
-def _clean(item: CandidateSet, context: Context, edits: Counter[str]) -> Drop | None:
     came, needed, disagreement = len(item.candidates), min_answers(item, context), context.options("disagreement")
     if came < needed:
         return ("single_response", "one answer") if came else ("no_response", "no answer")
@@ -273,6 +258,10 @@ def _clean(item: CandidateSet, context: Context, edits: Counter[str]) -> Drop | 
         return "short", "an empty answer"
     if len(item.candidates) < needed:
         return "no_score", f"{len(item.candidates)} of {came} answers have a score"
+    if item.labelled:  # last, for a cut may make answers equal
+        edits.update(scoring.settle_labels(item))
+        if len(item.candidates) < needed:
+            return "identical", "the same answer again, or one that is called both good and bad"
     return None
 
 

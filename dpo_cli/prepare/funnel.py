@@ -14,9 +14,7 @@ from dpo_cli.prepare.text import hash64
 from dpo_cli.records import CandidateSet
 
 KEPT_EXAMPLES, DROPPED_EXAMPLES = 3, 2  # per source; per source and reason
-KEPT_CAUSES = 200  # per source and reason
 EXCERPT = 200  # characters
-_NUMBER = re.compile(r"\d[\d,.]*|0x[\da-f]{2}")
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 Drop = tuple[str, str]  # a drop reason of the contract, and a detail
@@ -52,24 +50,12 @@ class Entry:
 
 
 @dataclass
-class Cause:
-    """Why some rows were dropped: in the words of the one of lowest hash, where it stands, and how many they are."""
-
-    order: int
-    detail: str
-    place: str
-    count: int = 0
-
-
-@dataclass
 class Funnel:
-    """Counts by source and language. Every prompt that came is kept, or dropped once: `check` asserts it.
+    """Counts by source and language. Every prompt that came is kept, or dropped once.
 
     Attributes:
         edits: cuts by name and dropped answers by reason, by source.
         notes: rows, by source and what was left out of them.
-        latin: what prompts that count as English look like, by source.
-        causes: of drops, by source and reason.
         file: for every dropped prompt, JSONL.
     """
 
@@ -78,8 +64,6 @@ class Funnel:
     dropped: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     edits: Counter[tuple[str, str]] = field(default_factory=Counter)
     notes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    latin: dict[str, Counter[str]] = field(default_factory=dict)
-    causes: dict[tuple[str, str], dict[str, Cause]] = field(default_factory=dict)
     examples: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = field(default_factory=dict)
     file: TextIO | None = None
 
@@ -98,13 +82,6 @@ class Funnel:
             asked = "" if isinstance(item, Broken) else item.prompt[-1]["content"]
             return {"prompt": excerpt(asked), "where": item.place, "detail": detail}
 
-        causes = self.causes.setdefault((source, reason), {})
-        kind = _NUMBER.sub("0", detail)  # "1,203 tokens" and "1,204 tokens" are one cause
-        if kind in causes or len(causes) < KEPT_CAUSES:
-            cause = causes.get(kind)
-            if cause is None or order < cause.order:
-                causes[kind] = cause = Cause(order, detail, row().place, cause.count if cause else 0)
-            cause.count += 1
         if self.file is not None:
             name = None if reason in ("schema", "unsupported") else row_id(source, order)
             line = {"id": name, "source": source, "language": language, "reason": reason, **example()}
@@ -132,16 +109,6 @@ class Funnel:
             known.append((order, make()))
             known.sort(key=lambda one: (one[0], json.dumps(one[1])))  # duplicates share their hash
             del known[most:]
-
-    def commonest(self, source: str, reason: str) -> Cause:
-        return max(self.causes[source, reason].values(), key=lambda one: (one.count, one.detail))
-
-    def check(self) -> None:
-        for source, came in self.came.items():
-            kept = sum(count for (name, _), count in self.kept.items() if name == source)
-            dropped = sum(self.reasons(source).values())
-            if came != kept + dropped:
-                raise AssertionError(f"{source}: {came} came in, but {kept} were kept and {dropped} dropped")
 
     def reasons(self, source: str | None = None, language: str | None = None) -> dict[str, int]:
         """Return drops by reason, the most frequent first; of one source or language where one is given."""

@@ -1,17 +1,21 @@
 """The layouts of preference data: one function each, from a raw row to a set of candidates.
 
-A function takes a row and the source's settings and returns a CandidateSet, or raises `Malformed`; columns it doesn't
-know are ignored. To add a layout: write its function where `auto` is to try it, and add it to `Layout` in recipe.py.
-`read.py` calls them, and refuses rows of tools and images whatever their layout.
+A function takes a row and the recipe's score weights, and returns a CandidateSet or raises `Malformed`; columns it
+doesn't know are ignored. To add a layout: write its function where `auto` is to try it, and add it to `Layout` in
+recipe/sections.py. `read.py` calls them, and refuses rows of tools and images whatever their layout.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from dpo_cli.prepare import rated_layouts, scoring  # noqa: F401 (whose layouts are tried first)
+from dpo_cli.prepare import scoring
 from dpo_cli.prepare.messages import (
     Malformed,
+    asked_by,
     conversation,
     first,
     is_given,
@@ -23,12 +27,253 @@ from dpo_cli.prepare.messages import (
     text_if_any,
     text_of,
 )  # fmt: skip
-from dpo_cli.prepare.preferred import SIDES, Row, Settings, has_prompt, language_code, layout, preferred, sides
-from dpo_cli.records import Candidate, CandidateSet
+from dpo_cli.records import Candidate, CandidateSet, Message
+
+Row = Mapping[str, Any]
+
+
+Read = Callable[[Row, scoring.Weights], CandidateSet]
+
+
+@dataclass(frozen=True)
+class LayoutOf:
+    """A layout: its function, the columns it can't do without (any of the sets), and how else it is detected.
+
+    `grouped`: rows with one prompt belong together.
+    `sampled`: it has no answers, so that only a source with `sample` can have it.
+    `lone`: an answer has no other beside it, so `auto` looks for it only where the method needs none.
+    """
+
+    read: Read
+    needs: tuple[frozenset[str], ...]
+    looks_so: Callable[[Row], bool] = lambda row: True
+    grouped: bool = False
+    sampled: bool = False
+    lone: bool = False
+
+
+LAYOUTS: dict[str, LayoutOf] = {}  # in the order in which `auto` tries them: the more telling columns first
+
+
+def layout(*needs: str, **more: Any) -> Callable[[Read], Read]:
+    """Put a function into LAYOUTS under its name; the columns of a set stand in one text. See `LayoutOf`."""
+
+    def enter(read: Read) -> Read:
+        LAYOUTS[read.__name__] = LayoutOf(read, tuple(frozenset(one.split()) for one in needs), **more)
+        return read
+
+    return enter
+
+
+LANGUAGE_NAMES = {
+    "english": "en", "chinese": "zh", "japanese": "ja", "korean": "ko", "french": "fr", "german": "de", "spanish": "es",
+    "italian": "it", "portuguese": "pt", "russian": "ru", "vietnamese": "vi", "indonesian": "id", "polish": "pl",
+    "dutch": "nl",
+}  # fmt: skip
+
+
+def language_code(value: Any) -> str | None:
+    """Return a language column as a code, from `en`, `zh-CN` or `Chinese`; None where it says something else."""
+    written = value.lower() if isinstance(value, str) else ""
+    return LANGUAGE_NAMES.get(written) or (written[:2] if re.fullmatch("[a-z]{2}(?:[-_].*)?", written) else None)
+
+
+SIDES = ("chosen", "rejected")
+# What sets call the scores of chosen and rejected, and their scale. None: it is not known, so they only give the order.
+Scores = Mapping[str, tuple[float, float] | None]
+SCORES: Scores = {
+    "score_{}": scoring.UNIT, "{}_score": None, "{}-rating": None, "{}_rating": None, "reward_{}": None,
+    "{}_reward": None,
+}  # fmt: skip
+_IS_SCORE = re.compile(r"score|rating|reward|grade|quality", re.IGNORECASE)
+MODELS = ("model_{}", "{}_model", "{}-model")
+
+
+def preferred(row: Row, prompt: Any, answers: Sequence[tuple[Any, str]], scores: Scores = SCORES) -> CandidateSet:
+    """Return a chosen and a rejected answer, in this order whatever they score.
+
+    Args:
+        row: the whole row, under our names where columns are mapped.
+        answers: (value, its column) of chosen and rejected.
+        scores: names that their scores may have, with `{}` for the side, and their scale.
+    """
+    asked, texts, notes = prompt_and_answers(prompt, answers, row)
+    item = CandidateSet(asked, [Candidate(text) for text in texts], ranked=True, notes=notes)
+    for candidate, side in zip(item.candidates, SIDES, strict=True):
+        candidate.model = text_if_any(first(row, *(name.format(side) for name in MODELS)), "model")
+    for name, scale in scores.items():
+        stated = _numbers(row, *(name.format(side) for side in SIDES))
+        if stated:
+            score_both(item, stated, scale)
+            break
+    else:  # names of one's own that differ in the side only, such as chosen_avg_rating, on a scale that is not known
+        names = [name for name in row if isinstance(name, str) and "chosen" in name and _IS_SCORE.search(name)]
+        found = (_numbers(row, name, name.replace("chosen", "rejected")) for name in names)
+        score_both(item, next(filter(None, found), {}), None)
+    item.language = language_code(row.get("language"))
+    return item
+
+
+def _numbers(row: Row, *names: str) -> dict[str, float]:
+    """The numbers in these columns; empty where one holds none."""
+    found = {name: value for name in names if (value := scoring.number(row.get(name))) is not None}
+    return found if len(found) == len(names) else {}
+
+
+def score_both(item: CandidateSet, stated: dict[str, float], scale: tuple[float, float] | None) -> None:
+    """Score both answers, unless the scores are off their scale or call rejected the better one."""
+    item.stated = stated
+    if not stated or (item.lead() or 0.0) < 0:
+        return
+    values = [scoring.rating(value, *scale) if scale else None for value in stated.values()]
+    if None in values:
+        item.notes.append(f"{' and '.join(stated)} but for their order, as their scale is not known")
+        return
+    for candidate, value in zip(item.candidates, values, strict=True):
+        candidate.score = None if value is None else round(value, scoring.DECIMALS)
+
+
+def sides(row: Row) -> list[tuple[Any, str]]:
+    return [(row.get(side), side) for side in SIDES]
+
+
+def has_prompt(row: Row) -> bool:
+    """Return whether a prompt has a column of its own or is in front of the answers; else it needs a column map."""
+    if row.get("prompt") is not None:
+        return True
+    talk = conversation(row["chosen"], "chosen")
+    return not isinstance(talk, str) and len(talk) > 1
+
+
+# ---- public sets that rate answers
+
+
+def _strength(prompt: list[Message], texts: list[str], strength: Any) -> CandidateSet:
+    """Two answers and how much better the second is, -3..3: scores are 1/2 -+ strength/6, margins |strength|/3."""
+    second = scoring.rating(strength, -3, 3)
+    values = [None, None] if second is None else [round(1 - second, 6), round(second, 6)]
+    return CandidateSet(prompt, [Candidate(t, v) for t, v in zip(texts, values, strict=True)])
+
+
+def _openbmb(row: Row) -> bool:  # whose completions carry a critique; the Chinese set's don't
+    completions = row["completions"]
+    return isinstance(completions, list) and any(isinstance(c, dict) and "critique" in c for c in completions)
+
+
+_BINARIZED = "chosen_response rejected_response chosen_rating rejected_rating"
+
+
+@layout("instruction completions", looks_so=_openbmb)
+def ultrafeedback(row: Row, weights: scoring.Weights) -> CandidateSet:
+    """openbmb/UltraFeedback: four completions, each rated "1".."5" or "N/A" on four aspects.
+
+    `overall_score` is not used: 2,628 completions had a 1 stored as 10.
+    """
+    candidates = []
+    for completion in list_of(row.get("completions"), "completions"):
+        completion = map_of(completion, "a completion")
+        text = text_of(completion.get("response"), "response")
+        annotations = map_of(completion.get("annotations"), "annotations")
+        ratings = {
+            aspect: one["Rating"] for aspect, one in annotations.items() if type(one) is dict and "Rating" in one
+        }
+        value = scoring.score(ratings, scoring.ULTRAFEEDBACK, weights)
+        candidates.append(Candidate(text, value, text_if_any(completion.get("model"), "model")))
+    return CandidateSet(asked_by(row.get("instruction"), "instruction"), candidates, subset=_subset(row))
+
+
+def _subset(row: Row) -> str | None:
+    return text_if_any(row.get("source"), "source")
+
+
+@layout("instruction completions", f"instruction {_BINARIZED}")
+def ultrafeedback_zh(row: Row, weights: scoring.Weights) -> CandidateSet:
+    """opencsg/UltraFeedback-chinese: as the English set, or one of its two binarized files.
+
+    Their `overall_score` is not used either: where honesty is N/A it tops out at 4 instead of 5.
+    """
+    if row.get("completions") is not None:
+        return ultrafeedback(row, weights)
+    if None not in (scoring.number(row.get(f"{side}_rating")) for side in SIDES):  # one rating, not one an aspect
+        answers = [(row.get(f"{side}_response"), f"{side}_response") for side in SIDES]
+        return preferred(row, row.get("instruction"), answers)
+    values = {}
+    for side in SIDES:
+        ratings = row.get(f"{side}_rating")
+        ratings = map_of(literal(ratings) if isinstance(ratings, str) else ratings, f"{side}_rating")
+        values[f"{side}_rating"] = scoring.score(ratings, scoring.ULTRAFEEDBACK, weights)
+    texts = [text_of(row.get(f"{side}_response"), f"{side}_response") for side in SIDES]
+    prompt = asked_by(row.get("instruction"), "instruction")
+    rated = None not in values.values()  # else they are dropped as without a score
+    item = CandidateSet(prompt, [Candidate(text) for text in texts], subset=_subset(row), ranked=rated)
+    if rated:
+        score_both(item, {name: value or 0.0 for name, value in values.items()}, scoring.UNIT)
+    return item
+
+
+def _beyond_one(row: Row) -> bool:  # these sets count to 5 or 10, plain pairs to 1
+    scores = (row.get("chosen-rating"), row.get("score_chosen"), row.get("score_rejected"))
+    return has_prompt(row) and any(scoring.rating(score, *scoring.OVERALL_1_TO_10) for score in scores)
+
+
+@layout(
+    "chosen rejected chosen-rating rejected-rating", "chosen rejected score_chosen score_rejected", looks_so=_beyond_one
+)
+def ultrafeedback_binarized(row: Row, weights: scoring.Weights) -> CandidateSet:
+    """Pairs made from UltraFeedback: HuggingFaceH4's, argilla's (hyphens in its columns), trl-lib's (no `prompt`).
+
+    H4 and trl-lib keep `overall_score` (1..10), argilla the mean of the aspects (1..5).
+    """
+    scores = {"{}-rating": scoring.MEAN_1_TO_5, "score_{}": scoring.OVERALL_1_TO_10}
+    item = preferred(row, row.get("prompt"), sides(row), scores)
+    item.subset = _subset(row)
+    return item
+
+
+@layout("prompt response helpfulness correctness coherence complexity verbosity", grouped=True)
+def helpsteer2(row: Row, weights: scoring.Weights) -> CandidateSet:
+    """nvidia/HelpSteer2: one answer a row, five ratings 0..4; rows with the same prompt are put together afterwards.
+
+    Its `disagreements` folder has lists of ratings, one a rater; how far they are apart in helpfulness is the spread.
+    """
+    value = scoring.score(row, scoring.HELPSTEER2, weights)
+    spread = scoring.spread(row.get("helpfulness"))
+    candidate = Candidate(text_of(row.get("response"), "response"), value, spread=spread)
+    return CandidateSet(_helpsteer_prompt(row.get("prompt")), [candidate])
+
+
+_EXTRA_ID = re.compile(r"\n<extra_id_1>(Assistant|User)\n")
+
+
+def _helpsteer_prompt(value: Any) -> list[Message]:
+    """A prompt whose earlier turns are flattened with `\\n<extra_id_1>Assistant\\n` and `\\n<extra_id_1>User\\n`."""
+    parts = ["User", *_EXTRA_ID.split(text_of(value, "prompt"))]
+    turns = [{"role": speaker, "content": content} for speaker, content in zip(parts[::2], parts[1::2], strict=True)]
+    return prompt_and_answers(turns, [])[0]
+
+
+@layout("prompt response_1 response_2 preference_strength")
+def helpsteer2_preference(row: Row, weights: scoring.Weights) -> CandidateSet:
+    """nvidia/HelpSteer2's preference folder: two answers, strength -3..3, above 0 for the second."""
+    texts = [text_of(row.get(name), name) for name in ("response_1", "response_2")]
+    return _strength(_helpsteer_prompt(row.get("prompt")), texts, row.get("preference_strength"))
+
+
+@layout("context response1 response2 overall_preference")
+def helpsteer3(row: Row, weights: scoring.Weights) -> CandidateSet:
+    """nvidia/HelpSteer3: messages, two answers, strength -3..3 as above. `language` may name a programming language."""
+    texts = [text_of(row.get(name), name) for name in ("response1", "response2")]
+    item = _strength(prompt_and_answers(row.get("context"), [])[0], texts, row.get("overall_preference"))
+    item.language = LANGUAGE_NAMES.get(str(row.get("language")).lower())
+    item.subset = text_if_any(row.get("domain"), "domain")
+    return item
+
+
+# ---- rankings, and people's own files
 
 
 @layout("prompt answers")
-def nectar(row: Row, settings: Settings) -> CandidateSet:
+def nectar(row: Row, weights: scoring.Weights) -> CandidateSet:
     """berkeley-nest/Nectar, or any prompt with ranked answers: 1 is best; no scores."""
     answers = [map_of(answer, "an answer") for answer in list_of(row.get("answers"), "answers")]
     ranks = [scoring.rating(answer.get("rank"), 0, 1000) for answer in answers]
@@ -50,7 +295,7 @@ TIES = ("tie", "tie (bothbad)", "both_bad", "bothbad", "both_good")
 
 
 @layout("conversation_a conversation_b winner", "prompt response_a response_b winner_model_a winner_model_b")
-def arena(row: Row, settings: Settings) -> CandidateSet:
+def arena(row: Row, weights: scoring.Weights) -> CandidateSet:
     """Chatbot Arena: two conversations and the `winner`, model_a, model_b or a tie, which scores both alike.
 
     Also lmsys-arena-human-preference-55k: lists of prompts and responses, and three columns for the winner.
@@ -89,13 +334,13 @@ def _arena_turns(row: Row, side: str) -> Any:
 
 
 @layout("conversations chosen rejected")
-def sharegpt(row: Row, settings: Settings) -> CandidateSet:
+def sharegpt(row: Row, weights: scoring.Weights) -> CandidateSet:
     """LLaMA-Factory's ShareGPT ranking: `conversations`, and a chosen and a rejected turn."""
     return preferred(row, list_of(row.get("conversations"), "conversations"), sides(row))
 
 
 @layout("messages rejected_response", "messages rejected_messages", "query response rejected_response")
-def swift(row: Row, settings: Settings) -> CandidateSet:
+def swift(row: Row, weights: scoring.Weights) -> CandidateSet:
     """ms-swift: `messages` that end in the chosen answer, or `query`, `response` and `history`; and a rejected one."""
     chosen, rejected = first(row, "messages", "response"), first(row, "rejected_messages", "rejected_response")
     return preferred(row, row.get("query"), [(chosen, "the chosen answer"), (rejected, "the rejected answer")])
@@ -106,7 +351,7 @@ def _has_no_prompt(row: Row) -> bool:
 
 
 @layout("chosen rejected", looks_so=lambda row: _has_no_prompt(row) and all(is_transcript(row[side]) for side in SIDES))
-def hh_rlhf(row: Row, settings: Settings) -> CandidateSet:
+def hh_rlhf(row: Row, weights: scoring.Weights) -> CandidateSet:
     """Anthropic/hh-rlhf: two transcripts that differ in their last answer; no scores."""
     for side in SIDES:
         if not is_transcript(row.get(side)):
@@ -118,7 +363,7 @@ def hh_rlhf(row: Row, settings: Settings) -> CandidateSet:
     "system question chosen rejected", "system input chosen rejected",
     looks_so=lambda row: _has_no_prompt(row) and row.get("instruction") is None,
 )  # fmt: skip
-def orca(row: Row, settings: Settings) -> CandidateSet:
+def orca(row: Row, weights: scoring.Weights) -> CandidateSet:
     """Intel/orca_dpo_pairs and its kin: `system`, `question` (argilla: `input`), chosen, rejected."""
     return preferred(row, first(row, "question", "input"), sides(row))
 
@@ -141,12 +386,12 @@ def _is_chat(row: Row) -> bool:
     "messages", "conversations", "prompt response", "prompt completion", "instruction output", "instruction response",
     "query response", "question answer", looks_so=_is_chat, lone=True,
 )  # fmt: skip
-def chat(row: Row, settings: Settings) -> CandidateSet:
+def chat(row: Row, weights: scoring.Weights) -> CandidateSet:
     """Instruction data with one answer, a good one: `messages`, ShareGPT's, prompt and response, Alpaca's."""
     talk = first(row, "messages", "conversations")
     if talk is not None:
         return _one_answer(row, None, (talk, "the answer"), 1.0)
-    prompt = _prompt(row, settings, "query", "question")
+    prompt = _prompt(row, "query", "question")
     return _one_answer(row, prompt, (first(row, *ANSWERS), "the answer"), 1.0)
 
 
@@ -161,13 +406,13 @@ def _one_answer(
     return item
 
 
-def _prompt(row: Row, settings: Settings, *others: str) -> Any:
+def _prompt(row: Row, *others: str) -> Any:
     """The prompt column, with its input, where a row has both as text; else the instruction; else another column."""
     asked, given = row.get("prompt"), row.get("input")
     if asked is None and others:
         return _instructed(row) if is_given(row.get("instruction")) else first(row, *others)
     again = not isinstance(asked, str) or not isinstance(given, str) or given.strip() in asked
-    return asked if again and settings.columns.get("prompt") != "instruction" else _instructed(row, "prompt")
+    return asked if again else _instructed(row, "prompt")
 
 
 def _instructed(row: Row, instruction: str = "instruction") -> Any:
@@ -183,7 +428,7 @@ def _is_alpaca(row: Row) -> bool:  # a label would make it a row of `kto`
 
 
 @layout("instruction chosen rejected", "instruction output", looks_so=_is_alpaca)
-def alpaca(row: Row, settings: Settings) -> CandidateSet:
+def alpaca(row: Row, weights: scoring.Weights) -> CandidateSet:
     """LLaMA-Factory's Alpaca: `instruction`, `input`, and chosen and rejected, or `output`, one answer or both."""
     prompt, output = _instructed(row), row.get("output")
     output = literal(output) if isinstance(output, str) and output.lstrip().startswith("[") else output
@@ -195,9 +440,9 @@ def alpaca(row: Row, settings: Settings) -> CandidateSet:
 
 
 @layout("prompt chosen rejected", "chosen rejected", looks_so=has_prompt)
-def pairs(row: Row, settings: Settings) -> CandidateSet:
+def pairs(row: Row, weights: scoring.Weights) -> CandidateSet:
     """Any prompt, chosen, rejected, as text or messages; scores count where they are on 0..1. Columns can be mapped."""
-    item = preferred(row, _prompt(row, settings), sides(row))
+    item = preferred(row, _prompt(row, weights), sides(row))
     item.subset = text_if_any(row.get("subset"), "subset")
     return item
 
@@ -218,12 +463,12 @@ LABELS = {**dict.fromkeys(_GOOD.split(), 1.0), **dict.fromkeys(_BAD.split(), 0.0
     "instruction output label", "instruction output kto_tag", "query response label", "conversations label",
     "prompt response label", grouped=True,
 )  # fmt: skip
-def kto(row: Row, settings: Settings) -> CandidateSet:
+def kto(row: Row, weights: scoring.Weights) -> CandidateSet:
     """Unpaired: a prompt, one completion and whether it is good; or `messages` and a label. Columns can be mapped."""
     completion = first(row, "completion", "messages", "conversations", "output", "response")
     label = first(row, "label", "kto_tag")
     written = str(label).strip().lower() if isinstance(label, str | int | float) else type(label).__name__
-    item = _one_answer(row, _prompt(row, settings, "query"), (completion, "completion"), LABELS.get(written))
+    item = _one_answer(row, _prompt(row, "query"), (completion, "completion"), LABELS.get(written))
     if written not in LABELS:
         good, bad = (", ".join([one for one, of in LABELS.items() if of == value][:5]) for value in (1.0, 0.0))
         raise Malformed(f"label is {written[:40]!r}, neither good ({good}) nor bad ({bad})")
@@ -234,9 +479,9 @@ PROMPTS = ("question", "query", "messages", "conversations")
 
 
 @layout("prompt", "instruction", *PROMPTS, sampled=True)
-def prompts(row: Row, settings: Settings) -> CandidateSet:
+def prompts(row: Row, weights: scoring.Weights) -> CandidateSet:
     """A prompt without answers, as text or messages, for a source that the model answers; a last answer is left out."""
-    turns = conversation(_prompt(row, settings, *PROMPTS), "prompt", asks=True)
+    turns = conversation(_prompt(row, *PROMPTS), "prompt", asks=True)
     while not isinstance(turns, str) and turns and turns[-1]["role"] == "assistant":
         turns = turns[:-1]
     prompt, _, notes = prompt_and_answers(turns, [], row)

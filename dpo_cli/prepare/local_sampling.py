@@ -17,7 +17,7 @@ from dpo_cli.hub import loading
 from dpo_cli.inference import Answer, Sampling, generate, in_batches, seed_of
 from dpo_cli.judging.judgment import key_of
 from dpo_cli.model_files import local_files, location
-from dpo_cli.prepare.sampling import Advance, Drawn, Prompts
+from dpo_cli.prepare.own_answers import Advance, Drawn, Prompts
 from dpo_cli.recipe import Recipe, Sample
 from dpo_cli.store import Store
 

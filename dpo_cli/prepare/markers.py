@@ -20,34 +20,11 @@ _SOLUTION = re.compile(  # behind a thought
 )
 
 
-def _heading(words: str) -> str:
-    """A line of Markdown with these words alone, or in bold in front of a text."""
-    return rf"(?:\*\*{words} *[:：]?\*\*[:：]?|#+ *(?:\*\*)?{words} *[:：]?(?:\*\*)?[ \t]*(?=\n))"
-
-
-# Other ways to write it, a thought only where it opens an answer whose prompt doesn't ask for it: (mark, thought).
-_UNUSUAL = tuple(
-    re.compile(rf"\s*{pattern}\s*(?=\S)", re.DOTALL | re.IGNORECASE)
-    for pattern in (
-        r"(<\s*((?:inner[ _-]?)?(?:thoughts?|monologue)|cot|chain[ _-]of[ _-]thought|analysis|reason|reflection"
-        r"|rationale|think(?:ing)?[ _-]process|思考(?:过程)?|推理(?:过程)?)\s*>)(?P<thought>.*?)<\s*/\s*\2\s*>",
-        r"(<details)\b[^<>]*>\s*<summary>[^<]*(?:thought|thinking|reasoning|思考|推理)[^<]*</summary>"
-        r"(?P<thought>.*?)</details>",
-        rf"(?=\W+(think\w*|thought|思考)){_heading('(?:thinking|thoughts?|思考)(?: process|过程)?')}(?P<thought>.*?)"
-        rf"\n\s*{_heading('(?:(?:final|my|最终) ?)?(?:answer|response|回答|答案)')}",
-    )
-)
-
-
-def without_thoughts(text: str, prompt: Sequence[Message], thinking: bool) -> str | None:
+def without_thoughts(text: str, thinking: bool) -> str | None:
     """Cut closed blocks of thought at the start, or with `thinking` make them one <think> block.
 
     None where any other tag of that kind is left: thought and answer can't be separated.
     """
-    if text.lstrip()[:1] in ("<", "*", "#"):
-        unusual = next(filter(None, (pattern.match(text) for pattern in _UNUSUAL)), None)
-        if unusual and not any(unusual[1].lower() in turn["content"].lower() for turn in prompt):
-            text = f"<think>\n{unusual['thought'].strip()}\n</think>\n\n{text[unusual.end() :]}"
     if not any(map(text.__contains__, "<[◁")) or not _THOUGHT_TAG.search(text):
         return text
     thoughts, end = [], 0
@@ -91,8 +68,8 @@ _STARTS = re.compile(
     r"(?:\s*(?:<s>|<bos>|<[|｜](?:begin[_▁]of[_▁]\w+|startoftext|assistant)[|｜]>))+\s*", re.IGNORECASE
 )
 _RENDERED = (
-    "[/INST]", "### Response:", "### Response", "### Assistant:", "<start_of_turn>model", "<|assistant|>",
-    "<|end_header_id|>", "<｜Assistant｜>", "<|im_start|>assistant",
+    "[/INST]", "ASSISTANT:", "助手：", "### Response:", "### Response", "### Assistant:", "<start_of_turn>model",
+    "<|assistant|>", "<|end_header_id|>", "<｜Assistant｜>", "<|im_start|>assistant",
 )  # fmt: skip
 _MARKS = ("<", "INST]", "Human", "Assistant", "USER", "ASSISTANT", "### ", "人类", "助手")  # one is in every match of:
 _LEAKED = re.compile(

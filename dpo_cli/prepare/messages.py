@@ -12,7 +12,6 @@ from typing import Any
 
 from dpo_cli.records import Message
 
-MAX_CHARS = 1_000_000  # a longer text is a broken row, not an answer: ten times the longest context a Qwen3 reads
 ROLES = {
     theirs: ours
     for ours, several in {
@@ -50,8 +49,6 @@ def text_of(value: Any, name: str) -> str:
     """`value` if it is text that UTF-8 can hold."""
     if not isinstance(value, str):
         raise Malformed(f"{name} is {kind_of(value)}, not text")
-    if len(value) > MAX_CHARS:
-        raise Malformed(f"{name} has {len(value):,} characters")
     if not value.isascii():
         try:
             value.encode()
@@ -99,18 +96,17 @@ def first(row: Mapping[str, Any], *names: str) -> Any:
 
     Arrow gives every row all keys, and null for those that it hasn't got.
     """
-    if row.get(names[0]):
+    if row.get(names[0]):  # and the others are not asked for: see `_Watched` in read.py
         return row[names[0]]
     there = [row[name] for name in names if row.get(name) is not None]
-    holding = (value for value in there if not isinstance(value, str | list | dict) or value)
-    return next(holding, there[0] if there else None)
+    return next((value for value in there if value not in ("", [], {})), there[0] if there else None)
 
 
 def literal(text: str) -> Any:
     """The value written as JSON or, as pandas and CSV leave it, as a Python literal; None where it is neither."""
     for parse in (json.loads, ast.literal_eval):
         try:
-            return parse(text) if len(text) <= MAX_CHARS else None
+            return parse(text)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
     return None
@@ -198,32 +194,22 @@ def conversation(value: Any, name: str, asks: bool = False) -> list[Message] | s
     return transcript(value, name) if is_transcript(value, asks) else text_of(value, name)
 
 
-_OPENS_TRANSCRIPT = re.compile(r"\s*(?:#+ *)?(Human|User|USER|用户|人类) *[:：]")
-_ENDS_TRANSCRIPT = re.compile(r"\n[ \t]*(?:#+ *)?(Assistant|ASSISTANT|AI|Bot|助手) *[:：]\s*$")
-
-
 def is_transcript(value: Any, asks: bool = False) -> bool:
-    """Whether a text is Anthropic's `\\n\\nHuman: …\\n\\nAssistant: …`; with `asks`, one that opens the last turn.
-
-    Of a prompt, the speakers may have other names: none but a transcript ends where an answer is to follow.
-    """
-    opens = _OPENS_TRANSCRIPT.match(value) if isinstance(value, str) else None
-    if not opens:
+    """Whether a text is Anthropic's `\\n\\nHuman: …\\n\\nAssistant: …`; with `asks`, one that opens the last turn."""
+    if not isinstance(value, str) or not value.lstrip().startswith("Human:"):
         return False
-    return bool(_ENDS_TRANSCRIPT.search(value)) if asks else opens[1] == "Human" and "\n\nAssistant:" in value
+    return value.rstrip().endswith("\nAssistant:") if asks else "\n\nAssistant:" in value
 
 
 def transcript(value: Any, name: str) -> list[Message]:
     """A Human/Assistant transcript as turns, without the blanks that only set its lines apart."""
     text = text_of(value, name).lstrip()
-    opens, ends = _OPENS_TRANSCRIPT.match(text), _ENDS_TRANSCRIPT.search(text)
-    asks, answers = opens[1] if opens else "Human", ends[1] if ends else "Assistant"
-    gap = r"\n\n" if re.search(rf"\n\n[ \t]*(?:#+ *)?{answers} *[:：]", text) else r"\n+"
-    before, *parts = re.split(rf"(?:^|{gap})[ \t]*(?:#+ *)?({asks}|{answers}) *[:：][ ]?", text)
+    gap = r"\n\n" if "\n\nAssistant:" in text else r"\n+"
+    before, *parts = re.split(rf"(?:^|{gap})(Human|Assistant): ?", text)
     if before.strip() or not parts:
         raise Malformed(f"{name} is not a Human/Assistant transcript")
     return [
-        {"role": "user" if speaker == asks else "assistant", "content": content.rstrip()}
+        {"role": ROLES[speaker.lower()], "content": content.rstrip()}
         for speaker, content in zip(parts[::2], parts[1::2], strict=True)
     ]
 
@@ -273,9 +259,6 @@ def prompt_and_answers(
         raise Malformed("the prompt has two user turns in a row")
     cut = [_without_thought(turn) for turn in whole]
     system, notes = _system(row, next(iter(systems.values()), None))
-    history = row.get("history")
-    if isinstance(history, str) and is_given(history) and literal(history) is None and history != prompt:
-        notes.append("the history column, which is no list")
     if cut != whole:
         notes.append("thoughts in earlier turns")
     return [*system, *cut], texts, notes

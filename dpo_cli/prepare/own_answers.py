@@ -10,29 +10,28 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpo_cli import chat
-from dpo_cli.errors import USAGE, DpoError
+from dpo_cli.judging.client import Client
+from dpo_cli.judging.judgment import key_of
 from dpo_cli.language import language
 from dpo_cli.prepare import filters, tokens
 from dpo_cli.prepare.feed import Broken
 from dpo_cli.prepare.funnel import Drop
 from dpo_cli.prepare.rating import rate
-from dpo_cli.prepare.read import Read, look
+from dpo_cli.prepare.read import Read
 from dpo_cli.prepare.row_store import RowStore
-from dpo_cli.prepare.sampling import Drawn, ServerSampler
-from dpo_cli.prepare.sources import is_hub
 from dpo_cli.prepare.text import hash64, prompt_key
 from dpo_cli.progress import Step
 from dpo_cli.published import without_paths
-from dpo_cli.recipe import Recipe, Sample
-from dpo_cli.records import Candidate, CandidateSet
+from dpo_cli.recipe import Recipe, Sample, Server
+from dpo_cli.records import Candidate, CandidateSet, Message
 from dpo_cli.store import Store
 
 if TYPE_CHECKING:
@@ -44,29 +43,6 @@ ANSWERS, RATINGS = ".answers.sqlite", ".judgments.sqlite"  # beside the runs, fo
 Looked = tuple[Read, filters.Context]  # what a source is read as, and what its filters need to know
 
 
-def check_quotas(recipe: Recipe) -> None:
-    """Raise a DpoError for a quota over the prompts of a sampled source that lies on this machine."""
-    for rank, source in enumerate(recipe.data.sources):
-        if source.sample and source.quota is not None and not is_hub(source):
-            _prompts_in(recipe, rank, look(recipe, rank))
-
-
-def _prompts_in(recipe: Recipe, rank: int, one: Read) -> int:
-    """How many prompts a sampled source has; a quota that they can't fill is an error with the quota to write."""
-    source, sample = one.source, one.source.sample
-    assert sample is not None
-    prompts = sum(isinstance(item, CandidateSet) for item in _slice(one, Counter()))
-    most = prompts * (sample.answers * (sample.answers - 1) // 2 if recipe.data.pairs.pick == "all" else 1)
-    if source.quota is not None and source.quota > most:
-        raise DpoError(
-            f"quota {source.quota:,} is over the {prompts:,} prompts of {source.label}, which give a pair each at most",
-            where=recipe.where("data", "sources", rank, "quota"),
-            hint=f"write quota: {most}, or remove it",
-            exit_code=USAGE,
-        )
-    return prompts
-
-
 def _slice(one: Read, counts: Counter[str]) -> Iterator[CandidateSet | Broken]:
     """The rows of a source, of a sampled one those in its slice; `counts` gets the others."""
     part = one.source.sample.slice if one.source.sample else None
@@ -75,6 +51,51 @@ def _slice(one: Read, counts: Counter[str]) -> Iterator[CandidateSet | Broken]:
             counts["outside_slice"] += 1
         else:
             yield item
+
+
+class Drawn(NamedTuple):
+    """An answer; `ended`: not at `max_new_tokens`; `tokens`: of prompt and answer, 0 where a server counts none."""
+
+    text: str
+    ended: bool
+    tokens: int
+
+
+Prompts = Sequence[list[Message]]
+Advance = Callable[[int], None]  # called with the number of answers that are done, the known ones at once
+
+
+class ServerSampler:
+    """Answers of any OpenAI-compatible server, each requested alone and with a seed of its own."""
+
+    def __init__(self, recipe: Recipe, settings: Server, store: Store) -> None:
+        self.recipe, self.settings = recipe, settings
+        self._client = Client(settings, store)
+
+    def draw(self, prompts: Prompts, sample: Sample, advance: Advance) -> list[list[Drawn]]:
+        """Draw `sample.answers` to each prompt, or take them from the store; DpoError where the server is of no use.
+
+        What it refuses to answer counts as an answer without an end.
+        """
+        server = self.settings.base_url.rstrip("/")
+        options = {
+            "temperature": sample.temperature, "top_p": sample.top_p, "max_tokens": sample.max_new_tokens,
+            "extra_body": {
+                "chat_template_kwargs": {"enable_thinking": self.recipe.model.thinking},
+                **({"top_k": sample.top_k} if sample.top_k else {}),
+            },
+        }  # fmt: skip
+        requests, keys = {}, []
+        for prompt in prompts:
+            seeds = [hash64(self.recipe.seed, key_of(prompt), draw) % 2**31 for draw in range(sample.answers)]
+            keys.append([key_of("answer", server, self.settings.model, options, prompt, seed) for seed in seeds])
+            for key, seed in zip(keys[-1], seeds, strict=True):
+                requests[key] = {"messages": prompt, "seed": seed, **options}
+        advance(len(prompts) * sample.answers - len(requests))
+        good, _ = self._client.ask(requests, lambda reply: True, advance)
+        nothing = Drawn("", False, 0)
+        drawn = {key: Drawn(reply.text, not reply.cut, reply.tokens) for key, reply in good.items()}
+        return [[drawn.get(key, nothing) for key in several] for several in keys]
 
 
 @dataclass
@@ -124,11 +145,16 @@ def own_answers(
         tokenizer: the model's, where lengths count.
 
     Raises:
-        DpoError: model, server or rater can't be had; a quota is over its prompts.
+        DpoError: model, server or rater can't be had.
     """
     made, answers, counts = OwnAnswers(RowStore(folder)), 0, Counter[str]()
     samples = {rank: one.source.sample for rank, (one, _) in enumerate(looked) if one.source.sample}
-    asked = sum(_prompts_in(recipe, rank, looked[rank][0]) * sample.answers for rank, sample in samples.items())
+    asked = sum(
+        sample.answers
+        for rank, sample in samples.items()
+        for item in _slice(looked[rank][0], Counter())
+        if isinstance(item, CandidateSet)
+    )
     with ExitStack() as stack:
         store = stack.enter_context(Store(kept / ANSWERS))
         step = stack.enter_context(Step("sampling answers", quiet=quiet or not samples, total=asked))
@@ -190,9 +216,7 @@ class _Answering:
             if drop is None:
                 asked.append(item)
                 continue
-            item.candidates = []
-            if drop[0] not in filters.PROMPT_FILTERS:  # those look at it again
-                item.drop = drop
+            item.candidates, item.drop = [], drop
         refused = len(sets) - len(asked)
         self.advance(refused * sample.answers)
         drawn = self._sampler(sample).draw([item.prompt for item in asked], sample, self.advance)

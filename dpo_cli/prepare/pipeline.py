@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_cli import chat
 from dpo_cli.disk import sha256
-from dpo_cli.language import language, latin_language
+from dpo_cli.language import language
 from dpo_cli.prepare import filters, remarks, report, scoring, tokens
 from dpo_cli.prepare.audit import Audit
 from dpo_cli.prepare.contamination import read_contamination
@@ -131,11 +131,11 @@ def read_rows(
                 if shown.count % BATCH == 0:
                     shown.at(shown.count / len(answered.places[rank]) if answered else one.share)
                 funnel.came[label] += 1
-                funnel.notes.update((label, note) for note in set(item.notes))
                 if isinstance(item, Broken):
                     tongue, drop = one.source.language or "und", (item.reason, item.detail)
                     funnel.drop(label, tongue, drop, hash64(item.detail), lambda item=item: item)  # type: ignore[misc]
                     continue
+                funnel.notes.update((label, note) for note in set(item.notes))
                 contradictions.add(item)
                 key = prompt_key(item.prompt)
                 entry = _judge(recipe, item, rank, hash64(key), context, funnel)
@@ -158,9 +158,6 @@ def _judge(
     if item.language is None:  # that of the question; where it has no letters, of the first answer that has
         found = (language(text) for text in [asked, *(candidate.text for candidate in item.candidates)])
         item.language = next((one for one in found if one != "und"), "und")
-        looks = latin_language(asked) if item.language == "en" else None
-        if looks is not None:
-            funnel.latin.setdefault(item.source, Counter())[looks] += 1
     parts = [text for turn in item.prompt for text in turn.values()]
     content = hash64(*parts, *(part for one in item.candidates for part in (one.text, one.score)))
     came = len(item.candidates)
@@ -211,7 +208,7 @@ def count_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, entries: li
 
 
 def book(entries: list[Entry], store: Rows, funnel: Funnel) -> None:
-    """Count every entry as kept or dropped, and assert that nothing got lost."""
+    """Count every entry as kept or dropped."""
     for entry in entries:
         if entry.drop is None or entry.drop[0] not in ("duplicate", "near_duplicate"):
             for kind, count in (+entry.edits).items():  # + leaves out zeros
@@ -221,7 +218,6 @@ def book(entries: list[Entry], store: Rows, funnel: Funnel) -> None:
             funnel.keep(entry.source, entry.language, entry.hash, item, entry.picks[0])
         else:
             funnel.drop(entry.source, entry.language, entry.drop, entry.hash, item)
-    funnel.check()
 
 
 def _stored(store: Rows, entry: Entry) -> CandidateSet:
@@ -249,12 +245,9 @@ def _rows(
     """The rows of a file in `data.format`; counts their labels, where they have one, in `labels`."""
     write = FORMATS[recipe.data.format]
     kwargs = chat.chat_template_kwargs(recipe)
-    shared: dict[int, CandidateSet] = {}  # labelled prompts, which give a row an answer; to read each but once
     with step("writing", "rows") as shown:
         for entry, picked, name in chosen:
-            item = shared.get(entry.place) or store.get(entry.place)[1]
-            if item.labelled and len(entry.picks) > 1:
-                shared[entry.place] = item
+            item = store.get(entry.place)[1]
             if audit is not None and len(picked) > 1:
                 audit.add(item, picked[0], picked[-1], entry)
             for row in write(item, picked, name, kwargs):

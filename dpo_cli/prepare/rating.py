@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from dpo_cli.judging.ratings import ASPECTS, HIGHEST, LOWEST, ServerRater
+from dpo_cli.judging.ratings import ASPECTS, ServerRater
 from dpo_cli.prepare import scoring
+from dpo_cli.prepare.audit import quantiles
 from dpo_cli.progress import Step
 from dpo_cli.published import without_paths
 from dpo_cli.recipe import OpenAIRater, Recipe
 from dpo_cli.records import CandidateSet, Message, write_jsonl
-from dpo_cli.stats import wilson
 from dpo_cli.store import Store
 
 CHUNK = 256  # prompts whose answers are rated at once: memory holds no more of them
@@ -32,17 +32,15 @@ class _ByServer:
 
     def __init__(self, settings: OpenAIRater, store: Store, weights: scoring.Weights) -> None:
         self._rater, self._weights = ServerRater(settings, store), weights
-        self._counts: dict[str, Counter[float]] = {name: Counter() for name in ASPECTS}
+        self._given: dict[str, list[float]] = {name: [] for name in ASPECTS}
         self._missing = Counter[str]()
 
     def rate(self, talks: Talks, advance: Callable[[int], None]) -> list[Given]:
         ratings = self._rater.ratings(talks, advance)
         for one in ratings:
-            for name in ASPECTS:
-                if name in one:
-                    self._counts[name][one[name]] += 1
-                else:
-                    self._missing[name] += 1
+            self._missing.update(name for name in ASPECTS if name not in one)
+            for name, value in one.items():
+                self._given[name].append(value)
         return ratings
 
     def value(self, given: Given) -> float:
@@ -50,14 +48,9 @@ class _ByServer:
         return math.nan if score is None else score
 
     def figures(self, values: array[float]) -> dict[str, Any]:
-        steps = range(LOWEST, HIGHEST + 1)
         aspects = {
-            name: {
-                "mean": sum(value * count for value, count in counts.items()) / max(counts.total(), 1),
-                "missing": self._missing[name],
-                "counts": {str(step): sum(n for value, n in counts.items() if round(value) == step) for step in steps},
-            }
-            for name, counts in self._counts.items()
+            name: {"mean": sum(several) / max(len(several), 1), "missing": self._missing[name]}
+            for name, several in self._given.items()
         }
         return {"aspects": aspects, "tokens": self._rater.tokens}
 
@@ -81,9 +74,7 @@ class _ByRewardModel:
 
     def figures(self, values: array[float]) -> dict[str, Any]:
         known = [value for value in values if not math.isnan(value)]
-        quantiles = np.quantile(known, (0, 0.05, 0.5, 0.95, 1), method="nearest").tolist() if known else []
-        reward = dict(zip(("min", "p5", "p50", "p95", "max"), quantiles, strict=True)) if known else None
-        return {"reward": reward, "cut": self._cut}
+        return {"reward": quantiles(known), "cut": self._cut}
 
 
 def ranks(values: Sequence[float]) -> array[float]:
@@ -120,7 +111,7 @@ def rate(
         rater, name = _ByServer(settings, store, weights), settings.model
     else:
         rater, name = _ByRewardModel(settings, store), settings.id
-    values, longer = array("d"), Counter[bool]()
+    values = array("d")
 
     def rows() -> Iterator[dict[str, Any]]:
         while chunk := list(islice(sets, CHUNK)):
@@ -128,9 +119,7 @@ def rate(
             given = iter(rater.rate(talks, step.advance))
             for item in chunk:
                 answers = [(one, next(given)) for one in item.candidates]
-                own = [rater.value(what) for _, what in answers]
-                values.extend(own)
-                _count_longer([(value, len(one.text)) for value, (one, _) in zip(own, answers, strict=True)], longer)
+                values.extend(rater.value(what) for _, what in answers)
                 yield {
                     "source": item.source, "prompt": item.prompt, "dropped": item.lost,
                     "answers": [{"text": one.text, "model": one.model, **what} for one, what in answers],
@@ -142,15 +131,6 @@ def rate(
         "by": {"kind": settings.kind, "model": without_paths(name)},
         "answers": len(values),
         "failures": sum(map(math.isnan, values)),
-        "longer_wins": wilson(longer[True], longer.total()),
         **rater.figures(values),
     }
     return ranks(values) if isinstance(rater, _ByRewardModel) else values, figures
-
-
-def _count_longer(answers: list[tuple[float, int]], longer: Counter[bool]) -> None:
-    """Whether the best answer of a prompt is longer than the worst; where they are alike, nothing."""
-    known = [one for one in answers if not math.isnan(one[0])]
-    best, worst = max(known, default=(0.0, 0)), min(known, default=(0.0, 0))
-    if best[0] != worst[0] and best[1] != worst[1]:
-        longer[best[1] > worst[1]] += 1

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_cli.errors import DpoError, either
-from dpo_cli.prepare import split
 from dpo_cli.prepare.filters import REASONS
 from dpo_cli.prepare.funnel import Entry, Funnel
 from dpo_cli.prepare.layouts import MAPPABLE
@@ -20,13 +19,11 @@ from dpo_cli.recipe.train import methods_of_answers, methods_with, trl_arguments
 from dpo_cli.records import ROWS_ARE, CandidateSet
 from dpo_cli.stats import wilson
 
-UNREAD_SHARE, DROPPED_SHARE = 0.1, 0.3  # of a source's prompts, unreadable or dropped for one reason: more is reported
-BROKEN = ("not JSON", "not UTF-8", "a dict as Python prints it")  # lines of a damaged file: one is reported already
+DROPPED_SHARE = 0.3  # of a source's prompts, dropped for one reason: more is reported; of unreadable rows, each
+UNRATED_SHARE = 0.1  # of the answers without a score by the rater: more is reported
 KEPT_BY_LENGTH = 0.95  # the share of prompts that a proposed model.max_length would keep
 ENOUGH_HELD_OUT = 50  # pairs, from which on an accuracy says something
 OWN = ("pairs", "kto", "chat", "alpaca", "swift", "sharegpt", "nectar")  # layouts of people's own files
-LONGER = 0.6  # the share of prompts whose longer answer the rater prefers, from which on it is reported
-FOREIGN_SHARE = 0.5  # of a source's prompts
 
 # What to look at where a reason took everything, or much.
 HINTS = {
@@ -67,22 +64,15 @@ def hint(reason: str) -> str:
 def warnings(recipe: Recipe, funnel: Funnel, entries: list[Entry], rows: dict[str, int], read: list[Read]) -> list[str]:
     """Return a sentence for all that the user should look at; `rows` counts those of train, eval and over the mix."""
     found = _losses(recipe, funnel, entries)
-    for source, names in funnel.latin.items():
-        name, count = names.most_common(1)[0]
-        if name != "en" and count > FOREIGN_SHARE * funnel.came[source]:
-            seen = f"{count:,} of {names.total():,} prompts that are counted as en look like {name}"
-            found.append(f"{source}: {seen}; set language: {name} on the source")
     found += _held_out(recipe, rows)
     for (source, what), count in sorted(funnel.notes.items()):
         found.append(f"{source}: left out of {count:,} of {funnel.came[source]:,} prompts: {what}")
-    found += _more_held_out(recipe, entries)
     for one in read:
         label, empty = one.source.label, [feed.name for feed in one.feeds if not feed.count]
-        found += [f"{label}: {feed.name} was {note}" for feed in one.feeds for note in feed.doubts]
         if empty:
             found.append(f"{label}: no rows in {listed(empty, 5)}")
-        if one.overlooked:
-            found.append(f"{label}: not read: {listed(one.overlooked, 5)}; data_files: names the files that are meant")
+        if one.left_out:
+            found.append(f"{label}: not read: {listed(one.left_out, 5)}; data_files: names the files that are meant")
         telling = [name for name in one.unread_columns if _TELLING.search(name)]
         if telling and one.layout in OWN:
             ours = ", ".join(MAPPABLE.get(one.layout, ()))
@@ -92,22 +82,20 @@ def warnings(recipe: Recipe, funnel: Funnel, entries: list[Entry], rows: dict[st
 
 
 def _losses(recipe: Recipe, funnel: Funnel, entries: list[Entry]) -> list[str]:
-    """A sentence for every source and reason that took a bad share of it: the commonest cause, a row, and the fix."""
+    """A sentence for every source and reason that took a bad share of it, or a row that can't be read: and the fix."""
     found = []
     for source, came in funnel.came.items():
         for reason, count in sorted(funnel.reasons(source).items(), key=lambda one: REASONS.index(one[0])):
-            cause = funnel.commonest(source, reason)
-            broken = reason == "schema" and cause.detail.startswith(BROKEN)
-            if not broken and count <= (UNREAD_SHARE if reason == "schema" else DROPPED_SHARE) * came:
+            if count <= DROPPED_SHARE * came and reason != "schema":
                 continue
-            fix = hint(reason)
+            fix, example = hint(reason), funnel.examples[source, reason][0][1]
             if reason == "too_long":
                 needed = _length_needed(recipe, [entry for entry in entries if entry.source == source])
                 fix = f"model.max_length: {needed} would keep {KEPT_BY_LENGTH:.0%}" if needed else fix
             elif reason == "language":
                 fix = f"data.languages has no such share; where that is not their language, set language: on {source}"
             means = f" ({MEANS[reason]})" if reason in MEANS else ""
-            such = cause.place if means else f"{cause.place}: {cause.detail}"
+            such = example["where"] if means else f"{example['where']}: {example['detail']}"
             found.append(f"{source}: {count:,} of {came:,} dropped as {reason}{means}, such as {such}; {fix}")
     return found
 
@@ -146,20 +134,6 @@ def _held_out(recipe: Recipe, rows: dict[str, int]) -> list[str]:
     return [f"{known}; data.eval_fraction: {share:g} would hold out about {ENOUGH_HELD_OUT} of {every:,}"]
 
 
-def _more_held_out(recipe: Recipe, entries: list[Entry]) -> list[str]:
-    """That more than `data.eval_fraction` is held out, for that would be too few prompts."""
-    clusters = {entry.cluster for entry in entries if entry.drop is None}
-    fraction = recipe.data.eval_fraction
-    below = split.held_below(clusters, fraction)
-    held = sum(one < below for one in clusters)
-    if held == sum(one < fraction * 2.0**64 for one in clusters):
-        return []
-    return [
-        f"{held} of {len(clusters)} prompts are held out, not {fraction:.0%}: fewer would measure next to nothing; "
-        "with more data the share falls to data.eval_fraction, and some of these prompts then train"
-    ]
-
-
 def own_answers(recipe: Recipe, figures: dict[str, Any]) -> list[str]:
     """Return what to know of answers that the model gave and of their rater, by the report's figures of both."""
     found, sampled, rated, rater = list[str](), figures.get("sampled"), figures.get("rated"), recipe.data.rater
@@ -169,11 +143,8 @@ def own_answers(recipe: Recipe, figures: dict[str, Any]) -> list[str]:
     if sampled and sampled["identical"] > DROPPED_SHARE * sampled["answers"]:
         lost = f"{sampled['identical']:,} of {sampled['answers']:,} answers were given before to the same prompt"
         found.append(f"{lost}: raise sample.temperature")
-    if rated and rated["failures"] > UNREAD_SHARE * rated["answers"]:
+    if rated and rated["failures"] > UNRATED_SHARE * rated["answers"]:
         found.append(f"the rater gave no score to {rated['failures']:,} of {rated['answers']:,} answers")
-    if rated and (rated["longer_wins"]["low"] or 0) > 0.5 and rated["longer_wins"]["value"] > LONGER:
-        share = f"{rated['longer_wins']['value']:.0%} of prompts"
-        found.append(f"the rater prefers the longer answer in {share}: length is part of what will be learned")
     samples = [source.sample for source in recipe.data.sources if source.sample]
     named = {recipe.model.id, *(one.server.model for one in samples if one.server)}
     if isinstance(rater, OpenAIRater) and rater.model in named:

@@ -8,8 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.cells import cell_len
-
 from dpo_cli import __version__
 from dpo_cli.disk import read_json, write_json
 from dpo_cli.page import markdown_page
@@ -88,16 +86,13 @@ def build(
 
 
 def _source(funnel: Funnel, source: str) -> dict[str, Any]:
-    kept = {language: count for (name, language), count in sorted(funnel.kept.items()) if name == source}
     changes = {kind: count for (name, kind), count in sorted(funnel.edits.items()) if name == source}
-    spoken = sorted({*kept, *(language for name, language, _ in funnel.dropped if name == source)})
     return {
         "in": funnel.came[source],
-        "kept": sum(kept.values()),
+        "kept": sum(count for (name, _), count in funnel.kept.items() if name == source),
         "dropped": funnel.reasons(source),
         "edits": {kind: count for kind, count in changes.items() if kind not in REASONS},
         "answers_dropped": {kind: count for kind, count in changes.items() if kind in REASONS},
-        "languages": {one: {"kept": kept.get(one, 0), "dropped": funnel.reasons(source, one)} for one in spoken},
     }
 
 
@@ -136,14 +131,11 @@ def summary(report: dict[str, Any], columns: int | None = None) -> list[str]:
     """Return the funnel and what it led to, as parts of Markdown.
 
     Args:
-        columns: of a terminal; where the sources are too many for it, or their names too long, they are summed up or
-            lose their beginning.
+        columns: of a terminal, on which more than three sources are summed up.
     """
     sources: dict[str, Any] = report["sources"]
     names = list(sources) if 1 < len(sources) <= (3 if columns else 100) else []
     heads = [*names, "all" if len(sources) > 1 else next(iter(sources))]
-    if columns:
-        heads = [_last(head, max((columns - 20 - BAR) // len(heads) - 2, 4)) for head in heads]
     came = max(sum(one["in"] for one in sources.values()), 1)
 
     def row(what: str, counts: dict[str, int], sign: str = "") -> list[str]:
@@ -161,12 +153,6 @@ def summary(report: dict[str, Any], columns: int | None = None) -> list[str]:
 
 
 BAR = 10  # columns of the longest bar
-
-
-def _last(text: str, columns: int) -> str:
-    """The end of a text that takes no more columns than that; a Chinese character takes two."""
-    cuts = [text, *("…" + text[start:] for start in range(1, len(text) + 1))]
-    return next(cut for cut in cuts if cell_len(cut) <= columns)
 
 
 def _facts(report: dict[str, Any]) -> dict[str, str]:
@@ -215,8 +201,7 @@ def _own_answers(report: dict[str, Any]) -> dict[str, str]:
         aspects = rated.get("aspects") or {}
         means = ", ".join(f"{name.replace('_', ' ')} {one['mean']:.2f}" for name, one in aspects.items())
         facts["rated"] = (
-            f"{rated['answers']:,} answers by {rated['by']['model']}, {rated['failures']:,} without a score; "
-            f"the longer one preferred {show_figure(rated['longer_wins'])}"
+            f"{rated['answers']:,} answers by {rated['by']['model']}, {rated['failures']:,} without a score"
             + (f"; mean of 1 to 5: {means}; {rated['tokens']:,} tokens" if means else "")
         )
     return facts
@@ -258,7 +243,6 @@ def to_markdown(report: dict[str, Any]) -> str:
         **{f"tokens, {name.replace('_', ' + ')}": one for name, one in (report["tokens"] or {}).items()},
     }
     bets = [[SHORTCUTS[name], show_figure(one), f"{one['differs']:,}"] for name, one in report["shortcuts"].items()]
-    within = ", ".join(f"{limit}x {count:,}" for limit, count in report["length"]["within_ratio"].items())
     parts = [
         "# Data report",
         *warned,
@@ -273,7 +257,6 @@ def to_markdown(report: dict[str, Any]) -> str:
             ["of the training pairs", *QUANTILES],
             [[name, *(f"{one[key]:,g}" for key in QUANTILES)] for name, one in numbers.items() if one],
         ),
-        f"Pairs whose longer answer is at most so many times the shorter one: {within}.",
         *examples(report),
         "## Where it comes from",
         f"```json\n{json.dumps(report['provenance'], ensure_ascii=False, indent=2)}\n```",

@@ -46,12 +46,12 @@ def spread(value: Any) -> float | None:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, also one written as text or in per cent; None for anything else."""
+    """A finite number, also one written as text, in per cent or with a decimal comma; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        percent = isinstance(value, str) and value.rstrip().endswith(("%", "％"))
-        found = float(str(value).rstrip().rstrip("%％")) / 100 if percent else float(value)
+        written = value.rstrip().replace(",", ".") if isinstance(value, str) else ""
+        found = float(written.rstrip("%％")) / 100 if written.endswith(("%", "％")) else float(written or value)
     except (ValueError, OverflowError):
         return None
     return found if math.isfinite(found) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from contextlib import suppress
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli import smoke
-from dpo_cli.errors import DpoError
+from dpo_cli.disk import read_json
+from dpo_cli.errors import DpoError, first_line
 from dpo_cli.prepare.feed import BATCH, Feed, Rows
 from dpo_cli.prepare.files import SUFFIXES, file_feed
 from dpo_cli.prepare.text import listed
@@ -65,10 +65,10 @@ def _folder_files(root: Path, source: Source, where: str) -> dict[str, Path]:
                 message = f"{root} was written by save_to_disk and has no split {source.split}"
                 raise DpoError(message, where=where, hint=f"set split: to one of {listed(splits)}")
             root = root / source.split
-        named = _named(root, _data_files(root, where))
+        named = _named(root, _data_files(root, SUFFIXES))
         split = re.compile(rf"(?<![a-z0-9_]){re.escape(source.split.lower())}(?![a-z0-9_])")
         found = {n: p for n, p in named.items() if split.search(n.lower())} or {
-            n: p for n, p in named.items() if not of_another_split(n, source.split)
+            n: p for n, p in named.items() if not _of_another_split(n, source.split)
         }
         held = list(named or _named(root, [path for path in root.rglob("*") if path.is_file()]))
         hint = f"it holds {listed(sorted(held))}; name files in data_files, or choose another split"
@@ -77,55 +77,38 @@ def _folder_files(root: Path, source: Source, where: str) -> dict[str, Path]:
     return found
 
 
-def of_another_split(name: str, split: str) -> bool:
+def _of_another_split(name: str, split: str) -> bool:
     others = set().union(*(words for one, words in SPLITS.items() if one != split))
     return bool(others & set(re.split(r"[^a-z0-9]+", name.lower())))
 
 
-def _data_files(root: Path, where: str) -> list[Path]:
+def _data_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Every file below a folder that can hold rows; of one that `save_to_disk` wrote, those that its state names."""
-    paths = [path for path in sorted(root.rglob("*")) if path.name.lower().endswith(SUFFIXES) and path.is_file()]
-    states = {folder: _state(folder, where) for folder in {path.parent for path in paths}}
     return [
         path
-        for path in paths
-        if path.name not in ABOUT
-        and (path.suffix != ".arrow" or path.name in (states[path.parent] or [path.name]))
-        and not path.name.startswith("cache-")
+        for path in sorted(root.rglob("*"))
+        if path.name.lower().endswith(suffixes) and path.is_file() and _named_by_state(path)
+        if path.name not in ABOUT and not path.name.startswith((".", "cache-"))
     ]
 
 
-def _state(folder: Path, where: str) -> list[str] | None:
-    """The names of the Arrow files of a data set that `save_to_disk` wrote; None of any other folder."""
-    path = folder / "state.json"
-    if not path.is_file():
-        return None
-    try:
-        state = json.loads(path.read_bytes())
-        names = [str(one["filename"]) for one in state["_data_files"]]
-    except (ValueError, KeyError, TypeError):
-        return None
-    if state.get("_indices_data_files") or state.get("_indices_files"):
-        raise DpoError(
-            f"{folder} was written by an old save_to_disk, which kept rows and their order apart",
-            where=where,
-            hint=f"load it with datasets.load_from_disk and write it with to_parquet('{folder.name}.parquet')",
-        )
-    return names
+def _named_by_state(path: Path) -> bool:
+    """Whether the state of a data set that `save_to_disk` wrote, where there is one, names an Arrow file."""
+    state = path.with_name("state.json")
+    if path.suffix != ".arrow" or not state.is_file():
+        return True
+    return path.name in [one["filename"] for one in read_json(state)["_data_files"]]
 
 
 def left_out(recipe: Recipe, index: int) -> list[str]:
-    """Return the data files of a source's folder that are not read, by their names below it."""
+    """Return the names of a folder's data files that are not read, unless another split or `data_files` says why."""
     source = recipe.data.sources[index]
     root = Path(source.id).expanduser()
-    if source.id.startswith("builtin:") or not root.is_dir():
+    if source.id.startswith("builtin:") or source.data_files or not root.is_dir():
         return []
-    read = set(local_files(recipe, index).values())
-    paths = [path for path in sorted(root.rglob("*")) if path.is_file() and path not in read]
-    data = [path for path in paths if path.name.lower().endswith((*SUFFIXES, *OTHER_SUFFIXES))]
-    return list(
-        _named(root, [path for path in data if path.name not in ABOUT and not path.name.startswith((".", "cache-"))])
-    )
+    read = local_files(recipe, index)
+    named = _named(root, _data_files(root, SUFFIXES + OTHER_SUFFIXES))
+    return [name for name in named if name not in read and not _of_another_split(name, source.split)]
 
 
 def _named(root: Path, paths: list[Path]) -> dict[str, Path]:
@@ -145,6 +128,13 @@ def feeds(recipe: Recipe, index: int) -> tuple[list[Feed], str | None]:
     return [file_feed(name, path) for name, path in local_files(recipe, index).items()], None
 
 
+HUB_HINT = (
+    "check id, revision, data_files and split on its Hub page (a local path starts with ./ or ends like a data file); "
+    "a gated or private one needs its terms accepted there and `hf auth login`; "
+    "out of reach of the Hub, unset HF_HUB_OFFLINE or set HF_ENDPOINT to a mirror"
+)
+
+
 def _hub_feed(recipe: Recipe, index: int) -> tuple[Feed, str]:
     from datasets import load_dataset
     from huggingface_hub import HfApi
@@ -155,45 +145,19 @@ def _hub_feed(recipe: Recipe, index: int) -> tuple[Feed, str]:
         commit = str(HfApi().dataset_info(source.id, revision=source.revision).sha)
         table = load_dataset(source.id, data_files=source.data_files, split=source.split, revision=commit)
     except Exception as error:  # requests, httpx, huggingface_hub and datasets each raise their own kinds
-        why = (str(error).strip() or repr(error)).splitlines()[0]
+        why = first_line(error)
         where = recipe.where("data", "sources", index, "id")
-        raise DpoError(f"can't get the data set {source.id}: {why}", where=where, hint=_hub_hint(error)) from error
+        raise DpoError(f"can't get the data set {source.id}: {why}", where=where, hint=HUB_HINT) from error
     return table_feed(f"{source.id} ({source.split})", table), commit
 
 
 def table_feed(name: str, table: Any) -> Feed:
-
-    def read(feed: Feed, names: frozenset[str] | None) -> Rows:
-        kept = [name for name in table.column_names if names is None or name in names]
-        for number, batch in enumerate(table.select_columns(kept).with_format("arrow").iter(batch_size=BATCH)):
+    def read(feed: Feed) -> Rows:
+        for number, batch in enumerate(table.with_format("arrow").iter(batch_size=BATCH)):
             yield from enumerate(batch.to_pylist(), number * BATCH + 1)
             feed.share = (number + 1) * BATCH / max(len(table), 1)
 
     return Feed(name, read)
-
-
-def _hub_hint(error: Exception) -> str:
-    kinds, cause = "", error
-    while cause is not None:
-        kinds, cause = f"{kinds} {type(cause).__name__}", cause.__cause__ or cause.__context__  # type: ignore[assignment]
-    for kind, hint in HUB_HINTS.items():
-        if re.search(kind, kinds):
-            return hint
-    return "name the files you mean in data_files; a folder with differing files can't be loaded whole"
-
-
-HUB_HINTS = {
-    "Gated": "accept its terms on its Hub page, then run `hf auth login`",
-    "Offline": "unset HF_HUB_OFFLINE, or download it elsewhere and give the folder as id",
-    "RepositoryNotFound|DatasetNotFound|HFValidation": (
-        "check the spelling; a private one needs `hf auth login`; a local path starts with ./ or ends like a data file"
-    ),
-    "RevisionNotFound": "check revision: a branch, tag or commit",
-    "EntryNotFound|DataFilesNotFound|FileNotFound": "check data_files and split against the file list on its Hub page",
-    "Connect|Timeout|Proxy|SSL|MaxRetry|LocalEntryNotFound": (
-        "check the network; set HF_ENDPOINT to a mirror where the Hub can't be reached"
-    ),
-}
 
 
 def contamination_files(recipe: Recipe) -> dict[str, Path]:

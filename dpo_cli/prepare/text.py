@@ -6,9 +6,9 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
-from itertools import islice, pairwise
+from itertools import pairwise
 
-from dpo_cli.language import HAN_CLASS, han_characters, mostly_han
+from dpo_cli.language import HAN_CLASS, mostly_han
 from dpo_cli.records import Message
 
 _WORD = re.compile(f"[{HAN_CLASS}]|[^\\W{HAN_CLASS}]+")
@@ -50,14 +50,11 @@ _CONTROLS = bytes(sorted({*range(32), 127} - {9, 10, 13}))  # all but tab and li
 _BEYOND_ASCII = re.compile("[\x80-\x9f\ufffd]")  # C1 controls, and what a decoder leaves where it gave up
 
 # UTF-8 that was read as Windows-1252. Signs of that code page stand for the bytes 80 to BF behind a letter that stands
-# for the first byte: after "â€" they are quotes and dashes, after "Ã" in lower-case words accented letters. Longer
-# runs, and Han characters that may be UTF-8 read as GBK, are turned back: what comes out as text was text.
-_HIGH_1252 = re.escape("".join(bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xC0)))
-_MISREAD = re.compile(f"â€[{_HIGH_1252}]|[a-z]Ã[{_HIGH_1252}]|Â[\xa0-\xbf]|(?:锟斤拷){{2}}")
-_LEADING = re.compile("[\xc2-\xef]")
-_RUNS = {"cp1252": re.compile(f"[{_HIGH_1252}\xc0-\xff]{{6,}}"), "gbk": re.compile("[^\x00-\x7f]{6,30}")}
-_OTHER_SCRIPT = re.compile("[\u0370-\u06ff\u0e00-\u0e7f\u3041-\u30ff\uac00-\ud7a3]{2}")
-TURNED_BACK = 3  # runs of a text that are tried; a text that was misread is misread from the start
+# for the first byte: after "â€" they are quotes and dashes, after "Ã" in lower-case words accented letters, after "Â"
+# signs; two letters in a row with two signs each are Han characters. And what GBK makes of replacement characters.
+_HIGH = re.escape("".join(bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xC0)))
+_MISREAD = re.compile(f"â€[{_HIGH}]|[a-z]Ã[{_HIGH}]|Â[\xa0-\xbf]|(?:[à-ï][{_HIGH}]{{2}}){{2}}|(?:锟斤拷){{2}}")
+_LEADING = re.compile("[\xc2-\xef锟]")  # which is rare, and quickly seen
 
 
 def garbled_by(text: str) -> str | None:
@@ -70,26 +67,7 @@ def garbled_by(text: str) -> str | None:
     found = _BEYOND_ASCII.search(text)
     if found:
         return "replacement characters" if found[0] == "\ufffd" else "control characters"
-    return "mojibake" if _misread(text) else None
-
-
-def _misread(text: str) -> bool:
-    latin = bool(_LEADING.search(text))  # which is rare, and quickly seen
-    if (latin or "锟斤拷" in text) and _MISREAD.search(text):
-        return True
-    codecs = ["cp1252"] * latin + ["gbk"] * mostly_han(text)
-    runs = ((run[0], codec) for codec in codecs for run in islice(_RUNS[codec].finditer(text), TURNED_BACK))
-    return any(_turns_back(run, codec) for run, codec in runs)
-
-
-def _turns_back(run: str, codec: str) -> bool:
-    data = run.encode(codec, errors="ignore")
-    meant = data[: len(data) - 3].decode("utf-8", errors="replace").rstrip("\ufffd")  # it may end within a character
-    if "\ufffd" in meant:
-        return False
-    if codec == "cp1252" and _OTHER_SCRIPT.search(meant):  # of two bytes a letter, which come out of good Chinese too
-        return True
-    return han_characters(meant) >= max(2, len(meant) / 2)
+    return "mojibake" if _LEADING.search(text) and _MISREAD.search(text) else None
 
 
 def repeats(text: str, limit: float) -> bool:

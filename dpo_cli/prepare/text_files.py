@@ -25,48 +25,41 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-class _Json:
-    """JSON as Python writes it: NaN is a missing value, which is noted; a repeated key is an error."""
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=lambda name: None)  # NaN is a missing value
 
-    def __init__(self, feed: Feed, clean: bool) -> None:
-        self.feed, self.clean = feed, clean
-        self._decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=self._constant)
 
-    def _constant(self, name: str) -> None:
-        if name != "NaN":
-            raise ValueError(f"{name} is no JSON number")
-        self.feed.note("NaN is read as a missing value")
+def _row(text: str, clean: bool) -> Any:
+    bad = None if clean else ESCAPED.search(text)
+    if bad:
+        return Broken(f"not UTF-8: byte 0x{ord(bad[0]) - 0xDC00:02x} at column {bad.start() + 1}")
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        if re.match(r"\{\s*'", text):
+            return Broken("a dict as Python prints it, not JSON, which json.dumps writes")
+        return Broken(f"not JSON: {error.msg} at column {error.colno}")
+    except (ValueError, RecursionError) as error:  # a key twice, a number of 5,000 digits, 10,000 brackets
+        return Broken(str(error))
 
-    def row(self, text: str) -> Any:
-        bad = None if self.clean else ESCAPED.search(text)
-        if bad:
-            return Broken(f"not UTF-8: byte 0x{ord(bad[0]) - 0xDC00:02x} at column {bad.start() + 1}")
-        try:
-            return self._decoder.decode(text)
-        except json.JSONDecodeError as error:
-            if re.match(r"\{\s*'", text):
-                return Broken("a dict as Python prints it, not JSON, which json.dumps writes")
-            return Broken(f"not JSON: {error.msg} at column {error.colno}")
-        except (ValueError, RecursionError) as error:  # a key twice, a number of 5,000 digits, 10,000 brackets
-            return Broken(str(error))
 
-    def is_part(self, line: str) -> bool:
-        """Whether a line is the start of something longer, or holds several values."""
-        try:
-            self._decoder.decode(line)
-        except json.JSONDecodeError as error:
-            return error.pos >= len(line) or error.msg == "Extra data"
-        except (ValueError, RecursionError):
-            pass
-        return False
+def _goes_on(line: str) -> bool:
+    """Whether a line is the start of something longer."""
+    try:
+        _DECODER.decode(line)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(line)
+    except (ValueError, RecursionError):
+        pass
+    return False
 
-    def values(self, text: str) -> Iterator[Any]:
-        """Values one after the other, with white space or commas between them."""
-        end = _BETWEEN.match(text).end()  # type: ignore[union-attr]  # it matches everywhere
-        while end < len(text):
-            value, end = self._decoder.raw_decode(text, end)
-            yield value
-            end = _BETWEEN.match(text, end).end()  # type: ignore[union-attr]
+
+def _values(text: str) -> Iterator[Any]:
+    """Values one after the other, with white space or commas between them."""
+    end = _BETWEEN.match(text).end()  # type: ignore[union-attr]  # it matches everywhere
+    while end < len(text):
+        value, end = _DECODER.raw_decode(text, end)
+        yield value
+        end = _BETWEEN.match(text, end).end()  # type: ignore[union-attr]
 
 
 AS_LINES = "write one JSON object a line, or one JSON array of them"
@@ -77,43 +70,28 @@ def json_rows(text: TextIO, feed: Feed, clean: bool) -> Rows:
 
     `clean`: every byte is known to fit the encoding. Raises Unreadable where it is no JSON as a whole.
     """
-    reader = _Json(feed, clean)
-    numbered = enumerate(text, 1)
-    number, first = next(((number, line) for number, line in numbered if _bare(line)), (0, ""))
+    lines = ((number, line) for number, line in enumerate(text, 1) if _bare(line))
+    number, first = next(lines, (0, ""))
     if not first:
         return
-    whole: str | None = None
-    if _bare(first).startswith("[") or reader.is_part(_bare(first)):  # it has to be read whole
+    if _bare(first).startswith("[") or _goes_on(_bare(first)):  # it has to be read whole
         whole = first.removeprefix("\ufeff") + text.read()
         try:
-            values = list(reader.values(whole))
+            values = list(_values(whole))
+        except json.JSONDecodeError as error:
+            place = f"line {number + error.lineno - 1}, column {error.colno}"
+            raise Unreadable(f"not JSON: {error.msg} at {place}", AS_LINES) from error
         except (ValueError, RecursionError) as error:
-            lines = whole.split("\n")  # not where U+2028 stands in a text
-            if whole.lstrip().startswith("[") or not any(isinstance(reader.row(one), dict) for one in lines[1:20]):
-                why = str(error)
-                if isinstance(error, json.JSONDecodeError):
-                    why = f"{error.msg} at line {number + error.lineno - 1}, column {error.colno}"
-                raise Unreadable(f"not JSON: {why}", AS_LINES) from error
-        else:
-            if not whole.lstrip().startswith("["):
-                feed.note("JSON objects over several lines")
-            yield from _document(values, feed)
-            return
-    rest = numbered if whole is None else enumerate(whole.split("\n")[1:], number + 1)  # JSON lines, the first broken
-    row = reader.row(_bare(first))
-    second = next(((number, line) for number, line in rest if _bare(line)), None)
-    if second is None and isinstance(row, dict):
+            raise Unreadable(f"not JSON: {error}", AS_LINES) from error
+        yield from _document(values, feed)
+        return
+    row, ahead = _row(_bare(first), clean), list(itertools.islice(lines, 1))
+    if not ahead and isinstance(row, dict):
         yield from _document([row], feed)
         return
     yield number, row
-    commas = False
-    for number, line in itertools.chain([second] if second else [], rest):
-        bare = _bare(line)
-        if bare:
-            yield number, reader.row(bare)
-            commas = commas or line.rstrip().endswith("},")
-    if commas:
-        feed.note("its lines end in commas")
+    for number, line in itertools.chain(ahead, lines):
+        yield number, _row(_bare(line), clean)
 
 
 def _bare(line: str) -> str:
@@ -122,105 +100,69 @@ def _bare(line: str) -> str:
     return line[:-1] if line.endswith("},") else line
 
 
-LISTS = ("data", "rows", "examples", "instances", "train", "items", "records", "samples", "dataset", "pairs")
-A_ROW_HAS = {"prompt", "question", "instruction", "messages", "conversations", "context", "chosen", "completion"}
-KNOWN_COLUMNS = A_ROW_HAS | {"rejected", "label"}
+A_ROW_HAS = {"prompt", "question", "query", "instruction", "messages", "conversations", "context", "chosen", "winner"}
 
 
 def _document(values: list[Any], feed: Feed) -> Rows:
-    if len(values) == 1 and isinstance(values[0], dict):
-        lists = dict(_lists(values[0], ""))
+    """The rows of a file that was read whole: its objects, or the list of objects in a key of the only one."""
+    only = values[0] if len(values) == 1 and isinstance(values[0], dict) else {}
+    if A_ROW_HAS & only.keys():
+        if _by_column(list(only.values())):
+            hint = "with pandas: to_json(…, orient='records', lines=True, force_ascii=False)"
+            raise Unreadable("it is one JSON object with a list or map for each column", hint)
+    else:
+        lists = {key: one for key, one in only.items() if isinstance(one, list) and one and isinstance(one[0], dict)}
         if len(lists) > 1:
             counted = ", ".join(f"{key} ({len(one):,})" for key, one in lists.items())
             raise Unreadable(f"it is one JSON object with lists of rows under {counted}", "make a file of each")
-        for key, one in lists.items():
+        if lists:
+            [(key, values)] = lists.items()
             feed.note(f"one JSON object, whose key {key} holds the rows")
-            served = all("row_idx" in row and isinstance(row.get("row"), dict) for row in one)  # by the Hub's viewer
-            values = [row["row"] for row in one] if served else one
-        inner = list(values[0].values()) if not lists else []
-        if len(inner) > 1 and all(isinstance(one, dict) and A_ROW_HAS & one.keys() for one in inner):
-            feed.note("one JSON object with a row a key")
-            values = inner
-        elif not lists and _by_column(values[0]):
-            hint = "with pandas: to_json(…, orient='records', lines=True, force_ascii=False)"
-            raise Unreadable("it is one JSON object with a list or map for each column", hint)
     rows = itertools.chain.from_iterable(one if isinstance(one, list) else [one] for one in values)
     yield from enumerate(rows, 1)
 
 
-def _lists(value: dict[str, Any], path: str) -> Iterator[tuple[str, list[Any]]]:
-    for key, one in value.items():
-        if isinstance(one, list) and one and all(isinstance(row, dict) for row in one):
-            if (key.lower() in LISTS and not A_ROW_HAS & value.keys()) or A_ROW_HAS & one[0].keys():
-                yield path + key, one
-        elif isinstance(one, dict) and not path.count("."):
-            yield from _lists(one, f"{path}{key}.")
-
-
-def _by_column(value: dict[str, Any]) -> bool:
-    """Lists of one length, or maps of row numbers, under names of columns: what pandas writes unless told otherwise."""
-    if not A_ROW_HAS & value.keys() or len(value) < 2:
-        return False
-    columns = list(value.values())
-    if all(isinstance(one, dict) and one and all(key.isdigit() for key in one) for one in columns):
-        return True
-    texts = all(isinstance(one, list) and one and not isinstance(one[0], dict) for one in columns)
-    return texts and len({len(one) for one in columns}) == 1
+def _by_column(columns: list[Any]) -> bool:
+    """Whether these are columns of texts or maps of row numbers: what pandas writes unless told otherwise."""
+    maps = all(isinstance(one, dict) and "0" in one for one in columns)
+    return maps or all(isinstance(one, list) and one and not isinstance(one[0], dict) for one in columns)
 
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-_NUMBERS = re.compile("score|rating|reward|rank|margin", re.IGNORECASE)  # in the names of columns that hold numbers
-_DECIMAL_COMMA = re.compile(r"\s*-?\d+,\d+\s*")
-LONGEST_NAME = 80  # of a column; a longer one is a text in a file without a header row
 
 
-def csv_rows(text: TextIO, feed: Feed, tabs: bool = False) -> Rows:
+def csv_rows(text: TextIO, feed: Feed) -> Rows:
     """Read CSV whose first row names the columns; the separator is the one that the header has most of.
 
     Raises:
-        Unreadable: a quote isn't closed, two columns have one name, or the first row looks like data.
+        Unreadable: a quote isn't closed, or two columns have one name.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    first, before = text.readline(), 0
-    declared = re.fullmatch(r'"?sep=(.)"?\s*', first)  # Excel's own way of saying it
-    if declared:
-        first, before = text.readline(), 1
+    first = text.readline()
     bare = re.sub(r'"[^"]*"', "", first)
-    separator = declared[1] if declared else max(SEPARATORS, key=lambda one: (bare.count(one), one == ","))
-    if separator not in bare:  # some other sign between names that are known
-        others = re.findall(r"(?<=\w)[^\w\s\"'-](?=\w)", bare)
-        names = {part.strip().lower() for sign in set(others) for part in bare.split(sign)}
-        separator = max(others, key=others.count) if len(names & KNOWN_COLUMNS) > 1 else separator
-    separator = "\t" if tabs and not declared and "\t" in first else separator
-    if separator != ("\t" if tabs else ",") and separator in first:
-        feed.note(f"columns are separated by {SEPARATORS.get(separator, separator)}")
+    separator = max(SEPARATORS, key=bare.count)  # of none at all, the comma
+    if separator != ",":
+        feed.note(f"columns are separated by {SEPARATORS[separator]}")
     reader = csv.reader(itertools.chain([first], text), delimiter=separator, strict=True)
     header: list[str] | None = None
     while True:
-        start = reader.line_num + before + 1
+        start = reader.line_num + 1
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             raise _quote(start, f" ({error})") from error
-        end = reader.line_num + before
         if not fields:
             continue
         if header is None:
             header = _header(fields)
             continue
-        if len(fields) != len(header) and end > start:
-            raise _quote(start, f": it would run to line {end}")
+        if len(fields) != len(header) and reader.line_num > start:
+            raise _quote(start, f": it would run to line {reader.line_num}")
         if _swallowed(fields, separator, len(header)):
-            raise _quote(start, f": whole rows stand inside a field up to line {end}")
-        row = _csv_row(header, fields)
-        if separator != "," and isinstance(row, dict):
-            for name in filter(_NUMBERS.search, header):
-                if _DECIMAL_COMMA.fullmatch(row.get(name, "")):
-                    row[name] = row[name].replace(",", ".")
-                    feed.note("decimal commas of scores are read as points")
-        yield start, row
+            raise _quote(start, f": whole rows stand inside a field up to line {reader.line_num}")
+        yield start, _csv_row(header, fields)
 
 
 def _quote(line: int, more: str) -> Unreadable:
@@ -230,14 +172,6 @@ def _quote(line: int, more: str) -> Unreadable:
 
 def _header(fields: list[str]) -> list[str]:
     header = [name.strip().removeprefix("\ufeff") for name in fields]
-    if fields[0].lstrip().startswith(("{", "[{")):
-        raise Unreadable("it is JSON under the name of CSV", "rename it to .jsonl")
-    long = next((name for name in header if len(name) > LONGEST_NAME or "\n" in name), None)
-    if long is not None:
-        raise Unreadable(
-            f"its first row names no columns ('{long[:40]}…'): no header row?",
-            "put the names of the columns into the first line, such as prompt,chosen,rejected",
-        )
     twice = next((name for name in header if name and header.count(name) > 1), None)
     if twice is not None:
         raise Unreadable(f"two of its columns are called '{twice}'", "give each column a name of its own")

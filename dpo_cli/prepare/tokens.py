@@ -46,67 +46,37 @@ def special(tokenizer: PreTrainedTokenizerBase | None) -> re.Pattern[str]:
 def lengths(
     tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any], items: Sequence[tuple[CandidateSet, Sequence[int]]]
 ) -> list[tuple[int, dict[int, int]]]:
-    """Tokens of each prompt, and of prompt + answer for the candidates asked for.
-
-    An answer is counted from where its prompt ends, so a prompt is cut into tokens once and not once per answer.
-    """
-    prompts = rendered(tokenizer, kwargs, [item.prompt for item, _ in items], True)
-    wanted = [(number, index) for number, (_, indexes) in enumerate(items) for index in indexes]
+    """Tokens of each prompt, and of prompt + answer for the candidates asked for."""
+    prompts = _counts(tokenizer, rendered(tokenizer, kwargs, [item.prompt for item, _ in items], True))
     talks = [
-        [*items[number][0].prompt, Message(role="assistant", content=items[number][0].candidates[index].text)]
-        for number, index in wanted
+        [*item.prompt, Message(role="assistant", content=item.candidates[index].text)]
+        for item, indexes in items
+        for index in indexes
     ]
-    whole = rendered(tokenizer, kwargs, talks, False)
-    starts = [
-        len(prompts[number]) if text.startswith(prompts[number]) else 0
-        for text, (number, _) in zip(whole, wanted, strict=True)
+    wholes = iter(_counts(tokenizer, rendered(tokenizer, kwargs, talks, False)))
+    return [
+        (size, {index: next(wholes) for index in indexes}) for size, (_, indexes) in zip(prompts, items, strict=True)
     ]
-    answers = [text[start:] for text, start in zip(whole, starts, strict=True)]
-    encoded: Any = tokenizer(prompts + answers, add_special_tokens=False, verbose=False)
-    sizes = [len(ids) for ids in encoded["input_ids"]]
-    found: list[tuple[int, dict[int, int]]] = [(size, {}) for size in sizes[: len(prompts)]]
-    for (number, index), size, start in zip(wanted, sizes[len(prompts) :], starts, strict=True):
-        found[number][1][index] = size + (found[number][0] if start else 0)
-    return found
+
+
+def _counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
+    encoded: Any = tokenizer(texts, add_special_tokens=False, verbose=False) if texts else {"input_ids": []}
+    return [len(ids) for ids in encoded["input_ids"]]
 
 
 def preview(recipe: Recipe, pairs: Sequence[Pair]) -> None:
-    """Print pairs as the model will see them: the text as rendered, then token by token where the loss starts."""
+    """Print pairs as the model will see them: the prompt as rendered, then what follows it, where the loss counts."""
     tokenizer, console = chat.load_tokenizer(recipe), terminal()
     for number, pair in enumerate(pairs, 1):
         kwargs = pair.chat_template_kwargs
         prompt = rendered(tokenizer, kwargs, [pair.prompt], True)[0]
-        asked = len(_ids(tokenizer, prompt))
+        [asked] = _counts(tokenizer, [prompt])
         margin = "no scores" if pair.margin is None else f"margin {pair.margin:.3f}"
         console.rule(Text(f"{number}  {pair.source}, {pair.language}, {margin}, {pair.id}"), align="left")
         console.print(Text(prompt, style="dim"), soft_wrap=True)
         for name, answer, style in (("chosen", pair.chosen, "green"), ("rejected", pair.rejected, "red")):
             whole = rendered(tokenizer, kwargs, [[*pair.prompt, *answer]], False)[0]
-            ids = _ids(tokenizer, whole)
-            console.print(
-                Text(f"{name}: {asked:,} prompt tokens + {len(ids) - asked:,} in the loss", style=f"bold {style}")
-            )
+            [size] = _counts(tokenizer, [whole])
+            counted = f"{asked:,} prompt tokens + {size - asked:,} in the loss"
+            console.print(Text(f"{name}: {counted}", style=f"bold {style}"))
             console.print(Text(whole.removeprefix(prompt), style=style), soft_wrap=True)
-            console.print(_around(tokenizer, ids, asked, style), soft_wrap=True)
-
-
-BEFORE, AFTER, LAST = 8, 12, 3  # tokens shown on both sides of where the loss starts, and at the end
-
-
-def _around(tokenizer: PreTrainedTokenizerBase, ids: list[int], start: int, style: str) -> Text:
-    """The tokens around `start`, decoded one by one and set apart by `|`; the loss counts those after the arrow."""
-
-    def shown(some: list[int]) -> str:
-        return "|".join(str(tokenizer.decode([one])).replace("\n", "\\n") for one in some)
-
-    cut = start + AFTER < len(ids) - LAST
-    after = shown(ids[start : start + AFTER]) + "| … |" + shown(ids[-LAST:]) if cut else shown(ids[start:])
-    return Text.assemble(
-        ("tokens ", "bold"), (("… |" if start > BEFORE else "") + shown(ids[max(start - BEFORE, 0) : start]), "dim"),
-        (" ▶ loss ▶ ", "bold reverse"), (after, style),
-    )  # fmt: skip
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    encoded: Any = tokenizer(text, add_special_tokens=False, verbose=False)
-    return list(encoded["input_ids"])

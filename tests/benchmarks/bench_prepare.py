@@ -132,17 +132,10 @@ def score_and_pair(path: Path) -> int:
     """Reading, scoring and pairing alone."""
     from dpo_cli.prepare import scoring
     from dpo_cli.prepare.feed import Broken
-    from dpo_cli.prepare.files import file_feed
-    from dpo_cli.prepare.preferred import LAYOUTS, Settings
-    from dpo_cli.prepare.read import candidate_sets
-    from dpo_cli.recipe import ScoreWeights
+    from dpo_cli.prepare.read import look
 
-    made = recipe(path)
-    source = made.data.sources[0]
-    settings = Settings(tuple(ScoreWeights().model_dump().items()))
-    feeds = [file_feed(path.name, path)]
-    count = 0
-    for item in candidate_sets(source, feeds, LAYOUTS["ultrafeedback"], settings):
+    made, count = recipe(path), 0
+    for item in look(made, 0).sets():
         count += 1
         if not isinstance(item, Broken) and len(item.candidates) > 1:
             scoring.pick(item, made.data.pairs, 0, count)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-GOOD = "splendid"
+from tests.judging.judge_server import BETTER as GOOD
+from tests.judging.judge_server import JudgeServer
+
 WORDS = ("amber basket candle dragon engine falcon garden harbour island jungle kettle ladder marble needle").split()  # noqa: SIM905
 Body = dict[str, Any]
 Fault = tuple[int, dict[str, str], str]  # status, headers, body
-BUSY: Fault = (429, {"retry-after-ms": "1"}, '{"error": {"message": "slow down"}}')
 NO_QUOTA: Fault = (429, {"x-should-retry": "false"}, '{"error": {"message": "insufficient_quota"}}')
 
 
@@ -45,7 +44,7 @@ def is_rating(body: Body) -> bool:
     return "<answer_" in body["messages"][-1]["content"]
 
 
-class AnswerServer:
+class AnswerServer(JudgeServer):
     """Serves on a free port of this machine until it is closed.
 
     Args:
@@ -62,22 +61,15 @@ class AnswerServer:
         cut: Callable[[Body], bool] = lambda body: False,
         port: int = 0,
     ) -> None:
+        super().__init__(port=port)
         self.trouble, self.cut = trouble, cut
         self.answers: list[Body] = []
         self.ratings: list[Body] = []
-        self.lock = threading.Lock()
-        self.http = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
-        self.http.daemon_threads = True
-        self.port = int(self.http.server_address[1])
-        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.http.RequestHandlerClass = _handler(self)
 
     def __enter__(self) -> AnswerServer:
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        super().__enter__()
         return self
-
-    def __exit__(self, *problem: object) -> None:
-        self.http.shutdown()
-        self.http.server_close()
 
     def reply(self, body: Body) -> str | Fault:
         with self.lock:
@@ -88,13 +80,10 @@ class AnswerServer:
         return found if found is not None else rating(body) if is_rating(body) else answer(body)
 
 
-def _handler(server: AnswerServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+def _handler(server: AnswerServer) -> Any:
+    base: Any = server.http.RequestHandlerClass
 
-        def do_GET(self) -> None:
-            self.send(200, {"Content-Type": "application/json"}, '{"object": "list", "data": []}')
-
+    class Handler(base):  # type: ignore[misc]  # what it is, the judge's server decides
         def do_POST(self) -> None:
             body: Body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             found = server.reply(body)
@@ -108,16 +97,5 @@ def _handler(server: AnswerServer) -> type[BaseHTTPRequestHandler]:
             usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
             completion = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "usage": usage}
             self.send(200, {"Content-Type": "application/json"}, json.dumps({**completion, "choices": [choice]}))
-
-        def send(self, status: int, headers: dict[str, str], text: str) -> None:
-            body = text.encode()
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *arguments: Any) -> None:
-            pass
 
     return Handler

@@ -107,7 +107,7 @@ def test_prompts_that_were_trained_on_are_counted_also_where_they_differ_a_littl
     [
         ([], "set has no rows"),
         ([{"prompt": "Why?", "completion": "Because.", "label": True}], "nothing is left of 1 prompts"),
-        ([{"question": "Why?"}], "set.jsonl has prompts and no answers"),
+        ([{"question": "Why?"}], "can't tell the layout of set.jsonl"),
     ],
 )
 def test_a_set_without_pairs_is_an_error_that_names_its_line(rows: list[Any], says: str, tmp_path: Path) -> None:

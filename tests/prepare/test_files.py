@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import bz2
 import csv
 import gzip
 import io
 import json
-import lzma
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,6 @@ Rows = list[dict[str, Any]]
 CHINESE = "请问，怎么在春天种花草树木？先看看土壤的湿度，再一步一步地做，这样可以用很多年；“不知道”——随便吧。"
 TRADITIONAL = "請問，怎麼在春天種花草樹木？先看看土壤的濕度，再一步一步地做，這樣可以用很多年。"
 FRENCH = "Où est passé le garçon très âgé qui déjeunait à l'hôtel, près de la forêt, où il mangeait des œufs ?"
-GERMAN = "Über die Straße läuft ein großer Bär; der schöne Äpfel frißt und müde wird."
 RUSSIAN = "Расскажите о двигателе в порту и о том, как он работает каждый день."
 JAPANESE = "これは何ですか。港のエンジンについて教えてください。カタカナもあります。"
 KOREAN = "이것은 무엇입니까? 항구의 엔진에 대해 알려주세요. 고맙습니다."
@@ -64,25 +60,20 @@ def reading(folder: Path, name: str, data: bytes | str) -> tuple[list[Any], list
 
 
 ENCODED = [
-    (CHINESE, "gbk", "gb18030"), (CHINESE, "gb18030", "gb18030"), (CHINESE, "utf-16", "utf-16"),
-    (CHINESE, "utf-16-le", "utf-16-le"), (CHINESE, "utf-16-be", "utf-16-be"), (CHINESE, "utf-32", "utf-32"),
-    (TRADITIONAL, "big5", "big5"), (TRADITIONAL, "gbk", "gb18030"), (FRENCH, "cp1252", "cp1252"),
-    (GERMAN, "cp1252", "cp1252"), (GERMAN, "latin-1", "cp1252"), (RUSSIAN, "cp1251", "cp1251"),
-    (JAPANESE, "shift_jis", "cp932"), (KOREAN, "euc_kr", "cp949"), (FRENCH, "utf-16-le", "utf-16-le"),
+    (CHINESE, "gbk", "gb18030"), (CHINESE, "utf-16", "utf-16"), (TRADITIONAL, "big5", "big5"),
+    (TRADITIONAL, "gbk", "gb18030"), (FRENCH, "cp1252", "cp1252"),
+    (RUSSIAN, "cp1251", "cp1251"), (JAPANESE, "shift_jis", "cp932"), (KOREAN, "euc_kr", "cp949"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "json"])
 @pytest.mark.parametrize(("text", "encoding", "said"), ENCODED)
-def test_other_encodings_come_out_exact_and_are_said(
-    tmp_path: Path, text: str, encoding: str, said: str, kind: str
-) -> None:
-    text = text.replace("œ", "oe") if encoding == "latin-1" else text
+def test_other_encodings_come_out_exact_and_are_said(tmp_path: Path, text: str, encoding: str, said: str) -> None:
     rows = rows_of(text)
-    written = {"csv": as_csv, "jsonl": lines, "json": lambda rows: json.dumps(rows, ensure_ascii=False, indent=1)}
-    found, notes = reading(tmp_path, f"rows.{kind}", written[kind](rows).encode(encoding))
-    assert found == rows
-    assert any(f"read as {said}" in note for note in notes)
+    written = {"a.csv": as_csv(rows), "a.jsonl": lines(rows), "a.json": json.dumps(rows, ensure_ascii=False, indent=1)}
+    for name, content in written.items():
+        found, notes = reading(tmp_path, name, content.encode(encoding))
+        assert found == rows, name
+        assert any(f"read as {said}" in note for note in notes), name
 
 
 def test_utf8_with_a_mark_is_plain_utf8(tmp_path: Path) -> None:
@@ -101,12 +92,9 @@ def test_an_encoding_far_down_is_seen(tmp_path: Path) -> None:
     assert reading(tmp_path, "b.jsonl", text)[0] == rows
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_too_little_text_to_tell_an_encoding_is_an_error_that_names_it(tmp_path: Path, kind: str) -> None:
-    rows = rows_of("Say 你好 to the 港口")
-    written = as_csv(rows) if kind == "csv" else lines(rows)
+def test_too_little_text_to_tell_an_encoding_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(DpoError, match=r"it is not UTF-8 but looks like .*gb18030") as caught:
-        reading(tmp_path, f"a.{kind}", written.encode("gbk"))
+        reading(tmp_path, "a.jsonl", lines(rows_of("Say 你好 to the 港口")).encode("gbk"))
     assert "UTF-8" in str(caught.value.hint)
 
 
@@ -123,42 +111,25 @@ def test_one_bad_byte_costs_one_row(tmp_path: Path) -> None:
     assert found[6] == Broken("column prompt is not UTF-8: byte 0xe9")
 
 
-def test_a_bad_byte_in_parquet_names_row_and_column(tmp_path: Path) -> None:
+def test_a_value_of_parquet_that_python_has_not_costs_one_row(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts = pa.array([b"good", b"b\xe9d", b"fine"]).view(pa.string())
-    pq.write_table(pa.table({"prompt": ["a", "b", "c"], "chosen": texts}), tmp_path / "a.parquet")
-    found = list(file_feed("a", tmp_path / "a.parquet").rows())
-    assert found == [
-        (1, {"prompt": "a", "chosen": "good"}),
-        (2, Broken("column chosen is not UTF-8: byte 0xe9")),
-        (3, {"prompt": "c", "chosen": "fine"}),
-    ]
+    texts = pa.array([b"good", b"b\xe9d", b"fine", b"late"]).view(pa.string())
+    dates = pa.array([0, 0, 0, 2**31 - 1], pa.date32())
+    pq.write_table(pa.table({"prompt": ["a", "b", "c", "d"], "chosen": texts, "when": dates}), tmp_path / "a.parquet")
+    found = [row for _, row in file_feed("a", tmp_path / "a.parquet").rows()]
+    assert [isinstance(row, dict) and row["chosen"] for row in found] == ["good", False, "fine", False]
+    assert isinstance(found[1], Broken) and "can't decode byte 0xe9" in found[1].detail
 
 
-@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
-@pytest.mark.parametrize("end", ["\r\n", "\n", "\r"])
+@pytest.mark.parametrize(("separator", "end"), [(",", "\n"), (";", "\r\n"), ("\t", "\r"), ("|", "\n")])
 def test_separators_are_seen_in_the_header(tmp_path: Path, separator: str, end: str) -> None:
     """Quotes, separators and line breaks inside a text are the text's."""
     rows = rows_of('He said: "a; b, c | d\te"' + end + "and more")
     found, notes = reading(tmp_path, "a.csv", as_csv(rows, separator).replace("\r\n", end))
     assert found == [{name: value.replace("\r\n", end) for name, value in row.items()} for row in rows]
     assert bool(notes) == (separator != ",")
-
-
-def test_excels_own_words_for_the_separator(tmp_path: Path) -> None:
-    rows = rows_of("a, b")
-    found, notes = reading(tmp_path, "a.csv", "sep=;\r\n" + as_csv(rows, ";"))
-    assert (found, notes) == (rows, ["columns are separated by semicolons"])
-    assert reading(tmp_path, "a.tsv", as_csv(rows, "\t")) == (rows, [])
-
-
-def test_decimal_commas_of_scores_are_read_and_said(tmp_path: Path) -> None:
-    """A score of "0,8" would be none at all; a text that reads so is a text."""
-    found, notes = reading(tmp_path, "a.csv", "prompt;chosen;rejected;score_chosen\nHalf of 5?;2,5;3,5;0,8\n")
-    assert found == [{"prompt": "Half of 5?", "chosen": "2,5", "rejected": "3,5", "score_chosen": "0.8"}]
-    assert "decimal commas of scores are read as points" in notes
 
 
 BAD_QUOTES = {
@@ -179,7 +150,7 @@ def test_a_stray_quote_is_an_error_with_its_line(tmp_path: Path, kind: str) -> N
     assert caught.value.hint and '""' in caught.value.hint
 
 
-@pytest.mark.parametrize("closing", [0, 2])
+@pytest.mark.parametrize("closing", [0, 1, 2])
 def test_two_stray_quotes_do_not_swallow_the_rows_between(tmp_path: Path, closing: int) -> None:
     table = [["prompt", "chosen", "rejected"], *([f"p{n}", f"c{n}", f"r{n}"] for n in range(200))]
     table[100][2 - closing] = '"' + table[100][2 - closing]
@@ -193,16 +164,9 @@ def test_quotes_in_the_middle_of_a_text_are_text(tmp_path: Path) -> None:
     assert found == [{"prompt": 'A 5" disk', "chosen": 'say "hi"', "rejected": "it's"}]
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (f"{'Hello! I would be happy to help you. ' * 4},yes,no\nb,c,d\n", "no header row"),
-        ("prompt,chosen,chosen\na,b,c\n", "two of its columns are called 'chosen'"),
-    ],
-)
-def test_headers_that_can_not_be_right(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(DpoError, match=said):
-        reading(tmp_path, "a.csv", text)
+def test_two_columns_of_one_name_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DpoError, match="two of its columns are called 'chosen'"):
+        reading(tmp_path, "a.csv", "prompt,chosen,chosen\na,b,c\n")
 
 
 def test_rows_of_another_width_are_broken_and_counted(tmp_path: Path) -> None:
@@ -223,25 +187,17 @@ JSON_FORMS = {
     "an array with a row a line": "[\n" + ",\n".join(map(json.dumps, ROWS)) + "\n]\n",
     "pretty objects": "\n".join(json.dumps(row, indent=2) for row in ROWS),
     "pretty objects and commas": ",\n".join(json.dumps(row, indent=2) for row in ROWS),
-    "objects on one line": ", ".join(map(json.dumps, ROWS)),
     "old line ends": "\r".join(map(json.dumps, ROWS)),
     "Windows line ends": lines(ROWS).replace("\n", "\r\n"),
-    **{
-        f"key {key}": json.dumps({"version": 1, key: ROWS})
-        for key in ("data", "rows", "examples", "instances", "train")
-    },
-    "a row a key": json.dumps({f"row-{number}": row for number, row in enumerate(ROWS)}, indent=1),
-    "key of one's own": json.dumps({"preferences": ROWS}, indent=1),
-    "the Hub's viewer": json.dumps(
-        {"features": [], "rows": [{"row_idx": n, "row": row} for n, row in enumerate(ROWS)]}
-    ),
-    "keys in keys": json.dumps({"meta": {"n": 5}, "dataset": {"train": ROWS}}),
+    "in a key": json.dumps({"version": 1, "data": ROWS}),
+    "in a key of one's own": json.dumps({"preferences": ROWS}, indent=1),
 }
 
 
 @pytest.mark.parametrize("form", JSON_FORMS)
 def test_forms_of_json(tmp_path: Path, form: str) -> None:
-    for name in ("a.json", "a.jsonl"):
+    """Whatever the file is called."""
+    for name in ("a.json", "a.jsonl", "a.csv"):
         assert reading(tmp_path, name, JSON_FORMS[form])[0] == ROWS
 
 
@@ -254,9 +210,9 @@ def test_forms_of_json(tmp_path: Path, form: str) -> None:
         {"conversations": [{"from": "human", "value": "q"}], "chosen": {"value": "a"}, "rejected": {"value": "b"}},
     ],
 )
-@pytest.mark.parametrize("indent", [None, 2])
-def test_a_lone_row_with_a_list_in_it_is_a_row(tmp_path: Path, row: dict[str, Any], indent: int | None) -> None:
-    assert reading(tmp_path, "a.json", json.dumps(row, indent=indent))[0] == [row]
+def test_a_lone_row_with_a_list_in_it_is_a_row(tmp_path: Path, row: dict[str, Any]) -> None:
+    for indent in (None, 2):
+        assert reading(tmp_path, "a.json", json.dumps(row, indent=indent))[0] == [row]
 
 
 @pytest.mark.parametrize(
@@ -275,16 +231,14 @@ def test_json_without_rows_says_why(tmp_path: Path, text: str, said: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "said", "at"),
     [
-        ('{"prompt": "q", "chosen": "a", "chosen": "b", "rejected": "c"}', "'chosen' stands in it twice"),
-        ('{"prompt": "q", "turn": {"role": 1, "role": 1}}', "'role' stands in it twice"),
-        ('{"prompt": "q", "score_chosen": Infinity}', "Infinity is no JSON number"),
-        ("{'prompt': 'q', 'chosen': None}", "a dict as Python prints it, not JSON"),
-        ('{"prompt": "q", "chosen": "a"', "not JSON: Expecting ',' delimiter at column 30"),
+        ('{"prompt": "q", "chosen": "a", "chosen": "b", "rejected": "c"}', "'chosen' stands in it twice", 0),
+        ('{"prompt": "q", "turn": {"role": 1, "role": 1}}', "'role' stands in it twice", 3),
+        ("{'prompt': 'q', 'chosen': None}", "a dict as Python prints it, not JSON", 0),
+        ('{"prompt": "q", "chosen": "a"', "not JSON: Expecting ',' delimiter at column 30", 3),
     ],
 )
-@pytest.mark.parametrize("at", [0, 3])
 def test_a_broken_line_is_one_broken_row(tmp_path: Path, line: str, said: str, at: int) -> None:
     rows = [{**row, "rejected": row["rejected"] + "\u2028 a line of its own, to some"} for row in ROWS]
     written = lines(rows).split("\n")
@@ -294,9 +248,9 @@ def test_a_broken_line_is_one_broken_row(tmp_path: Path, line: str, said: str, a
     assert isinstance(found[at], Broken) and said in found[at].detail
 
 
-def test_nan_is_a_missing_value_and_is_said(tmp_path: Path) -> None:
-    found, notes = reading(tmp_path, "a.jsonl", '{"prompt": "q", "system": NaN}\n{"prompt": "r"}\n')
-    assert (found, notes) == ([{"prompt": "q", "system": None}, {"prompt": "r"}], ["NaN is read as a missing value"])
+def test_nan_is_a_missing_value(tmp_path: Path) -> None:
+    found, _ = reading(tmp_path, "a.jsonl", '{"prompt": "q", "system": NaN}\n{"prompt": "r"}\n')
+    assert found == [{"prompt": "q", "system": None}, {"prompt": "r"}]
 
 
 def test_numbers_of_rows_are_those_of_an_editor(tmp_path: Path) -> None:
@@ -313,36 +267,19 @@ def test_compressed_files(tmp_path: Path) -> None:
     import pyarrow as pa
 
     data = lines(ROWS).encode()
-    packed = {"gz": gzip.compress(data), "bz2": bz2.compress(data), "xz": lzma.compress(data)}
-    packed["zst"] = pa.compress(data, "zstd", asbytes=True)
-    for suffix, content in packed.items():
+    for suffix, content in (("gz", gzip.compress(data)), ("zst", pa.compress(data, "zstd", asbytes=True))):
         assert reading(tmp_path, f"a.jsonl.{suffix}", content)[0] == ROWS, suffix
     assert reading(tmp_path, "a.csv.gz", gzip.compress(as_csv(ROWS, ";").encode()))[0] == ROWS
     assert reading(tmp_path, "a.jsonl", gzip.compress(data))[0] == ROWS  # whatever it is called
 
 
-def zipped(*names: str) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for name in names:
-            archive.writestr(name, "x")
-    return out.getvalue()
-
-
 @pytest.mark.parametrize(
     ("name", "data", "said", "hint"),
     [
-        ("a.xlsx", zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook", "CSV UTF-8"),
-        ("a.csv", zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook", "CSV UTF-8"),
-        ("a.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "an Excel or Word file", "CSV UTF-8"),
-        ("a.zip", zipped("train.jsonl", "test.jsonl"), "a ZIP file of train.jsonl, test.jsonl", "unzip a.zip"),
-        ("a.txt", b"Hello, world.\n", "plain text", "JSON object a line"),
+        ("a.csv", b"PK\x03\x04\x14\0 and an Excel workbook", "neither text nor Parquet", "in Excel as 'CSV UTF-8'"),
+        ("a.jsonl.gz", gzip.compress(bytes(257) + b"ustar" + bytes(99)), "neither text nor Parquet", "unpack it"),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer", "git lfs pull"),
         ("a.parquet", b"<!DOCTYPE html>\n<html>", "a web page", "resolve"),
-        ("a.pkl", b"\x80\x04\x95", "a Python pickle", "JSON lines"),
-        ("a.parquet", b"nothing of the kind", "no Parquet file", "download"),
-        ("a.pdf", b"%PDF-1.7", "a PDF", "data themselves"),
-        ("a.jsonl.gz", gzip.compress(bytes(257) + b"ustar" + bytes(99), mtime=0), "a tar archive", "unpack it"),
     ],
 )
 def test_what_holds_no_rows_is_named_with_the_way_on(
@@ -373,9 +310,6 @@ def test_what_save_to_disk_wrote_is_read(tmp_path: Path) -> None:
     with pytest.raises(DpoError, match="written by save_to_disk and has no split dev") as caught:
         files(tmp_path / "two", split="dev")
     assert "test_prefs, train" in str(caught.value.hint)
-    feed = file_feed("x", local_files(kit.recipe([{"id": str(tmp_path / "one")}]), 0)["data-00000-of-00003.arrow"])
-    some = [row for _, row in feed.rows(frozenset({"prompt"}))]
-    assert some and all(isinstance(row, dict) and list(row) == ["prompt"] for row in some)
 
 
 def test_a_folder_says_what_of_it_is_not_read(tmp_path: Path) -> None:
@@ -383,7 +317,7 @@ def test_a_folder_says_what_of_it_is_not_read(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     made = kit.recipe([{"id": str(tmp_path)}])
     assert files(tmp_path) == ["train.jsonl"]
-    assert left_out(made, 0) == ["more.csv", "sheet.xlsx", "test.jsonl"]
+    assert left_out(made, 0) == ["more.csv", "sheet.xlsx"]
 
 
 def test_a_folder_without_data_says_what_it_holds(tmp_path: Path) -> None:

@@ -64,7 +64,6 @@ ANSWERS = [
     ("garbled", "The harbour isnâ€™t made of copper, and the engine is not.", EN),
     ("garbled", "Le cafÃ© du port est fait de cuivre, et le moteur non.", EN),
     ("garbled", "你好，世界，你好。".encode().decode("cp1252"), EN),
-    ("garbled", "你好，世界，今天天气怎么样".encode().decode("gbk", "ignore"), ZH),
     ("garbled", "港口是锟斤拷锟斤拷铜做的，发动机不是。", ZH),
     ("garbled", "the engine runs and " * 40, EN),
     ("garbled", "很好很好" * 40, ZH),
@@ -88,10 +87,6 @@ THOUGHTS = (
     "<Think>Hm?</Think>", "<THINKING>\nHm?\n</THINKING>\n", "<reasoning>Hm?</reasoning>", "<think >Hm?</think>",
     "<thought>Hm?</thought>\n\n", "<|begin_of_thought|>Hm?<|end_of_thought|>", "[THINK]Hm?[/THINK]",
     "◁think▷Hm?◁/think▷", "<think>Hm?</think>\n<think>Well.</think>", "<think>\n\n</think>\n\n",
-    "**Thinking:** Hm?\n\n**Answer:** ", "## Thought process\n\nHm?\n\n## Final answer\n\n",
-    "**思考过程：**\nHm?\n\n**回答：**\n",
-    "<details>\n<summary>Thought for 3 seconds</summary>\nHm?\n</details>\n",
-    '<details type="reasoning" done="true">\n<summary>思考</summary>\n> Hm?\n</details>\n',
 )  # fmt: skip
 ENDS = (
     "</s>", "<eos>", "<|end|>", "<|return|>", "<end_of_turn>\n", "<|end_of_text|>", "<|eot_id|>",
@@ -144,9 +139,6 @@ def test_what_can_be_cut_is_cut_and_counted(edit: str, text: str, left: str) -> 
         "Use `a < b` and `x > 3`; in HTML, a <b>bold</b> tag thinks nothing of it.",
         "In HTML, text that is struck out is written so: <s>copper</s>",
         "In HTML, text that is struck out is written so: &lt;s&gt;copper&lt;/s&gt;",
-        "## Thoughts on copper\n\nIt is a metal that people like.\n\n## Response\n\nPeople mine it.",
-        "<details>\n<summary>The recipe</summary>\nMix copper with tin.\n</details>\nThat makes bronze.",
-        "**Thinking:** people do it a lot, and machines have begun to do it as well.",
         "Here are the things that you asked for, one by one, dear user:",
         "See [think](https://example.org) for what a thought is; the reasoning is sound.",
         "Das macht Spaß“, sagte er … und ging: « café… » À bientôt, L’été à la mer!",

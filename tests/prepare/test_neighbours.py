@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -65,26 +63,9 @@ def test_other_columns_are_not_remarked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asks", "answers"),
-    [
-        ("User: ", "\nAssistant:"),
-        ("### Human: ", "\n### Assistant:"),
-        ("用户：", "\n助手："),
-        ("USER: ", "\n\nASSISTANT:"),
-    ],
+    "prompt",
+    ["[INST] {} [/INST]", "### Instruction:\n{}\n\n### Response:\n", "USER: {} ASSISTANT:", "用户：{}\n助手："],
 )
-def test_transcripts_have_other_speakers(asks: str, answers: str) -> None:
-    def change(row: Any, number: int) -> None:
-        row["prompt"] = f"{asks}Hello there.{answers} Good day, what is it?\n\n{asks}{row['prompt']}{answers}"
-
-    made = pairs(change)
-    for row in made.rows:
-        assert [turn["role"] for turn in row["prompt"]] == ["user", "assistant", "user"]
-        assert row["prompt"][0]["content"] == "Hello there."
-        assert row["prompt"][1]["content"] == "Good day, what is it?"
-
-
-@pytest.mark.parametrize("prompt", ["[INST] {} [/INST]", "Answer.\n\n### Instruction:\n{}\n\n### Response:\n"])
 def test_a_prompt_in_another_models_template_is_dropped(prompt: str) -> None:
     def change(row: Any, number: int) -> None:
         row["prompt"] = prompt.format(row["prompt"]) if number % 2 else row["prompt"]
@@ -155,18 +136,6 @@ def test_an_answer_called_good_and_bad_is_found_behind_what_is_cut(end: str, bla
     assert len(made.rows) == 12
 
 
-@pytest.mark.parametrize("row", ["conversations", "response"])
-def test_labelled_rows_in_other_columns_are_kto(row: str) -> None:
-    def one(number: int) -> Any:
-        asked, answer, label = kit.sentence(number), kit.sentence((number, "x")), number % 2 == 0
-        if row == "response":
-            return {"prompt": asked, "response": answer, "label": label}
-        return {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}], "label": label}
-
-    made = kit.run_rows([one(number) for number in range(COUNT)], format="unpaired")
-    assert len(made.rows) == COUNT
-
-
 @pytest.mark.parametrize(
     ("method", "said"), [("kto", ": set data.format: unpaired"), ("dpo", "take train.method: kto with data.format")]
 )
@@ -196,38 +165,6 @@ def test_a_word_struck_out_stays() -> None:
     assert all(row["chosen"][0]["content"].startswith("<s>Old</s>") for row in made.rows)
 
 
-@pytest.mark.parametrize("tag", ["cot", "analysis", "思考", "inner_thought", "reasoning_process", "reflection"])
-@pytest.mark.parametrize("thinking", [True, False])
-def test_a_block_of_thought_has_other_tags(tag: str, thinking: bool) -> None:
-    tag = "think_process" if tag == "reasoning_process" else tag
-
-    def change(row: Any, number: int) -> None:
-        row["chosen"] = f"<{tag}>First this.</{tag}>\n{row['chosen']}"
-
-    made = pairs(change, model={"id": "builtin:tiny-qwen3", "thinking": thinking})
-    opening = "<think>\nFirst this.\n</think>\n\n" if thinking else ""
-    for row in made.rows:
-        content = row["chosen"][0]["content"]
-        assert content.startswith(opening)
-        assert tag not in content and ("<" in content) == thinking
-
-
-def test_a_block_that_the_prompt_asks_for_stays() -> None:
-    def change(row: Any, number: int) -> None:
-        row["prompt"] += " Write your analysis in <analysis> tags, then the verdict."
-        row["chosen"] = f"<analysis>It is so.</analysis>\n{row['chosen']}"
-
-    assert all(row["chosen"][0]["content"].startswith("<analysis>") for row in pairs(change).rows)
-
-
-def test_headings_that_the_prompt_asks_for_stay() -> None:
-    def change(row: Any, number: int) -> None:
-        row["prompt"] += " Show your thinking under a heading of its own."
-        row["chosen"] = f"**Thinking:** It is so.\n\n**Answer:** {row['chosen']}"
-
-    assert all(row["chosen"][0]["content"].startswith("**Thinking") for row in pairs(change).rows)
-
-
 def test_an_answer_in_tags_behind_a_thought_is_taken_out_of_them() -> None:
     made = pairs(lambda row, number: {**row, "chosen": f"<think>Hm.</think><answer>{row['chosen']}</answer>"})
     assert all("<" not in row["chosen"][0]["content"] for row in made.rows)
@@ -254,25 +191,6 @@ def test_answers_without_a_rank_say_what_they_have() -> None:
     answers = [{"answer": "One answer to it.", "score": 1}, {"answer": "Another answer to it.", "score": 2}]
     with pytest.raises(DpoError, match="an answer has answer, score, and no rank that is a number: 1 is best"):
         kit.run_rows([{"prompt": "Why is that?", "answers": answers}])
-
-
-@pytest.mark.parametrize("separator", [":", "~", "，", "^"])
-def test_any_separator_between_known_columns_is_read(tmp_path: Path, separator: str) -> None:
-    text = io.StringIO()
-    rows = csv.writer(text, delimiter=separator)
-    rows.writerow(["prompt", "chosen", "rejected"])
-    for number in range(COUNT):
-        rows.writerow([kit.sentence((number, side), "zh", words=20) for side in range(3)])
-    (tmp_path / "rows.csv").write_text(text.getvalue(), encoding="utf-8")
-    made = kit.run_file(tmp_path / "rows.csv")
-    assert len(made.rows) == COUNT
-    assert f"separated by {separator}" in str(made.report["provenance"])
-
-
-def test_json_under_the_name_of_csv_is_said(tmp_path: Path) -> None:
-    kit.write_rows(tmp_path / "rows.csv", [{"prompt": "Why?", "chosen": "So.", "rejected": "No."}] * 3)
-    with pytest.raises(DpoError, match="it is JSON under the name of CSV"):
-        kit.run_file(tmp_path / "rows.csv")
 
 
 def test_column_names_with_spaces_are_quoted_in_the_line_to_write() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -13,7 +14,6 @@ from typing import Any, cast
 
 import pytest
 from dpo_cli.errors import DpoError
-from dpo_cli.prepare.pipeline import prepare
 from dpo_cli.prepare.report import examples, summary
 from dpo_cli.prepare.text import hash64, normalise
 from dpo_cli.prepare.tokens import preview
@@ -124,15 +124,6 @@ def test_spellings_of_one_prompt_in_any_order() -> None:
     assert "\x07" not in json.dumps(in_any_order(rows).report, ensure_ascii=False)
 
 
-def test_labelled_answers_in_two_languages_in_any_order() -> None:
-    rows = [
-        {"prompt": kit.sentence(n), "completion": kit.sentence((n, label)), "label": label, "language": language}
-        for n in range(20)
-        for label, language in ((True, "en"), (False, "zh"))
-    ]
-    in_any_order(rows, format="unpaired")
-
-
 def test_the_smoke_sets_planted_counts(tmp_path: Path) -> None:
     """The built-in sets say what is planted in them; a bad answer that leaves three others costs no prompt."""
     from tests.tools.smoke_data import PLANTED
@@ -165,18 +156,10 @@ def test_text_leaves_as_it_came() -> None:
     assert {name: out[name][0]["content"] for name in row} == row
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"{",
-        b"\xff\xfe{}",
-        b"[" * 100_000,
-        b"1" * 5000,
-        b'{"prompt": "' + b"x" * 1_100_000 + b'", "chosen": "a"}',
-        b"NaN",
-    ],
-    ids=["cut", "UTF-16", "brackets", "digits", "long", "NaN"],
-)
+BAD_LINES = {"cut": b"{", "UTF-16": b"\xff\xfe{}", "brackets": b"[" * 100_000, "digits": b"1" * 5000, "NaN": b"NaN"}
+
+
+@pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES)
 def test_broken_lines_are_schema(tmp_path: Path, line: bytes) -> None:
     good = json.dumps(kit.pair("good")).encode()
     (tmp_path / "rows.jsonl").write_bytes(good + b"\n\n" + line + b"\n")
@@ -227,13 +210,12 @@ def held_prompts(made: Any) -> set[str]:
     return {row["prompt"][0]["content"] for row in made.held}
 
 
-@pytest.mark.parametrize("seed", [0, 7])
-def test_split_is_stable_under_growth_and_seed(seed: int) -> None:
+def test_split_is_stable_under_growth_and_seed() -> None:
     """What is held out stays so, what trains stays so, when as many rows are added; and the seed plays no part."""
     rows = [kit.plain(n) for n in range(150)]
     more = [kit.plain(n) for n in range(150, 300)]
     small = kit.run_rows(rows, eval_fraction=0.2)
-    grown = kit.run_rows(more + rows, eval_fraction=0.2, seed=seed)
+    grown = kit.run_rows(more + rows, eval_fraction=0.2, seed=7)
     assert held_prompts(small) == held_prompts(grown) & {row["instruction"] for row in rows}
     assert 15 <= len(small.held) <= 45
     ids = {row["prompt"][0]["content"]: row["id"] for row in grown.rows}
@@ -285,25 +267,8 @@ def test_a_shortfall_names_the_quota_and_all_that_was_held_out() -> None:
     assert made.warnings("wanted") == [f"en: 50 training pairs wanted, 5 got; lost were {lost}"]
 
 
-def test_names_of_sources_fit_the_terminal_and_the_markdown(prepared: Any, capsys: Any, monkeypatch: Any) -> None:
-    """Chinese characters are two columns wide; a bar would end a cell."""
-    from rich.cells import cell_len
-
-    made = prepared(
-        {name: [kit.plain((name, n)) for n in range(30)] for name in "abc"},
-        {name: {"name": "一个非常长的中文偏好数据集的名字" * 2 + f"|{name}"} for name in "abc"},
-    )
-    monkeypatch.setenv("COLUMNS", "80")
-    print_markdown("\n\n".join(summary(made.report, 80)))
-    lines = capsys.readouterr().out.strip().splitlines()
-    assert max(map(cell_len, lines)) <= 80 and lines[0].split()[-1] == "all"
-    assert lines[2].split()[-1] == "██████████"
-    assert [head[-2:] for head in lines[0].split()[1:4]] == ["|a", "|b", "|c"]
-    assert "名字\\|c | all |" in (made.folder / "report.md").read_text(encoding="utf-8")
-
-
 def test_nothing_left_names_the_biggest_reasons() -> None:
-    with pytest.raises(DpoError, match="3 tie, 1 single_response") as caught:
+    with pytest.raises(DpoError, match=r"3 tie, 1 single_response; such as: rows\.jsonl:\d ") as caught:
         kit.run_rows([kit.plain(n, ratings=("3", "3")) for n in range(3)] + [kit.plain(9, ratings=("3",))])
     assert caught.value.exit_code == 1 and caught.value.hint
     assert kit.run_rows([kit.plain(0)], eval_fraction=1e-9).report["pairs"] == {"train": 1, "eval": 0, "quota": 0}
@@ -320,13 +285,18 @@ def test_dropped_rows_are_written_on_request(prepared: Any) -> None:
     assert {path.name for path in made.folder.iterdir()} == names
 
 
-def test_the_page_of_the_data_says_what_the_report_does_without_paths(prepared: Any) -> None:
-    made = prepared({"rows": [kit.plain(0), kit.plain(1)]})
+def test_reports_for_people_hold_the_funnel_and_the_page_no_paths(prepared: Any) -> None:
+    tie = kit.plain("tie", ratings=("3", "3"))
+    made = prepared({name: [*(kit.plain((name, n)) for n in range(5)), tie] for name in "abcde"})
+    text = (made.folder / "report.md").read_text(encoding="utf-8")
+    assert "| tie | -1 | · | · | · | · | -1 | █ |" in text and "| kept | 5 | 5 | 5 | 5 | 5 | 25 | █" in text
     page = (made.folder / "report.html").read_text(encoding="utf-8")
     for heading in ("Funnel", "Shortcuts", "Where it comes from"):
         assert f"<h2>{heading}</h2>" in page
     assert page.startswith("<!doctype html>") and "<script" not in page and 'scope="col"' in page
     assert str(made.folder.parent) not in page
+    digest = hashlib.sha256((made.folder.parent / "a.jsonl").read_bytes()).hexdigest()
+    assert made.prepared.inputs["a/a.jsonl"] == digest == made.report["provenance"]["inputs"]["a/a.jsonl"]
 
 
 def test_ranked_keeps_the_whole_list() -> None:
@@ -381,17 +351,8 @@ def test_shares_count_prompts_where_all_their_pairs_are_taken() -> None:
     assert length["high"] - length["low"] > 0.1
 
 
-def test_report_markdown(prepared: Any) -> None:
-    rows = {
-        name: [kit.plain((name, n)) for n in range(5)] + [kit.plain((name, 9), ratings=("3", "3"))] for name in "abcde"
-    }
-    made = prepared(rows)
-    text = (made.folder / "report.md").read_text(encoding="utf-8")
-    assert "| tie | -1 | -1 | -1 | -1 | -1 | -5 | ██ |" in text and "| kept | 5 | 5 | 5 | 5 | 5 | 25 | █" in text
-
-
 def test_preview_shows_what_the_model_sees(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The template's text, the tokens around the start of the loss, and the counts on both sides of it."""
+    """The template's text, and the tokens on both sides of where the loss starts."""
     monkeypatch.setenv("COLUMNS", "80")
     chosen, rejected = "Behind the copper bridge.", "港口在铜桥的后面，你看。"
     row = {"prompt": "Where is the harbour?", "chosen": chosen, "rejected": rejected}
@@ -401,32 +362,7 @@ def test_preview_shows_what_the_model_sees(capsys: pytest.CaptureFixture[str], m
     text = capsys.readouterr().out
     assert "<|im_start|>user\nWhere is the harbour?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n" in text
     assert "Behind the copper bridge.<|im_end|>" in text and "港口在铜桥的后面，你看。" in text
-    before, after = next(line for line in text.splitlines() if line.startswith("tokens")).split("▶ loss ▶")
-    assert "</think>" in before and "</think>" not in after and "<|im_end|>" in after
     assert text.count("in the loss") == 2
-
-
-def test_provenance_and_no_absolute_paths(prepared: Any, tmp_path: Path) -> None:
-    import hashlib
-
-    made = prepared({"rows": [kit.plain(n) for n in range(3)]})
-    digest = hashlib.sha256((tmp_path / "rows.jsonl").read_bytes()).hexdigest()
-    assert made.prepared.inputs == {"rows/rows.jsonl": digest} == made.report["provenance"]["inputs"]
-    assert made.prepared.revisions == {}
-
-
-def test_an_interrupt_leaves_nothing_of_its_own_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while reading: it comes through as itself, and no temporary file stays in the folder."""
-    path = kit.write_rows(tmp_path / "rows.jsonl", [kit.plain(n) for n in range(600)])
-    (tmp_path / "out").mkdir()
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("dpo_cli.progress.Step.at", stop)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(kit.recipe([{"id": str(path)}]), tmp_path / "out", quiet=True)
-    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_no_torch_without_a_token_filter(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from dpo_cli.errors import DpoError
-from dpo_cli.language import latin_language
 from dpo_cli.prepare.report import examples, summary
 from dpo_cli.show import escaped
 from dpo_cli.terminal import print_markdown
@@ -25,18 +24,16 @@ def said(made: Any, start: str) -> str:
 
 
 def test_rows_that_can_not_be_read_are_said_with_cause_line_and_fix(prepared: Any) -> None:
-    """39 of 40 went as schema with exit 0 and no word."""
+    """39 of 40 went as schema with exit 0 and no word; a single one is said too."""
     rows = [kit.pair(n) for n in range(40)]
     bad = [{"prompt": row["prompt"], "chosen": None, "bad": row["rejected"]} for row in rows[:6]]
-    made = prepared({"rows": [*bad, *rows[6:], "not a map"]})
-    assert made.dropped() == {"schema": 7}
-    warning = said(made, "rows: 7 of 41 dropped as schema")
+    made = prepared({"rows": [*bad, *rows[6:]]})
+    assert made.dropped() == {"schema": 6}
+    warning = said(made, "rows: 6 of 40 dropped as schema")
     assert "such as rows.jsonl:" in warning and "chosen is" in warning and "columns:" in warning
     text = (made.folder / "report.md").read_text(encoding="utf-8")
     assert f"> {escaped(warning)}" in text
-    assert re.search(r"\*\*schema\*\*, rows rows\.jsonl:\d+, (chosen is|the row is)", text)
-    few = prepared({"rows": [*bad[:4], *rows[4:]]})
-    assert not [one for one in few.report["warnings"] if "schema" in one], "10 % is not above 10 %"
+    assert re.search(r"\*\*schema\*\*, rows rows\.jsonl:\d+, chosen is", text)
 
 
 def test_one_broken_line_is_named_on_the_terminal_and_in_the_report(prepared: Any, tmp_path: Path) -> None:
@@ -76,12 +73,6 @@ def test_a_reason_that_took_a_third_says_what_tunes_it() -> None:
     assert "data.filters.short" in said(kit.run_rows(rows), "rows: 11 of 31 dropped as short")
 
 
-def test_nothing_left_names_a_row() -> None:
-    rows = [{**kit.pair(n), "chosen": "No."} for n in range(3)]
-    with pytest.raises(DpoError, match=r"3 short; such as: rows\.jsonl:\d "):
-        kit.run_rows(rows)
-
-
 @pytest.mark.parametrize(
     ("count", "fraction", "fix"),
     [
@@ -99,41 +90,6 @@ def test_too_few_held_out_pairs_say_what_they_can_not_tell(count: int, fraction:
     assert fix in found[0]
     held = made.report["pairs"]["eval"]
     assert found[0].startswith("only " if held else "no pair is held out, so eval can measure nothing")
-
-
-FRENCH = [
-    "Comment est-ce que le moteur du port fonctionne, et pourquoi est-il en cuivre ?",
-    "Quelle est la meilleure façon de planter des arbres dans un jardin avec des enfants ?",
-    "Pourquoi les oiseaux chantent-ils le matin dans la forêt, et que disent-ils ?",
-]
-
-
-def test_french_without_a_language_is_said() -> None:
-    """Latin script counts as English unless a source says otherwise."""
-    rows = [{**kit.pair(n), "prompt": f"{FRENCH[n % 3]} {kit.sentence(n, words=4)}"} for n in range(12)]
-    assert "set language: fr" in said(kit.run_rows(rows), "rows: 12 of 12 prompts that are counted as en look like fr")
-    assert not [one for one in kit.run_rows(rows, {"language": "fr"}).report["warnings"] if "look like" in one]
-    english = [{**kit.pair(n), "prompt": f"What is the best of these {kit.sentence(n)}"} for n in range(12)]
-    assert not [one for one in kit.run_rows(english).report["warnings"] if "look like" in one]
-    chinese = [{**kit.pair(n), "prompt": f"第{n}个问题：怎样在花园里种树？请说{n}条理由。"} for n in range(9)]
-    one_of_many = kit.run_rows([*chinese, *rows[:1]]).report["warnings"]
-    assert not [one for one in one_of_many if "look like" in one], "no advice for a source from one of its prompts"
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("How does the engine of the harbour work, and what is it made of?", "en"),
-        ("Wie funktioniert der Motor und warum ist er nicht aus Kupfer?", "de"),
-        ("¿Cómo funciona el motor del puerto y por qué es de cobre?", "es"),
-        ("Come funziona il motore della nave e perché è di rame?", "it"),
-        ("Como você explica o motor da nave e por que não é de cobre?", "pt"),
-        ("Hoe werkt het motor van een schip en waarom is dat niet van koper?", "nl"),
-        ("print(harbour)", None),
-    ],
-)
-def test_languages_of_latin_script(text: str, name: str | None) -> None:
-    assert latin_language(text) == name
 
 
 def test_a_source_whose_answers_all_repeat_short_prompts_loses_them() -> None:
@@ -191,8 +147,8 @@ def test_a_folder_says_what_was_read_of_it(tmp_path: Path) -> None:
     assert read["files"]["a.jsonl"] == {"rows": 20}
     assert read["files"]["b.csv"]["rows"] == 10
     assert "columns are separated by semicolons" in read["files"]["b.csv"]["notes"]
-    assert read["files_not_read"] == ["notes.txt", "old.xlsx", "validation.jsonl"]
-    assert "b.csv was read as gb18030" in said(made, "mixed: b.csv")
+    assert read["files_not_read"] == ["notes.txt", "old.xlsx"]
+    assert "b.csv: read as gb18030" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert said(made, "mixed: no rows in") == "mixed: no rows in c.jsonl"
     assert said(made, "mixed: not read").startswith("mixed: not read: notes.txt, old.xlsx;")
 

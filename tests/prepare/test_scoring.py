@@ -133,7 +133,7 @@ def test_sources_without_scores_pass_the_score_filters() -> None:
 
 @pytest.mark.parametrize(
     ("written", "number"),
-    [("90%", 0.9), (" 12.5 % ", 0.125), ("７５％", 0.75), ("%", None), ("1e400", None), (True, None)],
+    [("90%", 0.9), (" 12,5 % ", 0.125), ("７５％", 0.75), ("0,8", 0.8), ("%", None), ("1e400", None), (True, None)],
 )
 def test_numbers_as_people_write_them(written: Any, number: float | None) -> None:
     assert scoring.number(written) == number
