@@ -20,8 +20,10 @@ from rensa import RMinHash
 
 from dpo_cli.language import mostly_han
 from dpo_cli.prepare.funnel import Entry, row_id
-from dpo_cli.prepare.text import hash64
+from dpo_cli.prepare.row_store import RowStore
+from dpo_cli.prepare.text import hash64, prompt_key
 from dpo_cli.recipe.sections import NearDuplicate
+from dpo_cli.records import CandidateSet
 
 BANDS, ROWS = 16, 8
 SHINGLE, SHINGLE_HAN = 5, 3
@@ -143,12 +145,11 @@ class _Union:
 
 
 def drop_duplicates(
-    entries: list[Entry], sketches: Sketches, text_of: Callable[[Entry], str], filters: Any
+    entries: list[Entry], sketches: Sketches, store: RowStore[CandidateSet], filters: Any
 ) -> dict[str, int]:
     """Drop duplicates and near-duplicates, give every entry its cluster, and count them for the report.
 
     Of a cluster stays what would be kept, from the first source, of the lowest hash: the order of rows plays no part.
-    `text_of` gives an entry's normalised prompt.
     """
 
     def preference(entry: Entry) -> tuple[bool, int, int, int]:
@@ -160,7 +161,7 @@ def drop_duplicates(
     similarity = (filters.near_duplicate or NearDuplicate()).similarity
     stats = Counter[str]()
     # Clusters are found even where they stay in: both halves of one must not end up on two sides of the split.
-    for hashes in sketches.clusters(lambda hashed: text_of(same[hashed][0]), similarity):
+    for hashes in sketches.clusters(lambda hashed: prompt_key(store.get(same[hashed][0].place).prompt), similarity):
         everyone = [entry for hashed in hashes for entry in same[hashed]]
         best = min(everyone, key=preference)
         stats["cross_source"] += len({entry.source for entry in everyone}) > 1

@@ -102,7 +102,9 @@ def _trained_on(entries: list[Entry], train_pairs: Path, store: Rows, sketches: 
                 sketches.add(hashed, key)
 
         def text_of(hashed: int) -> str:
-            return keys.get(trained[hashed]) if hashed in trained else store.get(tested[hashed])[0]
+            if hashed in trained:
+                return keys.get(trained[hashed])
+            return prompt_key(store.get(tested[hashed]).prompt)
 
         clusters = sketches.clusters(text_of, NearDuplicate().similarity)
         return {one for cluster in clusters if not trained.keys().isdisjoint(cluster) for one in cluster}
@@ -111,6 +113,6 @@ def _trained_on(entries: list[Entry], train_pairs: Path, store: Rows, sketches: 
 def _pairs(recipe: Recipe, entries: list[Entry], store: Rows) -> Iterator[dict[str, Any]]:
     kwargs = chat.chat_template_kwargs(recipe)
     for entry, picked, name in pipeline.named_rows(entries):
-        item = store.get(entry.place)[1]
+        item = store.get(entry.place)
         for row in pair_rows(item, picked, name, kwargs):
             yield {**row, "subset": item.subset}

@@ -442,7 +442,7 @@ def alpaca(row: Row, weights: scoring.Weights) -> CandidateSet:
 @layout("prompt chosen rejected", "chosen rejected", looks_so=has_prompt)
 def pairs(row: Row, weights: scoring.Weights) -> CandidateSet:
     """Any prompt, chosen, rejected, as text or messages; scores count where they are on 0..1. Columns can be mapped."""
-    item = preferred(row, _prompt(row, weights), sides(row))
+    item = preferred(row, _prompt(row), sides(row))
     item.subset = text_if_any(row.get("subset"), "subset")
     return item
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
+from dpo_cli.prepare.text import listed
 from dpo_cli.records import Message
 
 ROLES = {
@@ -127,7 +128,7 @@ def messages(value: Any, name: str) -> list[Message]:
         turn = map_of(turn, f"a turn of {name}")
         spoken_by, written = first(turn, "role", "from"), first(turn, "content", "value", "text")
         if spoken_by is None or (written is None and not any(turn.get(call) for call in CALLS)):
-            keys = ", ".join(str(key)[:40] for key in turn) or "nothing"
+            keys = listed([str(key) for key in turn])
             raise Malformed(f"turn {len(turns)} of {name} has {keys}; a turn is role and content, or from and value")
         role = _role(spoken_by, name, len(turns))
         if role == "system" and turns:

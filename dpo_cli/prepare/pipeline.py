@@ -33,7 +33,7 @@ from dpo_cli.records import CandidateSet, write_jsonl
 if TYPE_CHECKING:  # for it costs two seconds, and without token filters nothing needs it
     from transformers import PreTrainedTokenizerBase
 
-Rows = RowStore[tuple[str, CandidateSet]]  # a prompt's key, and its candidates
+Rows = RowStore[CandidateSet]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def prepare(recipe: Recipe, folder: Path, *, kept: Path | None = None, quiet: bo
         sketches = Sketches()
         entries = read_rows(recipe, looked, own, store, funnel, sketches)
         with step("comparing prompts"):
-            duplicates = drop_duplicates(entries, sketches, lambda entry: store.get(entry.place)[0], wanted)
+            duplicates = drop_duplicates(entries, sketches, store, wanted)
         if tokenizer is not None:
             count_tokens(recipe, tokenizer, entries, store)
         book(entries, store, funnel)
@@ -141,7 +141,7 @@ def read_rows(
                 entry = _judge(recipe, item, rank, hash64(key), context, funnel)
                 if entry is not None:
                     sketches.add(entry.hash, key)
-                    entry.place = store.add((key, item))
+                    entry.place = store.add(item)
                     entries.append(entry)
         contradictions.check(recipe, rank, funnel.came[label])
     return entries
@@ -199,7 +199,7 @@ def count_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, entries: li
         for start in range(0, len(alive), TOKEN_BATCH):
             batch = alive[start : start + TOKEN_BATCH]
             needed = [sorted({index for picked in entry.picks for index in picked}) for entry in batch]
-            items = [(store.get(entry.place)[1], indexes) for entry, indexes in zip(batch, needed, strict=True)]
+            items = [(store.get(entry.place), indexes) for entry, indexes in zip(batch, needed, strict=True)]
             for entry, sizes in zip(batch, tokens.lengths(tokenizer, kwargs, items), strict=True):
                 entry.tokens = sizes
                 entry.picks, entry.drop = filters.fit(recipe, entry.picks, *sizes)
@@ -213,15 +213,11 @@ def book(entries: list[Entry], store: Rows, funnel: Funnel) -> None:
         if entry.drop is None or entry.drop[0] not in ("duplicate", "near_duplicate"):
             for kind, count in (+entry.edits).items():  # + leaves out zeros
                 funnel.edits[entry.source, kind] += count
-        item = partial(_stored, store, entry)
+        item = partial(store.get, entry.place)
         if entry.drop is None:
             funnel.keep(entry.source, entry.language, entry.hash, item, entry.picks[0])
         else:
             funnel.drop(entry.source, entry.language, entry.drop, entry.hash, item)
-
-
-def _stored(store: Rows, entry: Entry) -> CandidateSet:
-    return store.get(entry.place)[1]
 
 
 def named_rows(entries: list[Entry], several: bool = False) -> list[Chosen]:
@@ -247,7 +243,7 @@ def _rows(
     kwargs = chat.chat_template_kwargs(recipe)
     with step("writing", "rows") as shown:
         for entry, picked, name in chosen:
-            item = store.get(entry.place)[1]
+            item = store.get(entry.place)
             if audit is not None and len(picked) > 1:
                 audit.add(item, picked[0], picked[-1], entry)
             for row in write(item, picked, name, kwargs):

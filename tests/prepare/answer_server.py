@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from tests.judging.judge_server import BETTER as GOOD
-from tests.judging.judge_server import JudgeServer
+from tests.judging.judge_server import BETTER, JudgeServer
 
+GOOD = BETTER
 WORDS = ("amber basket candle dragon engine falcon garden harbour island jungle kettle ladder marble needle").split()  # noqa: SIM905
 Body = dict[str, Any]
 Fault = tuple[int, dict[str, str], str]  # status, headers, body

@@ -313,7 +313,8 @@ def test_what_save_to_disk_wrote_is_read(tmp_path: Path) -> None:
 
 
 def test_a_folder_says_what_of_it_is_not_read(tmp_path: Path) -> None:
-    for name in ("train.jsonl", "more.csv", "test.jsonl", "sheet.xlsx", "README.md", "dataset_info.json", ".hid.json"):
+    """Hidden files are none of it, such as those that a Mac puts beside each file of a stick."""
+    for name in ("train.jsonl", "._train.jsonl", "more.csv", "test.jsonl", "sheet.xlsx", "README.md", "state.json"):
         (tmp_path / name).write_text("x")
     made = kit.recipe([{"id": str(tmp_path)}])
     assert files(tmp_path) == ["train.jsonl"]

@@ -88,8 +88,8 @@ ROWS: dict[str, Expected] = {
     "nectar": ([{
         "prompt": "\n\nHuman: Why is the sky blue?\n\nAssistant: ", "turns": 1, "num_responses": 3,
         "answers": [
-            {"answer": "Something in between the two of them.", "model": "b", "rank": 2.0},
-            {"answer": BAD, "model": "c", "rank": 3.0}, {"answer": GOOD, "model": "a", "rank": 1.0},
+            {"answer": "Something in between the two of them.", "model": "b", "rank": 1.0},
+            {"answer": [answer(BAD)], "model": "c", "rank": 2.0}, {"answer": GOOD, "model": "a", "rank": 0.0},
         ],
     }], "Why is the sky blue?", GOOD, BAD, NO_SCORES),
     "sharegpt": ([{

@@ -109,33 +109,6 @@ def test_a_placeholder_is_an_image_without_a_column_too(prompt: str) -> None:
     assert pairs(change).dropped() == {"unsupported": COUNT // 2}
 
 
-def test_the_fix_of_contradicting_scores_names_the_columns_of_the_file() -> None:
-    with pytest.raises(DpoError, match="b is the higher one") as error:
-        columns = {"score_chosen": "a", "score_rejected": "b"}
-        pairs(lambda row, number: {**row, "a": 0.1, "b": 0.8}, source={"columns": columns})
-    assert "{score_chosen: b, score_rejected: a}" in str(error.value.hint)
-
-
-@pytest.mark.parametrize(("end", "blank"), [("</s>", ""), ("", " "), ("<|eot_id|>", "\n")])
-def test_an_answer_called_good_and_bad_is_found_behind_what_is_cut(end: str, blank: str) -> None:
-    rows = [
-        {
-            "prompt": kit.sentence(("asked", number)) + (blank if good else ""),
-            "completion": kit.sentence(("answer", number), words=20) + (end if good else ""), "label": good,
-        }
-        for number in range(3)
-        for good in (True, False)
-    ]  # fmt: skip
-    for number in range(12):
-        rows.append(
-            {"prompt": kit.sentence(number), "completion": kit.sentence((number, "x")), "label": number % 2 == 0}
-        )
-    made = kit.run_rows(rows, format="unpaired")
-    assert made.funnel_holds()
-    assert made.dropped() == {"identical": 3}
-    assert len(made.rows) == 12
-
-
 @pytest.mark.parametrize(
     ("method", "said"), [("kto", ": set data.format: unpaired"), ("dpo", "take train.method: kto with data.format")]
 )
@@ -168,23 +141,6 @@ def test_a_word_struck_out_stays() -> None:
 def test_an_answer_in_tags_behind_a_thought_is_taken_out_of_them() -> None:
     made = pairs(lambda row, number: {**row, "chosen": f"<think>Hm.</think><answer>{row['chosen']}</answer>"})
     assert all("<" not in row["chosen"][0]["content"] for row in made.rows)
-
-
-def test_rankings_count_from_nought_and_hold_messages() -> None:
-    rows = [
-        {
-            "prompt": kit.sentence(number),
-            "answers": [
-                {"answer": [{"role": "assistant", "content": kit.sentence((number, place))}], "rank": place}
-                for place in (2, 0, 1)
-            ],
-        }
-        for number in range(COUNT)
-    ]
-    made = kit.run_rows(rows, format="ranked")
-    for row in made.rows:
-        number = next(n for n in range(COUNT) if row["prompt"][0]["content"] == kit.sentence(n))
-        assert [one["text"] for one in row["candidates"]] == [kit.sentence((number, place)) for place in range(3)]
 
 
 def test_answers_without_a_rank_say_what_they_have() -> None:

@@ -113,7 +113,10 @@ def test_an_answer_called_good_and_bad_is_dropped_and_a_repeated_one_kept_once()
     rows.append({**rows[0], "label": False})  # contradiction: nothing is left of its prompt
     rows.append({**rows[1], "completion": rows[1]["completion"] + "\n"})  # the same again
     other = {**rows[2], "completion": kit.sentence("other")}
-    rows += [other, {**other, "label": False}]  # contradiction beside an answer that is only good
+    rows += [
+        other,
+        {**other, "completion": other["completion"] + "</s>", "label": False},
+    ]  # beside one that is only good
     for order in (rows, rows[::-1]):
         made = kit.run_rows(order, format="unpaired")
         assert made.source()["in"] == 8 and made.dropped() == {"identical": 1} and made.funnel_holds()

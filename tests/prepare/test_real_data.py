@@ -34,10 +34,3 @@ def test_real_pairs_come_through_untouched(real: Path, tmp_path: Path, name: str
     assert sum(text not in said for text in changed) <= edits
     asked = {row["conversations"][-1]["value"] for row in source}
     assert all(row["prompt"][-1]["content"] in asked for row in made.rows)
-
-
-def test_real_unpaired_data(real: Path, tmp_path: Path) -> None:
-    made = kit.run(kit.recipe([{"id": str(real / "kto_en_demo_a.json")}], format="unpaired"), tmp_path / "out")
-    assert made.report["provenance"]["sources"]["kto_en_demo_a"]["layout"] == "kto"
-    assert made.funnel_holds()
-    assert {row["label"] for row in made.rows} == {True, False}
