@@ -123,7 +123,7 @@ def read_rows(
     """Return every prompt that reached the duplicates; its sketch goes into `sketches`."""
     entries = list[Entry]()
     for rank, (one, context) in enumerate(looked):
-        label, contradictions = one.source.label, remarks.Contradictions()
+        label, leads, stated = one.source.label, Counter[bool](), list[str]()
         answered = own if own is not None and rank in own.places else None
         with step(f"reading {label}", "prompts") as shown:
             for item in answered.of_source(rank) if answered else one.sets():
@@ -136,14 +136,17 @@ def read_rows(
                     funnel.drop(label, tongue, drop, hash64(item.detail), lambda item=item: item)  # type: ignore[misc]
                     continue
                 funnel.notes.update((label, note) for note in set(item.notes))
-                contradictions.add(item)
+                lead = item.lead()
+                if lead is not None:
+                    leads[lead >= 0] += 1
+                    stated = list(item.stated)
                 key = prompt_key(item.prompt)
                 entry = _judge(recipe, item, rank, hash64(key), context, funnel)
                 if entry is not None:
                     sketches.add(entry.hash, key)
                     entry.place = store.add(item)
                     entries.append(entry)
-        contradictions.check(recipe, rank, funnel.came[label])
+        remarks.check_scores(recipe, rank, leads, stated, funnel.came[label])
     return entries
 
 

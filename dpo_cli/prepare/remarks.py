@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_cli.errors import DpoError, either
@@ -15,8 +14,9 @@ from dpo_cli.prepare.layouts import MAPPABLE
 from dpo_cli.prepare.read import Read
 from dpo_cli.prepare.text import listed
 from dpo_cli.recipe import OpenAIRater, Recipe
+from dpo_cli.recipe.sections import FILTERS
 from dpo_cli.recipe.train import methods_of_answers, methods_with, trl_arguments
-from dpo_cli.records import ROWS_ARE, CandidateSet
+from dpo_cli.records import ROWS_ARE
 from dpo_cli.stats import wilson
 
 DROPPED_SHARE = 0.3  # of a source's prompts, dropped for one reason: more is reported; of unreadable rows, each
@@ -32,6 +32,7 @@ HINTS = {
     "contradicts_scores": "data.filters.contradicts_scores: false takes chosen and rejected without the scores",
     "contaminated": "check data.contamination and data.filters.contaminated",
     "language": "data.languages names the languages that may stay; a source's language: says what it is in",
+    "no_response": "look at the file there: its answers are empty, or stand where none were detected",
     "single_response": "this source has one answer per prompt; pairs need two",
     "cut_off": "raise sample.max_new_tokens, or train the model on whole answers first",
     "markers": "take the text without another model's template, or set data.filters.markers: false",
@@ -44,17 +45,9 @@ HINTS = {
 }
 
 
-# What a reason means, where its cause in a row says less.
-MEANS = {
-    "duplicate": "the same prompt again", "near_duplicate": "nearly the same prompt", "no_response": "no answer at all",
-    "cut_off": "sampled answers that found no end",
-    "think": "tags of thinking that are no closed block at the start of an answer",
-    "markers": "special tokens, or another chat's role markers, in an answer or a prompt",
-    "echo": "answers that are only their prompt", "template": "templated refusals or self-introductions",
-    "short": "answers too short to prefer", "no_score": "answers without a score", "tie": "both answers score the same",
-    "identical": "both answers are nearly the same", "contradicts_scores": "chosen scores below rejected",
-    "contaminated": "prompts that must not be trained on",
-}  # fmt: skip
+def meaning(reason: str) -> str:
+    """What a filter drops, in the words of its key, up to what it only cuts."""
+    return FILTERS[reason][1].partition(";")[0].partition(":")[0] if reason in FILTERS else ""
 
 
 def hint(reason: str) -> str:
@@ -94,8 +87,8 @@ def _losses(recipe: Recipe, funnel: Funnel, entries: list[Entry]) -> list[str]:
                 fix = f"model.max_length: {needed} would keep {KEPT_BY_LENGTH:.0%}" if needed else fix
             elif reason == "language":
                 fix = f"data.languages has no such share; where that is not their language, set language: on {source}"
-            means = f" ({MEANS[reason]})" if reason in MEANS else ""
-            such = example["where"] if means else f"{example['where']}: {example['detail']}"
+            means = f" ({meaning(reason)})" if meaning(reason) else ""
+            such = f"{example['where']}: {example['detail']}"
             found.append(f"{source}: {count:,} of {came:,} dropped as {reason}{means}, such as {such}; {fix}")
     return found
 
@@ -155,36 +148,27 @@ def own_answers(recipe: Recipe, figures: dict[str, Any]) -> list[str]:
 AT_LEAST, SHARE = 2, 0.1  # contradicting rows, and their share of a source, from which on they are more than slips
 
 
-@dataclass
-class Contradictions:
-    """In how many rows of a source the scores of chosen and rejected contradict them."""
+def check_scores(recipe: Recipe, rank: int, leads: Counter[bool], columns: list[str], came: int) -> None:
+    """Raise a DpoError for a source where most scores call rejected the better answer.
 
-    scored: int = 0
-    against: int = 0
-    columns: list[str] = field(default_factory=list)
-
-    def add(self, item: CandidateSet) -> None:
-        lead = item.lead()
-        if lead is not None:
-            self.scored += 1
-            self.against += lead < 0
-            self.columns = list(item.stated)
-
-    def check(self, recipe: Recipe, rank: int, came: int) -> None:
-        """Raise a DpoError for a source of `came` rows where most scores call rejected the better answer."""
-        few = self.against < AT_LEAST or self.against < SHARE * came
-        if few or 2 * self.against <= self.scored or not recipe.data.filters.contradicts_scores:
-            return
-        source = recipe.data.sources[rank]
-        chosen, rejected = ((source.columns or {}).get(column, column) for column in self.columns)
-        swapped = f"score_chosen: {rejected}, score_rejected: {chosen}"
-        raise DpoError(
-            f"{rejected} is the higher one in {self.against:,} of {self.scored:,} rows of {source.label}: "
-            "is lower better?",
-            where=recipe.where("data", "sources", rank, "id"),
-            hint=f"if it is, columns: {{{swapped}}}; if chosen and rejected are swapped, {{chosen: rejected, "
-            f"rejected: chosen, {swapped}}}; data.filters.contradicts_scores: false leaves such scores out",
-        )
+    Args:
+        leads: how many rows score chosen above rejected, or alike (True), and how many below (False).
+        columns: of the two scores.
+        came: rows of the source.
+    """
+    against = leads[False]
+    few = against < AT_LEAST or against < SHARE * came
+    if few or 2 * against <= leads.total() or not recipe.data.filters.contradicts_scores:
+        return
+    source = recipe.data.sources[rank]
+    chosen, rejected = ((source.columns or {}).get(column, column) for column in columns)
+    swapped = f"score_chosen: {rejected}, score_rejected: {chosen}"
+    raise DpoError(
+        f"{rejected} is the higher one in {against:,} of {leads.total():,} rows of {source.label}: is lower better?",
+        where=recipe.where("data", "sources", rank, "id"),
+        hint=f"if it is, columns: {{{swapped}}}; if chosen and rejected are swapped, {{chosen: rejected, "
+        f"rejected: chosen, {swapped}}}; data.filters.contradicts_scores: false leaves such scores out",
+    )
 
 
 def check_labels(recipe: Recipe, labels: Counter[bool]) -> None:
@@ -222,8 +206,8 @@ def nothing_left(recipe: Recipe, funnel: Funnel, layouts: set[str]) -> DpoError:
     biggest = ", ".join(f"{count:,} {reason}" for reason, count in list(reasons.items())[:4])
     first = next(iter(reasons))
     shown = next(some[0][1] for (_, reason), some in funnel.examples.items() if reason == first)
-    meaning = f" ({MEANS.get(first) or shown['detail']})" if shown["detail"] else ""
-    such = " ".join(filter(None, [shown["where"], shown["prompt"][:80]])) + meaning
+    why = "; ".join(filter(None, [shown["detail"], meaning(first)]))
+    such = " ".join(filter(None, [shown["where"], shown["prompt"][:80], f"({why})"]))
     fix = hint(first)
     if {"kto", "chat"} & layouts and recipe.data.format != "unpaired" and first in ("single_response", "tie"):
         labelled = "kto" in layouts

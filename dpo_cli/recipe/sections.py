@@ -208,7 +208,7 @@ def _written(options: type[FilterOptions]) -> Any:
 FILTERS: dict[str, tuple[type[FilterOptions], str]] = {
     "garbled": (Garbled, "control or replacement characters, mojibake; an answer that repeats itself"),
     "contaminated": (Contaminated, "the prompt is in data.contamination, or is a benchmark's inside a source"),
-    "language": (Switch, "not one of data.languages, or an answer in another language than the prompt"),
+    "language": (Switch, "its language is none of data.languages"),
     "duplicate": (Switch, "the same prompt again, but for case, space and punctuation; over all sources"),
     "near_duplicate": (NearDuplicate, "nearly the same prompt"),
     "disagreement": (

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 from dpo_cli.errors import DpoError
+from dpo_cli.prepare import remarks
+from dpo_cli.prepare.filters import REASONS
 from dpo_cli.prepare.report import examples, summary
+from dpo_cli.recipe.sections import FILTERS
 from dpo_cli.show import escaped
 from dpo_cli.terminal import print_markdown
 from tests.prepare import kit
@@ -71,6 +74,11 @@ def test_another_language_asks_for_its_name() -> None:
 def test_a_reason_that_took_a_third_says_what_tunes_it() -> None:
     rows = [kit.pair(n) for n in range(20)] + [{**kit.pair(n), "chosen": "No."} for n in range(20, 31)]
     assert "data.filters.short" in said(kit.run_rows(rows), "rows: 11 of 31 dropped as short")
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_fix_names_only_keys_that_there_are(reason: str) -> None:
+    assert all(name in FILTERS for name in re.findall(r"data\.filters\.(\w+)", remarks.hint(reason)))
 
 
 @pytest.mark.parametrize(
