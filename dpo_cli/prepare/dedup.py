@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from rensa import RMinHash
 
 from dpo_cli.language import mostly_han
-from dpo_cli.prepare.funnel import Entry, row_id
-from dpo_cli.prepare.row_store import RowStore
+from dpo_cli.prepare.funnel import Entry, RowStore, row_id
 from dpo_cli.prepare.text import hash64, prompt_key
 from dpo_cli.recipe.sections import NearDuplicate
 from dpo_cli.records import CandidateSet

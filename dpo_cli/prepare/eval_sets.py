@@ -16,10 +16,9 @@ from dpo_cli.disk import write_json
 from dpo_cli.prepare import filters, pipeline, remarks, tokens
 from dpo_cli.prepare.dedup import Sketches
 from dpo_cli.prepare.formats import pair_rows
-from dpo_cli.prepare.funnel import Entry, Funnel
+from dpo_cli.prepare.funnel import Entry, Funnel, RowStore
 from dpo_cli.prepare.pipeline import Rows
 from dpo_cli.prepare.read import look
-from dpo_cli.prepare.row_store import RowStore
 from dpo_cli.prepare.sources import source_files
 from dpo_cli.prepare.text import hash64, prompt_key
 from dpo_cli.recipe import Recipe

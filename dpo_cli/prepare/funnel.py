@@ -1,13 +1,16 @@
-"""The counts of `prepare`: what came in, where each prompt went and why, and a few examples of each."""
+"""Every prompt on its way through `prepare`: what is kept of it meanwhile, where it went and why, and examples."""
 
 from __future__ import annotations
 
 import json
+import pickle
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, TextIO, TypeVar
 
 from dpo_cli.prepare.feed import Broken
 from dpo_cli.prepare.text import hash64
@@ -18,6 +21,37 @@ EXCERPT = 200  # characters
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 Drop = tuple[str, str]  # a drop reason of the contract, and a detail
+
+
+Record = TypeVar("Record")
+
+
+class RowStore(Generic[Record]):
+    """Records put aside on disk, so that memory holds only a line about each; gone when closed or the process ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._end = 0
+        self._at_end = True  # to seek at every write would empty the buffer
+
+    def add(self, record: Record) -> int:
+        """Put a record aside, and return where it stands."""
+        data = pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL)
+        place, self._end = self._end, self._end + len(data)
+        if not self._at_end:
+            self._file.seek(place)
+        self._file.write(data)
+        self._at_end = True
+        return place
+
+    def get(self, place: int) -> Record:
+        self._file.seek(place)
+        self._at_end = False
+        record: Record = pickle.load(self._file)
+        return record
+
+    def close(self) -> None:
+        self._file.close()
 
 
 @dataclass(slots=True)

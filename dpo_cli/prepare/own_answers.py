@@ -23,10 +23,9 @@ from dpo_cli.judging.judgment import key_of
 from dpo_cli.language import language
 from dpo_cli.prepare import filters, tokens
 from dpo_cli.prepare.feed import Broken
-from dpo_cli.prepare.funnel import Drop
+from dpo_cli.prepare.funnel import Drop, RowStore
 from dpo_cli.prepare.rating import rate
 from dpo_cli.prepare.read import Read
-from dpo_cli.prepare.row_store import RowStore
 from dpo_cli.prepare.text import hash64, prompt_key
 from dpo_cli.progress import Step
 from dpo_cli.published import without_paths

@@ -19,10 +19,9 @@ from dpo_cli.prepare.contamination import read_contamination
 from dpo_cli.prepare.dedup import Sketches, drop_duplicates
 from dpo_cli.prepare.feed import BATCH, Broken
 from dpo_cli.prepare.formats import FORMATS
-from dpo_cli.prepare.funnel import Entry, Funnel, row_id
+from dpo_cli.prepare.funnel import Entry, Funnel, RowStore, row_id
 from dpo_cli.prepare.own_answers import Looked, OwnAnswers, own_answers
 from dpo_cli.prepare.read import look
-from dpo_cli.prepare.row_store import RowStore
 from dpo_cli.prepare.sources import is_hub, source_files
 from dpo_cli.prepare.split import Chosen, split
 from dpo_cli.prepare.text import hash64, prompt_key

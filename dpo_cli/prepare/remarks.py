@@ -130,12 +130,12 @@ def _held_out(recipe: Recipe, rows: dict[str, int]) -> list[str]:
 def own_answers(recipe: Recipe, figures: dict[str, Any]) -> list[str]:
     """Return what to know of answers that the model gave and of their rater, by the report's figures of both."""
     found, sampled, rated, rater = list[str](), figures.get("sampled"), figures.get("rated"), recipe.data.rater
-    if sampled and sampled["cut_off"] > DROPPED_SHARE * sampled["answers"]:
-        lost = f"{sampled['cut_off']:,} of {sampled['answers']:,} answers found no end"
-        found.append(f"{lost}: raise sample.max_new_tokens, or train the model on whole answers first")
-    if sampled and sampled["identical"] > DROPPED_SHARE * sampled["answers"]:
-        lost = f"{sampled['identical']:,} of {sampled['answers']:,} answers were given before to the same prompt"
-        found.append(f"{lost}: raise sample.temperature")
+    for lost, says, fix in (
+        ("cut_off", "found no end", hint("cut_off")),
+        ("identical", "were given before to the same prompt", "raise sample.temperature"),
+    ):
+        if sampled and sampled[lost] > DROPPED_SHARE * sampled["answers"]:
+            found.append(f"{sampled[lost]:,} of {sampled['answers']:,} answers {says}: {fix}")
     if rated and rated["failures"] > UNRATED_SHARE * rated["answers"]:
         found.append(f"the rater gave no score to {rated['failures']:,} of {rated['answers']:,} answers")
     samples = [source.sample for source in recipe.data.sources if source.sample]

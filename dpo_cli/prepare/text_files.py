@@ -7,13 +7,11 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator
 from typing import Any, TextIO
 
-from dpo_cli.prepare.encoding import ESCAPED
 from dpo_cli.prepare.feed import Broken, Feed, Row, Rows, Unreadable
 
-_BETWEEN = re.compile(r"[\s,]*")
+ESCAPED = re.compile("[\udc80-\udcff]")  # a byte that is not of the encoding, as "surrogateescape" leaves it
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -53,20 +51,11 @@ def _goes_on(line: str) -> bool:
     return False
 
 
-def _values(text: str) -> Iterator[Any]:
-    """Values one after the other, with white space or commas between them."""
-    end = _BETWEEN.match(text).end()  # type: ignore[union-attr]  # it matches everywhere
-    while end < len(text):
-        value, end = _DECODER.raw_decode(text, end)
-        yield value
-        end = _BETWEEN.match(text, end).end()  # type: ignore[union-attr]
-
-
 AS_LINES = "write one JSON object a line, or one JSON array of them"
 
 
 def json_rows(text: TextIO, feed: Feed, clean: bool) -> Rows:
-    """Read JSON lines, an array, objects over several lines, or one object with the list of rows in a key of it.
+    """Read JSON lines, an array, or one object with the list of rows in a key of it.
 
     `clean`: every byte is known to fit the encoding. Raises Unreadable where it is no JSON as a whole.
     """
@@ -77,17 +66,17 @@ def json_rows(text: TextIO, feed: Feed, clean: bool) -> Rows:
     if _bare(first).startswith("[") or _goes_on(_bare(first)):  # it has to be read whole
         whole = first.removeprefix("\ufeff") + text.read()
         try:
-            values = list(_values(whole))
+            value = _DECODER.decode(whole)
         except json.JSONDecodeError as error:
             place = f"line {number + error.lineno - 1}, column {error.colno}"
             raise Unreadable(f"not JSON: {error.msg} at {place}", AS_LINES) from error
         except (ValueError, RecursionError) as error:
             raise Unreadable(f"not JSON: {error}", AS_LINES) from error
-        yield from _document(values, feed)
+        yield from enumerate(_listed(value, feed), 1)
         return
     row, ahead = _row(_bare(first), clean), list(itertools.islice(lines, 1))
     if not ahead and isinstance(row, dict):
-        yield from _document([row], feed)
+        yield from enumerate(_listed(row, feed), 1)
         return
     yield number, row
     for number, line in itertools.chain(ahead, lines):
@@ -103,23 +92,23 @@ def _bare(line: str) -> str:
 A_ROW_HAS = {"prompt", "question", "query", "instruction", "messages", "conversations", "context", "chosen", "winner"}
 
 
-def _document(values: list[Any], feed: Feed) -> Rows:
-    """The rows of a file that was read whole: its objects, or the list of objects in a key of the only one."""
-    only = values[0] if len(values) == 1 and isinstance(values[0], dict) else {}
-    if A_ROW_HAS & only.keys():
-        if _by_column(list(only.values())):
+def _listed(value: Any, feed: Feed) -> list[Any]:
+    """The rows of a JSON value: its elements, or the list of objects in a key of it, or it alone."""
+    if not isinstance(value, dict):
+        return value if isinstance(value, list) else [value]
+    if A_ROW_HAS & value.keys():
+        if _by_column(list(value.values())):
             hint = "with pandas: to_json(…, orient='records', lines=True, force_ascii=False)"
             raise Unreadable("it is one JSON object with a list or map for each column", hint)
-    else:
-        lists = {key: one for key, one in only.items() if isinstance(one, list) and one and isinstance(one[0], dict)}
-        if len(lists) > 1:
-            counted = ", ".join(f"{key} ({len(one):,})" for key, one in lists.items())
-            raise Unreadable(f"it is one JSON object with lists of rows under {counted}", "make a file of each")
-        if lists:
-            [(key, values)] = lists.items()
-            feed.note(f"one JSON object, whose key {key} holds the rows")
-    rows = itertools.chain.from_iterable(one if isinstance(one, list) else [one] for one in values)
-    yield from enumerate(rows, 1)
+        return [value]
+    lists = {key: one for key, one in value.items() if isinstance(one, list) and one and isinstance(one[0], dict)}
+    if len(lists) > 1:
+        counted = ", ".join(f"{key} ({len(one):,})" for key, one in lists.items())
+        raise Unreadable(f"it is one JSON object with lists of rows under {counted}", "make a file of each")
+    for key, rows in lists.items():
+        feed.note(f"one JSON object, whose key {key} holds the rows")
+        return rows
+    return [value]
 
 
 def _by_column(columns: list[Any]) -> bool:

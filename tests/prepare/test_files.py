@@ -185,8 +185,6 @@ JSON_FORMS = {
     "a pretty array": json.dumps(ROWS, indent=2),
     "lines that end in commas": "".join(json.dumps(row) + ",\n" for row in ROWS[:-1]) + json.dumps(ROWS[-1]),
     "an array with a row a line": "[\n" + ",\n".join(map(json.dumps, ROWS)) + "\n]\n",
-    "pretty objects": "\n".join(json.dumps(row, indent=2) for row in ROWS),
-    "pretty objects and commas": ",\n".join(json.dumps(row, indent=2) for row in ROWS),
     "old line ends": "\r".join(map(json.dumps, ROWS)),
     "Windows line ends": lines(ROWS).replace("\n", "\r\n"),
     "in a key": json.dumps({"version": 1, "data": ROWS}),
