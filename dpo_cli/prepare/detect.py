@@ -8,8 +8,9 @@ from typing import Any
 
 from dpo_cli.errors import USAGE, DpoError, did_you_mean, either
 from dpo_cli.prepare.feed import Broken, Row
-from dpo_cli.prepare.layouts import LAYOUTS, MAPPABLE, LayoutOf
+from dpo_cli.prepare.layouts import MAPPABLE
 from dpo_cli.prepare.messages import Malformed
+from dpo_cli.prepare.preferred import LAYOUTS, LayoutOf
 from dpo_cli.prepare.text import listed
 from dpo_cli.recipe import Recipe, Source
 from dpo_cli.recipe.train import trl_arguments

@@ -15,8 +15,9 @@ from dpo_cli.prepare import scoring, sources
 from dpo_cli.prepare.detect import LOOKED_AT, layout_of
 from dpo_cli.prepare.feed import Broken, Feed
 from dpo_cli.prepare.filters import begins_with
-from dpo_cli.prepare.layouts import LAYOUTS, MAPPABLE
+from dpo_cli.prepare.layouts import MAPPABLE
 from dpo_cli.prepare.messages import Malformed, Unsupported, has_content
+from dpo_cli.prepare.preferred import LAYOUTS
 from dpo_cli.recipe import Recipe, Source
 from dpo_cli.records import CandidateSet
 
