@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dpo_cli import smoke
 from dpo_cli.disk import read_json
 from dpo_cli.errors import DpoError, first_line
-from dpo_cli.prepare.feed import BATCH, Feed, Rows
+from dpo_cli.prepare.feed import Feed
 from dpo_cli.prepare.files import SUFFIXES, file_feed
 from dpo_cli.prepare.text import listed
 from dpo_cli.progress import draw_bars_of_datasets, drawn
@@ -139,6 +139,8 @@ def _hub_feed(recipe: Recipe, index: int) -> tuple[Feed, str]:
     from datasets import load_dataset
     from huggingface_hub import HfApi
 
+    from dpo_cli.prepare.tables import dataset_rows
+
     source = recipe.data.sources[index]
     draw_bars_of_datasets(drawn())
     try:
@@ -148,16 +150,7 @@ def _hub_feed(recipe: Recipe, index: int) -> tuple[Feed, str]:
         why = first_line(error)
         where = recipe.where("data", "sources", index, "id")
         raise DpoError(f"can't get the data set {source.id}: {why}", where=where, hint=HUB_HINT) from error
-    return table_feed(f"{source.id} ({source.split})", table), commit
-
-
-def table_feed(name: str, table: Any) -> Feed:
-    def read(feed: Feed) -> Rows:
-        for number, batch in enumerate(table.with_format("arrow").iter(batch_size=BATCH)):
-            yield from enumerate(batch.to_pylist(), number * BATCH + 1)
-            feed.share = (number + 1) * BATCH / max(len(table), 1)
-
-    return Feed(name, read)
+    return Feed(f"{source.id} ({source.split})", partial(dataset_rows, table)), commit
 
 
 def contamination_files(recipe: Recipe) -> dict[str, Path]:

@@ -27,17 +27,20 @@ def parquet_rows(path: Path, feed: Feed) -> Rows:
 
 def arrow_rows(path: Path, feed: Feed) -> Rows:
     """Arrow's stream format: what `datasets` keeps and `save_to_disk` writes."""
+    from datasets import Dataset  # here, for it takes seconds that Parquet needs not
+
     try:
-        with pa.memory_map(str(path)) as source:
-            done, size = 0, max(path.stat().st_size, 1)
-            for whole in pa.ipc.open_stream(source):
-                for start in range(0, whole.num_rows, BATCH):
-                    batch = whole.slice(start, BATCH)
-                    yield from _batch_rows(batch, done)
-                    done += batch.num_rows
-                    feed.share = min(source.tell() / size, 1.0)
+        table = Dataset.from_file(str(path))
     except pa.ArrowException as error:
         raise OSError(first_line(error)) from error
+    yield from dataset_rows(table, feed)
+
+
+def dataset_rows(table: Any, feed: Feed) -> Rows:
+    """The rows of a `datasets.Dataset`."""
+    for number, batch in enumerate(table.with_format("arrow").iter(batch_size=BATCH)):
+        yield from _batch_rows(batch, number * BATCH)
+        feed.share = (number + 1) * BATCH / max(len(table), 1)
 
 
 def _batch_rows(batch: Any, done: int) -> Rows:

@@ -290,11 +290,12 @@ def write(path: Path, data: bytes) -> Path:
 def test_a_loaded_data_set_reads_like_a_file(tmp_path: Path) -> None:
     """What `datasets` hands over of a Hub download gives the rows that the file gives."""
     from datasets import Dataset
+    from dpo_cli.prepare.feed import Feed
     from dpo_cli.prepare.files import file_feed
-    from dpo_cli.prepare.sources import table_feed
+    from dpo_cli.prepare.tables import dataset_rows
 
     rows = [{**kit.plain(n), "extra": n} for n in range(600)]
-    feed = table_feed("set", Dataset.from_list(rows))
+    feed = Feed("set", lambda feed: dataset_rows(Dataset.from_list(rows), feed))
     numbered = list(enumerate(rows, 1))
     assert list(feed.rows()) == numbered and feed.share >= 1
     path = kit.write_rows(tmp_path / "rows.jsonl", rows)
