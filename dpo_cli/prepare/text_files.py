@@ -101,7 +101,7 @@ def _listed(value: Any, feed: Feed) -> list[Any]:
             hint = "with pandas: to_json(…, orient='records', lines=True, force_ascii=False)"
             raise Unreadable("it is one JSON object with a list or map for each column", hint)
         return [value]
-    lists = {key: one for key, one in value.items() if isinstance(one, list) and one and isinstance(one[0], dict)}
+    lists = {key: one for key, one in value.items() if isinstance(one, list) and one and _may_be_row(one[0])}
     if len(lists) > 1:
         counted = ", ".join(f"{key} ({len(one):,})" for key, one in lists.items())
         raise Unreadable(f"it is one JSON object with lists of rows under {counted}", "make a file of each")
@@ -109,6 +109,10 @@ def _listed(value: Any, feed: Feed) -> list[Any]:
         feed.note(f"one JSON object, whose key {key} holds the rows")
         return rows
     return [value]
+
+
+def _may_be_row(value: Any) -> bool:
+    return isinstance(value, dict) and "role" not in value and "from" not in value
 
 
 def _by_column(columns: list[Any]) -> bool:

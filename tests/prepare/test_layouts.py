@@ -300,3 +300,9 @@ def test_a_loaded_data_set_reads_like_a_file(tmp_path: Path) -> None:
     assert list(feed.rows()) == numbered and feed.share >= 1
     path = kit.write_rows(tmp_path / "rows.jsonl", rows)
     assert list(file_feed("file", path).rows()) == numbered
+
+
+def test_answers_without_a_rank_say_what_they_have() -> None:
+    answers = [{"answer": "One answer to it.", "score": 1}, {"answer": "Another answer to it.", "score": 2}]
+    error = kit.refused([{"prompt": "Why is that?", "answers": answers}])
+    assert "an answer has answer, score, and no rank that is a number: 1 is best" in error.message

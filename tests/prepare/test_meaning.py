@@ -272,6 +272,10 @@ NO_TEXT: dict[str, tuple[Any, str]] = {
     "a placeholder": ({**TEXTS, "prompt": "<image>" + ASKED, "images": []}, "<image>"),
     "videos": ({**TEXTS, "videos": [{"path": "0.mp4"}]}, "videos"),
     "audios": ({**TEXTS, "audios": ["0.wav"], "images": None}, "audios"),
+    "of another name": ({**TEXTS, "chosen_image_url": "0.png"}, "chosen_image_url"),
+    "of a Chinese name": ({**TEXTS, "图片": ["0.png"]}, "图片"),
+    "a placeholder without a column": ({**TEXTS, "prompt": f"<image>\n{ASKED}"}, "<image>"),
+    "a placeholder at the end": ({**TEXTS, "prompt": f"{ASKED} <video>"}, "<video>"),
 }  # fmt: skip
 
 
@@ -297,3 +301,22 @@ def test_a_column_of_tools_is_remarked() -> None:
     made = kit.run_rows(rows)
     assert made.dropped() == {"unsupported": 1}
     assert "rows: left out of 3 of 5 prompts: the tools column" in made.report["warnings"]
+
+
+@pytest.mark.parametrize("name", ["prompt", "instruct"])
+def test_an_input_beside_the_prompt_is_part_of_the_question(name: str) -> None:
+    source = {"columns": {"prompt": name}}
+    row = {name: "Translate this into French.", "input": ASKED, "chosen": GOOD, "rejected": BAD}
+    assert only(row, source)[0]["prompt"] == [user(f"Translate this into French.\n\n{ASKED}")]
+    assert only({**row, name: f"Answer this: {ASKED}"}, source)[0]["prompt"] == [user(f"Answer this: {ASKED}")]
+
+
+@pytest.mark.parametrize("name", ["system_prompt", "system_message"])
+def test_a_system_column_may_have_longer_names(name: str) -> None:
+    assert only({**TEXTS, name: "Be brief."})[0]["prompt"] == [SYSTEM, USER]
+
+
+@pytest.mark.parametrize("turn", [{"sender": "user", "text": "Hi"}, {"role": "user", "parts": [{"text": "Hi"}]}])
+def test_turns_of_other_keys_are_shown_with_the_keys_they_have(turn: Any) -> None:
+    _, detail = dropped({**TEXTS, "prompt": [turn]})
+    assert f"has {', '.join(turn)}; a turn is role and content, or from and value" in detail

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from dpo_cli.errors import DpoError
+from dpo_cli.prepare.pipeline import prepare
+from dpo_cli.recipe import load
 from tests.prepare import kit
 from tests.prepare.kit import ASKED, BAD, GOOD, answer, user
 
@@ -190,3 +193,34 @@ def test_arena_takes_the_turn_that_was_judged() -> None:
     }
     row = kit.only({"winner": "model_a", "turn": 1, "model_a": "x", "model_b": "y", **talks})
     assert row["prompt"] == [USER] and row["chosen"] == [answer(GOOD)]
+
+
+def test_openais_preference_format_is_read_with_a_column_map() -> None:
+    row = {
+        "input": {"messages": [USER], "tools": []},
+        "preferred_output": [answer(GOOD)], "non_preferred_output": [answer(BAD)],
+    }  # fmt: skip
+    columns = {"prompt": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"}
+    assert str(columns).replace("'", "") in str(kit.refused([row]).hint)
+    written = kit.only(row, {"columns": columns})
+    assert (written["prompt"], written["chosen"]) == ([USER], [answer(GOOD)])
+
+
+def test_column_names_with_spaces_are_quoted_in_the_line_to_write() -> None:
+    error = kit.refused([{"prompt ": "Why?", "chosen, a": "x", " chosen": "So.", "rejected": "No."}])
+    assert '{prompt: "prompt ", chosen: " chosen"}' in str(error.hint)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"), [("kto", ": set data.format: unpaired"), ("dpo", "take train.method: kto with data.format")]
+)
+def test_labelled_rows_without_their_format_are_told_the_edit(tmp_path: Path, method: str, said: str) -> None:
+    kit.write_rows(tmp_path / "rows.jsonl", labelled(True, False))
+    (tmp_path / "kto.yaml").write_text(
+        "model: {id: nobody/none}\ndata: {format: pairs, sources: [./rows.jsonl], filters: {too_long: false}}\n"
+        f"train: {{method: {method}}}\n"
+    )
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DpoError) as error:
+        prepare(load(tmp_path / "kto.yaml"), tmp_path / "out", quiet=True)
+    assert said in str(error.value.hint)

@@ -274,6 +274,12 @@ def test_nothing_left_names_the_biggest_reasons() -> None:
     assert kit.run_rows([kit.plain(0)], eval_fraction=1e-9).report["pairs"] == {"train": 1, "eval": 0, "quota": 0}
 
 
+def test_nothing_for_training_says_what_was_dropped() -> None:
+    row = {"prompt": "Why is it so?", "chosen": "Because of this."}
+    error = kit.refused([{**row, "rejected": f"Because of it, {n}."} for n in range(4)], eval_fraction=0.99)
+    assert "none of the 1 pairs" in error.message and "of 4 prompts went 3 duplicate" in error.message
+
+
 def test_dropped_rows_are_written_on_request(prepared: Any) -> None:
     rows = [kit.plain(0), kit.plain(1), kit.plain(1), kit.plain(2, ratings=("3", "3"))]
     assert not (prepared({"rows": rows}).folder / "dropped.jsonl").exists()
