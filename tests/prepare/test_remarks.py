@@ -182,5 +182,5 @@ def test_names_are_shown_as_they_are(prepared: Any, capsys: Any, monkeypatch: An
 
 @pytest.mark.parametrize("name", ["context", "margin", "chosen_reasoning", "lang"])
 def test_a_telling_column_that_nothing_reads_is_said(name: str) -> None:
-    made = kit.run_rows([kit.pair(n, **{name: "en"}, id=n, source="web") for n in range(9)])
+    made = kit.run_rows([{**kit.pair(n), name: "en", "id": n, "source": "web"} for n in range(9)])
     assert said(made, "rows: nothing reads").startswith(f"rows: nothing reads {name} (read as pairs)")
