@@ -45,6 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_DATASETS_CACHE"):
         os.environ.pop(name, None)
     _servers.enter_context(program.server(Path(folder)))
+    if getattr(config.option, "tx", None):  # pytest-xdist's workers: they import the same
+        config.option.tx = [f"{worker}//python={program.AS_PYTHON}" for worker in config.option.tx]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

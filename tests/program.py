@@ -38,6 +38,7 @@ LIGHT = ("check", "schema", "--help", "--version")  # a cold process is quicker 
 # Read by the fork; the last two are set by torch and by dpo-cli, so that a test's process has them and the server not.
 NOT_AT_IMPORT = ("PYTHONIOENCODING", "PYTHONUNBUFFERED", "TORCHINDUCTOR_CACHE_DIR", "TRL_EXPERIMENTAL_SILENCE")
 PROGRAM = ("-m", "dpo_cli")
+AS_PYTHON = f"{sys.executable} {__file__}"  # a command that takes Python's arguments, and a fork does what they say
 Environment = Mapping[str, str]
 
 
@@ -268,6 +269,8 @@ def end(code: object) -> None:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1].isdecimal():
+        sys.exit(python(*(one for one in sys.argv[1:] if one != "-u")).wait())
     sys.path[0] = str(Path(__file__).parents[1])  # this checkout's package, wherever another may be installed
     asked = serve(int(sys.argv[1]))
     become(asked)
