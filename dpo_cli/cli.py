@@ -177,7 +177,7 @@ def _rehearse(job: Job) -> None:
     data: list[paths.Part] = [] if job.fresh("prepare") else ["data"]
     job.load_backend("model", "adapter", *data)
     with importing("TRL"):
-        from dpo_cli.train.rehearsal import rehearse
+        from dpo_cli.train.config import rehearse
 
     rehearse(job.recipe, job.run)
 

@@ -47,16 +47,6 @@ def peak_memory() -> int:
     return int(highest[1]) * 1024 if highest else int(getattr(now, "peak_wset", now.rss))
 
 
-def can_reset_peak() -> bool:
-    """Whether `reset_peak` works: on Linux, where the kernel keeps the count that is to be reset."""
-    return os.access(PROCESS / "clear_refs", os.W_OK) and "VmHWM" in read_if_there(PROCESS / "status")
-
-
-def reset_peak() -> None:
-    """Count the peak of resident memory from here on (proc(5), clear_refs)."""
-    (PROCESS / "clear_refs").write_text("5", encoding="ascii")
-
-
 def _limits() -> list[tuple[int, int]]:
     """(limit, used) in bytes of each control group that holds this process, in version 1 or 2; none outside Linux."""
     found = []

@@ -98,7 +98,7 @@ LONGEST_FIRST = (
     "smoke", "pretend_cuda", "train/test_backends", "train/test_faults", "train/test_token_budget",
     "train/test_reference_cache", "end_to_end/test_methods_learn",
     "prepare/test_own_answers", "train/test_methods", "train/test_engine", "end_to_end/test_program",
-    "end_to_end/test_sft_then_dpo", "end_to_end/test_processes", "train/test_lipo", "train/test_preflight",
+    "end_to_end/test_sft_then_dpo", "end_to_end/test_processes", "train/test_lipo",
     "test_cli", "export/test_sabotage", "export/test_gguf", "prepare/test_prepare", "evaluate/test_samples",
     "judging/test_judging", "end_to_end/test_early_stopping", "tools/test_makers", "reference/test_mini_dpo",
     "end_to_end/test_families", "test_imports", "test_doctor", "test_crash_points", "train/test_shared_prefix",

@@ -100,20 +100,17 @@ def test_export_loads_its_models_within_the_container(container: Any, monkeypatc
     assert outputs.placement(weights).dtype == torch.bfloat16
 
 
-def test_the_peak_is_what_was_held_at_the_highest_and_can_be_reset() -> None:
+def test_the_peak_is_what_was_held_at_the_highest() -> None:
     filled = bytearray(b"x" * (64 << 20))
     high = machine.peak_memory()
     assert high >= psutil.Process().memory_info().rss
     del filled
-    assert machine.can_reset_peak()
-    machine.reset_peak()
-    assert machine.peak_memory() < high - (32 << 20)
+    assert machine.peak_memory() >= high
 
 
 def test_where_the_kernel_keeps_no_peak_it_is_what_is_held_now(container: Any) -> None:
     container("0::/", {})  # no status, no clear_refs, as in some sandboxes and on macOS
     assert machine.peak_memory() == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
-    assert not machine.can_reset_peak()
 
 
 def test_cores_are_those_that_this_process_may_use() -> None:

@@ -70,40 +70,35 @@ def start_of(recipe: Recipe, run: Run, another: str | None = None, prepared: boo
 def _longer(recipe: Recipe, run: Run, changes: list[Reason], another: str | None) -> Start:
     """`start_of` where nothing but the number of steps is other than in the finished run."""
     then, now = run.record("train")["recipe"], recipe_keys(recipe, "train")
-    start, why_not = Start(), "its last checkpoint is gone, or it ended early"
-    try:
-        start = _last_whole(run.checkpoints)
-    except DpoError as error:
-        why_not = error.message
     epochs, steps = GO_ON
     if now[steps] > 0:
-        more = now[steps] > max(then[steps], start.step)
+        last = max((step_of(one) for one in saved(run.checkpoints)), default=0)
+        more = now[steps] > max(then[steps], last)
     else:
         more = then[steps] <= 0 and now[epochs] > then[epochs]
     if not more:
         raise _refusal(run, changes, True, another)
+    try:
+        start = _last_whole(run.checkpoints)
+    except DpoError as error:
+        start = Start(remarks=[error.message])
     if start.remarks or start.checkpoint is None or not is_last(start.checkpoint):
-        why_not = "; ".join(start.remarks) or why_not
+        why_not = "; ".join(start.remarks) or "its last checkpoint is gone, or it ended early"
         raise _refusal(run, changes, True, another, f"; more steps can't go on from it: {why_not}")
     return Start(start.checkpoint, longer=True)
 
 
 def _refusal(run: Run, changes: list[Reason], finished: bool, another: str | None, why_not: str = "") -> DpoError:
-    kinds = {one.kind for one in changes}
-    if any(re.fullmatch(r"model\.id|data\.sources\[\d+\]\.id", one.name) for one in changes):
-        what = f"{run.folder} was made by another recipe"
-    elif not finished:
-        what = "a run of something else was cut short here"
-    elif kinds == {"edited"}:
-        what = f"{run.folder} holds a finished run, and its results were changed"
-    else:
-        what = f"{run.folder} holds a finished run of other {'settings' if 'setting' in kinds else 'inputs'}"
     named = list(dict.fromkeys(one.text for one in changes))
     more = f" (and {len(named) - 5} more)" if named[5:] else ""
     keep = "keep it" if finished else "undo the change to go on with it"
     elsewhere = f"train under another name: {another}" if another else "train under another name (--set name=…)"
-    hint = f"{keep}; or {elsewhere}; or start over in its place with --fresh"
-    return DpoError(f"{what}: {'; '.join(named[:5])}{more}{why_not}", where=str(run["train"]), hint=hint)
+    holds = "a finished run of something else" if finished else "a run of something else that was cut short"
+    return DpoError(
+        f"{run.folder} holds {holds}: {'; '.join(named[:5])}{more}{why_not}",
+        where=str(run["train"]),
+        hint=f"{keep}; or {elsewhere}; or start over in its place with --fresh",
+    )
 
 
 # ------------------------------------------------------------------------------------------------ the folder itself
@@ -185,12 +180,9 @@ def start_log(log: Path, checkpoints: Path, start: Start, limit: int | None = No
     if start.checkpoint is None:
         log.unlink(missing_ok=True)
         return
-    rotate(checkpoints, limit, _state(start.checkpoint).get("best_global_step"))
-    if log.is_file():
-        rows = [row for row in log.read_text(encoding="utf-8").splitlines() if _logged_until(row, start.step)]
-    else:
-        rows = [json.dumps(row, ensure_ascii=False) for row in _state(start.checkpoint)["log_history"]]
-    write_text(log, "".join(row + "\n" for row in rows))
+    state = _state(start.checkpoint)
+    rotate(checkpoints, limit, state.get("best_global_step"))
+    write_text(log, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in state["log_history"]))
 
 
 def _last_whole(folder: Path) -> Start:
@@ -222,10 +214,3 @@ def _flush(path: Path) -> None:
 def _state(checkpoint: Path) -> dict[str, Any]:
     """What transformers keeps of the training."""
     return dict(read_json(checkpoint / "trainer_state.json"))
-
-
-def _logged_until(line: str, step: int) -> bool:
-    try:
-        return json.loads(line)["step"] <= step
-    except (json.JSONDecodeError, KeyError):
-        return False  # a line that was cut off in the middle

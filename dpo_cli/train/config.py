@@ -1,21 +1,31 @@
-"""TRL's config for a recipe: every argument passed, because Unsloth changes the defaults of those that are not."""
+"""TRL's config for a recipe: every argument passed, because Unsloth changes the defaults of those that are not.
+
+And what only TRL, transformers and this machine know of the settings, asked before hours of `prepare`: whether the card
+has TF32, whether a DeepSpeed file can be read, whether an optimizer takes its arguments.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import fields
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM, Trainer
+from transformers.optimization import get_scheduler
 
 from dpo_cli import models
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.gpu import best_dtype
 from dpo_cli.recipe import Recipe
+from dpo_cli.recipe.optimizer_rules import LOW_RANK
 from dpo_cli.run import Run
+from dpo_cli.train.methods import METHODS
 
 # TRL tokenises 436 rows a second on one core (its 1.16, measured); another process takes about a second to start.
 ROWS_A_TOKENISER, MOST_TOKENISERS = 1000, 8
+LARGEST_ON_CPU = 3e8  # weights; a step of Qwen3-0.6B takes minutes there
 
 
 def trl_config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
@@ -68,6 +78,62 @@ def trl_config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
     # One process with several cards would take DataParallel, which TRL refuses, and more pairs a step.
     config._n_gpu = min(config.n_gpu, 1)
     return config
+
+
+def rehearse(recipe: Recipe, run: Run) -> None:
+    """Read the model's config; build TRL's config, the optimizer's class and the schedule of a recipe.
+
+    Raises:
+        DpoError: (exit code 2) one of them refuses its arguments, or can't be had on this machine, or the model can't
+            do what the recipe asks of it.
+    """
+    try:
+        config = models.load_config(recipe)
+    except (OSError, ValueError):  # its loading says what is wrong
+        config = None
+    if config is not None:
+        refuse_cpu(recipe, config)
+    models.check_config(recipe, {} if config is None else config.to_dict())
+    config_class, _ = METHODS[recipe.train.method].classes()
+    try:
+        args = trl_config(recipe, run, config_class, 0)
+        optimizer: Any = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+        if not recipe.train.optim.startswith((*LOW_RANK, "lomo", "adalomo")):  # these want the model
+            kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+            optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
+        schedule = args.lr_scheduler_kwargs or {}
+        get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(100), 100, schedule)
+    except DpoError:
+        raise
+    except Exception as error:  # whatever a library raises of a setting: it is the setting that is wrong
+        problem = " ".join(str(error).split())
+        key = next((name for name in recipe.train.model_fields_set if re.search(rf"\b{name}\b", problem)), None)
+        raise DpoError(
+            f"the train section can't be used here: {problem[:300] or type(error).__name__}",
+            where=recipe.where("train", *([key] if key else [])),
+            hint="change or remove that setting",
+            exit_code=USAGE,
+        ) from error
+
+
+def refuse_cpu(recipe: Recipe, config: Any) -> None:
+    """Raise where a model too large for a CPU would be trained on one, unless `engine.allow_cpu` says so."""
+    if torch.cuda.is_available() or recipe.engine.allow_cpu or recipe.model.id.startswith("builtin:"):
+        return
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, ImportError):
+        return  # loading it says why
+    parameters = sum(one.numel() for one in model.parameters())
+    if parameters <= LARGEST_ON_CPU:
+        return
+    raise DpoError(
+        f"torch sees no GPU, and {recipe.model.id} has {parameters / 1e9:.1f}B weights: a step takes minutes on a CPU",
+        where=recipe.where("model", "id"),
+        hint="`dpo-cli doctor` says what is missing for a GPU; to train on the CPU all the same add "
+        "--set engine.allow_cpu=true",
+    )
 
 
 def _check_precision(recipe: Recipe, dtype: torch.dtype) -> None:

@@ -6,8 +6,8 @@ Each part changes what a step costs, none changes what it computes: losses, metr
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +17,39 @@ from dpo_cli.gpu import limit_memory
 from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
 from dpo_cli.train import prefix_check, reference_cache, shared_prefix, token_budget
-from dpo_cli.train.memory import CUDA_CONTEXT, parse_memory_limit
+from dpo_cli.train.memory import CUDA_CONTEXT, Device, memory_limit
 from dpo_cli.train.methods import METHODS
-from dpo_cli.train.plan import available_memory, plan
-from dpo_cli.train.preflight import DoesNotFit, checkpoint_layers, fit, lengths_of, row_lengths, use_micro_batch
+from dpo_cli.train.plan import Cut, available_memory, cuts, plan
+from dpo_cli.train.preflight import fit, use
+from dpo_cli.train.rows import lengths_of, row_lengths
 
 PARTS = ("shared_prefix", "token_budget", "reference_cache")
 
 
 @dataclass
 class Chosen:
-    """What a run takes, as its manifest keeps it; a resumed run takes the same again."""
+    """What a run takes; a resumed run takes the same again."""
 
-    micro_batch: int  # pairs, or rows, that the trainer is given at once; with a token budget, a step's
-    token_budget: int | None = None
-    gradient_checkpointing: bool = False
-    shared_prefix: bool = False
+    cut: Cut
+    shared_prefix: bool
+    unit: str  # what rows are called
+    notes: Sequence[str]  # why a part that the recipe leaves open is not taken
     reference_cache: bool = False
-    notes: list[str] = field(default_factory=list)  # why a part that the recipe leaves open is not taken
-    unit: str = "pairs"
 
     def record(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name not in ("notes", "unit")}
+        """For the manifest."""
+        return {
+            "micro_batch": self.cut.micro_batch,
+            "token_budget": self.cut.token_budget,
+            "gradient_checkpointing": self.cut.checkpointing,
+            "shared_prefix": self.shared_prefix,
+            "reference_cache": self.reference_cache,
+        }
 
     def line(self) -> str:
         """For the screen: `shared prefix, 1024 tokens at once, no checkpointing`."""
-        rows = f"one {self.unit.removesuffix('s')}" if self.micro_batch == 1 else f"{self.micro_batch} {self.unit}"
-        what = f"{self.token_budget} tokens" if self.token_budget else rows
         parts = ["shared prefix"] if self.shared_prefix else []
-        parts += [f"{what} at once", "checkpointing" if self.gradient_checkpointing else "no checkpointing"]
+        parts += [f"{self.cut.at_once(self.unit)} at once", f"{'' if self.cut.checkpointing else 'no '}checkpointing"]
         return ", ".join(parts + (["cached reference"] if self.reference_cache else []))
 
 
@@ -62,37 +66,33 @@ def choose(recipe: Recipe, trainer: Any, before: dict[str, Any] | None, say: Cal
     """
     args, method = trainer.args, METHODS[recipe.train.method]
     if args.device.type == "cuda":  # for training too, whether rows are tried before it or not
-        limit = parse_memory_limit(recipe.engine.memory_limit)
+        limit = memory_limit(recipe)
         limit_memory(None if limit is None else limit - CUDA_CONTEXT)
     notes: list[str] = []
     off = [part for part in PARTS if part not in method.engine and (method.reference or part != "reference_cache")]
     if off:
         notes.append(f"no {either(off).replace('_', ' ')}: made for train.method dpo")
     shared = _install_sharing(recipe, trainer, notes) if before is None or before["shared_prefix"] else None
-    cut = before is None and _can_be_cut(recipe, trainer, notes)
+    can_cut = before is None and _can_be_cut(recipe, trainer, notes)
 
-    def take(sharing: bool) -> None:
+    def take(sharing: bool) -> Sequence[Cut]:
         trainer.shared_prefix = sharing
-        if before is None:
-            _plan_step(recipe, trainer, cut)
-        else:
-            use_micro_batch(trainer, before["micro_batch"])
-            trainer.token_budget = before["token_budget"]
-            checkpoint_layers(trainer, before["gradient_checkpointing"])
+        tries = _tries(recipe, trainer, can_cut) if before is None else [_cut_before(trainer, before)]
+        use(trainer, tries[0])
+        return tries
 
-    take(shared is not None)  # first, for what is checked and tried has to run with the checkpointing of training
+    # First, for what is checked and tried has to run with the checkpointing of training.
+    tries = take(shared is not None)
     if shared is not None and not _shares_exactly(recipe, trainer, shared, notes):
-        take(False)
+        tries = take(False)
+    cut = tries[0]
     if before is None and recipe.engine.preflight:
-        _fit(recipe, trainer, cut, method.rows_are, say)
-    return Chosen(
-        args.per_device_train_batch_size,
-        trainer.token_budget,
-        args.gradient_checkpointing,
-        trainer.shared_prefix,
-        notes=notes,
-        unit=method.rows_are,
-    )
+        cut = fit(trainer, tries, memory_limit(recipe))
+        if cut != tries[0]:
+            on = ", with gradient checkpointing" if cut.checkpointing > tries[0].checkpointing else ""
+            tried, instead = tries[0].at_once(method.rows_are), cut.at_once(method.rows_are)
+            say(f"train: {tried} at once don't fit the memory: {instead} at once{on}")
+    return Chosen(cut, trainer.shared_prefix, method.rows_are, notes)
 
 
 def cache_reference(
@@ -117,7 +117,7 @@ def cache_reference(
     if why_not:
         return False
     cache = reference_cache.ReferenceCache(runs / ".reference_cache", reference_cache.facts(recipe, trainer))
-    missing = processes.from_main(lambda: cache.missing(data))
+    missing = cache.missing(data)
     if asked == "auto" and before is None and missing and not sees_pairs_again(trainer):
         return False
     kept = cache.folder.parent
@@ -204,46 +204,34 @@ def _can_be_cut(recipe: Recipe, trainer: Any, notes: list[str]) -> bool:
     return why_not is None
 
 
-def _plan_step(recipe: Recipe, trainer: Any, cut: bool) -> None:
-    """Take the token budget and the checkpointing that the memory plan says, where the recipe leaves them open."""
+def _tries(recipe: Recipe, trainer: Any, can_cut: bool) -> Sequence[Cut]:
+    """How a step may be cut, best first, by the memory plan."""
     available = processes.least(available_memory(recipe))  # all have to take the same, and a desktop is on one card
+    device: Device = "cuda" if trainer.args.device.type == "cuda" else "cpu"
     try:
-        found = plan(
+        return plan(
             recipe,
             lengths_of(trainer.train_dataset),
             trainer.model.config,
             available,
-            device="cuda" if trainer.args.device.type == "cuda" else "cpu",
+            device=device,
             unsloth=backends.patched_by_unsloth(type(trainer)),
             shared=trainer.shared_prefix,
-            budgeted=cut,
-        ).recipe
+            budgeted=can_cut,
+        ).tries
     except DpoError:  # an architecture that the formulas don't know
-        checkpoint_layers(trainer, recipe.train.gradient_checkpointing is not False)
-        return
-    checkpoint_layers(trainer, found.checkpointing)
-    if found.token_budget:
-        trainer.token_budget = found.token_budget
-        use_micro_batch(trainer, _step_pairs(trainer) // processes.count())
+        return list(cuts(recipe, [recipe.train.gradient_checkpointing is not False], None, device))
 
 
-def _fit(recipe: Recipe, trainer: Any, cut: bool, unit: str, say: Callable[[str], None]) -> None:
-    """Try the longest rows; with checkpointing where they don't fit without and the recipe leaves it open."""
-    args, limit = trainer.args, parse_memory_limit(recipe.engine.memory_limit)
-    planned = trainer.token_budget or args.per_device_train_batch_size
-    try:
-        size = fit(trainer, limit)
-    except DoesNotFit:
-        if args.gradient_checkpointing or recipe.train.gradient_checkpointing is not None:
-            raise
-        say("train: the longest row doesn't fit the memory: gradient checkpointing is on")
-        checkpointed = recipe.train.model_copy(update={"gradient_checkpointing": True})
-        _plan_step(recipe.model_copy(update={"train": checkpointed}), trainer, cut)
-        planned = trainer.token_budget or args.per_device_train_batch_size
-        size = fit(trainer, limit)
-    if size != planned:
-        what = "tokens" if trainer.token_budget else unit
-        say(f"train: {planned} {what} at once don't fit the memory: {size} at once")
+def _cut_before(trainer: Any, before: dict[str, Any]) -> Cut:
+    """That of the run that is resumed."""
+    args, micro = trainer.args, before["micro_batch"]
+    return Cut(
+        micro_batch=micro,
+        accumulation=args.per_device_train_batch_size * args.gradient_accumulation_steps // micro,
+        checkpointing=before["gradient_checkpointing"],
+        token_budget=before["token_budget"],
+    )
 
 
 def _step_pairs(trainer: Any) -> int:

@@ -21,7 +21,8 @@ from dpo_cli.train import listwise, shared_prefix
 
 # Arguments of TRL's DPOConfig that belong to losses over pairs.
 OVER_PAIRS = (
-    "discopop_tau", "f_alpha_divergence_coef", "f_divergence_type", "label_smoothing", "ld_alpha", "use_weighting",
+    "discopop_tau", "f_alpha_divergence_coef", "f_divergence_type", "label_smoothing", "ld_alpha",
+    "router_aux_loss_coef", "use_weighting",
 )  # fmt: skip
 TEXTS = ("input_ids", "attention_mask", "completion_mask")
 
@@ -138,17 +139,14 @@ class Listwise(Trainer):
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         texts = {name: inputs[name] for name in TEXTS}
         labels, present = inputs["relevance"], inputs["present"]
-        scored = texts["completion_mask"][:, 1:].bool()
         output = model(
             input_ids=texts["input_ids"],
             attention_mask=texts["attention_mask"],
             labels=texts["input_ids"].masked_fill(texts["completion_mask"] == 0, -100),
             use_cache=False,
             fused_lm_head=True,
-            **({"output_router_logits": True} if self.aux_loss_enabled else {}),
         )
-        columns = slice(-scored.shape[1], None)
-        logps = output.log_probs[:, columns].sum(1)
+        logps = output.log_probs[:, 1 - texts["input_ids"].shape[1] :].sum(1)
         drift = logps - torch.cat(self.compute_ref_log_probs(self.model, texts))
         rewards = self.beta * _lists(drift, present)
         lengths = _lists(texts["completion_mask"].sum(1).to(drift.dtype), present).clamp(min=1)
@@ -156,41 +154,26 @@ class Listwise(Trainer):
         for name, weight in zip(self.loss_types, self.loss_weights, strict=True):
             scores = rewards / lengths if name.endswith("_norm") else rewards
             loss = loss + weight * listwise.LOSSES[name.removesuffix("_norm")](scores, labels, present).mean()
-        if self.aux_loss_enabled:  # of a mixture of experts
-            loss = loss + self.router_aux_loss_coef * output.aux_loss
-            self._over_lists("aux_loss", output.aux_loss.detach())
         with torch.no_grad():
-            top1, logits, entropy = (
-                getattr(output, name)[:, columns] for name in ("is_top1", "mean_logits", "entropy")
-            )
             ends = present.sum(1).cumsum(0)
-            sides = {"chosen": ends - present.sum(1), "rejected": ends - 1}  # the rows of the best and the worst
-            self._over_tokens("entropy", entropy, scored)
-            self._over_tokens("mean_token_accuracy", top1[sides["chosen"]], scored[sides["chosen"]])
-            for side, chosen in sides.items():
-                self._over_tokens(f"logits/{side}", logits[chosen], scored[chosen])
-                self._over_lists(f"logps/{side}", logps[chosen])
-                self._over_lists(f"rewards/{side}", self.beta * drift[chosen])
-            self._over_lists("rewards/margins", self.beta * (drift[sides["chosen"]] - drift[sides["rejected"]]))
-            self._over_lists("rewards/accuracies", ordered_rightly(rewards, labels, present))
-            self._count_tokens(texts["attention_mask"].sum())
+            best, worst = ends - present.sum(1), ends - 1  # their rows
+            for side, rows_of_side in (("chosen", best), ("rejected", worst)):
+                self._log_mean(f"logps/{side}", logps[rows_of_side])
+                self._log_mean(f"rewards/{side}", self.beta * drift[rows_of_side])
+            self._log_mean("rewards/margins", self.beta * (drift[best] - drift[worst]))
+            self._log_mean("rewards/accuracies", ordered_rightly(rewards, labels, present))
+            if self.model.training:
+                tokens = self.accelerator.gather(texts["attention_mask"].sum())
+                self._total_train_tokens += int(tokens.sum())
+            self._figures["num_tokens"] = [self._total_train_tokens]
         return (loss, output) if return_outputs else loss
 
+    @property
     def _figures(self) -> Any:
         return self._metrics["train" if self.model.training else "eval"]
 
-    def _over_lists(self, name: str, values: Any) -> None:
-        self._figures()[name].append(self.accelerator.gather(values).mean().item())
-
-    def _over_tokens(self, name: str, values: Any, scored: Any) -> None:
-        sums = torch.stack([values[scored].float().sum(), scored.float().sum()])
-        total, count = self.accelerator.gather(sums).view(-1, 2).sum(0).tolist()
-        self._figures()[name].append(total / count if count else 0.0)
-
-    def _count_tokens(self, tokens: Any) -> None:
-        if self.model.training:
-            self._total_train_tokens += int(self.accelerator.gather(tokens).sum())
-        self._figures()["num_tokens"] = [self._total_train_tokens]
+    def _log_mean(self, name: str, values: Any) -> None:
+        self._figures[name].append(self.accelerator.gather(values).mean().item())
 
 
 def ordered_rightly(rewards: Tensor, labels: Tensor, present: Tensor) -> Tensor:

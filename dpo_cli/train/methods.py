@@ -15,7 +15,7 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from dpo_cli.recipe.train import HELD_OUT
-from dpo_cli.train import lipo, listwise, supervised, unpaired
+from dpo_cli.train import lipo, listwise, single_answers
 from dpo_cli.train.reference_free import ReferenceFree
 
 Row = Literal["pair", "answer", "list"]
@@ -74,8 +74,8 @@ METHODS = {
     "orpo": Method("ORPOConfig", "ORPOTrainer", ORPO, **NO_REFERENCE),
     # 48 rows a step are 24 pairs; its KL term is the better the more rows it is a mean over.
     "kto": Method(
-        "KTOConfig", "KTOTrainer", data=("unpaired", "pairs"), row="answer", rows=unpaired.rows, neighbours=("kto",),
-        defaults={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 12},
+        "KTOConfig", "KTOTrainer", data=("unpaired", "pairs"), row="answer", rows=single_answers.labelled_rows,
+        neighbours=("kto",), defaults={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 12},
         not_logged=("rewards/accuracies",), keeps_chosen="raise train.desirable_weight",
         label_weights=lambda train: (train.desirable_weight, train.undesirable_weight),
     ),
@@ -86,8 +86,8 @@ METHODS = {
     ),
     # A LoRA wants some ten times the rate of whole weights, for which TRL's default is 2e-5 (TRL's guide to PEFT).
     "sft": Method(
-        "SFTConfig", "SFTTrainer", data=("unpaired", "pairs", "ranked"), row="answer", rows=supervised.rows,
-        mixins=(supervised.AnswersOnly,), reference=False, compares=False, losses=("nll", "dft"),
+        "SFTConfig", "SFTTrainer", data=("unpaired", "pairs", "ranked"), row="answer", rows=single_answers.best_rows,
+        mixins=(single_answers.AnswersOnly,), reference=False, compares=False, losses=("nll", "dft"),
         defaults={"learning_rate": 2e-4}, not_logged=HELD_OUT[1:],
     ),
 }  # fmt: skip

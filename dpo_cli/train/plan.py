@@ -12,123 +12,108 @@ import torch
 from dpo_cli import gpu, machine
 from dpo_cli.families import with_targets
 from dpo_cli.recipe import Recipe
-from dpo_cli.train.memory import CUDA_CONTEXT, Device, Memory, Precision, offloaded, parse_memory_limit, predict
+from dpo_cli.train.memory import CUDA_CONTEXT, Device, Memory, Precision, memory_limit, predict
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.shape import LINEARS, Shape
 
 Lengths = tuple[int, ...]  # tokens of a row's prompt and of its answers: chosen and rejected, KTO's one, LiPO's list
 
-# From this max_length on, Unsloth's checkpointing offloads; below, it is the usual one (2026.10.9, models/_utils.py).
-UNSLOTH_OFFLOADS = 512
 # Where a larger pass gains no more. On a GPU its launches are hidden by then (a guess until one has run). On a CPU
 # 1,024 took 10.7 CPU seconds, 2,048 took 13.4 and 4,096 15.4 (tests/benchmarks, 512 wide): more leaves the caches.
 LARGEST_PASS: dict[str, int] = {"cuda": 8192, "cpu": 1024}
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How a step is cut, by tokens or by pairs, and whether layers are computed twice; with the peak."""
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How a step is cut, by tokens or by rows, and whether layers are computed twice."""
 
-    micro_batch: int
+    micro_batch: int  # rows; with a token budget, a whole step's
     accumulation: int
     checkpointing: bool
-    memory: Memory
-    token_budget: int | None = None  # tokens of a pass; the whole step is then one micro-batch
-    host: int = 0  # bytes that Unsloth's checkpointing keeps in the host's memory
+    token_budget: int | None = None  # tokens of a pass
 
-    @property
-    def as_settings(self) -> str:
-        checkpointing = f"gradient_checkpointing: {str(self.checkpointing).lower()}"
+    def at_once(self, unit: str) -> str:
+        """For the screen: `1024 tokens`, `2 pairs`, `one pair`."""
         if self.token_budget:
-            return f"engine: {{token_budget: {self.token_budget}}}, train: {{{checkpointing}}}"
-        return (
-            f"train: {{per_device_train_batch_size: {self.micro_batch}, "
-            f"gradient_accumulation_steps: {self.accumulation}, {checkpointing}}}"
-        )
-
-    @property
-    def at_once(self) -> str:
-        return f"{self.token_budget} tokens" if self.token_budget else f"{self.micro_batch} x {self.accumulation}"
+            return f"{self.token_budget} tokens"
+        return f"one {unit.removesuffix('s')}" if self.micro_batch == 1 else f"{self.micro_batch} {unit}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the recipe comes to, what there is, and the setting to take: None where none fits."""
+    """What to take of the memory that there is.
 
-    recipe: Setting
-    available: int | None
-    card: str
-    longest: int  # tokens of the longest row
-    proposal: Setting | None
-    notes: tuple[str, ...] = ()
-    rows_are: str = "pairs"
+    Attributes:
+        tries: what training may take: first what is predicted to fit, and then all that takes less.
+        memory: the predicted peak of the first.
+        available: bytes.
+        longest: tokens of the longest row.
+    """
+
+    tries: Sequence[Cut]
+    memory: Memory
+    available: int
+    longest: int
+
+    @property
+    def cut(self) -> Cut:
+        return self.tries[0]
 
     @property
     def fits(self) -> bool:
-        return self.available is None or self.recipe.memory.total <= self.available
+        return self.memory.total <= self.available
 
     @property
     def verdict(self) -> str:
-        if self.available is None:
-            return "How much memory there is, is not known."
-        if self.proposal is None:
-            return "It does not fit, not even one pair at a time: lower model.max_length, or take a smaller model."
-        if not self.fits:
-            return f"It does not fit. This does, with the same effective batch: {self.proposal.as_settings}"
-        if self.proposal == self.recipe:
+        if self.fits:
             return "It fits."
-        return f"It fits. So does this, without computing layers twice: {self.proposal.as_settings}"
+        fix = "lower model.max_length, or take a smaller model"
+        if self.cut.micro_batch > 1 and not self.cut.token_budget:
+            fix = f"lower train.per_device_train_batch_size and raise train.gradient_accumulation_steps, {fix}"
+        return f"It does not fit: {'' if self.cut.checkpointing else 'set train.gradient_checkpointing: true, '}{fix}."
 
 
 def plan(
     recipe: Recipe,
     pairs: Sequence[Lengths],
     config: Any,
-    available_bytes: int | None,
+    available_bytes: int,
     *,
     device: Device = "cuda",
     unsloth: bool = False,
-    card: str | None = None,
     shared: bool = False,
     budgeted: bool = False,
 ) -> Plan:
-    """Predict the peak of a recipe at its longest pairs, and choose the setting to take.
+    """Choose how to cut a recipe's steps, by the predicted peak of its longest pairs.
 
-    Tried are passes by `budgets`, or micro-batches by `cuts`; first without gradient checkpointing, and with it only
-    where one pair at a time does not fit without. (Checkpointing costs a third forward, while more at once gains
-    little.) What the recipe sets itself, it keeps; where it then does not fit, a proposal says what would. The
-    effective batch stays as it is.
+    Looked at are `cuts`, first without gradient checkpointing, and with it only where one pair at a time does not fit
+    without. (Checkpointing costs a third forward, while more at once gains little.) What the recipe sets itself, it
+    keeps. The effective batch stays as it is.
 
     Args:
         pairs: token counts of the pairs, KTO's rows or LiPO's lists.
         config: the model's transformers config.
-        available_bytes: the card's memory, or `engine.memory_limit`; None where nobody knows.
+        available_bytes: the card's memory, or `engine.memory_limit`.
         unsloth: the layers and their checkpointing are Unsloth's, which keep less on the card.
         shared: the prompt is computed once a pair, and nothing is padded.
         budgeted: a step is cut by tokens: `engine.token_budget`.
+
+    Raises:
+        DpoError: the formulas don't know this architecture.
     """
-    train, method, data = recipe.train, METHODS[recipe.train.method], _Batches(pairs, recipe.model.max_length, shared)
-    sizes = _sizes(recipe, data.tokens(1), device, budgeted)
-    peaks = [
-        _setting(recipe, config, data, device, unsloth, size, checkpointing)
-        for checkpointing in (False, True)
-        for size in sizes
-    ]
-    open_size = recipe.engine.token_budget == "auto" and budgeted
-    allowed = [
-        one
-        for one in peaks
-        if train.gradient_checkpointing in (None, one.checkpointing)
-        and (open_size or (one.micro_batch, one.token_budget) == (sizes[0][0], sizes[0][2]))
-    ]
-
-    def fits(one: Setting) -> bool:
-        return available_bytes is None or one.memory.total <= available_bytes
-
-    own = next(filter(fits, allowed), allowed[-1])
-    proposal = own if available_bytes is None else next(filter(fits, peaks), None)
-    notes = () if method.reference else (f"No reference: {train.method} needs none.",)
-    return Plan(own, available_bytes, card or device, data.longest, proposal, notes, method.rows_are)
+    data, asked = _Batches(pairs, recipe.model.max_length, shared), recipe.train.gradient_checkpointing
+    modes = (False, True) if asked is None else (asked,)
+    allowed = list(cuts(recipe, modes, data.tokens(1) if budgeted else None, device))
+    size = allowed[0].micro_batch, allowed[0].token_budget  # what the recipe says
+    same_size = [one for one in allowed if (one.micro_batch, one.token_budget) == size]
+    planned = allowed if budgeted and recipe.engine.token_budget == "auto" else same_size
+    for cut in planned:
+        memory = _peak(recipe, config, data, device, unsloth, cut)
+        if memory.total <= available_bytes:
+            break
+    # A KL term over the rows at once would be another one over fewer.
+    tried = same_size if _looks_at_neighbours(recipe) else allowed
+    return Plan(tried[tried.index(cut) :], memory, available_bytes, data.longest)
 
 
 def available_memory(recipe: Recipe) -> int:
@@ -137,79 +122,69 @@ def available_memory(recipe: Recipe) -> int:
         there = gpu.free_gpu_memory() + CUDA_CONTEXT  # the plan counts our context, which the card calls taken
     else:
         there = machine.total_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes beside this one
-    return min(there, parse_memory_limit(recipe.engine.memory_limit) or there)
+    return min(there, memory_limit(recipe) or there)
 
 
-def budgets(largest: int, alone: int) -> list[int]:
-    """Tokens of a pass to try: the largest, then 2**n and 3 * 2**n down to a pass that holds the longest pair alone.
+def cuts(recipe: Recipe, modes: Sequence[bool], alone: int | None, device: Device) -> Iterator[Cut]:
+    """Cuts of a step to try, in each mode of checkpointing the largest first.
 
-    So whoever goes on from a smaller one, as the preflight does, tries the same: 8192, 6144, 4096, 3072, …
+    They are by tokens where `alone` says how many the longest row has, else by rows. Passes are of 2**n and 3 * 2**n
+    tokens: 8192, 6144, 4096, 3072, … Micro-batches are halved, down, where that is odd, to what divides the step's.
     """
-    steps = {largest, *(part << times for part in (2, 3) for times in range(largest.bit_length()))}
-    tried = sorted((step for step in steps if alone < step <= largest), reverse=True)
-    return [*tried, alone] if tried else [largest]
-
-
-def cuts(micro_batch: int, accumulation: int) -> Iterator[tuple[int, int]]:
-    """(micro-batch, accumulation) with the same product, halving the first: down, where it is odd, to what divides."""
-    effective = micro_batch * accumulation
-    while True:
-        yield micro_batch, effective // micro_batch
-        if micro_batch == 1:
-            return
-        micro_batch //= 2
-        while effective % micro_batch:
-            micro_batch -= 1
+    micro, effective = recipe.train.per_device_train_batch_size, recipe.train.gradient_accumulation_steps
+    effective *= micro
+    for checkpointing in modes:
+        if alone is not None:
+            asked = recipe.engine.token_budget
+            for budget in _budgets(asked if isinstance(asked, int) else LARGEST_PASS[device], alone):
+                yield Cut(micro_batch=effective, accumulation=1, checkpointing=checkpointing, token_budget=budget)
+            continue
+        for size in _micro_batches(micro, effective):
+            yield Cut(micro_batch=size, accumulation=effective // size, checkpointing=checkpointing)
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces
 
 
-def _setting(
-    recipe: Recipe,
-    config: Any,
-    data: _Batches,
-    device: Device,
-    unsloth: bool,
-    size: tuple[int, int, int | None],
-    checkpointing: bool,
-) -> Setting:
-    """A setting with its peak."""
-    shape, method = Shape.of(config), METHODS[recipe.train.method]
+def _looks_at_neighbours(recipe: Recipe) -> bool:
+    return bool(set(recipe.train.losses) & set(METHODS[recipe.train.method].neighbours))
+
+
+def _budgets(largest: int, alone: int) -> list[int]:
+    steps = {largest, *(part << times for part in (2, 3) for times in range(largest.bit_length()))}
+    tried = sorted((step for step in steps if alone < step <= largest), reverse=True)
+    return [*tried, alone] if tried else [largest]
+
+
+def _micro_batches(micro: int, effective: int) -> Iterator[int]:
+    while micro:
+        yield micro
+        micro //= 2
+        while micro and effective % micro:
+            micro -= 1
+
+
+def _peak(recipe: Recipe, config: Any, data: _Batches, device: Device, unsloth: bool, cut: Cut) -> Memory:
+    method = METHODS[recipe.train.method]
     named = with_targets(recipe, config.to_dict()).lora.target_modules
-    pairs_at_once, times, budget = size
-    tokens = max(budget, data.tokens(1)) if budget else data.tokens(pairs_at_once)
-    offloading = unsloth and device == "cuda" and recipe.model.max_length >= UNSLOTH_OFFLOADS
-    memory = predict(
-        shape,
+    rows = None if cut.token_budget else cut.micro_batch
+    tokens = max(cut.token_budget, data.tokens(1)) if cut.token_budget else data.tokens(cut.micro_batch)
+    return predict(
+        Shape.of(config),
         precision=_precision(recipe, config, device),
         rank=recipe.lora.r,
         targets=LINEARS if named == "auto" else named,
         optimizer=recipe.train.optim,
-        checkpointing=checkpointing,
+        checkpointing=cut.checkpointing,
         tokens=tokens,
-        scored=min(data.scored(None if budget else pairs_at_once), tokens),
+        scored=min(data.scored(rows), tokens),
         row=0 if data.shared else data.longest,
         again=data.again,
         device=device,
         unsloth=unsloth,
-        offloading=offloading,
         fused_head=not method.whole_logits,
         reference_copy=method.reference and recipe.model.adapter is not None,
     )
-    host = offloaded(shape, tokens) if checkpointing and offloading else 0
-    return Setting(pairs_at_once, times, checkpointing, memory, budget, host)
-
-
-def _sizes(recipe: Recipe, alone: int, device: Device, budgeted: bool) -> list[tuple[int, int, int | None]]:
-    """(micro-batch, accumulation, token budget) to try, the largest first; `alone`: tokens of the longest row."""
-    train, asked = recipe.train, recipe.engine.token_budget
-    micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
-    if budgeted:
-        largest = asked if isinstance(asked, int) else LARGEST_PASS[device]
-        return [(micro * accumulation, 1, budget) for budget in budgets(largest, alone)]
-    least = 2 if set(train.losses) & set(METHODS[train.method].neighbours) else 1
-    return [(*cut, None) for cut in cuts(micro, accumulation) if cut[0] >= least]
 
 
 class _Batches:

@@ -3,102 +3,83 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import gc
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 
-from dpo_cli import machine
 from dpo_cli.errors import DpoError
 from dpo_cli.machine import ran_out_of_memory
 from dpo_cli.progress import Step
 from dpo_cli.train.memory import CUDA_CONTEXT, gib, state_bytes
-from dpo_cli.train.plan import budgets, cuts
-from dpo_cli.train.shared_prefix import pair_tokens
-from dpo_cli.train.token_budget import groups, padded_groups
+from dpo_cli.train.plan import Cut
+from dpo_cli.train.rows import lengths_of, row_lengths
+from dpo_cli.train.token_budget import cost, groups, pair_sizes
 
-PROMPT, ANSWERS, LIST = "prompt_ids", ("chosen_ids", "rejected_ids", "completion_ids"), "answer_ids"
 # Counters that a training step of TRL (or transformers) moves on.
 COUNTERS = ("_metrics", "_stored_metrics", "_total_train_tokens", "current_gradient_accumulation_steps")
 
 
-class DoesNotFit(DpoError):
-    """One pair at a time takes more memory than there is."""
+def fit(trainer: Any, tries: Sequence[Cut], limit_bytes: int | None = None) -> Cut:
+    """Have a trainer cut its steps by the first of these with which a forward and backward on its longest rows fits.
 
-
-def fit(trainer: Any, limit_bytes: int | None = None) -> int:
-    """Try one forward and backward on the longest pairs; halve until they fit. Before `train()` only.
-
-    Halved are the tokens of a pass where the trainer has a `token_budget`, else the pairs of a micro-batch; the
-    effective batch stays. No step is taken, and gradients, random states and TRL's counters are put back, so that a
-    run after it is the run without it.
+    On a CPU, which knows no such error, that is the first of all. No step is taken, and gradients, random states and
+    TRL's counters are put back, so that a run after it is the run without it. Before `train()` only.
 
     Args:
-        limit_bytes: what the process may take; on a CPU, its resident memory. None: all of the GPU, and on a CPU
-            nothing is tried, for it knows no such error; nor where a CPU's peak can't be measured.
-
-    Returns:
-        Tokens of a pass, or pairs of a micro-batch; they are set in the trainer.
+        tries: of them the trainer has the first already.
+        limit_bytes: what the process may take of the GPU; None: all of it.
 
     Raises:
-        DoesNotFit: one pair at a time takes too much.
+        DpoError: none fits.
     """
-    args, budget, micro = trainer.args, getattr(trainer, "token_budget", None), trainer.args.per_device_train_batch_size
+    device = trainer.args.device
     sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled  # shards exist only once train() has begun
-    measurable = args.device.type == "cuda" or (limit_bytes is not None and machine.can_reset_peak())
-    if sharded or not measurable:
-        return int(budget or micro)
-    rows = _longest_rows(trainer.train_dataset, micro)
-    sizes = list(cuts(micro, args.gradient_accumulation_steps))
-    # KTO's KL term is a mean over the rows at once, and TRL has made its pairs of them: fewer would be another loss.
-    fixed = getattr(trainer, "calculate_KL", False)
-    tries = _passes(trainer, rows) if budget else ((*cut, rows[: cut[0]]) for cut in (sizes[:1] if fixed else sizes))
-    for size, times, some in tries:
-        if budget:
-            trainer.token_budget = size
-        with Step(f"trying the longest rows, {size} {'tokens' if budget else 'rows'} at once"):
-            peak = _try(trainer, some, times)
+    if sharded or device.type != "cuda":
+        return tries[0]
+    longest = _longest_rows(trainer.train_dataset, tries[0].micro_batch)
+    for cut in tries:
+        use(trainer, cut)
+        with Step(f"trying the longest rows, {cut.at_once('rows')} at once"):
+            rows = _fullest_pass(trainer, longest) if cut.token_budget else longest[: cut.micro_batch]
+            peak = _try(trainer, rows, cut.accumulation)
         if trainer.accelerator.num_processes > 1:  # all processes have to take the same
-            peak = trainer.accelerator.gather(torch.tensor([float(peak)], device=args.device)).max().item()
+            peak = trainer.accelerator.gather(torch.tensor([float(peak)], device=device)).max().item()
         if peak <= (limit_bytes or math.inf) and peak < math.inf:
-            if not budget:
-                use_micro_batch(trainer, size)
-            return size
+            return cut
     took = "more memory than there is" if peak == math.inf else f"{gib(peak)} GiB"
     may = f", and it may take {gib(limit_bytes)} GiB" if limit_bytes is not None else ""
-    fix = "lower model.max_length" if args.gradient_checkpointing else "set train.gradient_checkpointing: true"
-    at_once = "one pair at a time does"
-    if fixed:
-        at_once, fix = f"{micro} rows at once do", f"lower train.per_device_train_batch_size (2 or more), {fix}"
-    prompt, *answers = row_lengths(rows[0])
-    raise DoesNotFit(
-        f"{at_once} not fit: the longest ({prompt + max(answers)} tokens a row) takes {took}{may}",
+    fix = "lower model.max_length" if cut.checkpointing else "set train.gradient_checkpointing: true"
+    one = cut.micro_batch == 1 or cut.token_budget
+    if not one:  # KTO's
+        fix = f"lower train.per_device_train_batch_size (2 or more), {fix}"
+    prompt, *answers = row_lengths(longest[0])
+    raise DpoError(
+        f"{'one row at a time does' if one else f'{cut.micro_batch} rows at once do'} not fit: the longest "
+        f"({prompt + max(answers)} tokens a row) takes {took}{may}",
         where="model.max_length, train.gradient_checkpointing",
         hint=f"{fix}, or take a smaller model",
     )
 
 
-def _passes(trainer: Any, rows: list[dict[str, Any]]) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
-    """(tokens, 1, the rows of the fullest pass) from the trainer's budget down to the longest pair."""
-    shared, batch = trainer.shared_prefix, trainer.data_collator(rows)
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    tokens = (pair_tokens(ids, mask) if shared else mask.sum(1).view(2, -1).amax(0)).tolist()
-    alone = max(tokens) if shared else 2 * max(tokens)
+def use(trainer: Any, cut: Cut) -> None:
+    """Have a trainer cut its steps so."""
+    args = trainer.args
+    checkpoint_layers(trainer, cut.checkpointing)
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = cut.micro_batch, cut.accumulation
+    trainer._train_batch_size, trainer.token_budget = args.train_batch_size, cut.token_budget
 
-    def cost(group: list[int]) -> int:
-        taken = [tokens[one] for one in group]
-        return sum(taken) if shared else len(taken) * max(taken)
 
-    for budget in budgets(trainer.token_budget, alone):
-        made = groups(tokens, budget) if shared else padded_groups(tokens, budget)
-        fullest = max(made, key=cost)
-        yield budget, 1, [rows[one] for one in fullest]
+def _fullest_pass(trainer: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the pass with most tokens among those that a trainer would cut these rows into."""
+    tokens, padded = pair_sizes(trainer, trainer.data_collator(rows)).tolist(), not trainer.shared_prefix
+    passes = groups(tokens, trainer.token_budget, padded)
+    return [rows[index] for index in max(passes, key=lambda one: cost(tokens, one, padded))]
 
 
 def checkpoint_layers(trainer: Any, on: bool) -> None:
@@ -121,26 +102,6 @@ def checkpoint_layers(trainer: Any, on: bool) -> None:
         model.gradient_checkpointing_disable()
 
 
-def use_micro_batch(trainer: Any, pairs: int) -> None:
-    """Set the pairs of a micro-batch, and the accumulation that keeps the effective batch."""
-    args = trainer.args
-    effective = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    args.per_device_train_batch_size, args.gradient_accumulation_steps = pairs, effective // pairs
-    trainer._train_batch_size = args.train_batch_size
-
-
-def lengths_of(data: Any) -> list[tuple[int, ...]]:
-    """Of each row the tokens of its prompt and of each of its answers."""
-    columns = [name for name in (PROMPT, *ANSWERS, LIST) if name in data.column_names]
-    return [row_lengths(row) for row in data.select_columns(columns)]
-
-
-def row_lengths(row: dict[str, Any]) -> tuple[int, ...]:
-    """`lengths_of` a row: a pair's two answers, a labelled row's one, all of a list."""
-    answers = [row[name] for name in ANSWERS if name in row] + row.get(LIST, [])
-    return len(row[PROMPT]), *map(len, answers)
-
-
 def _longest_rows(data: Any, count: int) -> list[dict[str, Any]]:
     """Those whose answers take most, padded to the longest, as they are in a batch."""
     sizes = [(len(answers) * (prompt + max(answers))) for prompt, *answers in lengths_of(data)]
@@ -152,14 +113,15 @@ def _try(trainer: Any, rows: list[dict[str, Any]], accumulation: int) -> float:
     args, trained = trainer.args, [one for one in trainer.model.parameters() if one.requires_grad]
     state = sum(one.numel() * state_bytes(str(args.optim), one.element_size()) for one in trained)
     with _put_back(trainer):
-        _start_measuring(args.device)
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(args.device)
         peak, optimizer = math.inf, None
         try:
-            # Stands for the optimizer's state, which the first step will make. Ones: zeros may not be resident.
-            optimizer = torch.ones(state, dtype=torch.uint8, device=args.device)
+            # Stands for the optimizer's state, which the first step will make.
+            optimizer = torch.empty(state, dtype=torch.uint8, device=args.device)
             _step(trainer, rows, accumulation)
-            on_gpu = args.device.type == "cuda"
-            peak = torch.cuda.max_memory_allocated() + CUDA_CONTEXT if on_gpu else machine.peak_memory()
+            peak = torch.cuda.max_memory_allocated() + CUDA_CONTEXT
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise
@@ -216,15 +178,3 @@ def _put_back(trainer: Any) -> Iterator[None]:
         gc.collect()
         if gpus:
             torch.cuda.empty_cache()
-
-
-def _start_measuring(device: Any) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's: what an earlier try left must not count
-        if trim:
-            trim(0)
-        machine.reset_peak()

@@ -16,20 +16,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import sys
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
-from filelock import FileLock, Timeout
 from peft import get_peft_model_state_dict
 
-from dpo_cli import backends, model_files
+from dpo_cli import backends, model_files, processes
 from dpo_cli.disk import sha256, write_json
 from dpo_cli.errors import DpoError
 from dpo_cli.machine import versions
@@ -46,8 +42,8 @@ class ReferenceCache:
     """The rows that share one set of facts.
 
     Attributes:
-        rows: row key -> (chosen, rejected), summed log-probabilities in nats.
-        computed: rows that `fill` has computed, over all its calls and ranks.
+        rows: row key -> [chosen, rejected], summed log-probabilities in nats.
+        computed: rows that `fill` has computed, over all its calls.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -67,63 +63,37 @@ class ReferenceCache:
     def fill(self, trainer: Any, dataset: Dataset, batch_tokens: int, report: Report | None = None) -> Dataset:
         """Add `LOGPS` to a tokenised dataset; what is missing is computed, longest rows first, and put on disk.
 
-        One process at a time fills a cache; a second one waits, and then finds the rows there. With several ranks
-        each computes its share of the batches and rank 0 writes. No random number is drawn.
+        No random number is drawn.
 
         Args:
             trainer: TRL's, before its first step.
             batch_tokens: padded tokens of a batch, chosen and rejected together; a longer row is a batch of its own.
-            report: called with the number of rows of each batch, on rank 0.
+            report: called with the number of rows of each batch.
 
         Raises:
             DpoError: a reference value is NaN or infinite; it is not kept.
         """
-        rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
         keys = _keys(dataset)
-        with self._alone() if rank == 0 else nullcontext(), Store(self.path) as store:
-            if rank == 0:
-                self.rows = self._read()  # what others have added
-                write_json(self.folder / "facts.json", self.facts)
-            self.rows = broadcast_object_list([self.rows])[0]
-            unknown = {key: (length, key, row) for row, (key, length) in enumerate(keys) if key not in self.rows}
-            # By key where lengths are equal, so that the order of the data does not change the batches.
-            todo = sorted(unknown.values(), reverse=True)
-            batches = list(_batches(todo, batch_tokens, trainer.args.max_length))
-            for start in range(0, len(batches), ranks):
-                mine = batches[start + rank] if start + rank < len(batches) else []
-                computed = gather_object(_compute(trainer, dataset, mine))
-                for row, _, *values in computed:
-                    # After the gathering, so that all ranks stop and none waits for one that has.
-                    _check_finite(dataset, row, values)
-                new = {key: (chosen, rejected) for _, key, chosen, rejected in computed}
+        self.rows = self._read()  # what others have added
+        write_json(self.folder / "facts.json", self.facts)
+        unknown = {key: (length, key, row) for row, (key, length) in enumerate(keys) if key not in self.rows}
+        # By key where lengths are equal, so that the order of the data does not change the batches.
+        todo = sorted(unknown.values(), reverse=True)
+        with Store(self.path) as store:
+            for batch in _batches(todo, batch_tokens, trainer.args.max_length):
+                new = _compute(trainer, dataset, batch)
                 self.rows |= new
-                if rank == 0:
-                    store.put(new)
-                    if report:
-                        report(len(new))
+                store.put(new)
+                if report:
+                    report(len(new))
         self.computed += len(todo)
         for position, name in enumerate(LOGPS):
             dataset = dataset.add_column(name, [self.rows[key][position] for key, _ in keys])  # as float64
         return dataset
 
-    def _read(self) -> dict[str, tuple[float, float]]:
+    def _read(self) -> dict[str, list[float]]:
         with Store(self.path) as store:
-            return {key: (chosen, rejected) for key, (chosen, rejected) in store.all().items()}
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Lock the cache; the system unlocks it for a process that was killed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print("waiting for another run that computes the reference of these rows", file=sys.stderr, flush=True)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+            return store.all()
 
 
 def row_key(row: Mapping[str, Any]) -> str:
@@ -167,8 +137,8 @@ def unsupported(recipe: Recipe, trainer: Any) -> str | None:
     It has to be the same from the first step to the last, and the same in training as in `fill`.
     """
     model = trainer.model
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        return "DeepSpeed and FSDP place the model only when training begins"
+    if processes.count() > 1 or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        return "one process computes it, and here are several, or DeepSpeed or FSDP places the model"
     if trainer.args.sync_ref_model:
         return "train.sync_ref_model moves the reference"
     changed = [name for name, one in model.named_parameters() if one.requires_grad and "lora_" not in name]
@@ -213,25 +183,20 @@ def _batches(todo: Todo, batch_tokens: int, max_length: int | None) -> Iterator[
         start = end
 
 
-def _compute(trainer: Any, dataset: Dataset, batch: Todo) -> list[tuple[int, str, float, float]]:
-    """(row, key, chosen, rejected) of a batch, by TRL's own function."""
-    if not batch:
-        return []
+def _compute(trainer: Any, dataset: Dataset, batch: Todo) -> dict[str, list[float]]:
+    """The rows of a batch, by TRL's own function."""
     columns = dataset.select_columns(list(TOKENS))
     padded = trainer.data_collator([columns[row] for _, _, row in batch])
     inputs = {name: value.to(trainer.accelerator.device) for name, value in padded.items()}
-    chosen, rejected = trainer.compute_ref_log_probs(trainer.model, inputs)
-    pairs = zip(batch, chosen.tolist(), rejected.tolist(), strict=True)
-    return [(row, key, one, other) for (_, key, row), one, other in pairs]
-
-
-def _check_finite(dataset: Dataset, row: int, values: list[float]) -> None:
-    if not all(map(math.isfinite, values)):
-        raise DpoError(
-            f"the reference's log-probabilities of a pair are {values[0]} (chosen) and {values[1]} (rejected)",
-            where=f"row {dataset[row]['id']}",
-            hint="look at this row; with float16, set model.dtype to bfloat16 or float32; check the base's weights",
-        )
+    chosen, rejected = (side.tolist() for side in trainer.compute_ref_log_probs(trainer.model, inputs))
+    for (_, _, row), *values in zip(batch, chosen, rejected, strict=True):
+        if not all(map(math.isfinite, values)):
+            raise DpoError(
+                f"the reference's log-probabilities of a pair are {values[0]} (chosen) and {values[1]} (rejected)",
+                where=f"row {dataset[row]['id']}",
+                hint="look at this row; with float16, set model.dtype to bfloat16 or float32; check the base's weights",
+            )
+    return {key: values for (_, key, _), *values in zip(batch, chosen, rejected, strict=True)}
 
 
 def _base_files(recipe: Recipe) -> dict[str, Path]:

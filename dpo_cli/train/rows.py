@@ -22,8 +22,8 @@ from dpo_cli.records import chooses, read_jsonl
 from dpo_cli.run import fingerprint
 from dpo_cli.train.methods import METHODS
 
-# What trainers call the tokens of answers: of a pair, of a labelled row, of a list.
-ANSWER_TOKENS = ("chosen_ids", "rejected_ids", "completion_ids", "answer_ids")
+# What trainers call a row's tokens: its prompt's, and its answers', of a pair and a labelled row, or of a list.
+PROMPT, ANSWERS, LIST = "prompt_ids", ("chosen_ids", "rejected_ids", "completion_ids"), "answer_ids"
 
 
 def train_rows(recipe: Recipe, path: Path) -> Dataset:
@@ -93,10 +93,10 @@ def check_answers(recipe: Recipe, tokenised: Dataset, what: str) -> list[str]:
     Raises:
         DpoError: rows have no answer tokens, or nothing tells most rows' answers apart.
     """
-    columns = [name for name in ANSWER_TOKENS if name in tokenised.column_names]
+    columns = [name for name in (*ANSWERS, LIST) if name in tokenised.column_names]
     empty, alike, seen = list[str](), list[str](), set[tuple[int, ...]]()
     for row in tokenised.select_columns(["id", *columns]):
-        answers = [answer for name in columns for answer in (row[name] if name == "answer_ids" else [row[name]])]
+        answers = _answers(row)
         different = {tuple(answer) for answer in answers}
         if not all(answers):
             empty.append(row["id"])
@@ -127,6 +127,21 @@ def check_fills_a_step(recipe: Recipe, rows: int) -> None:
             where=recipe.where("train", "dataloader_drop_last"),
             hint="remove it, or lower train.gradient_accumulation_steps",
         )
+
+
+def lengths_of(data: Dataset) -> list[tuple[int, ...]]:
+    """Of each tokenised row the tokens of its prompt and of each of its answers."""
+    columns = [name for name in (PROMPT, *ANSWERS, LIST) if name in data.column_names]
+    return [row_lengths(row) for row in data.select_columns(columns)]
+
+
+def row_lengths(row: dict[str, Any]) -> tuple[int, ...]:
+    """`lengths_of` a row."""
+    return len(row[PROMPT]), *map(len, _answers(row))
+
+
+def _answers(row: dict[str, Any]) -> list[list[int]]:
+    return [row[name] for name in ANSWERS if name in row] + row.get(LIST, [])
 
 
 def _features(path: Path) -> Features:

@@ -25,34 +25,37 @@ PER_PAIR = ("ref_chosen_logps", "ref_rejected_logps")  # [B]
 AVERAGED_OVER = {"entropy": 1, "logits/chosen": 2, "mean_token_accuracy": 2, "logits/rejected": 3}
 
 
-def groups(tokens: Sequence[int], budget: int) -> list[list[int]]:
-    """Pairs for passes of at most `budget` tokens, where nothing is padded: first-fit decreasing.
+def groups(tokens: Sequence[int], budget: int, padded: bool = False) -> list[list[int]]:
+    """Pairs for passes of at most `budget` tokens: first-fit decreasing.
 
     Args:
-        tokens: of each pair, as the shared prefix counts them: the common opening once.
-        budget: tokens a pass; a pair longer than that goes alone.
+        tokens: of each pair, as `pair_sizes` counts them.
+        budget: tokens a pass, see `cost`; a pair longer than that goes alone.
 
     Returns:
         Indices into `tokens`, each once; the group of the longest pair first.
     """
     made: list[list[int]] = []
     for index in sorted(range(len(tokens)), key=lambda index: -tokens[index]):
-        fits = (group for group in made if sum(tokens[one] for one in group) + tokens[index] <= budget)
-        group = next(fits, None)
+        group = next((group for group in made if cost(tokens, [*group, index], padded) <= budget), None)
         if group is None:
             made.append(group := [])
         group.append(index)
     return made
 
 
-def padded_groups(rows: Sequence[int], budget: int) -> list[list[int]]:
-    """As `groups`, by tokens of each pair's longer row, padding counted: 2 x pairs x the longest row."""
-    made: list[list[int]] = []
-    for index in sorted(range(len(rows)), key=lambda index: -rows[index]):
-        if not made or 2 * (len(made[-1]) + 1) * rows[made[-1][0]] > budget:
-            made.append([])
-        made[-1].append(index)
-    return made
+def cost(tokens: Sequence[int], group: Sequence[int], padded: bool) -> int:
+    """Tokens of a pass: all of its pairs', or, padded, two rows a pair as long as the longest."""
+    taken = [tokens[index] for index in group]
+    return 2 * len(taken) * max(taken) if padded else sum(taken)
+
+
+def pair_sizes(trainer: Any, inputs: Any) -> Any:
+    """[B]: a pair's tokens, its common opening counted once; without sharing its longer row's, padded."""
+    if trainer.shared_prefix:
+        return pair_tokens(inputs["input_ids"], inputs["attention_mask"])
+    longer = inputs["attention_mask"].sum(1).view(2, -1).amax(0)
+    return _round_up(longer, trainer.args.pad_to_multiple_of or 1)
 
 
 def stays_whole(trainer: Any) -> str | None:
@@ -90,7 +93,7 @@ class TokenBudget(Trainer):
     """
 
     token_budget: int | None = None  # the most tokens a pass may take; None for TRL's own step
-    shared_prefix: bool = True  # whether they are counted as `groups` does, or as `padded_groups`
+    shared_prefix: bool = True  # whether a pair's prompt is computed once, and nothing is padded
     _share = 1.0  # of the step's pairs in this pass
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -128,18 +131,10 @@ class TokenBudget(Trainer):
         if self.token_budget is None or not set(inputs) <= {*PER_ROW, *PER_PAIR} or stays_whole(self):
             return []
         inputs = self._prepare_inputs(inputs)  # on the device, where they mostly are already
-        tokens = _tokens(inputs, None if self.shared_prefix else self.args.pad_to_multiple_of or 1)
+        tokens = pair_sizes(self, inputs)
         order = tokens.argsort(descending=True, stable=True)
         most = self.accelerator.gather(tokens[order]).view(-1, len(tokens)).amax(0).tolist()
-        made = groups(most, self.token_budget) if self.shared_prefix else padded_groups(most, self.token_budget)
-        return [order[group] for group in made]
-
-
-def _tokens(inputs: Any, multiple: int | None) -> Any:
-    """[B]: a pair's tokens, its rows' common opening counted once; or its longer row's, padded to the multiple."""
-    if not multiple:
-        return pair_tokens(inputs["input_ids"], inputs["attention_mask"])
-    return _round_up(inputs["attention_mask"].sum(1).view(2, -1).amax(0), multiple)
+        return [order[group] for group in groups(most, self.token_budget, padded=not self.shared_prefix)]
 
 
 def _sizes(inputs: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import shutil
 import textwrap
@@ -31,7 +30,6 @@ from dpo_cli.train.progress import Progress, StopAfterStep, peak_memory, print_r
 from dpo_cli.train.rows import check_answers, check_fills_a_step, held_out_rows, train_rows
 from dpo_cli.train.token_budget import TokenBudget
 from dpo_cli.train.trl_fixes import Fixes
-from dpo_cli.train.unpaired import imbalance
 from dpo_cli.train.watchdog import Watchdog, WatchdogCallback
 
 
@@ -50,7 +48,6 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     backend = backends.choose_backend(recipe)
     backends.import_backend(backend)
     trainer = build(recipe, run, backend)
-    _check_longer(recipe, trainer, begun)
 
     before = processes.from_main(lambda: run.record("train").get("engine")) if begun.checkpoint else None
     chosen = choose(recipe, trainer, before, say)
@@ -59,7 +56,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     log, stop = run["train"] / "log.jsonl", StopAfterStep()
     early = recipe.engine.early_stopping
     shown = Progress(log, stop, quiet, early.patience if early else None)
-    for callback in (shown, Resumed(begun, say), *_watchers(recipe, trainer, quiet)):
+    for callback in (shown, *_watchers(recipe, trainer, quiet)):
         trainer.add_callback(callback)
     facts = {"backend": backend.name, "engine": chosen.record(), **_facts(recipe, trainer)}
     record = processes.from_main(lambda: _begin(recipe, run, begun, facts, log))
@@ -92,8 +89,6 @@ def build(recipe: Recipe, run: Run, backend: backends.Backend, output: Path | No
     config_class, trainer_class = method.classes()  # after Unsloth, which patches them
     if backend.name == "unsloth" and not backends.patched_by_unsloth(trainer_class):
         raise DpoError("Unsloth did not replace TRL's trainer", hint="set engine.backend: hf, or reinstall unsloth")
-    # KTO's long remark on the weights of its labels, which `_notes` makes too.
-    logging.getLogger(trainer_class.__module__).setLevel(logging.ERROR)
     args = trl_config(recipe, run, config_class, len(train_set))
     args.output_dir = str(output or run.checkpoints)
     with Step(f"tokenizing {len(train_set)} {method.rows_are}", forks=True):
@@ -126,21 +121,6 @@ def total_steps(trainer: Any) -> int:
     args = trainer.args
     epoch = math.ceil(len(trainer.train_dataset) / trainer.get_total_train_batch_size(args))
     return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
-
-
-class Resumed(TrainerCallback):
-    """For the moment when a checkpoint has been loaded."""
-
-    def __init__(self, begun: Start, say: Callable[[str], None]) -> None:
-        self.begun, self.say = begun, say
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        if args.load_best_model_at_end and state.best_global_step:
-            # Of a run that was moved or copied, transformers looks where it was.
-            state.best_model_checkpoint = str(best_checkpoint(Path(args.output_dir), state.best_global_step))
-        if self.begun.longer:
-            rate, step = optimizer.param_groups[0]["lr"], self.begun.step + 1
-            self.say(f"  learning rate {rate:.2e} at step {step}: the schedule is laid out anew over all steps")
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces
@@ -277,8 +257,6 @@ def _watchers(recipe: Recipe, trainer: Any, quiet: bool) -> Iterator[TrainerCall
         batch=trainer.get_total_train_batch_size(trainer.args),
         steps=total_steps(trainer),
         weights=getattr(train, "loss_weights", weights),
-        max_grad_norm=train.max_grad_norm,
-        fp16=trainer.args.fp16,
         method=method,
     )
     yield WatchdogCallback(watchdog, (lambda remark: None) if quiet else print_remark)
@@ -293,7 +271,7 @@ def _introduction(recipe: Recipe, trainer: Any, begun: Start, device: str) -> st
     by = "" if name == DEFAULT_METHOD else f" by {name}"
     split = " (pairs split in two)" if recipe.data.format == "pairs" and method.label_weights else ""
     from_step = f", {'on' if begun.longer else 'resumed'} from step {begun.step}" if begun.step else ""
-    finished = " of the finished run" if begun.longer else ""
+    finished = " of the finished run; the schedule is laid out anew over all steps" if begun.longer else ""
     rows = f"{len(trainer.train_dataset)} {method.rows_are}{split}"
     return f"train: {rows}, {step} a step{by}, on {device}{from_step}{finished}"
 
@@ -305,29 +283,13 @@ def _notes(recipe: Recipe, trainer: Any) -> list[str]:
     low = next((name for name in train.losses if train.reward_scale < LOSSES[name].least_beta), None)
     if low:
         notes.append(f"! train.beta {train.beta:g} is of DPO's size; {low} weighs log-probabilities per token: about 2")
-    if trainer.args.device.type == "cuda" and processes.count() == 1 and torch.cuda.device_count() > 1:
-        notes.append(f"one of {torch.cuda.device_count()} GPUs: accelerate launch -m dpo_cli train … takes all")
     if train.save_only_model:
         notes.append("! train.save_only_model: checkpoints have no optimizer state, so this run can't be resumed")
-    end = chat.unnamed_end(trainer.model.generation_config, trainer.processing_class)
-    if end:
-        notes.append(
-            f"! the chat template ends an answer with {end}, which the model's generation_config doesn't name as an "
-            "end: eval stops there, and export adds it"
-        )
-    uneven = method.label_weights and imbalance(trainer.train_dataset["label"], *method.label_weights(train))
-    if uneven:
-        notes.append(f"! {uneven}")
-    return notes + _warmup_note(trainer)
-
-
-def _warmup_note(trainer: Any) -> list[str]:
-    """A remark where the warm-up is as long as the run, so that the learning rate is never reached."""
     steps = total_steps(trainer)
     warmup = trainer.args.get_warmup_steps(steps)
-    if warmup < steps or not warmup:
-        return []
-    return [f"! the warm-up takes {warmup} steps and the run {steps}: train.learning_rate is never reached"]
+    if warmup and warmup >= steps:
+        notes.append(f"! the warm-up takes {warmup} steps and the run {steps}: train.learning_rate is never reached")
+    return notes
 
 
 def _check_nothing_dropped(given: Sequence[str], kept: Sequence[str], recipe: Recipe, what: str) -> None:
@@ -340,15 +302,4 @@ def _check_nothing_dropped(given: Sequence[str], kept: Sequence[str], recipe: Re
             f"the prompts of {len(gone)} of {len(given)} {what} fill all {recipe.model.max_length} tokens: {named}",
             where=recipe.where("model", "max_length"),
             hint="raise model.max_length, or switch data.filters.too_long back on",
-        )
-
-
-def _check_longer(recipe: Recipe, trainer: Any, begun: Start) -> None:
-    """A fraction of an epoch more may round to the steps that are done."""
-    steps = total_steps(trainer)
-    if begun.longer and steps <= begun.step:
-        raise DpoError(
-            f"that is {steps} steps, and the finished run has {begun.step}",
-            where=recipe.where("train", "num_train_epochs"),
-            hint="raise it further",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from operator import mul
 from pathlib import Path
@@ -16,6 +17,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.recipe import HELD_OUT
 from dpo_cli.train.checkpoints import best_checkpoint, rotate, seal
 
+FIX = "lower train.learning_rate; with float16, set model.dtype to bfloat16 or float32"
 STILL = 3  # logged rows without any gradient are no accident
 Trainer: Any = object  # what the fixes stand before; one class of its method, or Unsloth's of that
 
@@ -23,7 +25,7 @@ Trainer: Any = object  # what the fixes stand before; one class of its method, o
 class Fixes(Trainer):
     """Stands before TRL's trainer, and
 
-    - stops at a loss that is no number, with the ids of the pairs;
+    - stops at a loss that is no number, with the ids of the pairs, and at such a gradient;
     - stops where no gradient ever moves a weight;
     - resumes, and at the end restores, the policy's adapter and no other;
     - says where the disk was full while a checkpoint was written;
@@ -43,10 +45,7 @@ class Fixes(Trainer):
             ids = _ids_of(inputs, self.train_dataset)
             named = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
             raise DpoError(
-                f"the loss is {float(loss)}",
-                where=f"data/train.jsonl, rows {named}",
-                hint="look at these rows; lower train.learning_rate; with float16, set model.dtype to bfloat16 or "
-                "float32",
+                f"the loss is {float(loss)}", where=f"data/train.jsonl, rows {named}", hint=f"look at these rows; {FIX}"
             )
         return loss
 
@@ -103,9 +102,16 @@ class Fixes(Trainer):
             for name in list(figures):
                 first = "eval_" if name.startswith("eval_") else ""
                 figures[f"{first}{self._language}_{name.removeprefix(first)}"] = figures.pop(name)
-        if "loss" in logs and "grad_norm" in logs and self.still >= 0:
-            self.still = self.still + 1 if logs["grad_norm"] == 0.0 else -1
+        norm = logs.get("grad_norm")
+        if norm is not None and self.still >= 0:
+            self.still = self.still + 1 if norm == 0.0 else -1
         super().log(logs, start_time)
+        if norm is not None and not math.isfinite(norm) and not self.args.fp16:  # whose scaler passes such steps over
+            raise DpoError(
+                f"the gradient's norm is {norm} after {self.state.global_step} steps, and the weights with it",
+                where=str(Path(self.args.output_dir).parent / "log.jsonl"),
+                hint=f"start over with --fresh; {FIX}",
+            )
         self.check_gradients(at_least=STILL)
 
     def check_gradients(self, at_least: int) -> None:

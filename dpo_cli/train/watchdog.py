@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 from transformers import TrainerCallback
@@ -40,32 +39,20 @@ FLAT_REWARD, FLAT_NATS = 0.02, 0.2
 WORSE_LOSS = 1.1
 # A reward or margin at which sigmoid's gradient is 1 - sigmoid(10) = 0.005 % of its first: what still moves, drifts.
 RUNAWAY_REWARD = 10.0
-# Gradient norm against the median of the last rows and the largest before. Our choice, far above where ZClip (arXiv
-# 2504.02507) scales steps down: a lognormal norm with sigma 0.5 gets there twice in a million rows.
-SPIKE_MEDIANS, SPIKE_RECORD = 10.0, 2.0
-SPIKE_ROWS, SPIKE_MEMORY = 10, 50
-# float16's loss scaler finds its scale by overflowing, so one infinite norm there is normal (torch.amp's GradScaler).
-FP16_OVERFLOWS = 3
 
 
 @dataclass
 class Watchdog:
-    """Reads a run's log rows; losses, beta, weights and max_grad_norm are those of `train`."""
+    """Reads a run's log rows; losses, beta and weights are those of `train`."""
 
     losses: Sequence[str]
     beta: float
     batch: int  # pairs a step, over all devices and accumulation
     steps: int  # of the whole run
     weights: Sequence[float] | None = None
-    max_grad_norm: float = 1.0
-    fp16: bool = False  # whether a loss scaler is at work
     method: Method = METHODS[DEFAULT_METHOD]
     _rows: list[Mapping[str, float]] = field(default_factory=list, init=False)
     _pairs: list[float] = field(default_factory=list, init=False)  # how many each row is a mean over
-    _norms: list[float] = field(default_factory=list, init=False)
-    _record: float = field(default=0.0, init=False)
-    _overflows: int = field(default=0, init=False)
-    _last_step: float = field(default=0, init=False)
     _halfway_seen: bool = field(default=False, init=False)
     _said: set[str] = field(default_factory=set, init=False)
 
@@ -74,65 +61,26 @@ class Watchdog:
 
         Its loss is in the loss's own unit, rewards/* in beta x nats, logps/* in nats an answer.
         """
-        found = {"finite": self._broken(row)}
-        if not found["finite"] and "loss" in row:  # else an evaluation's row, or the summary at the end
-            self._rows.append(row)
-            self._pairs.append(max(row["step"] - self._last_step, 0) * self.batch)
-            self._last_step = row["step"]
-            found = {kind: check(row) for kind, check in self._checks(row).items()}
-        new = {kind: text for kind, text in found.items() if text and kind not in self._said}
+        if "loss" not in row:  # an evaluation's row, or the summary at the end
+            return []
+        last_step = self._rows[-1]["step"] if self._rows else 0
+        self._rows.append(row)
+        self._pairs.append(max(row["step"] - last_step, 0) * self.batch)
+        found = {check.__name__: check(row) for check in self._checks(row)}
+        new = {name: text for name, text in found.items() if text and name not in self._said}
         self._said.update(new)
-        return [f"step {row.get('step', '?')}: {text}" for text in new.values()]
+        return [f"step {row['step']}: {text}" for text in new.values()]
 
-    def _checks(self, row: Mapping[str, float]) -> Mapping[str, Callable[[Mapping[str, float]], str | None]]:
+    def _checks(self, row: Mapping[str, float]) -> Sequence[Callable[[Mapping[str, float]], str | None]]:
         if not self._compares:  # nothing here is about preference
-            return {"spike": self._spike, "high": self._worse}
+            return [self._worse]
         if "rewards/margins" not in row:
-            return {"spike": self._spike}
+            return []
         if not self.method.reference:
-            return {"spike": self._spike, "shortcut": self._shortcut}
-        return {
-            "spike": self._spike,
-            "chosen": self._chosen,
-            "shortcut": self._shortcut,
-            "flat": self._flat,
-            "high": self._high,
-        }
+            return [self._shortcut]
+        return [self._chosen, self._shortcut, self._flat, self._worse, self._runaway]
 
     # ------------------------------------------------------------------------------------------------ what is looked at
-
-    def _broken(self, row: Mapping[str, Any]) -> str | None:
-        # transformers smooths a NaN out of the logged loss (train.logging_nan_inf_filter), not out of the others.
-        names = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
-        if "grad_norm" in row:
-            self._overflows = self._overflows + 1 if "grad_norm" in names else 0
-        if not names or (self.fp16 and names == ["grad_norm"] and self._overflows < FP16_OVERFLOWS):
-            return None
-        return (
-            f"{names[0]} is {row[names[0]]}, not a number to learn from. Start over with "
-            "a lower train.learning_rate; with float16, set model.dtype to bfloat16 or float32."
-        )
-
-    def _spike(self, row: Mapping[str, float]) -> str | None:
-        norm = row.get("grad_norm")
-        if norm is None or not math.isfinite(norm):
-            return None
-        before, record = self._norms[-SPIKE_MEMORY:], self._record
-        self._norms.append(norm)
-        self._record = max(record, norm)
-        usual = median(before) if len(before) >= SPIKE_ROWS else 0.0
-        if not usual or norm < SPIKE_MEDIANS * usual or norm < SPIKE_RECORD * record:
-            return None
-        clipped = self.max_grad_norm and norm > self.max_grad_norm
-        fix = (
-            f"train.max_grad_norm cut it to {self.max_grad_norm:g}; if the loss stays up after it, lower "
-            if clipped
-            else f"Set train.max_grad_norm: {2 * usual:.2g} to cut such steps; if more come, lower "
-        )
-        return (
-            f"the gradient's norm is {norm:.3g}, {norm / usual:.0f} times the usual {usual:.2g}: "
-            f"an odd batch or too large steps. {fix}train.learning_rate."
-        )
 
     def _chosen(self, row: Mapping[str, float]) -> str | None:
         chosen, rejected = self._recent("rewards/chosen"), self._recent("rewards/rejected")
@@ -209,11 +157,8 @@ class Watchdog:
             f"{' or raise train.beta' if self._compares else ''}."
         )
 
-    def _high(self, row: Mapping[str, float]) -> str | None:
-        worse = self._worse(row)
-        if worse:
-            return worse
-        if self._per_token:
+    def _runaway(self, row: Mapping[str, float]) -> str | None:
+        if self._per_token or self._worse(row):
             return None
         rewards = {name: self._recent(f"rewards/{name}") for name in ("margins", "rejected", "chosen")}
         name, far = max(rewards.items(), key=lambda item: abs(item[1] or 0.0))

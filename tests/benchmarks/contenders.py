@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import gc
 import json
-import re
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from lengths import Lengths, Tokens, tokens
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
-
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FIRST_TOKEN = 8  # ids below are the tokenizer's own
+RANK = 16
 
 
 @dataclass(frozen=True)
@@ -43,8 +38,6 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(64, 2, 4, 2, 16, 128, 512),
-    "small": Shape(256, 4, 4, 2, 64, 768, 2000),
-    "layer": Shape(512, 1, 8, 4, 64, 1536, 2000),
     "bench": Shape(512, 6, 8, 4, 64, 1536, 8000),
     "0.6B": Shape(1024, 28, 16, 8, 128, 3072, 151936),
     "1.7B": Shape(2048, 28, 16, 8, 128, 6144, 151936),
@@ -60,92 +53,132 @@ class Work:
     step_pairs: int
     model: Path  # folder of the base model and its tokenizer
     folder: Path  # a run's folder, with `data/train.jsonl`
-    max_length: int = 1024
     device: str = "cpu"  # (float32) or cuda (NF4, bfloat16)
     backend: str = "hf"  # or unsloth, for TRL's script and dpo-cli alike
     warm_up: int = 0  # steps before the clock starts, on the pairs of the first steps; only a GPU needs them
-    token_budget: int | str = "auto"  # of dpo-cli
-    learning_rate: float = 1e-4
-    seed: int = 0
-    rank: int = 16
-    beta: float = 0.1
-
-    @property
-    def steps(self) -> int:
-        return len(self.rows) // self.step_pairs
 
     @property
     def pairs(self) -> list[Tokens]:
         return tokens(self.rows, json.loads((self.model / "config.json").read_text())["vocab_size"], FIRST_TOKEN)
 
+    def recipe(self, micro_batch: int, engine: dict[str, Any], **train: Any) -> Any:
+        """The recipe of this work; TRL's scripts take its `train` section too, so that all have the same arguments."""
+        from dpo_cli.recipe import Recipe
+
+        on_gpu = self.device == "cuda"
+        model = {"id": str(self.model), "load_in_4bit": on_gpu, "dtype": "bfloat16" if on_gpu else "float32"}
+        arguments = {
+            "per_device_train_batch_size": micro_batch,
+            "gradient_accumulation_steps": self.step_pairs // micro_batch,
+            "max_steps": self.warm_up + len(self.rows) // self.step_pairs,
+            "learning_rate": 1e-4,
+            "max_grad_norm": 0.0,
+            "train_sampling_strategy": "sequential",
+            "logging_steps": 1,
+            "save_strategy": "no",
+        }
+        return Recipe.model_validate(
+            {
+                "name": "bench",
+                "seed": 0,
+                "model": model,
+                "lora": {"r": RANK, "alpha": 2.0 * RANK, "dropout": 0.0},
+                "data": {"sources": [{"id": "unused"}]},
+                "train": arguments | train,
+                "engine": {"backend": self.backend, "preflight": False} | engine,
+            }
+        )
+
 
 @dataclass
 class Measured:
-    """Some steps of a contender."""
+    """Some steps of a contender, without warm-up, loading and what the reference cost before them."""
 
-    wall: float = 0.0  # seconds of the steps, without warm-up, loading and what the reference cost before them
+    wall: float = 0.0  # seconds
     cpu: float = 0.0
     losses: list[float] = field(default_factory=list)  # of each step
     gradient: Any = None  # of all adapter weights at the first step, flat
-    reference_cpu: float = 0.0  # CPU seconds of reference passes before the first step
     peak: int = 0  # bytes on the GPU; 0 on a CPU
     seen: tuple[int, int] = (0, 0)  # tokens of the forwards that shared a prefix: padded, and as computed
-    token_budget: int | None = None  # that dpo-cli took
-
-
-@dataclass
-class Built:
-    """A contender that is ready to train: `go(begin, end)` calls the two around its measured steps."""
-
-    go: Callable[[Callable[[], None], Callable[[], None]], list[float]]
-    shared: Any = None
-    token_budget: int | None = None
 
 
 @dataclass(frozen=True)
 class Contender:
-    """`micro_batch` pairs at once, where no token budget says otherwise."""
+    """`build` gives its trainer, ready for the first step."""
 
     key: str
     label: str
-    build: Callable[[Work], Built]
-    micro_batch: int = 1
-    checkpointing: bool = False
+    build: Callable[[Work], Any]
 
 
 # ------------------------------------------------------------------------------------------------------- who takes part
 
 
-def by_hand(micro_batch: int = 1) -> Contender:
-    return Contender(f"by_hand_{micro_batch}", f"plain torch, by hand, batch {micro_batch}", _ByHand(micro_batch))
+def trl_script(key: str, label: str, micro_batch: int = 1, **arguments: Any) -> Contender:
+    """A script as TRL's documentation writes it, on the model that dpo-cli loads."""
+
+    def build(work: Work) -> Any:
+        from datasets import load_dataset
+        from dpo_cli import backends, models
+
+        trl: Any = import_module("trl")  # after Unsloth, which patches it
+        on_gpu = work.device == "cuda"
+        recipe = work.recipe(micro_batch, {}, gradient_checkpointing=arguments.get("gradient_checkpointing", True))
+        args = trl.DPOConfig(
+            **{name: getattr(recipe.train, name) for name in recipe.train.model_fields_set},
+            output_dir=str(work.folder / "trl"),
+            seed=recipe.seed,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=not on_gpu,
+            bf16=on_gpu,
+            dataloader_pin_memory=on_gpu,
+            **{name: value for name, value in arguments.items() if name != "gradient_checkpointing"},
+        )
+        model, tokenizer = models.load_for_training(recipe, backends.Backend(work.backend, "the benchmark"))
+        pairs = load_dataset("json", data_files=str(work.folder / "data" / "train.jsonl"), split="train")
+        trainer = trl.DPOTrainer(model=model, args=args, train_dataset=pairs, processing_class=tokenizer)
+        trainer.model.delete_adapter("ref")  # TRL's copy of the fresh adapter; the base is the reference, as for all
+        return trainer
+
+    return Contender(key, label, build)
 
 
-def trl_defaults() -> Contender:
-    build = _Trl(1, checkpointing=True)
-    return Contender("trl_defaults", "TRL script, defaults (checkpointing on)", build, checkpointing=True)
+DEFAULTS = trl_script("trl_defaults", "TRL script, defaults (checkpointing on)")
+TUNED = trl_script(
+    "trl_tuned", "TRL tuned: no checkpointing, reference precomputed", gradient_checkpointing=False,
+    precompute_ref_log_probs=True,
+)  # fmt: skip
 
 
 def stock(micro_batch: int) -> Contender:
     """TRL with dpo-cli's settings: no checkpointing, the reference computed in each step."""
     label = f"TRL, no checkpointing, batch {micro_batch}"
-    return Contender(f"stock_{micro_batch}", label, _Trl(micro_batch), micro_batch)
+    return trl_script(f"stock_{micro_batch}", label, micro_batch, gradient_checkpointing=False)
 
 
-def tuned(micro_batch: int) -> Contender:
-    label = f"TRL by hand: no checkpointing, ref. precomputed, batch {micro_batch}"
-    return Contender(f"tuned_{micro_batch}", label, _Trl(micro_batch, precompute=True), micro_batch)
+PARTS = ("shared_prefix", "token_budget", "reference_cache")
 
 
-def dpo_cli(label: str = "", micro_batch: int = 1, **engine: str) -> Contender:
-    """dpo-cli with the parts of `engine` set: shared_prefix, token_budget, reference_cache; all on but for those."""
-    parts = {"shared_prefix": "on", "token_budget": "auto", "reference_cache": "on"} | engine
-    off = [name for name, value in parts.items() if value == "off"]
-    key = "dpo_cli_" + ("without_" + "_and_".join(off) if off else "warm") + f"_{micro_batch}" * (micro_batch > 1)
-    label = label or ("dpo-cli, all on, reference cache warm" if not off else f"dpo-cli, off: {', '.join(off)}")
-    return Contender(key, label, _DpoCli(micro_batch, parts), micro_batch)
+def dpo_cli(*off: str, micro_batch: int = 1) -> Contender:
+    """The product's own trainer, as `dpo-cli train` builds it, without the parts of `engine` that are named."""
 
+    def build(work: Work) -> Any:
+        from dpo_cli import backends
+        from dpo_cli.run import Run
+        from dpo_cli.train.engine import cache_reference, choose
+        from dpo_cli.train.trainer import build as build_trainer
 
-NOTHING = {"shared_prefix": "off", "token_budget": "off", "reference_cache": "off"}
+        engine = {"shared_prefix": "on", "token_budget": "auto", "reference_cache": "on"} | dict.fromkeys(off, "off")
+        recipe = work.recipe(micro_batch, engine)
+        trainer = build_trainer(recipe, Run(work.folder), backends.Backend(work.backend, "the benchmark"))
+        choose(recipe, trainer, None, lambda line: None)
+        cache_reference(recipe, trainer, work.folder.parent, None, lambda line: None)
+        return trainer
+
+    key = "_".join(("dpo_cli_without", *off)) if off else "dpo_cli"
+    label = f"dpo-cli, off: {', '.join(off)}" if off else "dpo-cli, all on, reference cache warm"
+    return Contender(key + f"_{micro_batch}" * (micro_batch > 1), label, build)
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring
@@ -154,73 +187,48 @@ NOTHING = {"shared_prefix": "off", "token_budget": "off", "reference_cache": "of
 def measure(contender: Contender, work: Work) -> Measured:
     """Build a contender, let it do the work's steps, and forget it."""
     import torch
+    from dpo_cli.train import shared_prefix
+    from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-    made = Measured()
-    on_gpu = work.device == "cuda"
-    clock = [0.0, 0.0]
+    made, on_gpu, clock = Measured(), work.device == "cuda", [0.0, 0.0]
 
-    def begin() -> None:
-        if on_gpu:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        clock[:] = time.perf_counter(), time.process_time()
+    class Clock(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == work.warm_up:
+                if on_gpu:
+                    torch.cuda.synchronize()
+                    torch.cuda.reset_peak_memory_stats()
+                clock[:] = time.perf_counter(), time.process_time()
 
-    def end() -> None:
-        if on_gpu:
-            torch.cuda.synchronize()
-            made.peak = torch.cuda.max_memory_allocated()
-        made.wall, made.cpu = time.perf_counter() - clock[0], time.process_time() - clock[1]
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            if on_gpu:
+                torch.cuda.synchronize()
+                made.peak = torch.cuda.max_memory_allocated()
+            made.wall, made.cpu = time.perf_counter() - clock[0], time.process_time() - clock[1]
 
-    with reference_passes() as passes:
-        built = contender.build(work)
-    shared = built.shared
-    before = (shared.padded_tokens, shared.stream_tokens) if shared else (0, 0)
-    made.token_budget = built.token_budget
-    made.reference_cpu = passes.cpu
+    trainer = contender.build(work)
+    with torch.no_grad():
+        for name, weight in trainer.model.named_parameters():
+            if weight.requires_grad:  # by name, whoever made it
+                generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+                weight.copy_(0.02 * torch.randn(weight.shape, generator=generator))
+    for printer in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printer)
+    trainer.add_callback(Clock())
+    shared = shared_prefix.of(trainer.model)
+    if shared:
+        shared.padded_tokens = shared.stream_tokens = 0
     with first_gradient() as gradient:
-        made.losses = built.go(begin, end)
+        trainer.train()
+    made.losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     made.gradient = gradient[0]
     if shared:
-        made.seen = shared.padded_tokens - before[0], shared.stream_tokens - before[1]
-    del built, shared
+        made.seen = shared.padded_tokens, shared.stream_tokens
+    del trainer, shared
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
     return made
-
-
-def reference_pairs(contender: Contender, work: Work) -> int:
-    """Pairs whose reference a contender computes before its first step; no step is taken."""
-    with reference_passes() as passes:
-        contender.build(work)
-    return passes.pairs
-
-
-@dataclass
-class Passes:
-    pairs: int = 0
-    cpu: float = 0.0
-
-
-@contextmanager
-def reference_passes() -> Iterator[Passes]:
-    """Counts what TRL's function for the reference computes within it, whoever calls it."""
-    trl: Any = import_module("trl")
-    counted = Passes()
-    original = trl.DPOTrainer.compute_ref_log_probs
-
-    def counting(self: Any, model: Any, inputs: Any) -> Any:
-        before = time.process_time()
-        result = original(self, model, inputs)
-        counted.pairs += len(inputs["input_ids"]) // 2
-        counted.cpu += time.process_time() - before
-        return result
-
-    trl.DPOTrainer.compute_ref_log_probs = counting
-    try:
-        yield counted
-    finally:
-        trl.DPOTrainer.compute_ref_log_probs = original
 
 
 @contextmanager
@@ -243,320 +251,7 @@ def first_gradient() -> Iterator[list[Any]]:
         handle.remove()
 
 
-@dataclass
-class Kept:
-    now: int = 0
-    peak: int = 0
-
-
-@contextmanager
-def kept_for_backward() -> Iterator[Kept]:
-    """Bytes that autograd holds for the backward within it: each storage once, no weights."""
-    import torch
-    from torch.autograd.graph import saved_tensors_hooks
-
-    kept, users = Kept(), dict[int, int]()
-
-    class Held:
-        def __init__(self, tensor: Any) -> None:
-            self.tensor = tensor
-            storage = tensor.untyped_storage()
-            self.at, self.size = storage.data_ptr(), storage.nbytes()
-            users[self.at] = users.get(self.at, 0) + 1
-            if users[self.at] == 1:
-                kept.now += self.size
-                kept.peak = max(kept.peak, kept.now)
-
-        def __del__(self) -> None:
-            users[self.at] -= 1
-            if not users[self.at]:
-                kept.now -= self.size
-
-    weights: set[int] = set()
-
-    def pack(tensor: Any) -> Any:
-        base = tensor if tensor._base is None else tensor._base
-        if isinstance(base, torch.nn.Parameter) or tensor.untyped_storage().data_ptr() in weights:
-            weights.add(tensor.untyped_storage().data_ptr())
-            return tensor
-        return Held(tensor)
-
-    with saved_tensors_hooks(pack, lambda held: held.tensor if isinstance(held, Held) else held):
-        yield kept
-
-
-def script_steps(work: Work) -> list[float]:
-    """CPU seconds of each step of a bare TRL script, from one optimizer step to the next; the first two left out."""
-    built = _Trl(1)(work)
-    with _step_times() as times:
-        built.go(lambda: None, lambda: None)
-    return _between(times)
-
-
-def command_steps(work: Work) -> list[float]:
-    """The same of `dpo-cli train`, whole, with every part of `engine` off."""
-    from dpo_cli.run import Run
-    from dpo_cli.train.trainer import train
-
-    with _step_times() as times:
-        train(recipe_of(work, 1, NOTHING, gradient_checkpointing=False), Run(work.folder), fresh=True, quiet=True)
-    return _between(times)
-
-
-@contextmanager
-def _step_times() -> Iterator[list[float]]:
-    from torch.optim.optimizer import register_optimizer_step_pre_hook
-
-    times: list[float] = []
-    handle = register_optimizer_step_pre_hook(lambda *_: times.append(time.process_time()))
-    try:
-        yield times
-    finally:
-        handle.remove()
-
-
-def _between(times: Sequence[float]) -> list[float]:
-    return [late - early for early, late in pairwise(times)][2:]
-
-
-def _marks(begin: Callable[[], None], end: Callable[[], None], warm_up: int) -> Any:
-    from transformers import TrainerCallback
-
-    class Marks(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            if not warm_up:
-                begin()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == warm_up:
-                begin()
-
-        def on_train_end(self, *_: Any, **__: Any) -> None:
-            end()
-
-    return Marks()
-
-
-# ------------------------------------------------------------------------------------------------------------ builders
-
-
-@dataclass(frozen=True)
-class _ByHand:
-    """`tests/reference/mini_dpo.py`: two models, padded rows, logits for every position."""
-
-    micro_batch: int
-
-    def __call__(self, work: Work) -> Built:
-        import mini_dpo
-        import torch
-        from peft import LoraConfig, get_peft_model
-
-        policy = get_peft_model(_base(work), LoraConfig(**_lora(work.rank)))
-        if work.device == "cuda":  # as TRL does where the base is quantised
-            for weight in policy.parameters():
-                weight.data = weight.data.bfloat16() if weight.requires_grad else weight.data
-        _start(policy)
-        reference = _base(work)
-        for module in policy.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        pairs = [mini_dpo.Pair(*pair) for pair in work.pairs]
-        settings = mini_dpo.Settings(
-            beta=work.beta,
-            learning_rate=work.learning_rate,
-            micro_batch=self.micro_batch,
-            accumulation=work.step_pairs // self.micro_batch,
-            max_grad_norm=0.0,
-            max_length=work.max_length,
-        )
-
-        def go(begin: Callable[[], None], end: Callable[[], None]) -> list[float]:
-            losses = []
-            autocast = torch.autocast("cuda", torch.bfloat16) if work.device == "cuda" else nullcontext()
-            with autocast:
-                if not work.warm_up:
-                    begin()
-                for loss in mini_dpo.train(policy, reference, pairs, work.warm_up + work.steps, settings):
-                    losses.append(loss)
-                    if len(losses) == work.warm_up:
-                        begin()
-                end()
-            return losses
-
-        return Built(go)
-
-
-@dataclass(frozen=True)
-class _Trl:
-    """A script as TRL's documentation writes it."""
-
-    micro_batch: int
-    checkpointing: bool = False
-    precompute: bool = False
-
-    def __call__(self, work: Work) -> Built:
-        from datasets import load_dataset
-        from peft import LoraConfig
-
-        trl: Any = import_module("trl")  # after Unsloth, which patches it
-        on_gpu = work.device == "cuda"
-        args = trl.DPOConfig(
-            output_dir=str(work.folder / "stock"),
-            per_device_train_batch_size=self.micro_batch,
-            gradient_accumulation_steps=work.step_pairs // self.micro_batch,
-            gradient_checkpointing=self.checkpointing,
-            precompute_ref_log_probs=self.precompute,
-            max_length=work.max_length,
-            max_steps=work.warm_up + work.steps,
-            learning_rate=work.learning_rate,
-            beta=work.beta,
-            max_grad_norm=0.0,
-            train_sampling_strategy="sequential",
-            seed=work.seed,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=not on_gpu,
-            bf16=on_gpu,
-            dataloader_pin_memory=on_gpu,
-        )
-        pairs = load_dataset("json", data_files=str(work.folder / "data" / "train.jsonl"), split="train")
-        if work.backend == "unsloth":
-            model, tokenizer, peft = *_unsloth(work, self.checkpointing), None
-        else:
-            model, tokenizer, peft = _base(work), _tokenizer(work), LoraConfig(**_lora(work.rank))
-        trainer = trl.DPOTrainer(
-            model=model, args=args, train_dataset=pairs, processing_class=tokenizer, peft_config=peft
-        )
-        _start(trainer.model)
-
-        def go(begin: Callable[[], None], end: Callable[[], None]) -> list[float]:
-            return _train(trainer, begin, end, work.warm_up)
-
-        return Built(go)
-
-
-@dataclass(frozen=True)
-class _DpoCli:
-    """The product's own trainer, as `dpo-cli train` builds it."""
-
-    micro_batch: int
-    engine: dict[str, str]
-
-    def __call__(self, work: Work) -> Built:
-        from dpo_cli import backends
-        from dpo_cli.run import Run
-        from dpo_cli.train.engine import cache_reference, choose
-        from dpo_cli.train.shared_prefix import install
-        from dpo_cli.train.trainer import build
-
-        recipe = recipe_of(work, self.micro_batch, self.engine)
-        trainer = build(recipe, Run(work.folder), backends.Backend(work.backend, "the benchmark"))
-        chosen = choose(recipe, trainer, None, lambda line: None)
-        cache_reference(recipe, trainer, work.folder.parent, None, lambda line: None)
-        shared = install(trainer.model, work.backend == "unsloth") if chosen.shared_prefix else None  # that it has
-        _start(trainer.model)
-        return Built(lambda begin, end: _train(trainer, begin, end, work.warm_up), shared, chosen.token_budget)
-
-
-def recipe_of(work: Work, micro_batch: int, engine: dict[str, str], **train: Any) -> Any:
-    from dpo_cli.recipe import Recipe
-
-    on_gpu = work.device == "cuda"
-    budget = {"token_budget": work.token_budget} if engine["token_budget"] == "auto" else {}
-    return Recipe.model_validate(
-        {
-            "name": re.sub(r"\W+", "_", work.folder.name),
-            "seed": work.seed,
-            "model": {
-                "id": str(work.model),
-                "load_in_4bit": on_gpu,
-                "dtype": "bfloat16" if on_gpu else "float32",
-                "max_length": work.max_length,
-            },
-            "lora": {"r": work.rank, "alpha": 2.0 * work.rank, "dropout": 0.0, "target_modules": list(TARGETS)},
-            "data": {"sources": [{"id": "unused"}]},
-            "train": {
-                "per_device_train_batch_size": micro_batch,
-                "gradient_accumulation_steps": work.step_pairs // micro_batch,
-                "max_steps": work.warm_up + work.steps,
-                "learning_rate": work.learning_rate,
-                "beta": work.beta,
-                "max_grad_norm": 0.0,
-                "train_sampling_strategy": "sequential",
-                "logging_steps": 1,
-                "save_strategy": "no",
-            }
-            | train,
-            "engine": {"backend": work.backend, "preflight": False} | engine | budget,
-        }
-    )
-
-
-def _train(trainer: Any, begin: Callable[[], None], end: Callable[[], None], warm_up: int) -> list[float]:
-    from transformers import PrinterCallback, ProgressCallback
-
-    for printer in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(printer)
-    trainer.add_callback(_marks(begin, end, warm_up))
-    trainer.train()
-    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
-
-
-# -------------------------------------------------------------------------------------------------------------- pieces
-
-
-def _lora(rank: int) -> dict[str, Any]:
-    return {
-        "r": rank,
-        "lora_alpha": 2 * rank,
-        "lora_dropout": 0.0,
-        "target_modules": list(TARGETS),
-        "task_type": "CAUSAL_LM",
-    }
-
-
-def _base(work: Work) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    if work.device == "cpu":
-        return AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32)
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-    return AutoModelForCausalLM.from_pretrained(
-        work.model, dtype=torch.bfloat16, quantization_config=nf4, device_map={"": 0}
-    )
-
-
-def _tokenizer(work: Work) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(work.model)
-
-
-def _unsloth(work: Work, checkpointing: bool) -> tuple[Any, Any]:
-    """Model and tokenizer through Unsloth, for TRL's script on it."""
-    from dpo_cli import backends, models
-
-    recipe = recipe_of(work, 1, NOTHING, gradient_checkpointing=checkpointing)
-    return models.load_for_training(recipe, backends.Backend("unsloth", "the benchmark"))
-
-
-def _start(model: Any) -> None:
-    """Give the policy's adapter the weights that every contender starts from: by name, and B not zero."""
-    import torch
-
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.requires_grad:
-                generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-                weight.copy_(0.02 * torch.randn(weight.shape, generator=generator))
+# ----------------------------------------------------------------------------------------------------- model and pairs
 
 
 def random_qwen3(shape: Shape, device: str, dtype: Any, **special_tokens: Any) -> Any:

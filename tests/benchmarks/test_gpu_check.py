@@ -1,5 +1,4 @@
-"""`make gpu-check` on a CPU and a tiny model: each question gets its answer, one that fails loses no other, and the
-next call goes on."""
+"""`make gpu-check` on a CPU and a tiny model: each question gets its answer, and the next call goes on."""
 
 from __future__ import annotations
 
@@ -33,37 +32,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_question_gets_an_answer_with_its_figures(folder: Path) -> None:
-    done, answers = gpu_check(folder, "train,shared,memory,resume,evaluate,export,minutes")
+    done, answers = gpu_check(folder, "train,resume,evaluate,export,memory")
     assert done.returncode in (0, 1), done.stderr
-    first_line = done.stdout.splitlines()[0]
-    assert first_line.startswith(
-        "about 17 minutes, in calls of 10; seconds expected: {'load tiny': 60, 'train tiny hf'"
-    )
-    assert [*answers] == ["load", "train", "shared", "resume", "evaluate", "export", "memory at 128", "minutes"]
-    assert {name: row["state"] for name, row in answers.items() if name != "memory at 128"} == dict.fromkeys(
-        ("load", "train", "shared", "resume", "evaluate", "export", "minutes"), "ok"
-    ), done.stdout
+    assert [*answers] == ["load", "train", "resume", "evaluate", "export", "memory at 128"]
+    # Whether the prediction holds is not this test's to say: it is of the card.
+    assert {row["state"] for name, row in answers.items() if name != "memory at 128"} == {"ok"}, done.stdout
+    memory = answers["memory at 128"]
+    assert memory["time"].startswith("Time: about ")
+    assert memory["predicted_over_seen"] == pytest.approx(memory["predicted_gib"] / memory["seen_gib"], rel=0.02)
     assert answers["load"]["layers_in_4bit"] == 11, "two layers of seven linear modules, and one MLP left in 16 bits"
 
     train = answers["train"]
     assert train["steps"] == 6 and train["shared_prefix"] is True and train["token_budget"] > 0
     assert train["first_loss"] == pytest.approx(0.6931, abs=1e-4)
-    minutes = answers["minutes"]  # 7,500 pairs in steps of 4
-    assert minutes["steps"] == 12
-    assert minutes["minutes_of_7500_pairs"] == pytest.approx(minutes["seconds_per_step"] * 7500 / 4 / 60, rel=0.02)
-
     assert answers["resume"]["resumed_from"] == 2
     assert answers["resume"]["losses_apart"] == answers["resume"]["margins_apart_of_largest"] == 0.0
     assert answers["export"]["broken"] == [] and answers["export"]["merged.mean_kl"] < 5e-3
     assert answers["evaluate"]["answers"] > 0
 
-    # Whether the prediction holds is not this test's to say: it is of the card.
-    memory = answers["memory at 128"]
-    assert memory["predicted_over_seen"] == pytest.approx(memory["predicted_gib"] / memory["seen_gib"], rel=0.02)
-
     table = (folder / "out" / "table.md").read_text(encoding="utf-8")
     assert f"| resume tiny hf | ok | {answers['resume']['seconds']} | resumed from 2; " in table
-    assert "torch " in table and "--device cpu" in table and table in done.stdout
     assert sorted(file.name for file in (folder / "out").iterdir()) == ["answers.jsonl", "log.txt", "table.md"]
 
 
@@ -76,21 +64,11 @@ def test_the_next_call_goes_on_after_what_is_answered_and_asks_again_what_failed
 
     done, answers = gpu_check(tmp_path, "train,export", "--set", "train.fp16=true")
     assert done.returncode == 1
-    assert "load" not in done.stdout.splitlines()[0]
     assert answers["load"] == json.loads(loaded)
     assert answers["train"]["state"] == answers["export"]["state"] == "failed"
     assert answers["train"]["error"] == "error: float16 training needs a GPU (exit code 1)"
-    assert "train" in answers["export"]["error"]
 
-    done, answers = gpu_check(tmp_path, "train,shared", "--minutes", "0")
+    done, answers = gpu_check(tmp_path, "train,resume", "--minutes", "0")
     assert done.returncode == 1, "what failed still has"
-    assert "{'shared tiny hf': 0, 'train tiny hf': 150}" in done.stdout.splitlines()[0], "what failed comes last"
-    assert "| shared tiny hf | not reached |" in done.stdout and "shared" not in answers
-
-
-def test_what_is_asked_for_by_name_alone_is_speed_and_models_never_lie_among_the_answers(tmp_path: Path) -> None:
-    done, answers = gpu_check(tmp_path, "speed", "--minutes", "0")
-    assert done.returncode == 0 and not answers
-    assert done.stdout.splitlines()[0] == "about 8 minutes, in calls of 0; seconds expected: {'speed tiny hf': 480}"
-    done, _ = gpu_check(tmp_path, "train", "--work", str(tmp_path / "out" / "models"))
-    assert done.returncode == 2 and "--work lies in --out" in done.stderr
+    assert done.stdout.splitlines()[:2] == ["resume tiny hf not reached", "train tiny hf not reached"]
+    assert "resume" not in answers

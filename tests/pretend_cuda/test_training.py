@@ -13,6 +13,7 @@ from dpo_cli.train.methods import METHODS
 from tests.pretend_cuda.card_runs import OUT_OF_MEMORY, Runs, small_card
 from tests.pretend_cuda.pretended import Card
 from tests.train.runs import cut_short, weights
+from transformers import Trainer
 
 EVALUATED = ("train.eval_strategy=steps", "train.eval_steps=2")
 OFF = ("engine.shared_prefix=off", "engine.token_budget=off")
@@ -125,6 +126,50 @@ def test_every_name_of_running_out_of_memory_halves_the_batch(
     assert runs.engine["micro_batch"] == 2
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            (*OFF, "train.gradient_checkpointing=false"),
+            r"(?s)one row at a time does not fit.*set train\.gradient_checkpointing: true",
+        ),
+        (  # its KL term is a mean over the rows at once, so these are not halved
+            ("train.method=kto", "data.format=pairs", "engine.token_budget=auto"),
+            r"(?s)4 rows at once do not fit.*train\.per_device_train_batch_size \(2 or more\), lower model\.max_length",
+        ),
+    ],
+    ids=["dpo", "kto"],
+)
+def test_what_fits_in_no_way_is_an_error_with_a_fix(
+    settings: tuple[str, ...], says: str, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_card(monkeypatch, OUT_OF_MEMORY[1], lambda ids: True)
+    with pytest.raises(AssertionError, match=says):
+        runs.go("train", *settings, card=Card())
+
+
+def test_another_error_of_a_step_is_not_taken_for_a_full_memory(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_card(monkeypatch, RuntimeError("shapes differ"), lambda ids: len(ids) > 4)
+    with pytest.raises(AssertionError, match="shapes differ"):
+        runs.go("train", *OFF, "train.per_device_train_batch_size=8", card=Card())
+
+
+def test_a_row_that_does_not_fit_turns_checkpointing_on_where_the_recipe_leaves_it_open(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.training_step
+
+    def on_a_small_card(self: Any, *inputs: Any, **options: Any) -> Any:
+        if not any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules()):
+            raise OUT_OF_MEMORY[1]
+        return step(self, *inputs, **options)
+
+    monkeypatch.setattr(Trainer, "training_step", on_a_small_card)
+    said = runs.go("train", "train.max_steps=1", card=Card())
+    assert "400 tokens at once, with gradient checkpointing" in said
+    assert runs.engine["gradient_checkpointing"]
+
+
 def test_running_out_of_memory_lowers_the_tokens(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     small_card(monkeypatch, OUT_OF_MEMORY[0], lambda ids: ids.numel() > 900)
     said = runs.go("train", "engine.token_budget=1600", "train.per_device_train_batch_size=12", card=Card())
@@ -174,8 +219,7 @@ def test_memory_that_runs_out_in_training_is_said_with_the_step(runs: Runs, monk
         runs.go("train", *OFF, "engine.preflight=false", "train.max_steps=4", card=Card())
 
 
-def test_one_process_takes_one_of_two_cards_and_says_so(runs: Runs) -> None:
+def test_one_process_takes_one_of_two_cards(runs: Runs) -> None:
     """TRL refuses DataParallel, which transformers would take."""
     said = runs.go("train", *OFF, "train.max_steps=1", card=Card(count=2))
     assert re.search(r"24 pairs, 4 a step, on", said)
-    assert "one of 2 GPUs: accelerate launch" in " ".join(said.split())

@@ -89,3 +89,20 @@ def leave_start(trainer: Any) -> None:
     for name, parameter in trainer.model.named_parameters():
         if ".default." in name:
             parameter.data += 0.3 * torch.randn(parameter.shape, generator=noise)
+
+
+def batch_of(trainer: Any) -> Any:
+    """All its rows as one batch."""
+    return trainer.data_collator([trainer.train_dataset[n] for n in range(len(trainer.train_dataset))])
+
+
+def step(trainer: Any) -> tuple[float, dict[str, Any], dict[str, float]]:
+    """One training step on all rows: its loss, its gradients, and what TRL is to log, an entry each."""
+    trainer.model.zero_grad()
+    trainer._metrics["train"].clear()
+    trainer._total_train_tokens = 0
+    loss = trainer.training_step(trainer.model, batch_of(trainer))
+    grads = {name: one.grad.clone() for name, one in trainer.model.named_parameters() if one.grad is not None}
+    logged = trainer._metrics["train"].items()
+    assert all(len(values) == 1 for _, values in logged)
+    return loss.item(), grads, {name: values[0] for name, values in logged}

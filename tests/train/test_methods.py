@@ -17,18 +17,17 @@ from dpo_cli.recipe import Recipe, load
 from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.run import Run
 from dpo_cli.train import methods, preflight
+from dpo_cli.train import trainer as trainers
 from dpo_cli.train.memory import GIB
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.plan import plan
 from dpo_cli.train.trainer import build
 from dpo_cli.train.watchdog import Watchdog
-from tests.train.runs import SMOKE, cut_short, dpo_cli, log, weights
+from tests.train.runs import SMOKE, cut_short, dpo_cli, log, record, weights
 from typer.testing import Result
 
 OTHERS = [method for method in METHODS if method != "dpo" and "pairs" in METHODS[method].data]
 COMPARE = [method for method in OTHERS if METHODS[method].compares]
-# The trainers of cpo and orpo are simpo's, with another loss.
-SIBLINGS = [pytest.param(method, marks=pytest.mark.slow if method in ("cpo", "orpo") else []) for method in OTHERS]
 FEW = (
     "data.format=pairs", "data.total=40", "data.eval_size=12", "train.max_steps=4", "train.logging_steps=1",
     "train.save_steps=2", "train.gradient_accumulation_steps=1",
@@ -68,7 +67,14 @@ def test_a_method_trains_evaluates_and_resumes_to_the_same_bytes(method: str, tr
     settings = ("train.eval_strategy=steps", "train.eval_steps=2")
     done = train(method, *settings)
     assert done.exit_code == 0, done.output
-    assert "prepare: nothing has changed" in done.stdout, "the data are the same for all methods"
+    said = done.stdout
+    assert "prepare: nothing has changed" in said, "the data are the same for all methods"
+    taken = record(run)["engine"]
+    assert not taken["shared_prefix"] and taken["token_budget"] is None and not taken["reference_cache"]
+    assert f" by {method}, on " in said and "made for train.method dpo" in said
+    assert ("no reference" in said) == (method != "kto")
+    assert ("80 rows (pairs split in two)" in said) == (method == "kto")
+    assert ("rows/s" in said) == (method in ("kto", "sft"))
 
     rows = log(run)
     steps = [row for row in rows if "loss" in row]
@@ -91,26 +97,16 @@ def test_a_method_trains_evaluates_and_resumes_to_the_same_bytes(method: str, tr
     assert weights(run) == whole
 
 
-@pytest.mark.parametrize("method", SIBLINGS)
-def test_the_header_says_what_the_method_does_without(method: str, train: Train, tmp_path: Path) -> None:
-    said = train(method, "train.max_steps=1").stdout
-    engine = json.loads((tmp_path / "runs/smoke/manifest.json").read_text())["stages"]["train"]["engine"]
-    assert not engine["shared_prefix"] and engine["token_budget"] is None and not engine["reference_cache"]
-    assert f" by {method}, on " in said
-    assert ("no reference" in said) == (method != "kto")
-    assert "made for train.method dpo" in said
-    assert ("80 rows (pairs split in two)" in said) == (method == "kto")
-    assert ("rows/s" in said) == (method in ("kto", "sft"))
-    assert "of DPO's size" not in said
-
-
-def test_a_beta_of_dpos_size_is_told_with_the_loss_of_simpo(train: Train) -> None:
+def test_a_beta_of_dpos_size_is_told_with_the_loss_of_simpo(built: Callable[..., Any]) -> None:
     """As cpo has it, whose beta is TRL's 0.1."""
-    said = train("cpo", "train.max_steps=1", "train.loss_type=simpo").stdout
-    assert "train.beta 0.1 is of DPO's size; simpo weighs" in said
+    settings = ("train.loss_type=simpo",)
+    said = trainers._notes(load(SMOKE, [*FEW, "train.method=cpo", *settings]), built("cpo", *settings))
+    assert any("train.beta 0.1 is of DPO's size; simpo weighs" in note for note in said)
+    simpo = trainers._notes(load(SMOKE, [*FEW, "train.method=simpo"]), built("simpo"))
+    assert simpo == ["no reference: simpo needs none"]
 
 
-def test_unpaired_rows_train_and_a_heavy_label_is_told(tmp_path: Path) -> None:
+def test_unpaired_rows_train_and_a_heavy_label_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     good, bad = (f"{word} answer that is long enough to be kept here, number {{}}." for word in ("A good", "Some bad"))
     rows = [
         {"prompt": f"What is to be said of the number {n}, if anything?", "completion": text.format(n), "label": label}
@@ -131,7 +127,7 @@ def test_unpaired_rows_train_and_a_heavy_label_is_told(tmp_path: Path) -> None:
     done = dpo_cli("train", recipe, tmp_path / "runs")
     assert done.exit_code == 0, done.output
     assert " rows, 4 a step by kto" in done.stdout and "split in two" not in done.stdout
-    assert "set train.undesirable_weight: " in done.stdout
+    assert "or undesirable_weight in [" in caplog.text, "by TRL itself"
     assert any("eval_en_loss" in row for row in log(tmp_path / "runs" / "kto"))
     exported = dpo_cli("export", recipe, tmp_path / "runs")
     assert exported.exit_code == 0, exported.output
@@ -216,6 +212,10 @@ def test_a_loss_that_is_no_number_names_its_rows(built: Callable[..., Any], meth
     with pytest.raises(DpoError) as caught:
         trainer.training_step(trainer.model, trainer.data_collator(batch))
     assert {row["id"] for row in batch} == set(str(caught.value).split("rows ")[1].splitlines()[0].split(", "))
+    with pytest.raises(DpoError, match="the gradient's norm is inf after 0 steps"):
+        trainer.log({"loss": 0.5, "grad_norm": math.inf})
+    trainer.args.fp16 = True  # its loss scaler finds its scale by overflowing, and passes such steps over
+    trainer.log({"loss": 0.5, "grad_norm": math.inf})
 
 
 # ------------------------------------------------------------------------------------------------------- every loss
@@ -263,34 +263,21 @@ def config() -> Any:
 def test_the_plan_counts_the_logits_that_a_reference_free_trainer_holds() -> None:
     pairs = [(40, 100, 90)] * 32
     dpo, simpo = (plan(recipe_of(method), pairs, config(), 80 * GIB) for method in ("dpo", "simpo"))
-    assert simpo.recipe.memory.head > dpo.recipe.memory.head
-    assert any("No reference" in note for note in simpo.notes) and not dpo.notes
+    assert simpo.memory.head > dpo.memory.head
     both = [recipe_of(method).model_copy(update={"model": recipe_of(method).model.model_copy(update={"adapter": "x"})})
             for method in ("dpo", "simpo")]  # fmt: skip
-    copied, alone = (plan(one, pairs, config(), 80 * GIB).recipe.memory for one in both)
+    copied, alone = (plan(one, pairs, config(), 80 * GIB).memory for one in both)
     assert copied.adapter == 2 * alone.adapter, "the reference is a second adapter, where there is a reference"
 
 
 def test_the_plan_for_kto_counts_rows_and_keeps_two_of_them() -> None:
     kto = recipe_of("kto", per_device_train_batch_size=8, gradient_accumulation_steps=1)
     rows = [(40, 100)] * 32
-    whole = plan(kto, rows, config(), 80 * GIB)
-    assert whole.rows_are == "rows"
     pairs = plan(recipe_of("dpo", per_device_train_batch_size=8), [(40, 100, 100)] * 32, config(), 80 * GIB)
     # As many texts, so the same activations.
     double = recipe_of("kto", per_device_train_batch_size=16, gradient_accumulation_steps=1)
-    assert plan(double, rows, config(), 80 * GIB).recipe.memory.activations == pairs.recipe.memory.activations
-    tight = plan(kto, rows, config(), 1)
-    assert tight.proposal is None
-    assert plan(recipe_of("dpo"), [(40, 100, 100)] * 8, config(), 80 * GIB).rows_are == "pairs"
-
-
-@pytest.mark.parametrize("method", ["kto", "simpo"])
-def test_memory_that_is_not_there_is_found_before_the_first_step(train: Train, method: str) -> None:
-    done = train(method, "engine.memory_limit=0.2")
-    assert done.exit_code == 1
-    assert ("rows at once do not fit" in done.stderr) == (method == "kto")
-    assert ("train.per_device_train_batch_size (2 or more)" in done.stderr) == (method == "kto")
+    assert plan(double, rows, config(), 80 * GIB).memory.activations == pairs.memory.activations
+    assert {cut.micro_batch for cut in plan(kto, rows, config(), 1).tries} == {8}, "its KL term is a mean over them"
 
 
 def test_the_try_before_training_holds_the_logits_that_training_will(
@@ -308,7 +295,7 @@ def test_the_try_before_training_holds_the_logits_that_training_will(
         return output
 
     monkeypatch.setattr(trainer, "concatenated_forward", watched)
-    preflight._try(trainer, [trainer.train_dataset[0]], 1)
+    preflight.seconds_of(trainer, [trainer.train_dataset[0]])
     trainer.train()
     assert len(seen) > 1 and set(seen) == {torch.float32}
 
@@ -327,10 +314,10 @@ def test_rewards_without_a_reference_are_no_cause_for_alarm() -> None:
     assert len(said) == 1 and "easier" in said[0]
 
 
-def test_ktos_first_loss_is_what_the_watchdog_takes_it_for(train: Train, tmp_path: Path) -> None:
-    train("kto", "train.max_steps=1", "train.learning_rate=1e-9")
-    first = methods.LOSSES["kto"].first
-    assert first and log(tmp_path / "runs" / "smoke")[0]["loss"] == pytest.approx(first(0.1), abs=1e-6)
+def test_ktos_first_loss_is_what_the_watchdog_takes_it_for(built: Callable[..., Any]) -> None:
+    kto, first = built("kto"), methods.LOSSES["kto"].first
+    batch = kto._prepare_inputs(kto.data_collator([kto.train_dataset[index] for index in range(4)]))
+    assert first and kto.compute_loss(kto.model, batch).item() == pytest.approx(first(0.1), abs=1e-6)
     row = {"loss": 0.8, "grad_norm": 1.0, "rewards/chosen": 0.0, "rewards/rejected": 0.0, "rewards/margins": 0.001}
     watchdog = Watchdog(["kto"], 0.1, 16, steps=50, weights=[1.0], method=METHODS["kto"])
     said = [text for step in range(1, 51) for text in watchdog.observe({**row, "step": step})]

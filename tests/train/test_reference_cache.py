@@ -1,12 +1,11 @@
-"""The reference cache against TRL without it: same losses, metrics and evaluation; and against kills and damage."""
+"""The reference cache against TRL without it: same losses, metrics and evaluation."""
 
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
-import signal
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +162,7 @@ def test_evaluation_gives_the_same_numbers(made: Build, store: Path) -> None:
 
 
 def test_a_sweep_computes_each_row_once(made: Build, store: Path) -> None:
-    """Learning rate, seed, rank, beta and loss, order, a subset, new rows and doubled ones; each run really trains."""
+    """Learning rate, seed, rank, beta and loss, order, a subset, new rows and doubled ones."""
     rows = pairs(6)
     runs: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
         (rows, {}),
@@ -172,14 +171,7 @@ def test_a_sweep_computes_each_row_once(made: Build, store: Path) -> None:
         (rows + rows[:2], {"loss_type": ["hinge"], "num_train_epochs": 1, "lora": {"dropout": 0.3}}),
         ([*rows[1:], *pairs(1, 5)], {"per_device_train_batch_size": 2, "evaluation": {"en": rows[:2]}}),
     ]
-    computed = []
-    for data, options in runs:
-        one = made(data, **options)
-        cache = filled(one, store)
-        computed.append(cache.computed)
-        one.trainer.train()
-        assert "ref_chosen_logps" in one.trainer.train_dataset.column_names
-    assert computed == [6, 0, 0, 0, 1]
+    assert [filled(made(data, **options), store).computed for data, options in runs] == [6, 0, 0, 0, 1]
     assert len(list(store.iterdir())) == 1
 
 
@@ -190,29 +182,30 @@ def test_what_changes_the_numbers_has_rows_of_its_own(made: Build, store: Path, 
     local: dict[str, Any] = {"model": {"id": str(folder)}}
     base = made(rows, **local)
     filled(base, store)
-    keys = {cache.key: name for name, cache in [("base", ReferenceCache(store, base.facts))]}
+    keys = {ReferenceCache(store, base.facts).key: "base"}
 
-    def new(name: str, **options: Any) -> None:
-        one = made(rows, **{**local, **options, "model": local["model"] | options.get("model", {})})
-        cache = ReferenceCache(store, one.facts)
+    def new(name: str, one: Made) -> None:
+        cache = ReferenceCache(store, facts(one.recipe, one.trainer))
         assert cache.key not in keys, f"{name} is taken for {keys[cache.key]}"
         assert cache.missing(one.trainer.train_dataset) == 2
         keys[cache.key] = name
 
-    new("max_length", model={"max_length": 128})
-    new("truncation_mode", truncation_mode="keep_end")
-    new("ld_alpha", ld_alpha=0.5)
-    new("dtype", model={"dtype": "bfloat16"})
-    new("mixed precision", bf16=True)
-    new("4-bit", model={"load_in_4bit": True})
+    for name, value in {"max_length": 128, "truncation_mode": "keep_end", "ld_alpha": 0.5}.items():
+        before = getattr(base.trainer.args, name)
+        setattr(base.trainer.args, name, value)
+        new(name, base)
+        setattr(base.trainer.args, name, before)
+    new("dtype", made(rows, model=local["model"] | {"dtype": "bfloat16"}))
+    new("mixed precision", made(rows, **local, bf16=True))
+    new("4-bit", made(rows, model=local["model"] | {"load_in_4bit": True}))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
-    new("an edited config")
+    new("an edited config", base)
     (folder / "config.json").write_text(json.dumps(config))
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"][3] += 2**-20
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    new("one edited weight")
+    new("one edited weight", base)
 
 
 def test_the_same_weights_elsewhere_are_the_same_base(made: Build, store: Path, folder: Path, tmp_path: Path) -> None:
@@ -228,7 +221,7 @@ def test_an_adapter_to_start_from_is_part_of_the_reference(made: Build, store: P
     start.trainer.train()
     start.trainer.model.save_pretrained(str(tmp_path / "sft"))
     options = {"model": {"adapter": str(tmp_path / "sft")}}
-    plain, cached, again = (made(rows, **options) for _ in range(3))
+    plain, cached = made(rows, **options), made(rows, **options)
     base = filled(made(rows), store, EXACT)
     cache = filled(cached, store, EXACT)
     assert cache.key != base.key and cache.computed == 4
@@ -236,9 +229,8 @@ def test_an_adapter_to_start_from_is_part_of_the_reference(made: Build, store: P
     figures = plain.losses()
     assert cached.losses() == figures
     assert figures[0]["rewards/margins"] == 0.0  # policy and reference start equal
+    again = made(rows, **options, lora={"r": 8})  # the rank is the adapter's own
     assert filled(again, store).computed == 0
-    more = made(rows, **options, lora={"r": 8})
-    assert filled(more, store).computed == 0  # the rank is the adapter's own
     start.trainer.model.base_model.model.model.layers[0].self_attn.q_proj.lora_B["default"].weight.data[0, 0] += 1e-3
     start.trainer.model.save_pretrained(str(tmp_path / "sft"))
     assert filled(made(rows, **options), store).computed == 4
@@ -273,124 +265,40 @@ def test_batches_hold_at_most_their_tokens_longest_first(made: Build, store: Pat
 
 # ----------------------------------------------------------------------------------------------------- kills and damage
 
-CHILD = """
-import sys, warnings
-from pathlib import Path
-warnings.simplefilter("ignore")
-sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parents[1])]
-from test_reference_cache import build, pairs
-from dpo_cli.train.reference_cache import ReferenceCache
 
-def report(rows):
-    print("rows", rows, flush=True)
-    if sys.argv[4] == "stop":
-        sys.stdin.readline()
+def test_what_was_computed_before_a_kill_is_kept(made: Build, store: Path) -> None:
+    one, done = made(pairs(9)), list[int]()
 
-one = build(Path(sys.argv[2]), pairs(int(sys.argv[3])))
-cache = ReferenceCache(Path(sys.argv[2]) / "runs" / ".reference_cache", one.facts)
-print("open", flush=True)
-sys.stdin.readline()
-cache.fill(one.trainer, one.trainer.train_dataset, batch_tokens=1, report=report)
-print("computed", cache.computed, flush=True)
-"""
-Spawn = Callable[..., "subprocess.Popen[str]"]
+    def killed(rows: int) -> None:
+        done.append(rows)
+        if len(done) == 4:
+            raise KeyboardInterrupt
 
-
-def child(spawn: Spawn, folder: Path, count: int, how: str, **options: Any) -> subprocess.Popen[str]:
-    return spawn("-c", CHILD, Path(__file__).parent, folder, str(count), how, forked=True, **options)
-
-
-def until(process: subprocess.Popen[str], word: str) -> list[int]:
-    """Read what a child says up to a line that begins with `word`; the numbers in it."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(word):
-            return [int(number) for number in line.split()[1:]]
-    raise AssertionError(f"it ended without saying {word}: {process.stderr and process.stderr.read()}")
-
-
-def go_on(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-
-
-@pytest.mark.slow  # tests/test_store.py kills a store, tests/end_to_end a training
-def test_a_killed_fill_goes_on_where_it_was_and_its_lock_is_free(
-    made: Build, store: Path, tmp_path: Path, spawn: Spawn
-) -> None:
-    process = child(spawn, tmp_path, 9, "stop")
-    until(process, "open")
-    for _ in range(4):
-        go_on(process)
-        assert until(process, "rows") == [1]
-    one = made(pairs(9))
     cache = ReferenceCache(store, one.facts)
-    assert cache.missing(one.trainer.train_dataset) == 5  # it is still running, and can be read
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    with pytest.raises(KeyboardInterrupt):
+        use(one.trainer, cache, EXACT, killed)
+    cache = ReferenceCache(store, one.facts)
+    assert cache.missing(one.trainer.train_dataset) == 5
     use(one.trainer, cache, batch_tokens=EXACT)
     assert cache.computed == 5
-    fresh = made(pairs(9))
-    assert cache.rows == filled(fresh, store.with_name("fresh"), EXACT).rows
+    assert cache.rows == filled(made(pairs(9)), store.with_name("fresh"), EXACT).rows
 
 
-def test_of_two_at_once_the_second_waits_and_computes_the_rest(
-    made: Build, store: Path, tmp_path: Path, spawn: Spawn
-) -> None:
-    first, second = child(spawn, tmp_path, 6, "stop"), child(spawn, tmp_path, 8, "run")
-    until(first, "open")
-    until(second, "open")
-    go_on(first)
-    until(first, "rows")
-    go_on(second)
-    assert second.stderr and any(line.startswith("waiting for another run") for line in second.stderr)
-    for _ in range(6):
-        go_on(first)
-    assert [until(process, "computed") for process in (first, second)] == [[6], [2]]
-    one = made(pairs(8))
-    cache = ReferenceCache(store, one.facts)
-    assert cache.missing(one.trainer.train_dataset) == 0
-    assert len(cache.rows) == 8
-
-
-def test_two_ranks_share_the_work_and_rank_0_writes(made: Build, store: Path, tmp_path: Path, spawn: Spawn) -> None:
-    import os
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = []
-    for rank in range(2):
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "1"}
-        env = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-        ranks.append(child(spawn, tmp_path, 7, "run", env=env))
-        go_on(ranks[-1])
-    assert [until(process, "computed") for process in ranks] == [[7], [7]]
-    one = made(pairs(7))
-    cache = ReferenceCache(store, one.facts)
-    assert cache.missing(one.trainer.train_dataset) == 0
-    assert cache.rows == filled(made(pairs(7)), store.with_name("alone"), EXACT).rows
-    assert len(cache.rows) == 7
-
-
-@pytest.mark.parametrize("value", ["nan", "inf"])
-def test_a_reference_that_is_no_number_is_refused_and_not_kept(made: Build, store: Path, value: str) -> None:
+def test_a_reference_that_is_no_number_is_refused_and_not_kept(made: Build, store: Path) -> None:
     one = made(pairs(5))
     compute, calls = one.trainer.compute_ref_log_probs, []
 
     def broken(model: Any, batch: Any) -> Any:
         calls.append(batch)
         chosen, rejected = compute(model, batch)
-        return chosen, rejected if len(calls) < 3 else rejected * float(value)
+        return chosen, rejected if len(calls) < 3 else rejected * math.inf
 
     one.trainer.compute_ref_log_probs = broken
     longest = sorted(one.trainer.train_dataset, key=lambda row: -len(row["prompt_ids"]) - max(
         len(row["chosen_ids"]), len(row["rejected_ids"])
     ))  # fmt: skip
     cache = ReferenceCache(store, one.facts)
-    with pytest.raises(DpoError, match=value) as caught:
+    with pytest.raises(DpoError, match="inf") as caught:
         use(one.trainer, cache, batch_tokens=EXACT)
     assert longest[2]["id"] in str(caught.value.where)
     assert caught.value.hint

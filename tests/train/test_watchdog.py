@@ -58,7 +58,6 @@ def series(
         mean_chosen, mean_rejected = (sum(side) / len(pairs) for side in zip(*pairs, strict=True))
         yield {
             "loss": sum(sum(PAIR_LOSS[name](*pair) for name in losses) for pair in pairs) / len(pairs),
-            "grad_norm": rng.lognormvariate(-1, 0.4),
             "rewards/chosen": mean_chosen,
             "rewards/rejected": mean_rejected,
             "rewards/margins": mean_chosen - mean_rejected,
@@ -91,29 +90,12 @@ def remarks(rows: Iterator[Row] | list[Row], losses: list[str] | None = None, **
     return [remark for row in rows for remark in watchdog.observe(row)]
 
 
-def changed(rows: Iterator[Row], at: int, **figures: float) -> Iterator[Row]:
-    """The same rows, with other figures from row `at` on; in names `_` stands for `/` where TRL has it."""
-    names = {"chosen": "rewards/chosen", "accuracies": "rewards/accuracies"}
-    for index, row in enumerate(rows):
-        yield {**row, **{names.get(name, name): value for name, value in figures.items()}} if index >= at else row
-
-
 def flat(losses: list[str], spread: float, drift: float = 0.0, seed: int = 0) -> Iterator[Row]:
     return series(losses, lambda at: drift * at, lambda at: drift * at, lambda at: spread, seed=seed)
 
 
-def spiky(norm: float) -> Iterator[Row]:
-    for index, row in enumerate(healthy(["sigmoid"])):
-        yield {**row, "grad_norm": norm} if index == 30 else row
-
-
 SIGMOID = ["sigmoid"]
 BAD: dict[str, tuple[Callable[[], Iterator[Row]], str]] = {
-    "NaN": (lambda: changed(healthy(SIGMOID), 20, chosen=math.nan), "rewards/chosen is nan"),
-    "infinite gradient": (lambda: changed(healthy(SIGMOID), 20, grad_norm=math.inf), "grad_norm is inf"),
-    "clipped spike": (lambda: spiky(40.0), "train.max_grad_norm cut it to 1"),
-    "small spike": (lambda: (spiky_row | {"grad_norm": spiky_row["grad_norm"] / 50} for spiky_row in spiky(40.0)),
-                    "Set train.max_grad_norm: 0.0"),
     "chosen as far as rejected": (lambda: series(SIGMOID, lambda at: -4 * at, lambda at: -4.05 * at, lambda at: 0.5),
                                   "as much as the rejected"),
     "chosen too far": (lambda: series(SIGMOID, lambda at: -8 * at, lambda at: -9.5 * at, lambda at: 1.0),
@@ -128,7 +110,7 @@ BAD: dict[str, tuple[Callable[[], Iterator[Row]], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("losses", LOSSES, ids="+".join)
 def test_a_sound_run_gets_no_remark(losses: list[str], seed: int) -> None:
     assert remarks(healthy(losses, seed), losses) == []
@@ -250,21 +232,10 @@ def test_accuracy_of_one_needs_73_unseen_pairs_of_the_first_half() -> None:
         assert remarks(perfect(epoch, 500), batch=1, steps=2000) == []
 
 
-def test_one_infinite_gradient_is_how_float16_finds_its_scale() -> None:
-    def overflowing(times: int) -> Iterator[Row]:
-        for index, row in enumerate(healthy(["sigmoid"])):
-            yield {**row, "grad_norm": math.inf} if index < times else row
-
-    assert remarks(overflowing(2), fp16=True) == []
-    assert len(remarks(overflowing(3), fp16=True)) == 1
-    assert len(remarks(overflowing(1))) == 1
-
-
-def test_rows_of_evaluations_and_the_summary_are_only_looked_at_for_nan() -> None:
+def test_rows_of_evaluations_and_the_summary_are_not_looked_at() -> None:
     watchdog = Watchdog(["sigmoid"], BETA, BATCH, STEPS)
     assert watchdog.observe({"eval_en_loss": 9.0, "eval_en_rewards/chosen": -99.0, "step": 5}) == []
     assert watchdog.observe({"train_runtime": 9.0, "train_loss": 9.0, "step": 300}) == []
-    assert "eval_en_loss is nan" in watchdog.observe({"eval_en_loss": math.nan, "step": 10})[0]
 
 
 # ------------------------------------------------------------------------------------------------------------- with TRL

@@ -55,25 +55,20 @@ def watched() -> Iterator[Seen]:
         seen.made = model.training, checkpointed(model), model._unsloth_gradient_checkpointing
         model.get_base_model().model.layers[0].register_forward_pre_hook(count)
         chosen = real_choose(recipe, made, *arguments)
+        phase[0] = "preflight"  # which tries the longest rows on a GPU
+        preflight.seconds_of(made, [made.train_dataset[0]])
         phase[0], seen.probed = "train", model._unsloth_pretrain_marker["seen"]
         return chosen
-
-    def attempt(*arguments: Any) -> float:
-        phase[0] = "preflight"
-        peak = real_try(*arguments)
-        phase[0] = "before"
-        return peak
 
     def install(*arguments: Any) -> Any:
         seen.shared.append(real_install(*arguments))
         return seen.shared[-1]
 
-    real_choose, real_try, real_install = engine.choose, preflight._try, shared_prefix.install
+    real_choose, real_install = engine.choose, shared_prefix.install
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         patch.setenv("UNSLOTH_COMPILE_DISABLE", "0")  # else Unsloth does not look for runs before train()
         patch.setattr(trainer, "choose", choose)
-        patch.setattr(preflight, "_try", attempt)
         patch.setattr(shared_prefix, "install", install)
         yield seen
     seen.warnings += [str(warning.message) for warning in caught]
@@ -83,7 +78,7 @@ def watched() -> Iterator[Seen]:
 def shared(train: Train, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Seen]:
     """Three steps with the shared prefix, after a preflight; checkpointing is left to the plan, which needs none."""
     with watched() as seen:
-        run = train(tmp_path_factory.mktemp("shared"), "engine.shared_prefix=on", "engine.memory_limit=30GB")
+        run = train(tmp_path_factory.mktemp("shared"), "engine.shared_prefix=on")
     assert run.result.exit_code == 0, run.result.output
     return run, seen
 
@@ -115,7 +110,7 @@ def test_without_checkpointing_a_layer_runs_once_a_pass(shared: tuple[Any, Seen]
 def dynamic(train: Train, plain: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Seen]:
     """A step with checkpointing on 4-bit weights that leave a layer in 16 bits, as Unsloth's "dynamic" ones do."""
     weights = (f"model.id={plain / 'model-4bit'}", "model.load_in_4bit=true")
-    settings = ("train.gradient_checkpointing=true", "train.max_steps=1", "engine.memory_limit=30GB")
+    settings = ("train.gradient_checkpointing=true", "train.max_steps=1")
     with watched() as seen:
         run = train(tmp_path_factory.mktemp("dynamic"), *weights, *settings)
     assert run.result.exit_code == 0, run.result.output
@@ -184,7 +179,7 @@ def test_a_resume_gives_the_same_losses(shared: tuple[Any, Seen], train: Train, 
     manifest = json.loads((tmp_path / "demo" / "manifest.json").read_text(encoding="utf-8"))
     manifest["stages"]["train"]["status"] = "running"
     (tmp_path / "demo" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    again = train(tmp_path, "engine.shared_prefix=on", "engine.memory_limit=30GB")
+    again = train(tmp_path, "engine.shared_prefix=on")
     assert "resumed from step 2" in again.result.output
     assert again.losses == run.losses
 

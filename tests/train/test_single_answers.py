@@ -1,4 +1,4 @@
-"""SFT on the data of the other methods: which answers it learns, from which tokens, and what is said of it."""
+"""SFT on the data of the other methods: which answers it learns, and from which tokens; and the order of KTO's rows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from datasets import Dataset
 from dpo_cli.backends import Backend, import_backend
 from dpo_cli.recipe import load
 from dpo_cli.run import Run
-from dpo_cli.train import supervised
+from dpo_cli.train import single_answers
 from dpo_cli.train.methods import METHODS
+from dpo_cli.train.single_answers import order
 from dpo_cli.train.trainer import build
 from dpo_cli.train.watchdog import Watchdog
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.train.runs import SMOKE, dpo_cli
 
 FEW = ("data.total=40", "data.eval_size=12", "train.max_steps=2", "train.logging_steps=1", "eval.prompts=0")
@@ -55,10 +58,10 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_best_answers_and_no_others_are_learned(shape: str) -> None:
-    rows = list(supervised.rows(Dataset.from_list(SHAPES[shape]), seed=42))
+    rows = list(single_answers.best_rows(Dataset.from_list(SHAPES[shape]), seed=42))
     learned = [(one["id"], one["prompt"][0]["content"], one["completion"][0]["content"]) for one in rows]
     assert learned == [("row-1", "a", "good"), ("row-3", "b", "fair")]
-    assert all(set(one) == set(supervised.COLUMNS) for one in rows)
+    assert all(set(one) == set(single_answers.COLUMNS) for one in rows)
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +176,36 @@ def test_the_watchdog_compares_with_the_models_own_first_loss() -> None:
     assert "train.beta" not in remarks[0]
     falling = Watchdog(["nll"], 1.0, 100, steps=40, method=METHODS["sft"])
     assert not [text for step in range(1, 40) for text in falling.observe({"step": step, "loss": 2 / step})]
+
+
+# ------------------------------------------------------------------------------------------- the order of KTO's rows
+
+
+@given(st.lists(st.booleans(), max_size=60), st.integers(0, 5))
+def test_every_row_once_and_the_same_for_the_same_seed(labels: list[bool], seed: int) -> None:
+    made = order(labels, seed)
+    assert sorted(made) == list(range(len(labels)))
+    assert made == order(tuple(labels), seed)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(0, 5))
+def test_every_stretch_has_its_share_of_both_labels(labels: list[bool], seed: int) -> None:
+    made, share = order(labels, seed), sum(labels) / len(labels)
+    good = 0
+    for number, index in enumerate(made, 1):
+        good += labels[index]
+        assert abs(good - share * number) <= 1
+
+
+@given(st.integers(4, 40), st.integers(0, 5))
+def test_a_pairs_two_rows_stand_half_the_data_apart(pairs: int, seed: int) -> None:
+    made = order([True, False] * pairs, seed)
+    place = {index: number for number, index in enumerate(made)}
+    apart = [abs(place[2 * pair] - place[2 * pair + 1]) for pair in range(pairs)]
+    assert min(apart) >= pairs - 3
+
+
+def test_another_seed_is_another_order() -> None:
+    labels = [True, False] * 20
+    assert order(labels, 1) != order(labels, 2)
+    assert order(labels, 1) != list(range(40)), "shuffled"
