@@ -71,7 +71,7 @@ def _best_of_list(row: dict[str, Any]) -> dict[str, Any]:
 Trainer: Any = object
 
 
-class AnswersOnly(Trainer):  # type: ignore[misc]
+class AnswersOnly(Trainer):
     """Stands before TRL's SFTTrainer: its labels are the answers, and its rows have them as `completion_ids` too.
 
     Unsloth's has a `_prepare_dataset` of its own, which renders without `chat_template_kwargs`.
