@@ -106,7 +106,8 @@ class Fixes(Trainer):
         if norm is not None and self.still >= 0:
             self.still = self.still + 1 if norm == 0.0 else -1
         super().log(logs, start_time)
-        if norm is not None and not math.isfinite(norm) and not self.args.fp16:  # whose scaler passes such steps over
+        scaled = self.args.fp16 or self.is_deepspeed_enabled  # loss scalers pass such steps over
+        if norm is not None and not math.isfinite(norm) and not scaled:
             raise DpoError(
                 f"the gradient's norm is {norm} after {self.state.global_step} steps, and the weights with it",
                 where=str(Path(self.args.output_dir).parent / "log.jsonl"),
