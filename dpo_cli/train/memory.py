@@ -1,7 +1,7 @@
 """What a step takes of the memory, predicted from the architecture; what layers keep is in `shape.py`.
 
 Sizes are bytes, GiB is 2**30. `tests/train/test_memory.py` compares the GPU formula with published figures (no
-constant of it was measured on a GPU by us); the CPU's was within 15 % of resident memory when it was last measured.
+constant of it was measured on a GPU by us). A CPU, where only toys are trained, is taken for one.
 """
 
 from __future__ import annotations
@@ -19,17 +19,12 @@ Device = Literal["cuda", "cpu"]
 GIB = 2**30
 # Driver, CUDA kernels and cuBLAS workspaces: a common figure for one process (a guess until a GPU run corrects it).
 CUDA_CONTEXT = 6 * GIB // 10
-# A process with torch, transformers, TRL, PEFT and datasets imported and warm: 525 MiB measured (torch 2.13, TRL 1.16);
-# and what a trainer adds to it (data set, hooks, loader): 14-16 MiB measured.
-CPU_LIBRARIES, CPU_TRAINER = 525 * 2**20, 15 * 2**20
-# Blocks that PyTorch's CUDA allocator holds but can't use; a guess as well. A CPU gives big blocks back at once.
+# Blocks that PyTorch's CUDA allocator holds but can't use; a guess as well.
 CUDA_MARGIN = 0.06
 # NF4 with double quantisation: 4 bits, an 8-bit scale for 64 weights, a 32-bit one for 256 of those (arXiv 2305.14314).
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # trl/kernels/chunked_logprob.py and trl/trainer/utils.py (1.15, 1.16): rows and columns of one tile of logits.
 HEAD_ROWS, HEAD_COLUMNS = 4096, 32768
-# `_backward_tile` there, the torch fallback: y, z, log_p, p, grad and two products in float32, a mask of one byte.
-CPU_TILE = 7 * 4 + 1
 LORA_BYTES = 4  # float32 on both backends, see `trainer.build`
 # Optimizer state a trained parameter has, in parameters of its own dtype; Adam's two moments where nothing is named.
 STATES = {"sgd": 0, "adafactor": 0, "lion": 1, "rmsprop": 1, "adagrad": 1}
@@ -57,7 +52,7 @@ class Memory:
 def predict(
     shape: Shape,
     *,
-    precision: Precision,  # of the frozen weights; activations are 16-bit, but 32-bit for fp32, and for nf4 on a CPU
+    precision: Precision,  # of the frozen weights; activations are 16-bit, but 32-bit for fp32
     rank: int,
     targets: Sequence[str],
     optimizer: str,
@@ -67,15 +62,12 @@ def predict(
     row: int = 0,  # of padded rows and, `again`, of shared prefixes, see `Shape.kept`
     again: float = 0.0,
     fused_head: bool = True,  # TRL >= 1.15 makes logits tile by tile; the trainers of CPO and ORPO hold them all
-    device: Device = "cuda",
     unsloth: bool = False,  # the layers are Unsloth's, whose checkpointing keeps their inputs in the host's memory
     reference_copy: bool = False,  # a frozen second adapter, where training goes on from an SFT adapter
 ) -> Memory:
     """Predict the peak of one forward and backward of a method with LoRA."""
-    on_gpu = device == "cuda"
-    width = 4 if precision == "fp32" or (precision == "nf4" and not on_gpu) else 2
+    width = 4 if precision == "fp32" else 2
     lora = shape.lora(rank, targets)
-    unsloth = unsloth and on_gpu
     if unsloth and shape.fuses(targets):
         layer = tokens * shape.kept_fused(width, flex=again > 0)
     else:  # Unsloth's attention lays out nothing twice
@@ -91,10 +83,6 @@ def predict(
     if precision == "nf4":
         in_4bit = shape.linear - shape.whole
         workspace += width * shape.hidden * shape.intermediate
-    head = _head(shape, width, tokens, scored, fused_head, on_gpu)
-    if not on_gpu:
-        workspace += tokens * width * shape.intermediate  # gradient of the MLP's product
-        head = max(0, head - workspace)  # the head's tiles are given back before the layers' backward
     parts = {
         "weights": round(in_4bit * NF4_BYTES) + (shape.parameters - in_4bit) * width,
         "adapter": lora * LORA_BYTES * (2 if reference_copy else 1),
@@ -102,24 +90,21 @@ def predict(
         "optimizer": lora * state_bytes(optimizer, LORA_BYTES),
         "activations": activations,
         "workspace": workspace,
-        "head": head,
-        "context": CUDA_CONTEXT if on_gpu else CPU_LIBRARIES + CPU_TRAINER,
+        "head": _head(shape, width, tokens, scored, fused_head),
+        "context": CUDA_CONTEXT,
     }
-    return Memory(**parts, margin=round(CUDA_MARGIN * sum(parts.values())) if on_gpu else 0)
+    return Memory(**parts, margin=round(CUDA_MARGIN * sum(parts.values())))
 
 
-def _head(shape: Shape, width: int, tokens: int, scored: int, fused: bool, on_gpu: bool) -> int:
+def _head(shape: Shape, width: int, tokens: int, scored: int, fused: bool) -> int:
     """Bytes of the logits at a time, and of the hidden states they are made of."""
-    columns = min(HEAD_COLUMNS, shape.vocabulary)
     if not fused:
         # The logits in float32, which mixed precision makes them too, the copies that CPO's slices and sums make of
         # them, and their gradient: four times float32, with 16-bit weights as with others (measured on a CPU).
         return tokens * shape.vocabulary * 16
-    if on_gpu:
-        # One tile; the hidden states gathered for it, and their float32 gradient.
-        return min(scored, HEAD_ROWS) * columns * width + (width + 4) * shape.hidden * scored
-    # The torch fallback's float32 tiles; the last norm's input and output, their flat copy, and its gradient.
-    return min(tokens, HEAD_ROWS) * columns * (width + CPU_TILE) + tokens * shape.hidden * (2 * width + 8)
+    # One tile; the hidden states gathered for it, and their float32 gradient.
+    tile = min(scored, HEAD_ROWS) * min(HEAD_COLUMNS, shape.vocabulary) * width
+    return tile + (width + 4) * shape.hidden * scored
 
 
 def state_bytes(optimizer: str, parameter_bytes: int) -> int:

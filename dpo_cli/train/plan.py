@@ -180,7 +180,6 @@ def _peak(recipe: Recipe, config: Any, data: _Batches, device: Device, unsloth: 
         scored=min(data.scored(rows), tokens),
         row=0 if data.shared else data.longest,
         again=data.again,
-        device=device,
         unsloth=unsloth,
         fused_head=not method.whole_logits,
         reference_copy=method.reference and recipe.model.adapter is not None,
