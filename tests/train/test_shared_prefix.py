@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 import random
-import sys
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -439,51 +437,6 @@ def test_plain_decoders_can_share_but_for_an_unsloth_without_its_hook() -> None:
         assert unsupported(with_lora(model_of(kind))) is None
     assert unsupported(model_of("Mistral", sliding_window=None)) is None
     assert "no hook" in (unsupported(model_of(), unsloth=True) or "")
-
-
-def test_unsloth_is_given_its_segment_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hook's contract (unsloth 2026.10), played by a dense mask: which token is of which text of which group."""
-    from transformers import AttentionInterface
-
-    def build_seg_info_multigroup(specs: Any, device: Any) -> Any:
-        labels = [
-            (group, text)
-            for group, (prefix, rests) in enumerate(specs)
-            for text, count in [(-1, prefix), *enumerate(rests)]
-            for _ in range(count)
-        ]
-        return labels, []
-
-    def attend(module: Any, q: Any, k: Any, v: Any, mask: Any, *, prefix_seg_info: Any = None, **options: Any) -> Any:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        if prefix_seg_info is not None:
-            sees = [
-                [group == other and text in (-1, its) for other, text in prefix_seg_info]
-                for group, its in prefix_seg_info
-            ]
-            mask = torch.tensor(sees).tril()[None, None]
-        return sdpa_attention_forward(module, q, k, v, mask, **options)
-
-    kernel: Any = types.ModuleType("unsloth.utils.prefix_grouper_kernel")
-    kernel.build_seg_info_multigroup = build_seg_info_multigroup
-    for name, module in {"unsloth": types.ModuleType("unsloth"), "unsloth.utils": types.ModuleType("utils")}.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setitem(sys.modules, kernel.__name__, kernel)
-    stock = model_of()
-    model = copy.deepcopy(stock)
-    AttentionInterface.register("as_in_unsloth", attend)
-    model.config._attn_implementation = "as_in_unsloth"
-    shared = install(model, unsloth=True)
-    real = batch()["attention_mask"].bool()
-    given = []
-    model.model.layers[0].register_forward_pre_hook(lambda one, args, kwargs: given.append(kwargs), with_kwargs=True)
-    with torch.no_grad():
-        ours, theirs = model(**batch()).logits[real], stock(**batch()).logits[real]
-    assert float((ours - theirs).abs().max()) < 1e-4
-    assert shared.stream_tokens == 12
-    assert given[0]["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 3, 0, 1, 2, 3, 4]]
-    assert "no hook" not in (unsupported(model_of(attention_dropout=0.1), unsloth=True) or "no hook")
 
 
 # -------------------------------------------------------------------------------------------------------------- check
