@@ -122,7 +122,7 @@ def test_every_name_of_running_out_of_memory_halves_the_batch(
     """Two texts a pair; the card holds four."""
     small_card(monkeypatch, error, lambda ids: len(ids) > 4)
     said = runs.go("train", *OFF, "train.per_device_train_batch_size=8", "train.max_steps=1", card=Card())
-    assert "8 pairs at once don't fit the memory: 2 at once" in said
+    assert "8 pairs at once don't fit the memory: 2 pairs at once" in said
     assert runs.engine["micro_batch"] == 2
 
 
@@ -173,7 +173,7 @@ def test_a_row_that_does_not_fit_turns_checkpointing_on_where_the_recipe_leaves_
 def test_running_out_of_memory_lowers_the_tokens(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     small_card(monkeypatch, OUT_OF_MEMORY[0], lambda ids: ids.numel() > 900)
     said = runs.go("train", "engine.token_budget=1600", "train.per_device_train_batch_size=12", card=Card())
-    found = re.search(r"1600 tokens at once don't fit the memory: (\d+) at once", said)
+    found = re.search(r"1600 tokens at once don't fit the memory: (\d+) tokens at once", said)
     assert found and 300 < int(found[1]) <= 900
 
 
