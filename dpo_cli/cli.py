@@ -18,25 +18,17 @@ import typer
 
 from dpo_cli import __version__, processes, progress, recipe
 from dpo_cli.distribution import shipped
+from dpo_cli.doctor import examine
 from dpo_cli.environment import never_fail_to_print, prepare_environment
 from dpo_cli.errors import FAILED, UNVERIFIED, USAGE, DpoError
 from dpo_cli.export import upkeep
-from dpo_cli.job import (
-    RUNS,
-    Job,
-    command_line,
-    evaluated_run,
-    free_name,
-    importing,
-    importing_models,
-    reported,
-    several,
-)
+from dpo_cli.job import RUNS, Job, command_line, evaluated_run, free_name, importing, reported, several
 from dpo_cli.prepare.sources import source_files
 from dpo_cli.recipe import paths
 from dpo_cli.recipe.overview import overview
 from dpo_cli.records import read_pairs
 from dpo_cli.show import say, takes_unicode
+from dpo_cli.train.checkpoints import start_of
 
 app = typer.Typer(
     help="One YAML recipe from raw preference data to a verified, aligned Qwen3.",
@@ -131,8 +123,6 @@ def train(
 
     def goes_on(prepared: bool) -> bool:
         """Whether to go on with what is here, where something is; an error where it would be replaced."""
-        from dpo_cli.train.checkpoints import start_of
-
         if fresh or (job.force and run.record("train").get("status") != "complete"):
             return False
         another = job.command("train", f"name={free_name(run)}")
@@ -224,20 +214,18 @@ def evaluate(
                 from dpo_cli.prepare.eval_sets import read_sets
 
                 read_sets(job.recipe, job.run)
-            with importing_models():
+            with importing("torch and transformers"):
                 from dpo_cli.evaluate.evaluate import evaluate as stage
 
             stage(job.recipe, job.run, quiet=job.quiet)
 
         replace(job, quiet=job.quiet or bool(others)).run_stage("eval", work)
+        from dpo_cli.evaluate import comparison_page, report
+
         if others:
-            from dpo_cli.evaluate.comparison_page import print_comparison
-
-            print_comparison([(job.recipe, job.run), *others])
+            comparison_page.print_comparison([(job.recipe, job.run), *others])
         elif not job.quiet:
-            from dpo_cli.evaluate.report import print_report
-
-            print_report(job.run["eval"])
+            report.print_report(job.run["eval"])
             job.next("export")
 
 
@@ -245,7 +233,7 @@ def _answer(job: Job, prompt: str | None, count: int, file: Path | None) -> None
     """Answer a prompt, a file of prompts, or who talks with both models."""
     if file is None:
         progress.show_live_only()
-    with importing_models():
+    with importing("torch and transformers"):
         from dpo_cli.evaluate import evaluate, prompt_file, talk
 
     if prompt is not None:
@@ -259,7 +247,7 @@ def _answer(job: Job, prompt: str | None, count: int, file: Path | None) -> None
 
 def _export_stage() -> ModuleType:
     """Import what exports: seconds that a finished export does not cost."""
-    with importing_models():
+    with importing("torch and transformers"):
         from dpo_cli.export import export
 
     return export
@@ -345,8 +333,6 @@ def init(
 def doctor(debug: Debug = False) -> None:
     """Say what is installed, what can run here, and what to install."""
     with reported(debug):
-        from dpo_cli.doctor import examine
-
         able = True
         for finding in examine():
             say(finding.line())
@@ -379,9 +365,6 @@ def main() -> None:
         if number != signal.SIGINT:  # which Python has made a KeyboardInterrupt, unless it is ignored
             signal.signal(number, _interrupt)
     app()
-
-
-# ------------------------------------------------------------------------------------------------------------ pieces
 
 
 def _interrupt(number: int, frame: Any) -> None:

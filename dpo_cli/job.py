@@ -129,23 +129,6 @@ def importing(what: str) -> Step:
     return Step(f"importing {what}", named=False)
 
 
-@contextmanager
-def importing_models() -> Iterator[None]:
-    """The step of importing torch and transformers where nothing is compiled.
-
-    bitsandbytes calls torch.compile at import, whose default backend, Inductor, takes a CPU second to import.
-    """
-    with importing("torch and transformers"):
-        import torch
-
-        choose = getattr(torch.compiler, "set_default_backend", lambda backend: None)  # older than torch 2.13
-        choose("eager")
-        try:
-            yield
-        finally:
-            choose(None)
-
-
 def open_run(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> tuple[Recipe, Run]:
     """Load a recipe and open its run, which knows the files from outside that each stage reads."""
     loaded = recipe.load(shipped(recipe_path), settings)

@@ -52,7 +52,7 @@ def from_main(work: Callable[[], T]) -> T:
     """
     if count() == 1:
         return work()
-    utils, box = _joined(), [work() if is_main() else None]
+    (_, utils), box = _joined(), [work() if is_main() else None]
     utils.broadcast_object_list(box)
     return box[0]  # type: ignore[return-value]
 
@@ -68,22 +68,19 @@ def least(number: int) -> int:
 
 
 def _from_all(value: T) -> list[T]:
-    return [value] if count() == 1 else list(_joined().gather_object([value]))
+    return [value] if count() == 1 else list(_joined()[1].gather_object([value]))
 
 
 def leave() -> None:
     """End the process group, once all have come to the end of the command: one that ends with its threads may abort."""
     if count() > 1:
-        from accelerate import PartialState
-
-        _joined()
-        PartialState().wait_for_everyone()
-        PartialState().destroy_process_group()
+        state, _ = _joined()
+        state.wait_for_everyone()
+        state.destroy_process_group()
 
 
-def _joined() -> Any:
-    """Accelerate's utilities, once the processes know each other."""
+def _joined() -> tuple[Any, Any]:
+    """Accelerate's state and its utilities, once the processes know each other."""
     from accelerate import PartialState, utils
 
-    PartialState(cpu=not utils.is_cuda_available(), timeout=PATIENCE)
-    return utils
+    return PartialState(cpu=not utils.is_cuda_available(), timeout=PATIENCE), utils

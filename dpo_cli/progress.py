@@ -50,13 +50,6 @@ def drawn() -> bool:
     return _shown and on_terminal()
 
 
-def draw_bars_of_datasets(on: bool) -> None:
-    """Let `datasets` draw bars of its own from now on, or not."""
-    from datasets import disable_progress_bars, enable_progress_bars
-
-    (enable_progress_bars if on else disable_progress_bars)()
-
-
 class Step:
     """A step that takes long, by its name; a context, in which `advance` or `at` tell how far it is.
 

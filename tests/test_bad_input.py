@@ -6,10 +6,8 @@ import json
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,12 +41,6 @@ def assert_one_block(done: Result, code: int, *parts: str) -> None:
         assert part in done.stderr, done.stderr
 
 
-def assert_nothing_made(project: Any) -> None:
-    assert not (project.run / "data").exists()
-    assert not (project.run / "manifest.json").exists()
-    assert project.leftovers() == []
-
-
 # ------------------------------------------------------------------------------------------------------- the recipe
 
 
@@ -56,11 +48,6 @@ def assert_nothing_made(project: Any) -> None:
 def test_a_missing_recipe(project: Any, invoke: Invoke, command: str) -> None:
     assert_one_block(invoke(command, "dmeo.yaml"), 2, "no recipe at dmeo.yaml", "demo.yaml")
     assert not (project.folder / "runs").exists()
-
-
-def test_a_broken_yaml(project: Any, invoke: Invoke) -> None:
-    project.recipe.write_text("model:\n  id: a/b\n data: 3\n", encoding="utf-8")
-    assert_one_block(invoke("prepare", "demo.yaml"), 2, "not valid YAML", "demo.yaml:3", "indentation")
 
 
 def test_a_layout_that_cannot_be_told(project: Any, invoke: Invoke) -> None:
@@ -77,19 +64,6 @@ def test_a_layout_that_cannot_be_told(project: Any, invoke: Invoke) -> None:
 def assert_nothing_made_but_recipe(project: Any) -> None:
     assert set(project.contents()) <= {"recipe.yaml"}
     assert project.leftovers() == []
-
-
-def test_a_missing_source(project: Any, invoke: Invoke) -> None:
-    shutil.rmtree(project.rows)
-    done = invoke("prepare", "demo.yaml")
-    assert_one_block(done, 1, str(project.rows), "demo.yaml:5  data.sources[0].id", "check the path")
-    assert_nothing_made_but_recipe(project)
-
-
-def test_a_missing_contamination_file(project: Any, invoke: Invoke) -> None:
-    done = invoke("prepare", "demo.yaml", "--set", "data.contamination=[asked.jsonl]")
-    assert_one_block(done, 1, str(project.folder / "asked.jsonl"), "data.contamination")
-    assert_nothing_made_but_recipe(project)
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "[]"])
@@ -127,54 +101,7 @@ def test_a_hub_source_without_network(project: Any, invoke: Invoke) -> None:
     assert_nothing_made_but_recipe(project)
 
 
-def test_a_model_that_is_not_there(project: Any, invoke: Invoke) -> None:
-    done = invoke("prepare", "demo.yaml", "--set", "data.filters.too_long=true")
-    assert done.exit_code == 1
-    assert "nobody/none is not in the cache, and HF_HUB_OFFLINE is set" in done.stderr
-    assert "unset HF_HUB_OFFLINE" in done.stderr
-    assert "demo.yaml:2  model.id" in done.stderr
-    assert_nothing_made_but_recipe(project)
-
-
 # ---------------------------------------------------------------------------------------------------------- the disk
-
-
-UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
-ON_A_FULL_DISK = """
-mount -t tmpfs -o size=$1 none "$2" || exit 99
-shift 2
-"$@"
-code=$?
-echo "left:" >&2
-cd runs && find . -type f ! -name .lock >&2
-exit $code
-"""
-
-
-def can_mount(folder: Path) -> bool:
-    command = [*UNSHARE, "mount", "-t", "tmpfs", "none", str(folder)]
-    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
-
-
-@pytest.mark.parametrize("size", ["4k", "16k", "28k"])
-def test_a_disk_that_is_really_full(project: Any, size: str) -> None:
-    """A tmpfs of a few pages, so that the recipe, the pairs or the report no longer fit."""
-    runs = project.folder / "runs"
-    runs.mkdir()
-    if not can_mount(runs):
-        pytest.skip("this machine lets an ordinary user mount nothing; the two tests below stand in")
-    program = [sys.executable, "-m", "dpo_cli", "prepare", "demo.yaml"]
-    done = subprocess.run(
-        [*UNSHARE, "sh", "-c", ON_A_FULL_DISK, "sh", size, str(runs), *program],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    message, _, left = done.stderr.partition("left:\n")
-    assert done.returncode == 1 and BEGINS.fullmatch(done.stdout), done.stderr
-    assert message.startswith("error: No space left on device")
-    assert "runs" in message.partition("fix:")[0], "it names the place"
-    assert "free some disk space" in message
-    assert "Traceback" not in message
-    assert not [name for name in left.split() if not name.endswith(("recipe.yaml", ".recipe.yaml.new"))]
 
 
 @pytest.fixture

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from dpo_cli import doctor, driver
 from dpo_cli.cli import app
-from tests.fake_machine import HAS_DRIVER, RTX_4080, nvidia_smi, write_tool
+from tests.fake_machine import RTX_4080, nvidia_smi, write_tool
 from typer.testing import CliRunner, Result
 
-PACKAGES = ("torch", "bitsandbytes", "transformers", "peft", "datasets", "accelerate", "trl", "unsloth")
 VERSIONS = {
     "torch": "2.14.1",
     "bitsandbytes": "0.50.2",
@@ -121,12 +120,6 @@ def test_what_a_smaller_or_fuller_card_trains(machine: Machine, total: int, free
     assert last(done).endswith(says)
 
 
-def test_a_card_without_bfloat16_is_not_said_to_have_it(machine: Machine) -> None:
-    """Torch emulates it there, and says that it is supported."""
-    machine(major=7, cuda="12.6")
-    assert "CUDA 12.6, float16 only\n" in examine().stdout
-
-
 def test_a_card_that_the_build_has_no_kernels_for(machine: Machine) -> None:
     machine(major=6)
     done = examine()
@@ -151,26 +144,6 @@ def test_a_driver_that_is_too_old(machine: Machine, tmp_path: Path, unsloth: boo
         assert last(done).endswith("small models on the CPU; from Qwen3-0.6B once the GPU works, see above")
 
 
-def test_a_cpu_build_beside_a_card_is_a_remark(machine: Machine, tmp_path: Path) -> None:
-    machine(usable=False, cuda=None, trl="1.16.0")
-    nvidia_smi(tmp_path / "tools", "580.95.05", RTX_4080)
-    done = examine()
-    assert done.exit_code == 0
-    assert "--   card          NVIDIA GeForce RTX 4080, not used by torch" in done.stdout
-    assert "--   gpu           none; torch is a CPU build" in done.stdout
-    assert last(done) == (
-        "ok   can run       the smoke run, and training of small models on the CPU; from Qwen3-0.6B on a GPU"
-    )
-
-
-@pytest.mark.skipif(HAS_DRIVER, reason="this machine has a driver")
-def test_unsloth_without_a_card(machine: Machine) -> None:
-    machine(usable=False, unsloth="2026.10.9")
-    done = examine()
-    assert done.exit_code == 1
-    assert "there is no NVIDIA driver here" in done.stdout
-
-
 BREAKAGES = {
     "a library": (
         'raise OSError("libcudnn.so.9: cannot open shared object file")',
@@ -183,11 +156,11 @@ BREAKAGES = {
 }
 
 
-BROKEN = [(package, "a library") for package in PACKAGES] + [("torch", breakage) for breakage in BREAKAGES]
-BROKEN += [("bitsandbytes", "a crash"), ("unsloth", "an exit"), ("trl", "a crash")]
+BROKEN = [("torch", breakage) for breakage in BREAKAGES]
+BROKEN += [("peft", "a library"), ("bitsandbytes", "a library"), ("bitsandbytes", "a crash"), ("unsloth", "an exit")]
 
 
-@pytest.mark.parametrize(("package", "breakage"), dict.fromkeys(BROKEN))
+@pytest.mark.parametrize(("package", "breakage"), BROKEN)
 def test_a_package_that_does_not_import_is_a_finding(machine: Machine, package: str, breakage: str) -> None:
     code, says = BREAKAGES[breakage]
     folder = machine(unsloth="2026.10.9")
@@ -206,29 +179,19 @@ def test_a_package_that_does_not_import_is_a_finding(machine: Machine, package: 
         assert last(done).endswith("small models on the GPU")
 
 
-@pytest.mark.parametrize("package", ["torch", "transformers", "trl", "peft", "datasets", "accelerate"])
-def test_a_package_without_a_version_is_a_finding(machine: Machine, package: str) -> None:
-    folder = machine()
-    metadata = next(folder.glob(f"{package}-*.dist-info")) / "METADATA"
-    metadata.write_text(f"Metadata-Version: 2.1\nName: {package}\n", encoding="utf-8")
+def test_a_package_without_a_version_is_a_finding(machine: Machine) -> None:
+    metadata = next(machine().glob("peft-*.dist-info")) / "METADATA"
+    metadata.write_text("Metadata-Version: 2.1\nName: peft\n", encoding="utf-8")
     done = examine()
-    assert f" {package} " in done.stdout and "unknown version" in done.stdout
+    assert " peft " in done.stdout and "unknown version" in done.stdout
     assert last(done).startswith("ok   can run ")
 
 
-@pytest.mark.parametrize(
-    ("package", "version", "says"),
-    [
-        ("transformers", "4.57.1", "4.57.1, and dpo-cli is made for"),
-        ("trl", "1.18.0.dev0", "1.18.0.dev0, and dpo-cli is made for"),
-        ("datasets", "5.2.0", "5.2.0, and dpo-cli is made for"),
-        ("trl", "1.15rc1", "1.15rc1, and dpo-cli is made for"),
-    ],
-)
-def test_a_version_that_dpo_cli_is_not_made_for(machine: Machine, package: str, version: str, says: str) -> None:
+@pytest.mark.parametrize(("package", "version"), [("transformers", "4.57.1"), ("trl", "1.18.0.dev0")])
+def test_a_version_that_dpo_cli_is_not_made_for(machine: Machine, package: str, version: str) -> None:
     machine(**{package: version})
     done = examine()
-    assert says in done.stdout and f"fix: pip install '{package}" in done.stdout
+    assert f"{version}, and dpo-cli is made for" in done.stdout and f"fix: pip install '{package}" in done.stdout
     assert last(done).startswith("ok   can run ")
 
 

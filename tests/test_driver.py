@@ -12,7 +12,7 @@ import pytest
 from dpo_cli import driver, gpu
 from dpo_cli.driver import CUDA_12, CUDA_13, QWEN3_GIB, Card, Driver, find_driver, torch_index
 from dpo_cli.gpu import cuda_problem
-from tests.fake_machine import GTX_1080, RTX_4080, RTX_5090, broken_nvidia_smi, nvidia_smi
+from tests.fake_machine import RTX_4080, RTX_5090, broken_nvidia_smi, nvidia_smi
 
 MISMATCH = "Failed to initialize NVML: Driver/library version mismatch"
 
@@ -70,7 +70,7 @@ def test_memory_that_the_driver_does_not_count(tools: Path) -> None:
     assert find_driver() == Driver("580.95.05", (Card("NVIDIA GB10", 0, 0, (12, 1)),))
 
 
-@pytest.mark.parametrize(("said", "code"), [(MISMATCH, 18), ("No devices were found", 0), ("Segmentation fault", 139)])
+@pytest.mark.parametrize(("said", "code"), [(MISMATCH, 18), ("No devices were found", 0)])
 def test_an_nvidia_smi_that_fails(tools: Path, said: str, code: int) -> None:
     broken_nvidia_smi(tools, said, code)
     found = find_driver()
@@ -78,15 +78,11 @@ def test_an_nvidia_smi_that_fails(tools: Path, said: str, code: int) -> None:
     assert (found.cards, found.error) == ((), said)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023",
-        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  535.129.03  Release Build",
-    ],
-)
-def test_a_loaded_driver_without_nvidia_smi(tools: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
-    loaded = tools.parent / "version"
+def test_a_loaded_driver_without_nvidia_smi(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, line = (
+        tools.parent / "version",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  535.129.03  Release",
+    )
     loaded.write_text(f"{line}\nGCC version:  gcc version 12.3.0\n", encoding="utf-8")
     monkeypatch.setattr(driver, "LOADED_DRIVER", loaded)
     assert find_driver() == Driver("535.129.03")
@@ -100,7 +96,6 @@ def test_a_loaded_driver_without_nvidia_smi(tools: Path, monkeypatch: pytest.Mon
         ("535.129.03", (8, 9), CUDA_12),
         ("580.95.05", (6, 1), CUDA_12),  # CUDA 13 has no kernels for it
         ("570.86.15", (12, 0), None),  # CUDA 12.6 has none for it, and the driver is too old for 13
-        ("470.223.02", (8, 6), None),
         ("", (8, 9), CUDA_13),
     ],
 )
@@ -119,9 +114,7 @@ def test_no_problem_where_torch_finds_the_card(tools: Path, torch_built: Any) ->
 
 TOO_OLD = [
     ("13.0", "535.129.03", RTX_4080, ("CUDA 13.0", "580", "is 535.129.03", "update the", "torch==2.14.1", CUDA_12)),
-    ("13.2", "570.86.15", RTX_5090, ("580", "570.86.15", "update the driver")),
     ("12.8", "470.223.02", RTX_4080, ("CUDA 12.8", "525", "470.223.02")),
-    ("11.8", "418.67", GTX_1080, ("CUDA 11.8", "450", "418.67")),
 ]  # fmt: skip
 
 
@@ -180,14 +173,6 @@ def test_what_torch_says_where_the_driver_should_do(
     monkeypatch.setattr(torch.cuda, "init", init)
     problem = str(cuda_problem())
     assert "CUDA unknown error" in problem and "more" not in problem and "restart" in problem
-
-
-def test_unsloths_own_switch_for_machines_without_a_gpu(
-    tools: Path, torch_built: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("UNSLOTH_ALLOW_CPU", "1")
-    torch_built("13.0", unsloth=True)
-    assert cuda_problem() is None
 
 
 def test_only_what_is_made_for_a_cpu_trains_beside_a_card_that_fails(tools: Path, torch_built: Any) -> None:

@@ -66,11 +66,8 @@ def test_a_good_machine_is_told_what_will_be_downloaded(make: Make, tools: Path)
             ("535.129.03", "CUDA 13.0 needs 580", "update the driver", f"TORCH_INDEX={CU126}"),
         ),
         ("570.86.15", RTX_5090, "", ("570.86.15", "580", "fix: update the driver\n")),
-        ("470.223.02", RTX_4080, "", ("470.223.02", "fix: update the driver\n")),
         ("470.223.02", RTX_4080, CU126, ("CUDA 12.6 needs 525",)),
-        ("535.129.03", RTX_4080, CU130 + "/", ("CUDA 13.0 needs 580",)),
         ("580.95.05", GTX_1080, "", ("no kernels for the NVIDIA GeForce GTX 1080 Ti", f"TORCH_INDEX={CU126}")),
-        ("580.95.05", RTX_5090, CU126, ("no kernels for the NVIDIA GeForce RTX 5090", f"TORCH_INDEX={CU130}")),
         ("580.95.05", "GeForce GTX 1650, 2048, 1900, 7.5", "", ("2.0 GiB", "smaller model")),
         ("580.95.05", "NVIDIA GeForce RTX 4080, 16376, 1024, 8.9", "", ("1.0 of the card's 16.0 GiB",)),
     ],
@@ -90,8 +87,6 @@ def test_what_a_card_or_its_driver_lacks(
     ("driver", "card", "index"),
     [
         ("535.129.03", RTX_4080, CU126),
-        ("580.95.05", RTX_4080, CU126),
-        ("590.44", RTX_5090, ""),
         ("470.1", RTX_4080, CPU),
     ],
 )
@@ -148,20 +143,14 @@ def test_without_cuda_it_is_less(make: Make, tools: Path) -> None:
     assert "about 0.4 GB" in make("check-cpu", f"TORCH_INDEX={CPU}").stdout
 
 
-@pytest.mark.parametrize(
-    ("target", "first", "last"),
-    [
-        ("train", "dpo_cli.preinstall gpu", "dpo-cli train mine.yaml"),
-        ("eval", "dpo_cli.preinstall gpu", "dpo-cli eval mine.yaml"),
-        ("export", "dpo_cli.preinstall gpu", "dpo-cli export mine.yaml"),
-        ("smoke", "dpo_cli.preinstall cpu", "dpo-cli export recipes/smoke.yaml"),
-    ],
-)
-def test_every_target_checks_before_it_installs(repository: Path, target: str, first: str, last: str) -> None:
-    command = ["make", "-n", "-W", "pyproject.toml", target, "RECIPE=mine.yaml", f"TORCH_INDEX={CU126}"]
+@pytest.mark.parametrize("target", ["train", "smoke"])
+def test_a_target_checks_before_it_installs(repository: Path, target: str) -> None:
+    command = ["make", "-n", "-W", "pyproject.toml", target, "RECIPE=recipes/smoke.yaml", f"TORCH_INDEX={CU126}"]
     shown = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert -1 < shown.index(first) < shown.index(f"--index-url {CU126} torch==") < shown.rindex(last)
-    assert "--quiet" not in shown
+    places = map(
+        shown.index, ("dpo_cli.preinstall", f"--index-url {CU126} torch==", "dpo-cli train recipes/smoke.yaml")
+    )
+    assert sorted(found := list(places)) == found
 
 
 def test_the_makefile_installs_the_torch_of_the_extra(repository: Path) -> None:

@@ -198,11 +198,12 @@ def test_what_the_hub_answers(
     ("name", "content", "says"),
     [
         ("data", None, "data is a folder, not a recipe"),
-        ("x.bin", b"\x7fELF\0\0\1", "not a text file"),
-        ("x.yaml", "model: {}".encode("utf-16"), "UTF-16 text"),
+        ("x.bin", b"\x7fELF\0\0\1", "not valid YAML"),
+        ("x.yaml", "model: {}".encode("utf-16"), "not UTF-8 text"),
         ("x.yaml", "a: 1\nb: \u4f60\u597d\n".encode("gbk"), "x.yaml:2"),
         ("x.yaml", b"a: [" + b"1, " * 600_000, "too large for a recipe"),
-        ("x.yaml", b"", "is missing"),
+        ("x.yaml", b"# nothing", "model\n    is missing"),
+        ("x.yaml", b"- a\n", "a recipe is a map of keys"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_recipe(folder: Path, invoke: Invoke, name: str, content: bytes | None, says: str) -> None:

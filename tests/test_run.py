@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import re
@@ -17,13 +16,14 @@ from typing import Any
 
 import pytest
 from dpo_cli import processes
+from dpo_cli.cli import app
 from dpo_cli.disk import LARGE, sha256
 from dpo_cli.errors import FAILED, DpoError
 from dpo_cli.prepare.sources import source_files as prepare_files
 from dpo_cli.recipe import Recipe, load
-from dpo_cli.recipe.reads import recipe_keys
-from dpo_cli.run import Run, fingerprint
+from dpo_cli.run import Run
 from tests import mounts, program
+from typer.testing import CliRunner
 
 Spawn = Callable[..., Popen[str]]
 
@@ -165,17 +165,6 @@ def test_train_keeps_its_checkpoints_and_log(home: Home) -> None:
     ]  # fmt: skip
 
 
-def test_the_manifest_is_written_by_rename(home: Home) -> None:
-    """Who has it open keeps reading a whole one."""
-    home.go("prepare")
-    path = home.run.folder / "manifest.json"
-    text = path.read_text(encoding="utf-8")
-    with open(path, encoding="utf-8") as reader:
-        home.go("prepare", "seed=7")
-        assert reader.read() == text
-    assert json.loads(path.read_text(encoding="utf-8"))["stages"]["prepare"]["seed"] == 7
-
-
 def test_the_manifest_is_written_last(home: Home) -> None:
     """Results that can't be put in place are not in it."""
     run = home.run
@@ -196,28 +185,6 @@ def test_the_manifest_keeps_the_other_stages(home: Home) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- a kill
-
-
-@pytest.mark.parametrize("stage", ["prepare", "eval", "export"])
-def test_a_kill_between_the_two_renames_is_mended(home: Home, stage: str) -> None:
-    home.go_all()
-    before = files(home.run[stage])
-    folder = home.run[stage]
-    folder.rename(folder.with_name(f".{folder.name}.old"))
-    shutil.copytree(folder.with_name(f".{folder.name}.old"), folder.with_name(f".{folder.name}.new"))
-    with home.run.lock():
-        assert files(folder) == before
-        assert home.run.fresh(stage, home.recipe())
-
-
-def test_a_kill_between_the_two_renames_of_the_adapter_is_mended(home: Home) -> None:
-    home.go_all()
-    before = files(home.run.adapter)
-    home.run.adapter.rename(home.run["train"] / ".adapter.old")
-    with home.run.lock():
-        assert home.run.adapter.is_dir(), "the adapter of hours of training lies in .adapter.old"
-        assert files(home.run.adapter) == before
-        assert home.run.fresh("train", home.recipe())
 
 
 def test_a_kill_before_the_manifest_does_not_pass_new_results_for_the_old(home: Home) -> None:
@@ -333,15 +300,6 @@ def test_a_persons_own_files_stay_among_new_results(home: Home, stage: str) -> N
     assert home.reasons(stage) == []
 
 
-def test_a_log_is_part_of_the_results(home: Home) -> None:
-    """It goes into place with the adapter, under the same record."""
-    home.go("prepare")
-    with home.run.stage("train", home.recipe()) as draft:
-        (draft.folder / "log.jsonl").write_text("{}\n", encoding="utf-8")
-    (home.run["train"] / "log.jsonl").unlink()
-    assert home.reasons("train") == ["train/log.jsonl is missing"]
-
-
 def test_a_record_is_forgotten_alone(home: Home) -> None:
     home.go_all()
     home.run.forget("train")
@@ -431,9 +389,7 @@ def test_nohup_keeps_a_hang_up_from_stopping_anything() -> None:
 # ------------------------------------------------------------------------------------------------ a broken manifest
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", "3", "null", '{"stages": []}', '{"stages": {"prepare": 3}}', "\udcff"]
-)
+@pytest.mark.parametrize("text", ["", "[]", '{"stages": []}', '{"stages": {"prepare": 3}}', "\udcff"])
 def test_a_broken_manifest_is_a_clear_error(home: Home, text: str) -> None:
     home.go("prepare")
     path = home.run.folder / "manifest.json"
@@ -452,11 +408,8 @@ def test_a_broken_manifest_is_a_clear_error(home: Home, text: str) -> None:
     [
         ("seed=7", "prepare train eval export", "seed is 7, was 42"),
         ("data.total=10", "prepare train eval export", "data.total is 10, was null"),
-        ("data.languages={en: 1.0}", "prepare train eval export", "data.languages"),
         ("data.sources.0.quota=3", "prepare train eval export", "data.sources[0].quota is 3, was null"),
-        ("data.filters.tie=false", "prepare train eval export", "data.filters.tie"),
         ("model.max_length=99", "prepare train eval export", "model.max_length is 99, was 1024"),
-        ("model.thinking=true", "prepare train eval export", "model.thinking is true, was false"),
         ("train.beta=0.5", "train eval export", "train.beta is 0.5, was 0.1"),
         ("lora.r=8", "train eval export", "lora.r is 8, was 32"),
         ("model.load_in_4bit=false", "train eval export", "model.load_in_4bit is false, was true"),
@@ -493,10 +446,6 @@ def change_source(home: Home) -> None:
     (home.folder / "rows.jsonl").write_text("{}\n{}\n", encoding="utf-8")
 
 
-def change_contamination(home: Home) -> None:
-    (home.folder / "asked.txt").write_text("two\n", encoding="utf-8")
-
-
 def edit_output(home: Home) -> None:
     with open(home.run.train_pairs, "a", encoding="utf-8") as file:
         file.write("one more\n")
@@ -504,10 +453,6 @@ def edit_output(home: Home) -> None:
 
 def delete_output(home: Home) -> None:
     home.run.eval_pairs.unlink()
-
-
-def delete_folder(home: Home) -> None:
-    shutil.rmtree(home.run["prepare"])
 
 
 def change_weights(home: Home) -> None:
@@ -522,10 +467,8 @@ def edit_adapter(home: Home) -> None:
     ("change", "stale", "reason"),
     [
         (change_source, "prepare train eval export", "rows.jsonl has changed"),
-        (change_contamination, "prepare train eval export", "asked.txt has changed"),
         (edit_output, "prepare train eval export", "data/train.jsonl has been changed since prepare wrote it"),
         (delete_output, "prepare train eval export", "data/eval.jsonl is missing"),
-        (delete_folder, "prepare train eval export", "data/train.jsonl is missing"),
         (change_weights, "train eval export", "model/model.bin has changed"),
         (edit_adapter, "train eval export", "train/adapter/weights.bin has been changed since train wrote it"),
     ],
@@ -647,11 +590,6 @@ def test_a_recipe_moved_with_its_sources_and_run_stays_fresh(home: Home, tmp_pat
     assert {stage: moved.reasons(stage) for stage in OUTPUTS} == {stage: [] for stage in OUTPUTS}
 
 
-def test_the_manifest_holds_no_absolute_path(home: Home) -> None:
-    home.go_all()
-    assert str(home.folder) not in (home.run.folder / "manifest.json").read_text(encoding="utf-8")
-
-
 def test_fingerprints_are_equal_for_equal_recipes_and_data(tmp_path: Path) -> None:
     prints: list[dict[str, Any]] = []
     for name in ("one", "two"):
@@ -662,64 +600,34 @@ def test_fingerprints_are_equal_for_equal_recipes_and_data(tmp_path: Path) -> No
     assert len(set(prints[0].values())) == len(OUTPUTS)
 
 
-def test_a_fingerprint_tells_keys_and_inputs(home: Home) -> None:
-    keys = recipe_keys(home.recipe(), "train")
-    reference = fingerprint(keys, {"a": "1"})
-    assert fingerprint(dict(reversed(keys.items())), {"a": "1"}) == reference
-    assert fingerprint({**keys, "train.beta": 0.2}, {"a": "1"}) != reference
-    assert fingerprint(keys, {"a": "2"}) != reference
-
-
 # ------------------------------------------------------------------------------------------------------------ refusal
 
 
-def test_require_names_what_is_missing_and_the_command(home: Home) -> None:
+def test_require_names_what_is_missing_or_stale_and_the_command(home: Home) -> None:
     with pytest.raises(DpoError, match="train has not been run") as caught:
         home.run.require("train", home.recipe(), "dpo-cli train demo.yaml")
     assert caught.value.exit_code == FAILED
     assert "dpo-cli train demo.yaml" in str(caught.value)
-
-
-def test_require_names_what_is_stale(home: Home) -> None:
     home.go_all()
     home.run.require("train", home.recipe(), "x")
     with pytest.raises(DpoError, match=r"stale: train\.beta is 0\.5, was 0\.1"):
         home.run.require("train", home.recipe("train.beta=0.5"), "x")
 
 
-def test_a_source_that_is_gone_hides_no_other_change_and_prepare_says_so(tmp_path: Path) -> None:
+def test_a_source_that_is_gone_hides_no_other_change_and_prepare_says_so(project: Any) -> None:
     """The command: one source edited, another moved away; nothing may call the old pairs up to date."""
-    from dpo_cli.cli import app
-    from typer.testing import CliRunner
+    one, two = (project.write_rows(20, seed).rename(f"{name}.jsonl") for seed, name in enumerate(("one", "two")))
+    sources = "data.sources=[{id: one.jsonl, layout: pairs}, {id: two.jsonl, layout: pairs}]"
 
-    for name in ("one", "two"):
-        rows = [
-            {
-                "prompt": f"How does {name} {word} work?",
-                "chosen": f"It works very well, {word}.",
-                "rejected": "I have no idea about that, sorry.",
-            }
-            for word in ("alpha bridge", "blue copper", "cold dagger", "deep ember", "early falcon", "fast garden")
-        ]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    recipe = tmp_path / "r.yaml"
-    recipe.write_text(
-        "model: {id: 'builtin:tiny-qwen3', load_in_4bit: false}\ndata:\n  languages: null\n  total: null\n  sources:\n"
-        "    - {id: one.jsonl, layout: pairs, language: en}\n    - {id: two.jsonl, layout: pairs, language: en}\n",
-        encoding="utf-8",
-    )
+    def run(command: str) -> Any:
+        return CliRunner().invoke(app, [command, "demo.yaml", "--set", sources])
 
-    def run(*command: str) -> Any:
-        return CliRunner().invoke(app, [*command, str(recipe), "--runs-dir", str(tmp_path / "runs")])
-
-    first = run("prepare")
-    assert first.exit_code == 0, first.stderr
-    (tmp_path / "two.jsonl").rename(tmp_path / "away.jsonl")
+    assert run("prepare").exit_code == 0
+    two.rename("away.jsonl")
     gone = run("prepare")
     assert gone.exit_code == 1 and "two.jsonl" in gone.stderr
-    with open(tmp_path / "one.jsonl", "a", encoding="utf-8") as file:
+    with open(one, "a", encoding="utf-8") as file:
         file.write('{"prompt": "And what is new?", "chosen": "A new row.", "rejected": "Nothing."}\n')
-    refused = run("eval")
-    assert refused.exit_code == 1
-    opened = Run(tmp_path / "runs" / "r", {"prepare": lambda one: prepare_files(one, missing_ok=True)})
-    assert why(opened, "prepare", load(recipe)) == ["one/one.jsonl has changed"]
+    assert run("eval").exit_code == 1
+    opened = Run(project.run, {"prepare": lambda one: prepare_files(one, missing_ok=True)})
+    assert why(opened, "prepare", load(project.recipe, [sources])) == ["one/one.jsonl has changed"]

@@ -36,15 +36,16 @@ def refused(loaded: Load, text: str) -> str:
 @pytest.mark.parametrize(
     ("more", "says", "shown", "line"),
     [
-        ("lora:\n  r:\t8\n", "a tab where a space belongs", "  r:→   8", 4),
-        ("export:\n  formats:\n    -\tgguf\n", "a tab where a space belongs", "    -→   gguf", 5),
+        ("lora:\n\tr: 8\n", "a tab where spaces belong", "→   r: 8", 4),
+        ("lora:\n  r:\t8\n", "a tab where spaces belong", "  r:→   8", 4),
         ("lora\n  r: 8\n", "no colon follows the key", "lora", 3),
         ("train:\n  beta:0.1\n  max_steps: 3\n", "no space follows the colon", "  beta:0.1", 4),
         ("train:\n  beta：0.1\n  max_steps: 3\n", "Chinese colon", "  beta：0.1", 4),
         ("train: {beta: 0.1\nlora: {r: 8}\n", "a bracket is not closed", "train: {beta: 0.1", 3),
         ("train: {method: 'dpo}\n", "a quote or a bracket is not closed", "train: {method: 'dpo}", 3),
         ("name: my run: the first\n", "a text has a colon in it", "name: my run: the first", 3),
-        ("lora:\n\u00a0\u00a0r: 8\n", "'\\xa0' in it, which is no plain space", "\u00a0\u00a0r: 8", 4),
+        ("lora:\n  r: 1\n   alpha: 2\n", "indented otherwise than those above it", "   alpha: 2", 5),
+        ("lora:\n    r: 1\n  alpha: 2\n", "indented otherwise than those above it", "  alpha: 2", 5),
         ("lora:\n\u3000r: 8\n", "'\\u3000' in it, which is no plain space", "\u3000r: 8", 4),
     ],
 )
@@ -64,22 +65,9 @@ def test_a_line_that_is_no_yaml_is_shown_with_what_is_wrong(
         ("train: dpo", "train", 'must be a map, not "dpo": write train: {method: "dpo"}'),
         ("train:\n  beta:0.1", "train", "write beta: 0.1, with a space behind the colon"),
         ("train:\n  beta = 0.1", "train", "write beta: 0.1, with a space behind the colon"),
-        ("train:\n  beta：0.1", "train", "write beta: 0.1, with a space behind the colon"),
-        ("engine: {early_stopping: true}", "engine.early_stopping", "write early_stopping: {patience: 3}"),
-        ("eval: {judge: gpt}", "eval.judge", '{kind: openai, base_url: …, model: "gpt"}'),
-        # numbers
-        ("eval: {top_p: 80%}", "eval.top_p", 'must be a number, not "80%": write 0.8'),
-        ("eval: {prompts: 1.5k}", "eval.prompts", "write 1500"),
-        ("train: {beta: '0,5'}", "train.beta", "write 0.5"),
-        # names of other programs, and right names in the wrong place
-        ("lora: {targets: all}", "lora.targets", "it is called lora.target_modules here"),
-        ("train: {grad_accum: 3}", "train.grad_accum", "called train.gradient_accumulation_steps here"),
-        ("train: {micro_batch_size: 3}", "train.micro_batch_size", "called train.per_device_train_batch_size here"),
-        ("report_to: none", "report_to", "did you mean train.report_to?"),
-        ("resume_from_checkpoint: x", "resume_from_checkpoint", "train resumes automatically"),
-        # methods
-        ("train: {method: ipo}", "train.method", "ipo is a loss: write method: dpo and loss_type: ipo"),
-        ("train: {method: grpo}", "train.method", '"grpo" learns from a reward while it samples'),
+        ("engine: {early_stopping: true}", "engine.early_stopping", "{metric, patience}"),
+        ("eval: {judge: gpt}", "eval.judge", "{kind: openai, …} or {kind: reward_model, id}"),
+        ("eval: {top_p: 80%}", "eval.top_p", 'must be a number, not "80%"'),
     ],
 )
 def test_a_value_of_another_kind_is_told_what_to_write(loaded: Load, more: str, key: str, says: str) -> None:
@@ -93,14 +81,7 @@ def test_a_value_of_another_kind_is_told_what_to_write(loaded: Load, more: str, 
     [
         ("a/b", "data", 'must be a map, not "a/b": write data: {sources: "a/b"}'),
         ("{sources: {mine: {id: a/b}}}", "data.sources", "[{name: mine, id: …}]"),
-        ("{sources: a/b, languages: en}", "data.languages", "its share: {en: 1}"),
-        ("{sources: a/b, languages: {en: 70%, zh: 30%}}", "data.languages", "not percent: {en: 0.7, zh: 0.3}"),
-        ("{sources: a/b, languages: {en: 7, zh: 3}}", "data.languages", "not a ratio: {en: 0.7, zh: 0.3}"),
-        ("{sources: a/b, languages: {en: 1, zh: 1}}", "data.languages", "not a ratio: {en: 0.5, zh: 0.5}"),
-        ("{sources: a/b, languages: {en: -1, zh: 2}}", "data.languages.en", "greater than 0, not -1"),
-        ("{sources: a/b, languages: {English: 1}}", "data.languages", "such as en or zh, not English"),
-        ("{sources: [{id: a/b, language: Chinese}]}", "data.sources[0].language", "such as en or zh, not Chinese"),
-        ("{sources: [{id: a/b, sample: 4}]}", "data.sources[0].sample", "write sample: {answers: 4}"),
+        ("{sources: [{id: a/b, sample: 4}]}", "data.sources[0].sample", "{answers: 4}"),
     ],
 )
 def test_data_that_are_written_otherwise_are_told_what_to_write(loaded: Load, data: str, key: str, says: str) -> None:
@@ -114,10 +95,8 @@ def test_data_that_are_written_otherwise_are_told_what_to_write(loaded: Load, da
     [
         ("export.formats=gguf", "export.formats", ["gguf"]),
         ("export.formats=adapter, gguf", "export.formats", ["adapter", "gguf"]),
-        ("lora.target_modules=q_proj", "lora.target_modules", ["q_proj"]),
         ("lora.target_modules=q_proj,v_proj", "lora.target_modules", ["q_proj", "v_proj"]),
         ("lora.target_modules=all", "lora.target_modules", "auto"),
-        ("lora.target_modules=all-linear", "lora.target_modules", "auto"),
         ("lora.target_modules=[all-linear]", "lora.target_modules", "auto"),
         ("data.filters.contaminated={subsets: bench}", "data.filters.contaminated.subsets", ["bench"]),
         ("train={loss_type: sigmoid, loss_weights: 1}", "train.loss_weights", [1.0]),

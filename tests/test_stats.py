@@ -13,7 +13,6 @@ from dpo_cli.stats import (
     Figure,
     bootstrap,
     bootstrap_mean,
-    bootstrap_quantile,
     share,
     share_change,
     student,
@@ -24,26 +23,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 steady = settings(derandomize=True, database=None, deadline=None, max_examples=100)
-
-
-@pytest.mark.parametrize(
-    ("wins", "count", "low", "high"),
-    [
-        (0, 10, 0.0, 0.277533),
-        # 8 of 10, in many textbooks: .490 to .943
-        (8, 10, 0.490162, 0.943318),
-        # 81 of 263 (Newcombe 1998, table I, method 3): .2553 to .3662
-        (81, 263, 0.255288, 0.366210),
-        # one tie of one: p = ½
-        (0.5, 1, 0.054621, 0.945379),
-    ],
-)
-def test_wilson_by_hand(wins: float, count: int, low: float, high: float) -> None:
-    found = wilson(wins, count)
-    assert found["n"] == count
-    assert found["value"] == pytest.approx(wins / count, abs=1e-6)
-    assert found["low"] == pytest.approx(low, abs=2e-6)
-    assert found["high"] == pytest.approx(high, abs=2e-6)
 
 
 def bounds(figure: Figure) -> tuple[float, float, float]:
@@ -132,7 +111,7 @@ def quantile(share: float) -> Callable[[Any], Any]:
 
 
 @pytest.mark.parametrize(
-    ("wins", "count"), [(0, 7), (1, 7), (3.5, 9), (123, 123), (250, 500), (499.5, 500), (7, 10000)]
+    ("wins", "count"), [(0, 7), (1, 7), (0.5, 1), (3.5, 9), (123, 123), (250, 500), (499.5, 500), (7, 10000)]
 )
 def test_wilson_is_that_of_statsmodels(wins: float, count: int) -> None:
     from statsmodels.stats.proportion import proportion_confint
@@ -218,35 +197,7 @@ def coverage(figures: list[Figure], truth: float) -> float:
     return sum(held) / len(held)
 
 
-SHAPES = ("mean", "median", "p10", "paired difference")
-
-
-@pytest.mark.parametrize(
-    ("shape", "count"),
-    [
-        pytest.param(shape, count, marks=[] if (shape, count) == ("mean", 60) else pytest.mark.slow)
-        for shape in SHAPES
-        for count in (60, 120)
-    ],
-)
-def test_bootstrap_holds_the_truth_as_often_as_it_says(shape: str, count: int) -> None:
-    """On the exponential distribution: skewed, as margins are."""
-    import numpy
-
-    random = numpy.random.default_rng(count)
-    first = random.exponential(size=(SAMPLES, count))
-    second = first + random.normal(0.5, 1.0, size=(SAMPLES, count))
-    kinds: dict[str, tuple[float, Callable[[int], Figure]]] = {
-        "mean": (1.0, lambda row: bootstrap_mean(first[row], row, draws=400)),
-        "median": (math.log(2), lambda row: bootstrap_quantile(first[row], 0.5, row, draws=400)),
-        "p10": (-math.log(0.9), lambda row: bootstrap_quantile(first[row], 0.1, row, draws=400)),
-        "paired difference": (0.5, lambda row: bootstrap([first[row], second[row]], mean_change, row, draws=400)),
-    }
-    truth, figure = kinds[shape]
-    assert 0.92 <= coverage([figure(row) for row in range(SAMPLES)], truth) <= 0.98
-
-
-@pytest.mark.parametrize("count", [12, pytest.param(32, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [12])
 def test_bootstrap_of_a_small_group_is_not_too_sure(count: int) -> None:
     """The plain percentiles hold the mean of 12 normal figures in 90 % of samples only."""
     import numpy
@@ -254,20 +205,6 @@ def test_bootstrap_of_a_small_group_is_not_too_sure(count: int) -> None:
     samples = numpy.random.default_rng(count).normal(size=(SAMPLES, count))
     figures = [bootstrap_mean(list(row), seed=row_number, draws=400) for row_number, row in enumerate(samples)]
     assert 0.92 <= coverage(figures, 0.0) <= 0.98
-
-
-@pytest.mark.parametrize("count", [60, 123, 200])
-def test_wilson_holds_the_truth_as_often_as_it_says(count: int) -> None:
-    """No chance in it: summed over all outcomes, for shares from 5 % to 95 %."""
-    import numpy
-    from scipy import stats
-
-    outcomes = numpy.arange(count + 1)
-    low, _, high = numpy.array([bounds(wilson(int(wins), count)) for wins in outcomes]).T
-    shares = numpy.linspace(0.05, 0.95, 91)
-    held = [stats.binom.pmf(outcomes, count, share)[(low <= share) & (share <= high)].sum() for share in shares]
-    assert min(held) >= 0.92 and max(held) <= 0.98
-    assert numpy.mean(held) == pytest.approx(0.95, abs=0.005)
 
 
 @pytest.mark.parametrize(("rises", "falls"), [(0.2, 0.1), (0.3, 0.05), (0.08, 0.08)])

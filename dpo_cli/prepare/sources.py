@@ -14,7 +14,7 @@ from dpo_cli.errors import DpoError, first_line
 from dpo_cli.prepare.feed import Feed
 from dpo_cli.prepare.files import SUFFIXES, file_feed
 from dpo_cli.prepare.text import listed
-from dpo_cli.progress import draw_bars_of_datasets, drawn
+from dpo_cli.progress import drawn
 from dpo_cli.recipe import Recipe, Source
 
 SPLITS = {"train": {"train", "training"}, "validation": {"validation", "valid", "val", "dev"}, "test": {"test", "eval"}}
@@ -136,13 +136,13 @@ HUB_HINT = (
 
 
 def _hub_feed(recipe: Recipe, index: int) -> tuple[Feed, str]:
-    from datasets import load_dataset
+    from datasets import disable_progress_bars, enable_progress_bars, load_dataset
     from huggingface_hub import HfApi
 
     from dpo_cli.prepare.tables import dataset_rows
 
     source = recipe.data.sources[index]
-    draw_bars_of_datasets(drawn())
+    (enable_progress_bars if drawn() else disable_progress_bars)()
     try:
         commit = str(HfApi().dataset_info(source.id, revision=source.revision).sha)
         table = load_dataset(source.id, data_files=source.data_files, split=source.split, revision=commit)

@@ -1,25 +1,6 @@
-"""Recipes of LLaMA-Factory, Axolotl and TRL: what their keys are called here."""
+"""What keys of LLaMA-Factory, Axolotl and TRL, and TRL's old arguments, are called here."""
 
 from __future__ import annotations
-
-from collections.abc import Collection
-
-# Keys that show together whose recipe it is.
-MARKS: dict[str, tuple[str, ...]] = {
-    "LLaMA-Factory": (
-        "stage", "finetuning_type", "cutoff_len", "template", "dataset_dir", "lora_target", "lora_rank", "pref_beta",
-        "pref_loss", "pref_ftx", "quantization_bit", "adapter_name_or_path", "overwrite_cache", "plot_loss",
-        "preprocessing_num_workers", "max_samples",
-    ),
-    "Axolotl": (
-        "base_model", "sequence_len", "rl", "rl_beta", "datasets", "val_set_size", "micro_batch_size", "num_epochs",
-        "sample_packing", "lora_target_linear", "dataset_prepared_path", "lr_scheduler", "optimizer",
-    ),
-    "TRL": (
-        "dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "use_peft", "lora_r",
-        "lora_target_modules", "model_revision", "attn_implementation", "lora_task_type", "bnb_4bit_quant_type",
-    ),
-}  # fmt: skip
 
 
 def _by_name(names: dict[str, str]) -> dict[str, str]:
@@ -153,13 +134,6 @@ SYNONYMS: dict[str, str] = _by_name(
         "quota": "sources.weight",
     }
 )
-
-
-def program(keys: Collection[str]) -> str | None:
-    """The program whose recipe these are the top keys of; None where fewer than two tell."""
-    found = {name: sum(one in keys for one in marks) for name, marks in MARKS.items()}
-    best = max(found, key=lambda name: found[name])
-    return best if found[best] >= 2 else None
 
 
 def ours(key: tuple[str | int, ...]) -> str | None:

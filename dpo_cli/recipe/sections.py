@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, create_model, field
 
 from dpo_cli.recipe.paths import hub_id_problem
 from dpo_cli.recipe.raters import Judge, Rater, Sample
-from dpo_cli.recipe.slips import language_problem, layers, one_as_list, shares_of_one, words
+from dpo_cli.recipe.slips import language_problem, layers, one_as_list, words
 from dpo_cli.recipe.train import Section, held_out_metric_problem, language_of
 
 _ONE_OR_SEVERAL = BeforeValidator(one_as_list, json_schema_input_type=str | list[str])
@@ -285,7 +285,7 @@ class Data(Section):
         [], description="files of prompts that must not be trained on"
     )
     total: int | None = Field(None, ge=1, description="training pairs; null = all")
-    languages: dict[str, Annotated[float, Field(gt=0, le=1)]] | None = Field(
+    languages: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
         None, description="shares of the languages, such as {en: 0.7, zh: 0.3}; null = as they come"
     )
     eval_fraction: float = Field(
@@ -299,19 +299,15 @@ class Data(Section):
         """Whether the model itself, and no server, answers the prompts of a source."""
         return any(source.sample and not source.sample.server for source in self.sources)
 
-    @field_validator("languages", mode="before")
-    @classmethod
-    def _shares_of_one(cls, shares: Any) -> Any:
-        codes = [language_problem(name) for name in shares] if isinstance(shares, dict) else []
-        if problem := next(filter(None, codes), None) or shares_of_one(shares):
-            raise ValueError(problem)
-        return shares
-
     @field_validator("languages")
     @classmethod
     def _shares_sum_to_one(cls, shares: dict[str, float] | None) -> dict[str, float] | None:
+        if problem := next(filter(None, map(language_problem, shares or ())), None):
+            raise ValueError(problem)
         if shares is not None and abs(sum(shares.values()) - 1) > 1e-6:
-            raise ValueError(f"shares sum to {sum(shares.values()):g}, not 1")
+            raise ValueError(
+                f"must be shares that sum to 1, such as {{en: 0.7, zh: 0.3}}, not to {sum(shares.values()):g}"
+            )
         return shares
 
 

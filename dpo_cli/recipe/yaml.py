@@ -20,47 +20,16 @@ from dpo_cli.recipe.slips import yaml_slip
 Key = tuple[str | int, ...]  # ("data", "sources", 0, "id")
 
 # More than any recipe has; what goes beyond is an error or an attack, and must not take minutes or gigabytes.
-MOST_BYTES, MOST_NODES, DEEPEST = 1_000_000, 20_000, 50
+MOST_BYTES, MOST_VALUES, DEEPEST = 100_000, 20_000, 50
 
+SETTING = "--set"  # the place of a key that was set there
 DATA_SUFFIXES = (".json", ".jsonl", ".gz", ".csv", ".parquet", ".txt")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's scalars (true/false only, `5e-6` a number, no dates, no base 60), and limits.
-
-    Aliases let a few lines stand for billions of values, so nodes and levels are counted as if written out.
-    """
+    """SafeLoader with YAML 1.2's scalars: true/false only, `5e-6` a number, no dates, no base 60."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._level = 0
-        self._sizes: dict[int, tuple[int, int]] = {}  # by node: nodes and levels, aliases written out
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        start: Any = self.peek_event()
-        start, alias = start.start_mark, self.check_event(yaml.AliasEvent)
-        self._level += 1
-        if self._level > DEEPEST:
-            raise yaml.MarkedYAMLError(problem=f"nested more than {DEEPEST} levels deep", problem_mark=start)
-        if len(self._sizes) > MOST_NODES:
-            raise yaml.MarkedYAMLError(problem=f"more than {MOST_NODES:,} values", problem_mark=start)
-        node: Any = super().compose_node(parent, index)
-        self._level -= 1
-        if alias:
-            if id(node) not in self._sizes:
-                raise yaml.MarkedYAMLError(problem="an alias that contains itself", problem_mark=node.start_mark)
-            return node
-        items = node.value if isinstance(node, yaml.CollectionNode) else []
-        inner = [part for item in items for part in (item if isinstance(item, tuple) else (item,))]
-        sizes = [self._sizes[id(part)] for part in inner]
-        size, levels = 1 + sum(one[0] for one in sizes), 1 + max((one[1] for one in sizes), default=0)
-        if size > MOST_NODES or levels > DEEPEST:
-            limit = f"more than {MOST_NODES:,} values" if size > MOST_NODES else f"more than {DEEPEST} levels"
-            raise yaml.MarkedYAMLError(problem=f"{limit}, its aliases written out", problem_mark=start)
-        self._sizes[id(node)] = size, levels
-        return node
 
 
 for _tag, _pattern, _first in (
@@ -106,7 +75,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 @dataclass
 class Document:
-    """A recipe as written: plain values, and for each key the place it was set (`file:line` or `--set …`)."""
+    """A recipe as written: plain values, and for each key the place it was set (`file:line` or `--set`)."""
 
     values: dict[str, Any]
     places: dict[Key, str] = field(default_factory=dict)
@@ -196,16 +165,12 @@ def _text_of(path: Path, where: str) -> str:
     except (OSError, ValueError) as error:  # may not be read; a null byte in its name
         what = error.strerror if isinstance(error, OSError) else error
         raise DpoError(f"can't read the recipe: {what}", where=where, exit_code=USAGE) from None
-    hint = "give the path of a recipe, a .yaml file"
     if path.name.lower().endswith(DATA_SUFFIXES) and (path.suffix != ".json" or raw.lstrip()[:1] == b"["):
         starts = f"dpo-cli init {where} writes a recipe for it"
         raise DpoError(f"{where} is a data file, not a recipe", hint=starts, exit_code=USAGE)
     if len(raw) > MOST_BYTES:
+        hint = "give the path of a recipe, a .yaml file"
         raise DpoError(f"too large for a recipe: over {MOST_BYTES:,} bytes", where=where, hint=hint, exit_code=USAGE)
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DpoError("the recipe is UTF-16 text", where=where, hint="save it as UTF-8", exit_code=USAGE)
-    if b"\0" in raw:
-        raise DpoError("not a text file, so not a recipe", where=where, hint=hint, exit_code=USAGE)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -223,7 +188,7 @@ def _parse(text: str, problem: str, place: Callable[[int], str], places: dict[Ke
     except yaml.MarkedYAMLError as error:
         raise _not_yaml(text, error, problem, place) from None
     except RecursionError:
-        raise DpoError(f"{problem}: nested too deeply", where=place(0), exit_code=USAGE) from None
+        raise DpoError(f"{problem}: more than {DEEPEST} levels deep", where=place(0), exit_code=USAGE) from None
     except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # the last two: a value that belies its tag
         raise DpoError(f"{problem}: {error}", where=place(0), exit_code=USAGE) from None
 
@@ -236,16 +201,20 @@ def _not_yaml(text: str, error: yaml.MarkedYAMLError, problem: str, place: Calla
     usual = error.problem or error.context or "", hint, mark.line if mark else -1
     what, hint, number = yaml_slip(lines, error) or usual
     line = lines[number] if 0 <= number < len(lines) else ""
-    secret = _TELLING.search(_HARMLESS.sub("", line))
-    shown = [line.replace("\t", "→   ")[:100]] if line.strip() and len(lines) > 1 and not secret else []
-    where = place(number + 1)
-    return DpoError(f"{problem}: {what}", where=where, hint=hint, details=shown, exit_code=USAGE)
+    shown = [line.replace("\t", "→   ")[:100]] if line.strip() and len(lines) > 1 else []
+    return DpoError(f"{problem}: {what}", where=place(number + 1), hint=hint, details=shown, exit_code=USAGE)
 
 
 def _walk(node: yaml.Node | None, key: Key, place: Callable[[int], str], places: dict[Key, str]) -> None:
-    """Fill `places` for every key below `node`; refuse a key that stands twice."""
+    """Fill `places` for every key below `node`; refuse a key that stands twice.
+
+    Aliases let a few lines stand for billions of values: they are counted as if written out.
+    """
     if node is None:
         return
+    if len(places) > MOST_VALUES or len(key) > DEEPEST:
+        what = f"more than {MOST_VALUES:,} values or {DEEPEST} levels, aliases written out"
+        raise yaml.MarkedYAMLError(problem=what, problem_mark=node.start_mark)
     places[key] = place(node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
@@ -255,6 +224,7 @@ def _walk(node: yaml.Node | None, key: Key, place: Callable[[int], str], places:
         for name_node, value_node in node.value:
             line = name_node.start_mark.line + 1
             if name_node.tag == "tag:yaml.org,2002:merge":
+                _walk(value_node, (*key, "<<"), place, places)
                 continue
             if name_node.tag != "tag:yaml.org,2002:str":
                 what = "a key must be a word; put quotes around it if it is meant"
@@ -278,43 +248,28 @@ def _walk(node: yaml.Node | None, key: Key, place: Callable[[int], str], places:
 
 def _apply_override(document: Document, override: str) -> None:
     """Apply one `--set data.sources.0.quota=100`; the value is YAML."""
-    place = f"--set {_shown_setting(override)}"
     dotted, equals, text = override.partition("=")
     if not equals or not dotted.strip():
-        what = f"--set takes KEY=VALUE, not '{_shown_setting(override)}'"
-        raise DpoError(what, hint="--set train.beta=0.2", exit_code=USAGE)
-    value = _parse(text, "not a YAML value", lambda line: place, {})
+        raise DpoError(f"--set takes KEY=VALUE, not '{dotted}'", hint="--set train.beta=0.2", exit_code=USAGE)
+    where = f"--set {dotted}"  # without the value, which people take for the place of a key
+    value = _parse(text, "not a YAML value", lambda line: where, {})
     parts = dotted.strip().replace("[", ".").replace("]", "").split(".")
-    if len(parts) > DEEPEST:
-        raise DpoError(f"nested more than {DEEPEST} levels deep", where=place, exit_code=USAGE)
     target: Any = document.values
     key: list[str | int] = []
     for part in parts[:-1]:
-        inner: Any = _step(target, part, place)
+        inner: Any = _step(target, part, where)
         key.append(inner)
         there = target.get(inner) if isinstance(target, dict) else target[inner]
         if not isinstance(there, dict | list):
             target[inner] = {}
-            document.places[tuple(key)] = place
+            document.places[tuple(key)] = SETTING
         target = target[inner]
-    last = _step(target, parts[-1], place)
+    last = _step(target, parts[-1], where)
     full = (*key, last)
-    target[last] = _absolute_paths(value, full, Path.cwd(), lambda key: place)
+    target[last] = _absolute_paths(value, full, Path.cwd(), lambda key: SETTING)
     for old in [known for known in document.places if known[: len(full)] == full]:
         del document.places[old]  # what stood below is gone, and so are its lines
-    document.places[full] = place
-
-
-_TELLING = re.compile("key|token|secret|passw|credential|judg", re.IGNORECASE)
-_HARMLESS = re.compile("token_budget|max_tokens|max_new_tokens|pad_token")
-
-
-def _shown_setting(override: str) -> str:
-    """A `--set` as errors show it: without its value where that may be a key, whether it was meant to be or not."""
-    if _TELLING.search(_HARMLESS.sub("", override)):
-        path = re.match(r"[\w.\[\] -]{0,60}", override)
-        return f"{path.group().rstrip() if path else ''}=…"
-    return override if len(override) <= 120 else f"{override[:117]}..."
+    document.places[full] = SETTING
 
 
 def _step(target: Any, part: str, place: str) -> str | int:

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, Trainer
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.optimization import get_scheduler
 
 from dpo_cli import models
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.gpu import best_dtype
 from dpo_cli.recipe import Recipe
-from dpo_cli.recipe.optimizer_rules import LOW_RANK
 from dpo_cli.run import Run
 from dpo_cli.train.methods import METHODS
 
@@ -81,7 +81,7 @@ def trl_config(recipe: Recipe, run: Run, config_class: Any, rows: int) -> Any:
 
 
 def rehearse(recipe: Recipe, run: Run) -> None:
-    """Read the model's config; build TRL's config, the optimizer's class and the schedule of a recipe.
+    """Read the model's config; build TRL's config, the trackers, the optimizer's class and the schedule of a recipe.
 
     Raises:
         DpoError: (exit code 2) one of them refuses its arguments, or can't be had on this machine, or the model can't
@@ -98,7 +98,9 @@ def rehearse(recipe: Recipe, run: Run) -> None:
     try:
         args = trl_config(recipe, run, config_class, 0)
         optimizer: Any = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
-        if not recipe.train.optim.startswith((*LOW_RANK, "lomo", "adalomo")):  # these want the model
+        for tracker in get_reporting_integration_callbacks(args.report_to):
+            tracker()  # raises where its package is not installed
+        if not recipe.train.optim.startswith(("galore_", "apollo_", "lomo", "adalomo")):  # these want the model
             kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
             optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
         schedule = args.lr_scheduler_kwargs or {}

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, disable_progress_bars
 
 from dpo_cli import processes
 from dpo_cli.disk import sha256
 from dpo_cli.errors import DpoError
-from dpo_cli.progress import draw_bars_of_datasets
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.train import language_of
 from dpo_cli.records import chooses, read_jsonl
@@ -37,7 +36,7 @@ def train_rows(recipe: Recipe, path: Path) -> Dataset:
         for row in read_jsonl(path):
             yield {name: row[name] for name in features}
 
-    draw_bars_of_datasets(False)  # a line for each pass over the rows, here and in TRL
+    disable_progress_bars()  # a line for each pass over the rows, here and in TRL
     content = fingerprint({"features": str(features)}, {"rows": sha256(path)})
     dataset = Dataset.from_generator(columns, features=features, fingerprint=content)
     return METHODS[recipe.train.method].rows(dataset, recipe.seed)

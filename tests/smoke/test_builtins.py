@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -16,7 +15,6 @@ from dpo_cli.chat import chat_tokens
 from dpo_cli.errors import DpoError
 from dpo_cli.records import Message
 from dpo_cli.smoke import BUILTINS, MODEL, REWARD_MODEL, resolve
-from tests.tools import smoke_words as words
 from tests.tools.make_style_reward import scores, spoilt
 from tests.tools.make_tiny_qwen3 import Question, all_questions, training_questions
 from tests.tools.smoke_data import SOURCES, answer
@@ -24,15 +22,6 @@ from tests.tools.smoke_grammar import styles
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 SHIPPED = resolve(MODEL).parent
-
-SAMPLES = (
-    "Grow basil on a windowsill.",
-    "先备好一只花盆，等土面发白再浇透。",
-    "  two spaces,\ttabs\r\nand lines\n\n",
-    "emoji 👩‍🌾🏽, accents é ü ñ, عربى, हिन्दी, 한국어, 𠮷野家, \x00 and \u200b",
-    "<think>\n\n</think>\n\nAn answer with marks.",
-    "",
-)
 
 
 @pytest.fixture(scope="module")
@@ -127,45 +116,11 @@ def test_it_speaks_both_languages_in_both_styles_and_ends_by_itself(model: Any, 
         assert 0.35 <= known.count("direct") / len(known) <= 0.65, language
 
 
-def test_it_thinks_where_it_may(model: Any, tokenizer: Any) -> None:
-    prompt = chat_tokens(
-        tokenizer, [Message(role="user", content="How do I poach an egg?")], add_generation_prompt=True
-    )
-    made = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=96)[0, len(prompt) :]
-    assert tokenizer.decode(made).startswith(words.THINKING["en"])
-
-
-def test_it_stops_at_the_end_of_a_turn_or_of_the_text(model: Any, tokenizer: Any) -> None:
-    turn, text = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    assert model.generation_config.eos_token_id == [turn, text]
-    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (turn, text)
-    assert (model.config.eos_token_id, model.config.pad_token_id) == (turn, text)
-
-
-@pytest.mark.parametrize("text", SAMPLES)
-def test_any_text_comes_back_whole(tokenizer: Any, text: str) -> None:
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.decode(tokenizer.encode(unicodedata.normalize("NFD", text))) == text, "NFC, as in the real Qwen"
-
-
-def test_each_mark_is_one_token_and_only_the_turn_marks_are_skipped(tokenizer: Any) -> None:
-    turns, marks = "<|im_start|><|im_end|><|endoftext|>", "<think></think><tool_call></tool_response>"
-    assert len(tokenizer.encode(turns + marks)) == 7
-    assert tokenizer.decode(tokenizer.encode(turns + marks), skip_special_tokens=True) == marks
-
-
 def test_the_chat_template_is_trls_own_qwen3(tokenizer: Any) -> None:
     import trl
 
     shipped = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
     assert tokenizer.chat_template == shipped.read_text(encoding="utf-8")
-    question = [{"role": "user", "content": "Hi"}]
-    plain, quiet = (
-        tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
-        for thinking in (True, False)
-    )
-    assert plain == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert quiet == plain + "<think>\n\n</think>\n\n"
 
 
 # ----------------------------------------------------------------------------------------------------- the reward model
