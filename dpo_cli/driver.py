@@ -106,6 +106,24 @@ def torch_index(driver: Driver | None) -> str | None:
     return next(runs, None)
 
 
+def build_problem(driver: Driver | None, cuda: str, install: str) -> tuple[str, str] | None:
+    """What keeps the driver from running torch as built for this CUDA release, "" if unknown, and how to fix it.
+
+    Args:
+        install: the command that installs another build, with {} in the place of its index.
+    """
+    index = torch_index(driver)
+    if driver is None:
+        return "there is no NVIDIA driver here (no nvidia-smi)", "install it; start a container with --gpus all"
+    if driver.error:
+        return f"nvidia-smi fails: {driver.error}", "restart the machine, or reinstall the NVIDIA driver"
+    if cuda and too_old(driver, cuda):
+        needs = f"torch for CUDA {cuda} needs {oldest_driver(cuda)} or newer"
+        other = f", or {install.format(index)}" if index else ""
+        return f"the NVIDIA driver is {driver.version}, and {needs}", f"update the driver{other}"
+    return None
+
+
 def _ask(tool: str, fields: str) -> tuple[list[list[str]], str]:
     """Rows of `nvidia-smi`, and what it says where it fails."""
     command = [tool, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]

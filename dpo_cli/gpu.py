@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import torch
 
-from dpo_cli.driver import CUDA_12, Driver, find_driver, oldest_driver, too_old, torch_index
+from dpo_cli.driver import Driver, build_problem, find_driver, torch_index
 from dpo_cli.environment import in_wsl
 from dpo_cli.errors import DpoError, first_line
 
@@ -35,27 +35,19 @@ def cuda_problem() -> DpoError | None:
 def _problem(torch_version: str, cuda: str | None, driver: Driver | None, hidden: str | None) -> DpoError:
     index = torch_index(driver)
     pins = f"torch=={torch_version.partition('+')[0]} torchvision"
-    command = f"pip uninstall -y torch torchvision && pip install {pins} --index-url {index}"
-    without_card = "without an NVIDIA card, use the CPU packages in another venv: make smoke creates .venv"
-    wanted = f"{oldest_driver(cuda or '') or 580} or newer"
-    built = f"torch {torch_version} is built for CUDA {cuda}, which needs the NVIDIA driver {wanted}"
+    install = f"pip uninstall -y torch torchvision && pip install {pins} --index-url {{}}"
+    without_card = "; without an NVIDIA card, use the CPU packages in another venv: make smoke creates .venv"
     if cuda is None:
+        way = install.format(index) if index else "update its driver first"
         what = f"torch {torch_version} is a CPU build, and Unsloth needs a GPU"
-        fix = f"for a card, {command if index else 'update its driver first'}; {without_card}"
-    elif driver is None:
-        what = f"torch finds no GPU: there is no NVIDIA driver here (no nvidia-smi). {built}"
-        fix = f"install the driver; start a container with --gpus all; {without_card}"
-    elif driver.error:
-        what = f"torch finds no GPU, and nvidia-smi fails: {driver.error}"
-        fix = f"restart the machine, or reinstall the NVIDIA driver ({wanted})"
-    elif too_old(driver, cuda):
-        what = f"{built}; the installed driver is {driver.version}"
-        fix = "update the driver" + (f", or install torch for CUDA 12.6: {command}" if index == CUDA_12 else "")
+        return DpoError(what, hint=f"for a card, {way}{without_card}")
+    if found := build_problem(driver, cuda, install):
+        what, fix = f"torch finds no GPU: {found[0]}", found[1] + (without_card if driver is None else "")
     elif hidden is not None:
         what = f"torch finds no GPU: CUDA_VISIBLE_DEVICES={hidden!r} hides it"
         fix = "unset CUDA_VISIBLE_DEVICES, or set it to 0"
     else:
-        what = f"torch finds no GPU, though the driver {driver.version} should do: {_reason()}"
+        what = f"torch finds no GPU, though the driver should do: {_reason()}"
         fix = "restart the machine; in a container, pass every /dev/nvidia* device (--gpus all)"
     return DpoError(what, hint=fix)
 

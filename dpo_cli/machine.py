@@ -48,21 +48,16 @@ def peak_memory() -> int:
 
 
 def _limits() -> list[tuple[int, int]]:
-    """(limit, used) in bytes of each control group that holds this process, in version 1 or 2; none outside Linux."""
+    """(limit, used) in bytes of each control group (version 2) that holds this process; none outside Linux."""
     found = []
-    for line in read_if_there(PROCESS / "cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root = CGROUPS / "memory" if controllers else CGROUPS
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        inner = root / path.lstrip("/")
-        # A limit of any group above holds too. In a container the path may be the host's, and only the root is there.
-        for group in (inner, *inner.parents):
-            if group == root or root in group.parents:
-                limit, used = (read_if_there(group / name).strip() for name in names)
-                if limit.isdigit():  # "max" is no limit
-                    found.append((int(limit), int(used) if used.isdigit() else 0))
+    named = re.search(r"^0::/(.*)", read_if_there(PROCESS / "cgroup"), re.MULTILINE)
+    inner = CGROUPS / (named[1] if named else "")
+    # A limit of any group above holds too. In a container the path may be the host's, and only the root is there.
+    for group in (inner, *inner.parents):
+        if group == CGROUPS or CGROUPS in group.parents:
+            limit, used = (read_if_there(group / name).strip() for name in ("memory.max", "memory.current"))
+            if limit.isdigit():  # "max" is no limit
+                found.append((int(limit), int(used) if used.isdigit() else 0))
     return found
 
 

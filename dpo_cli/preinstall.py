@@ -14,12 +14,11 @@ from pathlib import Path
 from dpo_cli.driver import (
     QWEN3_GIB,
     Driver,
+    build_problem,
     compiler,
     find_driver,
     has_python_headers,
     lacks_kernels,
-    oldest_driver,
-    too_old,
     torch_index,
 )
 
@@ -66,22 +65,17 @@ def _card_problems(driver: Driver | None, index: str) -> Iterator[Problem]:
     if platform.system() not in ("Linux", "Windows"):
         yield f"Unsloth needs an NVIDIA card; {platform.system()} has none", "make smoke trains a small model here"
         return
-    if driver is None:
-        yield "there is no NVIDIA driver (no nvidia-smi)", f"install it, if there is a card; else {OTHER_CARD}"
-        return
-    if driver.error:
-        yield f"nvidia-smi fails: {driver.error}", "restart the machine, or reinstall the NVIDIA driver"
-        return
     build = re.search(r"/cu(\d+)(\d)/?$", index)
     cuda = f"{build[1]}.{build[2]}" if build else "" if index else "13.0"
+    other = "make train TORCH_INDEX={}"
+    if found := build_problem(driver, cuda, other):
+        what, fix = found
+        yield what, fix if driver else f"{fix}; else {OTHER_CARD}"
+    if driver is None or driver.error:
+        return
     best = torch_index(driver)
-    other = f"make train TORCH_INDEX={best}"
-    if cuda and too_old(driver, cuda):
-        needs = f"torch for CUDA {cuda} needs {oldest_driver(cuda)} or newer"
-        fix = f"update the driver, or {other}" if best else "update the driver"
-        yield f"the NVIDIA driver is {driver.version}, and {needs}", fix
     for name in {card.name for card in driver.cards if lacks_kernels(cuda, card)}:
-        yield f"torch for CUDA {cuda} has no kernels for the {name}", other if best else OTHER_CARD
+        yield f"torch for CUDA {cuda} has no kernels for the {name}", other.format(best) if best else OTHER_CARD
     total, free = (max((getattr(card, key) / 2**30 for card in driver.cards), default=0.0) for key in ("total", "free"))
     least = QWEN3_GIB["1.7B"]
     if total and total < least:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import resource
 import signal
@@ -48,14 +47,6 @@ def assert_one_block(done: Result, code: int, *parts: str) -> None:
 def test_a_missing_recipe(project: Any, invoke: Invoke, command: str) -> None:
     assert_one_block(invoke(command, "dmeo.yaml"), 2, "no recipe at dmeo.yaml", "demo.yaml")
     assert not (project.folder / "runs").exists()
-
-
-def test_a_layout_that_cannot_be_told(project: Any, invoke: Invoke) -> None:
-    project.write_rows(0)
-    (project.rows / "a.jsonl").write_text('{"apples": 1, "pears": 2}\n' * 5, encoding="utf-8")
-    done = invoke("prepare", "demo.yaml", "--set", "data.sources.0.layout=auto")
-    assert_one_block(done, 2, "data.sources[0]", "apples")
-    assert_nothing_made_but_recipe(project)
 
 
 # ---------------------------------------------------------------------------------------------------------- the data
@@ -163,12 +154,6 @@ def test_a_file_that_may_not_grow(project: Any, dpo_cli: Cli, kilobytes: int) ->
     assert dpo_cli("prepare", "demo.yaml").returncode == 0
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written(project: Any, invoke: Invoke) -> None:
-    (project.folder / "runs").mkdir(mode=0o555)
-    assert_one_block(invoke("prepare", "demo.yaml"), 1, "Permission denied", "runs")
-
-
 # --------------------------------------------------------------------------------------------------- an interruption
 
 
@@ -235,13 +220,3 @@ def assert_old_results_whole(project: Any, before: dict[str, bytes], done_before
         assert after == before
     else:
         assert set(after) <= {"recipe.yaml"}
-
-
-def test_rows_that_end_in_the_middle_of_a_line_are_told(project: Any, invoke: Invoke) -> None:
-    """A download cut short: the last row is counted as broken, not lost."""
-    path = project.rows / "a.jsonl"
-    path.write_bytes(path.read_bytes()[:-30])
-    assert invoke("prepare", "demo.yaml").exit_code == 0
-    report = json.loads((project.run / "data" / "report.json").read_text(encoding="utf-8"))
-    assert report["sources"]["rows"]["in"] == 40
-    assert report["sources"]["rows"]["dropped"] == {"schema": 1}

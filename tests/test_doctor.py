@@ -133,7 +133,10 @@ def test_a_driver_that_is_too_old(machine: Machine, tmp_path: Path, unsloth: boo
     machine(usable=False, **({"unsloth": "2026.10.9"} if unsloth else {"trl": "1.16.0"}))
     nvidia_smi(tmp_path / "tools", "535.129.03", RTX_4080)
     done = examine()
-    assert "gpu           torch 2.14.1+cu130 is built for CUDA 13.0, which needs the NVIDIA driver 580" in done.stdout
+    assert (
+        "gpu           torch finds no GPU: the NVIDIA driver is 535.129.03, and torch for CUDA 13.0 needs 580"
+        in done.stdout
+    )
     assert "--   card          NVIDIA GeForce RTX 4080, not used by torch" in done.stdout
     assert "update the driver" in done.stdout
     if unsloth:

@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 import sys
-import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -37,10 +36,6 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return set_up
 
 
-VERSION_1 = "12:pids:/docker/abc\n9:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc"
-NO_LIMIT_1 = "9223372036854771712"
-
-
 @pytest.mark.parametrize(
     ("groups", "files", "limit", "used"),
     [
@@ -48,11 +43,8 @@ NO_LIMIT_1 = "9223372036854771712"
         ("0::/user/job", {"user/memory.max": f"{GIB}", "user/job/memory.max": "max"}, GIB, 0),
         ("0::/user/job", {"user/memory.max": f"{2 * GIB}", "user/job/memory.max": f"{GIB}"}, GIB, 0),
         ("0::/../../host/path", {"memory.max": f"{GIB}"}, GIB, 0),
-        (VERSION_1, {"memory/docker/abc/memory.limit_in_bytes": f"{GIB}"}, GIB, 0),
-        (VERSION_1, {"memory/memory.limit_in_bytes": f"{GIB}", "memory/memory.usage_in_bytes": "5"}, GIB, 5),
-        (VERSION_1 + "\n0::/", {"memory/memory.limit_in_bytes": f"{GIB}"}, GIB, 0),
     ],
-    ids=["v2", "v2 of the parent", "v2 nested", "v2 with the host's path", "v1", "v1 in a container", "both"],
+    ids=["its own", "of the parent", "nested", "with the host's path"],
 )
 def test_a_container_has_the_memory_of_its_limit(
     container: Any, groups: str, files: dict[str, str], limit: int, used: int
@@ -66,7 +58,6 @@ def test_a_container_has_the_memory_of_its_limit(
     ("groups", "files"),
     [
         ("0::/", {"memory.max": "max"}),
-        (VERSION_1, {"memory/docker/abc/memory.limit_in_bytes": NO_LIMIT_1}),
         ("0::/", {}),
     ],
 )
@@ -84,19 +75,6 @@ def test_the_plan_of_a_cpu_run_keeps_to_the_container(container: Any, monkeypatc
     assert available_memory(recipe) == 3 * GIB
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")  # as accelerate launch and torchrun set it
     assert available_memory(recipe) == GIB
-
-
-def test_export_loads_its_models_within_the_container(container: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gigabyte of weights: float32 where twice as much and some room is there, else as stored."""
-    import torch
-    from dpo_cli.export import outputs
-
-    weights: Any = {"a": types.SimpleNamespace(shape=(1 << 14, 1 << 15), dtype="BF16")}
-    monkeypatch.setattr("dpo_cli.export.base.dtype_16bit", lambda tensors: "bfloat16")
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(total=64 * GIB, available=64 * GIB))
-    assert outputs.placement(weights).dtype == torch.float32
-    container("0::/", {"memory.max": str(4 * GIB), "memory.current": str(3 * GIB)})
-    assert outputs.placement(weights).dtype == torch.bfloat16
 
 
 def test_the_peak_is_what_was_held_at_the_highest() -> None:
@@ -167,18 +145,6 @@ def test_what_the_preflight_makes_unsloth_say_is_not_shown(clean: None) -> None:
         warnings.warn("Unsloth: detected a manual forward/backward run before trainer.train(); reset …", stacklevel=1)
         warnings.warn("another", stacklevel=1)
     assert [str(one.message) for one in shown] == ["another"]
-
-
-def test_torch_leaves_the_noise_of_its_registry_off(clean: None) -> None:
-    code = """
-import logging
-from dpo_cli.environment import prepare_environment
-prepare_environment("train")
-import torch
-logging.getLogger("torch.utils._pytree").warning("register_constant() is deprecated")
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(

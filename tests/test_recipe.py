@@ -487,16 +487,6 @@ def test_lines_point_into_the_file_that_wrote_them(write: Write, tmp_path: Path)
     assert f"{tmp_path}/child.yaml:3  train.beta\n" in message
 
 
-def test_what_a_child_leaves_out_of_a_list_is_missing_in_the_child(write: Write, tmp_path: Path) -> None:
-    write("model: {id: a/b}\ndata:\n  sources:\n    - id: c/d\n      name: x\n", "parent.yaml")
-    child = write("extends: parent.yaml\n\ndata:\n  sources:\n    - layout: pairs\n", "child.yaml")
-    with pytest.raises(DpoError, match="is missing") as caught:
-        load(child)
-    assert f"{tmp_path}/child.yaml:5  data.sources[0].id" in str(caught.value)
-    mended = load(write("extends: parent.yaml\n\ndata:\n  sources:\n    - id: e/f\n", "child.yaml"))
-    assert "parent" not in mended.where("data", "sources", 0, "name"), "the parent's list is gone, with its lines"
-
-
 def test_where_names_the_line_of_a_setting(loaded: Load, tmp_path: Path) -> None:
     recipe = loaded("train:\n  beta: 0.3\n", "lora.r=4")
     assert recipe.where("train", "beta") == f"{tmp_path}/r.yaml:4  train.beta"
@@ -689,9 +679,6 @@ def test_the_schema_accepts_what_loads(
         {"train": {"seed": 1}},
         {"train": {"loss_type": "sigmod"}},
         {"train": {"method": "lime"}},
-        {"train": {"simpo_gamma": 0.3}},
-        {"train": {"method": "kto", "loss_type": "sigmoid"}},
-        {"train": {"method": "orpo", "loss_weights": [1.0]}},
         {"train": {"optim": "adamw"}},
         {"lora": {"r": 0}},
         {"model": {}},

@@ -142,17 +142,6 @@ def test_file_names_that_are_not_utf8(project: Any, invoke: Any) -> None:
     assert "nothing to do" in invoke("prepare", project.recipe).stdout
 
 
-@pytest.mark.parametrize("words", [3, 40])
-def test_a_remark_is_lines_that_fit(capsys: pytest.CaptureFixture[str], words: int) -> None:
-    from dpo_cli.train.progress import print_remark
-
-    print_remark(" ".join(["remark"] * words) + " \x1b[2J")
-    first, *rest = capsys.readouterr().out.splitlines()
-    assert first.startswith("  ! remark") and all(len(line) <= 80 for line in (first, *rest))
-    assert all(line.startswith("    ") and line == line.rstrip() for line in rest)
-    assert not OBEYED.search(first + "".join(rest))
-
-
 # --------------------------------------------------------------------------------------------------------- encodings
 
 ENCODINGS: dict[str, dict[str, str]] = {

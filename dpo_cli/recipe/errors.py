@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from dpo_cli.errors import USAGE, DpoError, did_you_mean, either, with_nearest
 from dpo_cli.recipe.foreign import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS, ours
-from dpo_cli.recipe.train import OF_THE_REFERENCE, methods_with, trl_arguments
+from dpo_cli.recipe.train import methods_with, trl_arguments
 from dpo_cli.recipe.yaml import Key, show_key
 
 _KINDS = {
@@ -158,10 +158,8 @@ def _shown(value: Any) -> str:
 def _of_another_method(key: Key, first: Any, model: type[BaseModel]) -> str | None:
     """What to say of an argument or a loss that TRL has, but for another method; None where it is none."""
     method = str(_at(model, ("train",))[0][0].model_fields["method"].default)
-    name, given, described = str(key[1]) if len(key) > 1 else "", first["input"], trl_arguments()[method]
+    name, given = str(key[1]) if len(key) > 1 else "", first["input"]
     if first["type"] == "extra_forbidden":
-        if name in OF_THE_REFERENCE and not described["reference"]:
-            return f"is not for {method}, which has no reference: remove it"
         if name not in OWNED_TRAIN_ARGUMENTS and (others := methods_with("arguments", name)):
             null = ", or set it to null" if name == "loss_type" else ""
             return f"belongs to train.method {either(others)}, not to {method}: remove it{null}"

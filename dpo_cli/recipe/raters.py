@@ -83,7 +83,7 @@ PACE = ("concurrency", "timeout", "retries", "api_key_env", "batch_size")
 class Sample(Section):
     """Answers to a source's prompts by the model that `train` starts from, `model.id` with `model.adapter`."""
 
-    answers: int = Field(4, description="answers to each prompt")
+    answers: int = Field(4, ge=2, description="answers to each prompt")
     temperature: float = Field(1.0, gt=0, description="of sampling")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus that is sampled from")
     top_k: int = Field(0, ge=0, description="likeliest tokens that are sampled from; 0: all")
@@ -92,23 +92,9 @@ class Sample(Section):
     slice: list[int] | None = Field(None, description="[part, parts], from 0: that part of the prompts, by hash")
     server: Server | None = Field(None, description="{base_url, model}: an OpenAI-compatible server answers instead")
 
-    @field_validator("answers")
-    @classmethod
-    def _several_answers(cls, answers: int) -> int:
-        if answers < 2:
-            raise ValueError(f"{answers} leaves nothing to compare: write answers: 4, say, and 2 at least")
-        return answers
-
     @field_validator("slice")
     @classmethod
     def _slice_is_a_part(cls, part: list[int] | None) -> list[int] | None:
         if part is not None and not (len(part) == 2 and 0 <= part[0] < part[1]):
             raise ValueError(f"must be [part, parts] from 0, such as [0, 3], [1, 3] and [2, 3], not {part}")
         return part
-
-    @field_validator("top_k")
-    @classmethod
-    def _several_tokens(cls, top_k: int) -> int:
-        if top_k == 1:
-            raise ValueError("1 makes all answers to a prompt alike; set 0 for all tokens, or 20, say")
-        return top_k

@@ -43,12 +43,6 @@ HELD_OUT = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "
 
 DEFAULT_METHOD = "dpo"
 
-# Arguments of the reference model, which some methods don't have.
-OF_THE_REFERENCE = (
-    "precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model", "ref_model_mixup_alpha",
-    "ref_model_sync_steps",
-)  # fmt: skip
-
 # What values are possible, by pydantic's names, and of which arguments.
 _RANGES: tuple[tuple[str, dict[str, Any]], ...] = (
     (
@@ -178,27 +172,18 @@ def train_model(method: str) -> type[_TrainBase]:
 
 
 def train_schema() -> dict[str, Any]:
-    """JSON Schema of the `train` section, whatever its method: what all share once, and what sets each apart."""
-    # Without the titles that pydantic makes of the names: there are hundreds.
-    models = {method: train_model(method).model_json_schema()["properties"] for method in trl_arguments()}
-    for properties in models.values():
-        for entry in properties.values():
-            entry.pop("title", None)
-    every = {name: entry for properties in models.values() for name, entry in properties.items() if name != "method"}
-    alike = {name for name in every if all(one.get(name, every[name]) == every[name] for one in models.values())}
-    method = {"enum": list(models), "default": DEFAULT_METHOD, "type": "string"}
-    choice = []
-    for name, properties in models.items():
-        own = {key: properties.get(key, False) for key in every if key not in alike or key not in properties}
-        # See `_null_is_the_methods_own_loss`.
-        own["loss_type"] = {"anyOf": [own["loss_type"], {"type": "null"}]}
-        named = {} if name == DEFAULT_METHOD else {"required": ["method"]}
-        condition = {"properties": {"method": {"const": name}}} | named
-        choice.append({"if": condition, "then": {"properties": own}})
+    """JSON Schema of the `train` section, with the arguments of every method: which are whose, `check` says."""
+    entries: dict[str, list[Any]] = {}
+    for method in trl_arguments():
+        for name, entry in train_model(method).model_json_schema()["properties"].items():
+            entry.pop("title", None)  # which pydantic makes of the name: there are hundreds
+            several = entries.setdefault(name, [])
+            several += [entry] if entry not in several else []
+    entries["method"] = [{"enum": list(trl_arguments()), "default": DEFAULT_METHOD, "type": "string"}]
+    entries["loss_type"].append({"type": "null"})  # see `_null_is_the_methods_own_loss`
     return {
         "type": "object",
         "description": "Arguments of the method's config in TRL, by TRL's names.",
-        "properties": {"method": method} | {name: entry if name in alike else {} for name, entry in every.items()},
+        "properties": {name: one[0] if len(one) == 1 else {"anyOf": one} for name, one in entries.items()},
         "additionalProperties": False,
-        "allOf": choice,
     }

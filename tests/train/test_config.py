@@ -35,7 +35,7 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loaded:
         ("train.optim_args=momentum=fast", "fast"),
         ("train.optim=schedule_free_adamw", "schedulefree"),
         ("train.report_to=wandbb", "wandbb is not supported"),
-        ("train.report_to=[dagshub]", "pip install dagshub"),
+        ("train.report_to=[swanlab]", "pip install swanlab"),
         ("train.lr_scheduler_type=greedy", "requires an eval strategy"),
         ("train.lr_scheduler_kwargs={num_cycles: 2}", "num_cycles"),
         ("train.lr_scheduler_kwargs={num_decay_steps: 3, decay_type: steep}", "steep"),
