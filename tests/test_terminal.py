@@ -145,17 +145,12 @@ def test_file_names_that_are_not_utf8(project: Any, invoke: Any) -> None:
 # --------------------------------------------------------------------------------------------------------- encodings
 
 ENCODINGS: dict[str, dict[str, str]] = {
-    "cp1252": {"PYTHONIOENCODING": "cp1252"},
     "gbk": {"PYTHONIOENCODING": "gbk"},
-    "ascii": {"PYTHONIOENCODING": "ascii"},
     "POSIX": {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0"},
 }
 
 
-SIBLINGS = [one if one in ("gbk", "POSIX") else pytest.param(one, marks=pytest.mark.slow) for one in ENCODINGS]
-
-
-@pytest.mark.parametrize("encoding", SIBLINGS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_no_encoding_ends_a_command(project: Any, dpo_cli: Any, encoding: str) -> None:
     rows = [
         {"prompt": f"第{n}个问题：什么是{n}？—🙂", "chosen": f"答案是{n}" * 9, "rejected": f"不知道{n}" * 8}
@@ -180,44 +175,17 @@ def test_no_encoding_ends_a_command(project: Any, dpo_cli: Any, encoding: str) -
     assert (project.folder / "runs" / "中文—🙂" / "data" / "train.jsonl").is_file()
 
 
-@pytest.mark.parametrize("encoding", SIBLINGS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_what_a_program_reads_comes_without_loss(project: Any, dpo_cli: Any, encoding: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"}
     environment |= ENCODINGS[encoding]
-    codec = "utf-8" if encoding == "POSIX" else encoding
+    codec = "utf-8" if encoding == "POSIX" else encoding  # Python itself takes UTF-8 where the locale is POSIX
     project.recipe.write_text("name: 中文—🙂\n" + project.recipe.read_text(encoding="utf-8"), encoding="utf-8")
     command = [sys.executable, "-m", "dpo_cli"]
     checked = subprocess.check_output([*command, "check", "--all", "demo.yaml"], env=environment).decode(codec)
     assert yaml.safe_load(checked)["name"] == "中文—🙂"
     schema = subprocess.check_output([*command, "schema"], env=environment).decode(codec)
     assert json.loads(schema) == json_schema()
-
-
-TABLE = """
-from dpo_cli.environment import never_fail_to_print
-from dpo_cli.terminal import terminal
-never_fail_to_print()
-from rich.table import Table
-table = Table("来源", "█—π")
-table.add_row("中文", "🙂")
-terminal().print(table)
-import sys
-print("中文", file=sys.stderr)
-"""
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_a_table_with_chinese_in_any_encoding(tmp_path: Path, encoding: str) -> None:
-    script = tmp_path / "table.py"
-    script.write_text(TABLE, encoding="utf-8")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"}
-    done = subprocess.run([sys.executable, script], env=environment | ENCODINGS[encoding], capture_output=True,
-                          timeout=60, check=True)  # fmt: skip
-    known = {"gbk": "gbk", "POSIX": "utf-8"}.get(encoding)  # Python itself takes UTF-8 where the locale is POSIX
-    if known:
-        assert "中文" in done.stdout.decode(known) and "中文" in done.stderr.decode(known)
-    else:
-        assert b"?" in done.stdout and b"\\u4e2d\\u6587" in done.stderr
 
 
 def test_file_names_that_the_environment_can_not_write(project: Any, dpo_cli: Any) -> None:
