@@ -50,5 +50,5 @@ def in_wsl() -> bool:
 
 
 def _has_expandable_segments() -> bool:
-    """Whether CUDA can grow a block of memory: on Linux, but neither in WSL nor on a Jetson."""
-    return sys.platform == "linux" and not in_wsl() and not Path("/etc/nv_tegra_release").exists()
+    """Whether CUDA can grow a block of memory: on Linux, but not in WSL."""
+    return sys.platform == "linux" and not in_wsl()

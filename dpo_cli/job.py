@@ -132,7 +132,6 @@ def importing(what: str) -> Step:
 def open_run(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> tuple[Recipe, Run]:
     """Load a recipe and open its run, which knows the files from outside that each stage reads."""
     loaded = recipe.load(shipped(recipe_path), settings)
-    os.fsencode(loaded.name)  # raises where no folder can be called so
     inputs: dict[str, Callable[[Recipe], dict[str, Path]]] = {
         "prepare": lambda one: {**source_files(one, missing_ok=True), **model_files.files_for_prepare(one)},
         "train": model_files.local_files,
@@ -224,10 +223,6 @@ def reported(debug: bool) -> Iterator[None]:
         hint = hints.get(error.errno or 0)
         place = str(error.filename) if error.filename else None
         _fail(DpoError(error.strerror or str(error), where=place, hint=hint), debug)
-    except UnicodeEncodeError as error:
-        name = error.object[error.start : error.end]
-        what = f"file names are {error.encoding} here, which has no {name!r}"
-        _fail(DpoError(what, hint="export PYTHONUTF8=1, or a UTF-8 locale: export LC_ALL=C.UTF-8"), debug)
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:

@@ -1,16 +1,13 @@
 """Broken recipes by the hundred: the shipped ones with a key, a value, the structure or bytes changed.
 
-Each loads, and then survives the way out and in, or ends in one usage error that names a line. By hand, for more:
-`python -m tests.test_recipe_fuzz 10000`.
+Each loads, and then survives the way out and in, or ends in one usage error that names a line.
 """
 
 from __future__ import annotations
 
 import random
 import re
-import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -87,28 +84,24 @@ def by_bytes(random: random.Random, text: bytes) -> bytes:
     return text
 
 
-def mutant(seed: int) -> tuple[str, bytes, list[str]]:
-    """What was changed, the file, and the settings beside it."""
+def mutant(seed: int) -> tuple[bytes, list[str]]:
+    """The file, and the settings beside it."""
     draw = random.Random(seed)
     kind: Callable[[random.Random, Any], Any] = draw.choice([by_value, by_value, by_key, by_structure, by_bytes])
     text = draw.choice(WHOLE)
     if kind is by_bytes:
-        return kind.__name__, by_bytes(draw, text.encode()), []
+        return by_bytes(draw, text.encode()), []
     tree = kind(draw, yaml.safe_load(text))
     overrides = []
     if draw.random() < 0.2:
         name = draw.choice(list(ARGUMENTS))
         overrides = [f"{draw.choice(['train.', 'lora.', 'engine.', 'eval.judge.', ''])}{name}={draw.choice(VALUES)}"]
-    return (
-        kind.__name__,
-        yaml.dump(tree, Dumper=yaml.SafeDumper, allow_unicode=True).encode("utf-8", "replace"),
-        overrides,
-    )
+    return yaml.dump(tree, Dumper=yaml.SafeDumper, allow_unicode=True).encode("utf-8", "replace"), overrides
 
 
 def outcome(folder: Path, seed: int) -> str:
-    """`kind: loads`, or `kind: refused`, both as they should be."""
-    kind, text, overrides = mutant(seed)
+    """`loads`, or `refused`, both as they should be."""
+    text, overrides = mutant(seed)
     path, again = folder / "r.yaml", folder / "again.yaml"
     path.write_bytes(text)
     start = time.process_time()
@@ -120,26 +113,17 @@ def outcome(folder: Path, seed: int) -> str:
         assert re.search(r"r\.yaml(:\d+|  \w+|\b)|--set ", str(error)), (seed, str(error))
         assert len(str(error)) < 20_000, seed
         assert "sk-abcdefgh" not in str(error), seed
-        said = "refused with its line" if re.search(r"r\.yaml:\d+|--set ", str(error)) else "refused"
+        said = "refused"
     else:
         again.write_text(dump(recipe), encoding="utf-8")
         assert dump(load(again)) == dump(recipe), seed
         said = "loads"
     assert time.process_time() - start < 3, seed
-    return f"{kind}: {said}"
+    return said
 
 
 @pytest.mark.parametrize("start", range(0, 300, 100))
 def test_a_broken_recipe_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int) -> None:
     monkeypatch.chdir(tmp_path)
-    outcomes = Counter(outcome(tmp_path, seed) for seed in range(start, start + 100))
-    assert sum(count for said, count in outcomes.items() if "refused" in said) > 50, "they are broken"
-
-
-if __name__ == "__main__":
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as scratch:
-        found = Counter(outcome(Path(scratch), seed) for seed in range(int(sys.argv[1])))
-    for said, count in sorted(found.items()):
-        print(f"{count:>7,}  {said}")
+    outcomes = [outcome(tmp_path, seed) for seed in range(start, start + 100)]
+    assert outcomes.count("refused") > 50, "they are broken"

@@ -186,12 +186,3 @@ def test_what_a_program_reads_comes_without_loss(project: Any, dpo_cli: Any, enc
     assert yaml.safe_load(checked)["name"] == "中文—🙂"
     schema = subprocess.check_output([*command, "schema"], env=environment).decode(codec)
     assert json.loads(schema) == json_schema()
-
-
-def test_file_names_that_the_environment_can_not_write(project: Any, dpo_cli: Any) -> None:
-    ascii_only = dict(os.environ) | {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    project.recipe.write_text("name: 中文\n" + project.recipe.read_text(encoding="utf-8"), encoding="utf-8")
-    done = dpo_cli("prepare", "demo.yaml", env=ascii_only)
-    assert done.returncode == 1
-    assert "ascii" in done.stderr and "PYTHONUTF8=1" in done.stderr and "Traceback" not in done.stderr
-    assert dpo_cli("prepare", "demo.yaml", env=ascii_only | {"PYTHONUTF8": "1"}).returncode == 0
