@@ -753,7 +753,7 @@ def test_kto_takes_one_row_at_a_time_where_its_loss_has_no_kl_term(loaded: Load)
         ("lora_rank: 8", "lora.r"), ("lora_target: all", "lora.target_modules"), ("pref_beta: 0.1", "train.beta"),
         ("dataset_name: a/b", "data.sources"), ("micro_batch_size: 2", "train.per_device_train_batch_size"),
         ("optimizer: adamw_8bit", "train.optim"), ("learning_rate: 1e-5", "train.learning_rate"),
-        ("output_dir: out", "--runs-dir"), ("warmup_ratio: 0.1", "train.warmup_steps"),
+        ("output_dir: out", "--runs-dir"), ("warmup_ratio: 0.1", "warmup_steps: 0.1"),
         ("resume_from_checkpoint: x", "train resumes automatically"), ("lora: {targets: all}", "lora.target_modules"),
     ],
 )  # fmt: skip
