@@ -268,14 +268,14 @@ def export(
         if dry_run:
             progress.show_live_only()
             stage = _export_stage()
-            stage.print_planned(loaded, stage.export(loaded, run, dry_run=True).planned)
+            stage.print_planned(loaded, stage.plan(loaded, run))
             return
 
         def work() -> None:
             job.say(f"export: {', '.join(loaded.export.formats)}")
             job.look_at("model", "merge_base")
-            exported = _export_stage().export(loaded, run, quiet=job.quiet)
-            job.say(f"export: {len(exported.checks)} checks passed -> {run['export']}")
+            checks = _export_stage().export(loaded, run, quiet=job.quiet)
+            job.say(f"export: {len(checks)} checks passed -> {run['export']}")
 
         job.run_stage("export", work)
         gone = upkeep.prune(loaded, run) if prune else []

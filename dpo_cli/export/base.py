@@ -19,7 +19,6 @@ from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
 
 INDEX = "model.safetensors.index.json"
-WHOLE = "model.safetensors"
 
 # What goes into an export as it is: how text becomes tokens, and how generation ends.
 TOKENIZER_FILES = (
@@ -59,35 +58,28 @@ def find(recipe: Recipe, *, weights: bool = True) -> Path:
         weights: without them only the small files are fetched, for a look ahead.
 
     Raises:
-        DpoError: it can't be had, is quantised, or has no safetensors.
+        DpoError: it can't be had, is quantised, or has no whole safetensors.
     """
     try:
         base = name(recipe)
-        local = Path(base).is_absolute()
-        folder = Path(base) if local else _fetch(base, revision(recipe), weights)
-        config = read_json(folder / "config.json")
+        folder = Path(base) if Path(base).is_absolute() else _fetch(base, revision(recipe), weights)
+        if "quantization_config" in read_json(folder / "config.json"):
+            raise DpoError(
+                f"{base} holds quantised weights; merging needs the 16-bit ones",
+                where=recipe.where("model", "merge_base"),
+                hint="set model.merge_base to the 16-bit repository, such as Qwen/Qwen3-1.7B",
+            )
+        if weights:
+            stored(folder)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DpoError(
-            f"can't get the 16-bit base {recipe.model.merge_base or recipe.model.id}: {first_line(error)}",
+            f"can't get the 16-bit base {models.merge_base(recipe)}: {first_line(error)}",
             where=recipe.where("model", "merge_base"),
-            hint="check the id; where the Hub is out of reach set HF_ENDPOINT to a mirror, or name a local folder",
+            hint="check the id; where the Hub is out of reach set HF_ENDPOINT to a mirror, or name a local folder with "
+            "safetensors, all of them whole",
         ) from error
-    if "quantization_config" in config:
-        raise DpoError(
-            f"{base} holds quantised weights; merging needs the 16-bit ones",
-            where=recipe.where("model", "merge_base"),
-            hint="set model.merge_base to the 16-bit repository, such as Qwen/Qwen3-1.7B",
-        )
-    if weights and not any((folder / file).is_file() for file in (INDEX, WHOLE)):
-        raise DpoError(
-            f"{base} has no safetensors, which export reads tensor by tensor",
-            where=recipe.where("model", "merge_base"),
-            hint="write them: python -c 'from transformers import AutoModelForCausalLM as M; "
-            f'M.from_pretrained("{base}", dtype="auto").save_pretrained("base16")\', add the tokenizer files, and '
-            "set model.merge_base: base16",
-        )
     return folder
 
 
@@ -126,11 +118,6 @@ def _fetch(base: str, commit: str | None, weights: bool) -> Path:
         return Path(snapshot_download(base, revision=commit, allow_patterns=wanted, ignore_patterns=["*/*"]))
 
 
-def commit_of(folder: Path) -> str | None:
-    """Read the commit off the folder of a base from the Hub, which huggingface_hub keeps as `snapshots/<commit>`."""
-    return folder.name if folder.parent.name == "snapshots" else None
-
-
 def stored(folder: Path) -> dict[str, Stored]:
     """List the tensors in a folder's `model.safetensors`, or in the shards of its index, by the files' headers alone.
 
@@ -140,7 +127,7 @@ def stored(folder: Path) -> dict[str, Stored]:
     index = folder / INDEX
     listed: dict[str, str] = read_json(index)["weight_map"] if index.is_file() else {}
     found: dict[str, Stored] = {}
-    for file in sorted(set(listed.values())) or [WHOLE]:
+    for file in sorted(set(listed.values())) or ["model.safetensors"]:
         try:
             with safe_open(folder / file, framework="pt") as opened:
                 for key in opened.keys():  # noqa: SIM118 - not a dict

@@ -16,18 +16,16 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dpo_cli import chat, model_files, models
 from dpo_cli.disk import read_json, write_text
 from dpo_cli.export import base as base16
-from dpo_cli.export import hub
 from dpo_cli.export.formats import FORMATS
 from dpo_cli.export.parity import Check
 from dpo_cli.published import recipe_yaml, report_sections, without_paths
 from dpo_cli.recipe import Recipe
+from dpo_cli.recipe.model_rules import on_hub
 from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.records import ROWS_ARE
 from dpo_cli.run import Run
@@ -75,7 +73,7 @@ def write_card(recipe: Recipe, run: Run, folder: Path, kind: str, checks: Sequen
         trained_revision=(record.get("revisions") or {}).get(recipe.model.id) or recipe.model.revision,
         lora=read_json(run.adapter / "adapter_config.json"),  # not the recipe's, which model.adapter overrules
         steps=read_json(run["train"] / "metrics.json")["steps"],
-        adapter_on_hub=_on_hub(recipe.model.adapter or ""),
+        adapter_on_hub=on_hub(recipe.model.adapter or ""),
         has_reference=trl_arguments()[recipe.train.method]["reference"],
         # None where eval has not seen this very adapter.
         evaluation=report_sections(run["eval"] / "report.md", REPORTED) if run.fresh("eval", recipe) else None,
@@ -97,13 +95,13 @@ def front_matter(recipe: Recipe, prepared: Mapping[str, Any], kind: str) -> Any:
     relation = "adapter" if kind == "adapter" else "finetune"
     licence = _licence(base, base16.revision(recipe))
     known = {key: value for key, value in licence.items() if key in ("license", "license_name", "license_link")}
-    if _on_hub(base):
+    if on_hub(base):
         known |= {"base_model": base, "base_model_relation": relation}
     return ModelCardData(
         library_name=FORMATS[kind].library,
         pipeline_tag="text-generation",
         language=[one for one in prepared["languages"] if re.fullmatch("[a-z]{2,3}", one)] or None,
-        datasets=[source.id for source in recipe.data.sources if _on_hub(source.id)] or None,
+        datasets=[source.id for source in recipe.data.sources if on_hub(source.id)] or None,
         tags=[recipe.train.method, "trl", "dpo-cli", *(["lora"] if kind == "adapter" else [])],
         **known,
     )
@@ -116,14 +114,11 @@ def _use(recipe: Recipe, folder: Path, kind: str) -> dict[str, Any]:
     at_root = kind == "merged" or (kind == "adapter" and "merged" not in formats)
     # In quotes transformers, PEFT and vLLM take a repository's name as they take a folder.
     here = repository if repository and at_root else "."
-    first = next((one for one in hub.ROOT_FIRST if one in formats), kind)
-    beside = [FORMATS[one].beside.format(gguf=recipe.export.gguf) for one in FORMATS if one in formats and one != kind]
     slug = re.sub(r"[^a-z0-9._-]+", "-", recipe.name.lower()).strip("-.") or "model"
     return {
         "what": FORMATS[kind].sentence,
         "here": here,
         "fetch": f"hf download {repository} --local-dir {slug}" if repository and here == "." else None,
-        "others": [text for text in beside if text] if repository and kind == first else [],
         "slug": slug,
         "gguf": next((path.name for path in sorted(folder.glob("*.gguf"))), None),
         "vllm_ranks": VLLM_RANKS,
@@ -131,19 +126,10 @@ def _use(recipe: Recipe, folder: Path, kind: str) -> dict[str, Any]:
     }
 
 
-def _on_hub(name: str) -> bool:
-    """Whether a model or data set is named by a hub id; a recipe's local paths are absolute."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return bool(name)
-
-
 def _licence(base: str, revision: str | None) -> dict[str, Any]:
     """What the base's own card says of its licence, where that card is on this machine; else nothing."""
     card = Path(model_files.location(base)) / "README.md"
-    if _on_hub(base):
+    if on_hub(base):
         cached = try_to_load_from_cache(base, "README.md", revision=revision)
         card = Path(cached) if isinstance(cached, str) else card
     if not card.is_file():

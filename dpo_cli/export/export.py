@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,86 +15,65 @@ from dpo_cli.distribution import install_command
 from dpo_cli.errors import UNVERIFIED, DpoError
 from dpo_cli.export import base as base16
 from dpo_cli.export import card, hub, merge, ollama, outputs
-from dpo_cli.export.formats import FORMATS, Work, link, planned, start, sums_of
-from dpo_cli.export.parity import Check, equal, passed
+from dpo_cli.export.formats import FORMATS, Work, link, planned, start
+from dpo_cli.export.parity import Check, passed
 from dpo_cli.export.upkeep import FOLDERS, checks_of, evaluated, format_of
 from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Draft, Run
 from dpo_cli.show import say
 
-FAILED = "export.failed"  # where an export that fails its checks goes, while `export` holds one that passed
+FAILED = "export.failed"  # where an export that fails its checks goes
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What `export` prints: the folders it wrote and every check; or, of a dry run, the files it would write."""
-
-    folders: list[Path] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-    planned: list[tuple[str, int]] = field(default_factory=list)
-
-
-def export(recipe: Recipe, run: Run, *, dry_run: bool = False, quiet: bool = False) -> Exported:
+def export(recipe: Recipe, run: Run, *, quiet: bool = False) -> list[Check]:
     """Write `export.formats` under `runs/<name>/export` with `verify.json`; `upkeep.push` does the rest of hub.
 
-    Args:
-        dry_run: write nothing, fetch no weights, and list the files instead, with about their sizes.
+    Returns:
+        What was checked, the formats that were kept included.
 
     Raises:
         DpoError: a format can't be made here, or the 16-bit base can't be had or is not the adapter's; nothing has been
-            written then. (exit code 3) a check failed: the files stay for a look, in `export` with status unverified,
-            or in `export.failed` where `export` holds what has passed.
+            written then. (exit code 3) a check failed: the files stay for a look, in `export.failed`.
     """
-    backends.import_backend(backends.Backend("hf", "export"))
-    written = recipe
-    recipe = models.as_trained(recipe, run.record("train"))  # for what is loaded; what is recorded is the user's
-    kinds: list[str] = [kind for kind in FORMATS if kind in recipe.export.formats]
-    base = _require(recipe, run, kinds, weights=not dry_run)
-    if dry_run:
-        return Exported(planned=planned(recipe, run, base, kinds))
-    try:
-        tensors = base16.stored(base)
-    except ValueError as error:
-        raise DpoError(
-            f"the 16-bit base can't be read: {error}", where=str(base), hint="fetch or write it anew"
-        ) from error
+    written = recipe  # what is recorded is the user's; what is loaded is what was trained
+    recipe, kinds, base = _require(recipe, run, weights=True)
+    tensors = base16.stored(base)
     merge.read_adapter(run.adapter, base, tensors)
-
-    def say(line: str) -> None:
-        if not quiet:
-            print(line, flush=True)
-
+    tell: Callable[[str], None] = (lambda line: None) if quiet else say
     figures = evaluated(written, run)
     if not figures:
-        say("  ! eval has not seen this adapter, so the cards say nothing of how good it is")
+        tell("  ! eval has not seen this adapter, so the cards say nothing of how good it is")
     with run.stage("export", written) as draft:
         placement = outputs.placement(tensors)
-        say(f"  compared with the trained adapter on the 16-bit base, {placement}")
-        draft.record["merge_base"] = {"id": base16.name(recipe), "commit": base16.commit_of(base)}
-        checks = _make(start(recipe, run, base, placement, draft.folder, say), kinds)
+        tell(f"  compared with the trained adapter on the 16-bit base, {placement}")
+        commit = base.name if base.parent.name == "snapshots" else None  # huggingface_hub's snapshots/<commit>
+        draft.record["merge_base"] = {"id": base16.name(recipe), "commit": commit}
+        checks = _make(start(recipe, run, base, placement, draft.folder, tell), kinds)
         kept, gone = _keep_others(written, run, kinds, draft)
         made = {one["name"] for one in checks}
         checks += [one for one in checks_of(run) if format_of(one) in kept and one["name"] not in made]
         write_json(draft.folder / "verify.json", checks)
         draft.record |= {"device": str(placement), "evaluated": figures}
-        verified = passed(checks)
-        if not verified and run.record("export").get("status") == "complete":
+        if not passed(checks):
             replace(draft.folder, run.folder / FAILED)
-            raise _unverified(checks, run.folder / FAILED, f"; {run['export']} is still the one that passed before")
-        draft.status = "complete" if verified else "unverified"
-    if not verified:
-        raise _unverified(checks, run["export"])
+            raise _unverified(checks, run)
     shutil.rmtree(run.folder / FAILED, ignore_errors=True)
     if kept:
-        say(f"  kept: {', '.join(kept)}, made before of the same adapter (--prune removes what is not named)")
+        tell(f"  kept: {', '.join(kept)}, made before of the same adapter (--prune removes what is not named)")
     if gone:
-        say(f"  removed: {', '.join(gone)}, made of another adapter or base, or changed since")
-    return Exported([run["export"] / kind for kind in kinds], checks)
+        tell(f"  removed: {', '.join(gone)}, made of another adapter or base, or changed since")
+    return checks
+
+
+def plan(recipe: Recipe, run: Run) -> list[tuple[str, int]]:
+    """List the files that `export` would write, with about their bytes; fetches no weights."""
+    recipe, kinds, base = _require(recipe, run, weights=False)
+    return planned(recipe, run, base, kinds)
 
 
 def print_planned(recipe: Recipe, planned: Sequence[tuple[str, int]]) -> None:
-    """Print what `export --dry-run` found: the run's files with their sizes in bytes, and the repository's."""
+    """Print a plan: the run's files with their sizes in bytes, and the repository's."""
     formats = recipe.export.formats
     say(f"export would write {len(planned)} files, about {sum(size for _, size in planned) / 1e6:,.1f} MB")
     for name, size in planned:
@@ -106,12 +84,17 @@ def print_planned(recipe: Recipe, planned: Sequence[tuple[str, int]]) -> None:
         say(hub.listing(recipe, sorted(sent.items())))
 
 
-def _require(recipe: Recipe, run: Run, kinds: list[str], *, weights: bool) -> Path:
-    """Find out whether all can be made here, before anything is written; returns the base's folder."""
-    if "hub" in recipe.export.formats:
-        hub.repository(recipe)
-        if weights:
-            hub.login(recipe)
+def _require(recipe: Recipe, run: Run, *, weights: bool) -> tuple[Recipe, list[str], Path]:
+    """Find out whether all can be made here, before anything is written.
+
+    Returns:
+        The recipe as it was trained, the formats to write, and the base's folder.
+    """
+    backends.import_backend(backends.Backend("hf", "export"))
+    recipe = models.as_trained(recipe, run.record("train"))
+    kinds: list[str] = [kind for kind in FORMATS if kind in recipe.export.formats]
+    if "hub" in recipe.export.formats and weights:
+        hub.login(recipe)
     base = base16.find(recipe, weights=weights)
     if {"gguf", "ollama"} & set(kinds):
         if not find_spec("gguf"):
@@ -122,7 +105,7 @@ def _require(recipe: Recipe, run: Run, kinds: list[str], *, weights: bool) -> Pa
     if "ollama" in kinds:
         ollama.require(AutoTokenizer.from_pretrained(run.adapter), recipe)
     base16.compare(recipe, base)
-    return base
+    return recipe, kinds, base
 
 
 def _make(work: Work, kinds: list[str]) -> list[Check]:
@@ -132,14 +115,9 @@ def _make(work: Work, kinds: list[str]) -> list[Check]:
             work.checks += FORMATS[kind].write(work)
     if "merged" not in kinds:
         shutil.rmtree(work.out / "merged", ignore_errors=True)
-    folders = {kind: work.out / kind for kind in kinds}
-    for kind, folder in folders.items():
-        if folder.is_dir():
-            card.write_card(work.recipe, work.run, folder, kind, work.checks)
-    for kind, folder in folders.items():
-        checked = {path: digest for path, digest in work.sums.items() if path.parent == folder}
-        changed = {path.name for path, _ in sums_of(folder).items() ^ checked.items()} - {"README.md"}
-        work.checks.append(equal(f"{kind}.changed_since", sorted(changed), []))
+    for kind in kinds:
+        if (work.out / kind).is_dir():
+            card.write_card(work.recipe, work.run, work.out / kind, kind, work.checks)
     return work.checks
 
 
@@ -166,13 +144,13 @@ def _unchanged(run: Run, results: Mapping[str, str], folder: str) -> bool:
     )
 
 
-def _unverified(checks: list[Check], folder: Path, more: str = "") -> DpoError:
+def _unverified(checks: list[Check], run: Run) -> DpoError:
     failed = [check for check in checks if not check["ok"]]
     listed = "; ".join(f"{check['name']} is {check['value']}, limit {check['limit']}" for check in failed[:4])
     listed += f"; and {len(failed) - 4} more" if len(failed) > 4 else ""
     return DpoError(
-        f"the export is not the model that was trained: {listed}{more}",
-        where=str(folder / "verify.json"),
-        hint="check model.merge_base, then run export again",
+        f"the export is not the model that was trained: {listed}",
+        where=str(run.folder / FAILED / "verify.json"),
+        hint=f"check model.merge_base, then run export again; {run['export']} is as it was",
         exit_code=UNVERIFIED,
     )

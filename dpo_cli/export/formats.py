@@ -14,7 +14,6 @@ from peft import PeftModel
 from transformers import AutoTokenizer
 
 from dpo_cli import model_files, models
-from dpo_cli.disk import sha256
 from dpo_cli.errors import DpoError
 from dpo_cli.export import base as base16
 from dpo_cli.export import merge, ollama, outputs, parity
@@ -35,7 +34,7 @@ GGUF_BITS: dict[GgufType, float] = {
 
 @dataclass
 class Work:
-    """An export that is being made in `out`; `sums` are of its files as they are checked."""
+    """An export that is being made in `out`."""
 
     recipe: Recipe
     run: Run
@@ -47,13 +46,10 @@ class Work:
     out: Path
     say: Callable[[str], None]
     checks: list[Check] = field(default_factory=list)
-    sums: dict[Path, str] = field(default_factory=dict)
 
     def written(self, folder: Path) -> None:
-        """Say how large a folder is, and remember what is in it."""
         size = sum(path.stat().st_size for path in folder.iterdir())
         self.say(f"  {folder.name:<8} {size / 1e6:,.1f} MB written, reading it back")
-        self.sums |= sums_of(folder)
 
 
 def start(recipe: Recipe, run: Run, base: Path, placement: Placement, out: Path, say: Callable[[str], None]) -> Work:
@@ -69,10 +65,6 @@ def start(recipe: Recipe, run: Run, base: Path, placement: Placement, out: Path,
     work = Work(recipe, run, base, placement, tokenizer, Expected(asked, plain, tuned), files, out, say)
     work.checks += _check_gap(work)
     return work
-
-
-def sums_of(folder: Path) -> dict[Path, str]:
-    return {path: sha256(path) for path in folder.iterdir() if path.is_file()} if folder.is_dir() else {}
 
 
 def _check_gap(work: Work) -> list[Check]:
@@ -162,21 +154,17 @@ def _gguf(work: Work, name: str = "gguf") -> list[Check]:
 def _ollama(work: Work) -> list[Check]:
     """The GGUF, the same file where that format is written too, and its Modelfile."""
     folder, there = work.out / "ollama", work.out / "gguf" / _gguf_name(work.recipe)
-    path = folder / there.name
     checks: list[Check] = []
     if there.is_file():
         folder.mkdir()
-        link(there, path)
-    elif not there.parent.is_dir():
+        link(there, folder / there.name)
+    else:
         checks = _gguf(work, "ollama")
-    if not path.is_file():
-        return checks
-    text = ollama.modelfile(path, work.tokenizer, work.recipe, folder)
-    (folder / ollama.NAME).write_text(text, encoding="utf-8")
-    checks += ollama.check_modelfile(path, work.tokenizer, work.recipe, folder)
-    work.sums |= sums_of(folder)
-    if there in work.sums:  # a copy that is cut short is no such file
-        work.sums[path] = work.sums[there]
+    if folder.is_dir():  # not where the merged model is wrong already
+        file = folder / ollama.NAME
+        file.write_text(ollama.modelfile(there.name, work.tokenizer, work.recipe), encoding="utf-8")
+        differ = ollama.prompts_differ(file.read_text(encoding="utf-8"), work.tokenizer, work.recipe)
+        checks.append(parity.equal("ollama.prompts_differ", differ, 0))
     return checks
 
 
@@ -195,13 +183,11 @@ class Format:
         write: writes `export/<name>/`, reads it back, and returns the checks.
         library: what loads it, in the Hub's words.
         sentence: what it is, for its card: of {base}, {training} and {gguf}, the type of the weights.
-        beside: what the card of another format in the same repository calls it; that shows merged's own, if there.
     """
 
     write: Callable[[Work], list[Check]]
     library: str
     sentence: str
-    beside: str = ""
 
 
 FORMATS = {
@@ -210,7 +196,6 @@ FORMATS = {
         "peft",
         "A LoRA adapter for {base}, trained with {training}. It holds the trained difference alone and is "
         "loaded on the base in 16-bit.",
-        "the adapter alone, in `adapter/`",
     ),
     "merged": Format(
         _merged,
@@ -221,13 +206,11 @@ FORMATS = {
         _gguf,
         "gguf",
         "{base} after {training}, with the adapter merged in: one {gguf} GGUF file.",
-        "a {gguf} GGUF for llama.cpp",
     ),
     "ollama": Format(
         _ollama,
         "gguf",
         "{base} after {training}, with the adapter merged in: a {gguf} GGUF file and its Modelfile.",
-        "a Modelfile for Ollama",
     ),
 }
 

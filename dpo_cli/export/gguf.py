@@ -70,14 +70,6 @@ def require(folder: Path, kind: GgufType, llama_cpp: str | None = None) -> None:
     Raises:
         DpoError: no plain Qwen3 and no converter, nothing that could read the file back, or no quantiser for a K-quant.
     """
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if not (folder / name).is_file():
-            raise DpoError(
-                f"a GGUF is made of {name}, which this model doesn't have",
-                where=str(folder),
-                hint="write it: python -c 'from transformers import AutoTokenizer as T; "
-                f'T.from_pretrained("{folder}").save_pretrained("{folder}")\'',
-            )
     odd = strange(folder)
     if odd and not llamacpp.converter(llama_cpp):
         raise DpoError(
@@ -102,7 +94,7 @@ def readable(folder: Path) -> bool:
 
 
 def write_gguf(merged: Path, kind: GgufType, target: Path, llama_cpp: str | None = None) -> None:
-    """Write a merged model as one GGUF file with its tokenizer and chat template.
+    """Write a merged model, for which `require` has been asked, as one GGUF file with its tokenizer and chat template.
 
     Memory stays near one tensor, as it is stored. K-quants go through `llama-quantize` from a file of the stored
     precision, which is removed afterwards.
@@ -113,10 +105,9 @@ def write_gguf(merged: Path, kind: GgufType, target: Path, llama_cpp: str | None
         llama_cpp: `export.llama_cpp`.
 
     Raises:
-        DpoError: as `require` has it, or llama.cpp's program failed.
+        DpoError: llama.cpp's program failed.
         OSError: the disk is full, or the file can't be written.
     """
-    require(merged, kind, llama_cpp)
     if kind not in DIRECT:
         program = llamacpp.quantiser(kind, llama_cpp)
         whole: GgufType = "f16" if base16.dtype_16bit(base16.stored(merged)) == "float16" else "bf16"

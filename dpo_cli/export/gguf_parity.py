@@ -61,7 +61,7 @@ LIMITS: dict[GgufType, Limits] = {
     "q3_k_m": Limits(0.5, 0.65, 0.25, 0.35, 0.12),
     "q2_k": Limits(1.5, 0.40, 0.25, 0.6, 0.36),
 }
-READERS = ("tensors", "GGUF.", "quantize.imatrix.")  # of the reader, and of llama-quantize with an importance matrix
+READERS = ("GGUF.", "quantize.imatrix.")  # of the reader, and of llama-quantize with an importance matrix
 DROWNED = 0.05  # of a kind's KL limit: what an adapter of less effect carries is reported, but may be all noise
 
 
@@ -75,16 +75,16 @@ def check_gguf(path: Path, kind: GgufType, merged: Path, expected: Expected) -> 
         expected: the adapter on the 16-bit base, and that base alone.
     """
     try:
-        fields = metadata(path)
+        fields, tensors = read_gguf(path)
     except Exception as error:  # a broken file breaks the reader anywhere
         return [equal("gguf.readable", f"{type(error).__name__}: {error}", "a whole GGUF")]
     tokenizer = AutoTokenizer.from_pretrained(merged)
     checks = _check_vocabulary(fields, tokenizer)
     own = not gguf_writer.strange(merged)  # else llama.cpp's converter wrote it, whose metadata are its own affair
     if own:
-        checks += [*_check_metadata(path, fields, kind, merged), _check_tensors(path, kind, merged)]
+        checks += [_check_metadata(path, fields, kind, merged), _check_tensors(tensors, kind, merged)]
     if own or gguf_writer.readable(merged):
-        model = _reload(path, fields if own else None, merged)
+        model = _reload(path, merged, _config(fields, tied="output.weight" not in tensors) if own else None)
         checks += _check_weights(model, kind, merged)
         checks += _check_logps("gguf", kind, token_logps(model, expected.probes.rows, outputs.LAST), expected)
         del model  # llama.cpp loads one of its own
@@ -93,19 +93,19 @@ def check_gguf(path: Path, kind: GgufType, merged: Path, expected: Expected) -> 
     return checks
 
 
-def metadata(path: Path) -> dict[str, Any]:
-    """Read a GGUF's metadata by key, and under "tensors" their names; reads no numbers, but misses none."""
+def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Map a GGUF: its metadata by key, and its tensors by name; reads no numbers, but misses none."""
     reader = gguf.GGUFReader(path)
-    names = {tensor.name for tensor in reader.tensors}
-    return {"tensors": names} | {key: field.contents() for key, field in reader.fields.items()}
+    fields = {key: field.contents() for key, field in reader.fields.items()}
+    return fields, {tensor.name: tensor for tensor in reader.tensors}
 
 
-def _check_metadata(path: Path, fields: dict[str, Any], kind: GgufType, merged: Path) -> list[Check]:
+def _check_metadata(path: Path, fields: dict[str, Any], kind: GgufType, merged: Path) -> Check:
     """Everything that is to be there with its value, and nothing else."""
     wanted = gguf_writer.metadata(merged, kind, gguf_writer.model_name(path, kind))
     there = {key: value for key, value in fields.items() if not key.startswith(READERS)}
     differ = {key for key in there.keys() | wanted.keys() if not _same(there.get(key), wanted.get(key))}
-    return [equal("gguf.metadata_differs", sorted(differ), [])]
+    return equal("gguf.metadata_differs", sorted(differ), [])
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -136,14 +136,14 @@ def _check_vocabulary(fields: dict[str, Any], tokenizer: Any) -> list[Check]:
     ]
 
 
-def _check_tensors(path: Path, kind: GgufType, merged: Path) -> Check:
+def _check_tensors(there: dict[str, Any], kind: GgufType, merged: Path) -> Check:
     """All tensors and no others, to the bit where llama.cpp wrote none: norms tell little of one row of a matrix."""
-    there, wrong = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}, []
+    rest, wrong = dict(there), []
     for name, tensor in gguf_writer.named_tensors(merged):
-        read = there.pop(name, None)
+        read = rest.pop(name, None)
         if read is None or (kind in gguf_writer.DIRECT and not _encoded_alike(read, tensor, kind)):
             wrong.append(name)
-    return equal("gguf.tensors", sorted([*wrong, *there])[:5], [])
+    return equal("gguf.tensors", sorted([*wrong, *rest])[:5], [])
 
 
 def _encoded_alike(read: Any, tensor: Any, kind: GgufType) -> bool:
@@ -182,21 +182,24 @@ def _check_logps(name: str, kind: GgufType, read: Sequence[torch.Tensor], expect
     ]
 
 
-def _reload(path: Path, fields: dict[str, Any] | None, merged: Path) -> PreTrainedModel:
-    """The model as transformers reads it, shaped by the file's own metadata where they are written here.
+def _config(fields: dict[str, Any], tied: bool) -> Any:
+    """The shape of a model by its GGUF's own metadata.
 
-    transformers could read those too, but it overlooks the head size, and reading the vocabulary takes it a minute.
+    transformers could read those, but it overlooks the head size, and reading the vocabulary takes it a minute.
     """
-    where, config = outputs.placement(base16.stored(merged)), AutoConfig.from_pretrained(merged)
-    if fields is not None:
-        known = {ours: fields[f"{gguf_writer.ARCHITECTURE}.{key}"] for key, ours in CONFIG_KEYS.items()}
-        config = AutoConfig.for_model(
-            gguf_writer.ARCHITECTURE,
-            **known,
-            rope_parameters={"rope_type": "default", "rope_theta": known["rope_theta"]},
-            vocab_size=len(fields["tokenizer.ggml.tokens"]),
-            tie_word_embeddings="output.weight" not in fields["tensors"],
-        )
+    known = {ours: fields[f"{gguf_writer.ARCHITECTURE}.{key}"] for key, ours in CONFIG_KEYS.items()}
+    return AutoConfig.for_model(
+        gguf_writer.ARCHITECTURE,
+        **known,
+        rope_parameters={"rope_type": "default", "rope_theta": known["rope_theta"]},
+        vocab_size=len(fields["tokenizer.ggml.tokens"]),
+        tie_word_embeddings=tied,
+    )
+
+
+def _reload(path: Path, merged: Path, config: Any) -> PreTrainedModel:
+    """The model as transformers reads it; shaped by the merged one's config without one of its own."""
+    where, config = outputs.placement(base16.stored(merged)), config or AutoConfig.from_pretrained(merged)
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
         model: Any = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, config=config, dtype=where.dtype

@@ -10,9 +10,9 @@ import gguf
 from dpo_cli.disk import read_json
 from dpo_cli.families import FAMILIES
 
-# How llama.cpp is to cut text into words before BPE, by the word-splitting rule in tokenizer.json: either the one
-# regex of a Split step, or True for ByteLevel's built-in one. A wrong name tokenises wrongly without any error.
-PRE_TOKENIZERS: dict[Any, str] = {(True,): "gpt-2"} | {(one.words[0],): one.words[1] for one in FAMILIES if one.words}
+# How llama.cpp is to cut text into words before BPE, by the regex in tokenizer.json. A wrong name tokenises wrongly
+# without any error.
+PRE_TOKENIZERS = dict(one.words for one in FAMILIES if one.words)
 
 
 def add_tokenizer(writer: Any, merged: Path, size: int) -> None:
@@ -30,10 +30,6 @@ def add_tokenizer(writer: Any, merged: Path, size: int) -> None:
     writer.add_token_types(types)
     special = gguf.SpecialVocab(merged, load_merges=True, special_token_types=("bos", "eos", "pad"), n_vocab=size)
     special.add_special_token = {"bos": False}  # Qwen3 has none, whatever id the config names
-    template = merged / "chat_template.jinja"  # comes before tokenizer_config.json's, as in transformers
-    if template.is_file():
-        special.chat_template = template.read_text(encoding="utf-8")
-    special.chat_template = special.chat_template or None
     special.add_to_gguf(writer, quiet=True)
     generation = merged / "generation_config.json"
     named = read_json(generation).get("eos_token_id") if generation.is_file() else None
@@ -63,17 +59,15 @@ def pre_tokenizer(tokenizer: dict[str, Any]) -> str | None:
     NFC is let through as it is by llama.cpp's own converter: llama.cpp does not normalise, so letters typed as base
     and combining accent become other tokens there than here.
     """
-    model, step = tokenizer["model"], tokenizer.get("pre_tokenizer") or {}
+    model, normalizer = tokenizer["model"], tokenizer.get("normalizer") or {"type": "NFC"}
     if model["type"] != "BPE" or model.get("byte_fallback") or model.get("ignore_merges"):
         return None
-    if (tokenizer.get("normalizer") or {"type": "NFC"}) != {"type": "NFC"}:
-        return None
-    rules: list[Any] = []
-    for one in step["pretokenizers"] if step.get("type") == "Sequence" else [step]:
-        if one.get("type") == "Split" and one["behavior"] == "Isolated" and not one["invert"]:
-            rules.append(one["pattern"].get("Regex"))
-        elif one.get("type") == "ByteLevel" and not one["add_prefix_space"]:
-            rules += [True] if one.get("use_regex", True) else []
-        else:
-            return None
-    return PRE_TOKENIZERS.get(tuple(rules))
+    match tokenizer.get("pre_tokenizer"):
+        case {
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+            ]
+        } if normalizer == {"type": "NFC"}:
+            return PRE_TOKENIZERS.get(regex)
+    return None

@@ -15,16 +15,11 @@ from typing import Any
 
 import httpx
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import (  # type: ignore[attr-defined]
-    disable_progress_bars,
-    enable_progress_bars,
-    validate_repo_id,
-)
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
 
 from dpo_cli import __version__
 from dpo_cli.disk import read_json
-from dpo_cli.errors import UNVERIFIED, USAGE, DpoError
+from dpo_cli.errors import DpoError
 from dpo_cli.published import clean
 from dpo_cli.recipe import Recipe
 
@@ -34,28 +29,6 @@ ROOT_FIRST = ("merged", "adapter", "gguf", "ollama")  # whose card is the reposi
 WEIGHTS = ("adapter_config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 NAMES_THE_BASE = ("adapter_config.json", "verify.json")  # by its absolute path, which is nobody else's business
-
-
-def repository(recipe: Recipe) -> str:
-    """`export.hub`, checked without a network.
-
-    Raises:
-        DpoError: (exit code 2) it is missing, or no `user/name` that the Hub would take.
-    """
-    name = recipe.export.hub or ""
-    try:
-        validate_repo_id(name)
-        problem = None if "/" in name else f"'{name}' does not say whose repository it is"
-    except HFValidationError as error:
-        problem = f"no name for a repository: {error}"
-    if problem:
-        raise DpoError(
-            problem,
-            where=recipe.where("export", "hub"),
-            hint="set export.hub: user/name, with your user name or organisation",
-            exit_code=USAGE,
-        )
-    return name
 
 
 def login(recipe: Recipe) -> str:
@@ -87,7 +60,7 @@ def listing(recipe: Recipe, sent: Sequence[tuple[str, int]]) -> str:
 
 
 def push(recipe: Recipe, folder: Path, quiet: bool) -> str:
-    """Send the formats of a verified export to `export.hub` in one commit: all of it arrives, or nothing.
+    """Send the formats of a complete export to `export.hub` in one commit: all of it arrives, or nothing.
 
     Args:
         folder: the finished `runs/<name>/export`, with its `verify.json`.
@@ -97,13 +70,10 @@ def push(recipe: Recipe, folder: Path, quiet: bool) -> str:
         The repository's address.
 
     Raises:
-        DpoError: (exit code 3) a check failed or none was made; (exit code 1) there is no login, no permission, no
-            network, the repository is public though `export.hub_private` is true, or holds another model's weights.
-            The export on disk stays as it is in any case.
+        DpoError: there is no login, no permission, no network, the repository is public though `export.hub_private` is
+            true, or holds another model's weights. The export on disk stays as it is in any case.
     """
-    name = repository(recipe)
-    _require_verified(folder)
-    token = login(recipe)
+    token, name = login(recipe), str(recipe.export.hub)
     sent = contents(folder, recipe.export.formats)
     if not quiet:
         sizes = [(place, len(one) if isinstance(one, bytes) else one.stat().st_size) for place, one in sent.items()]
@@ -112,13 +82,21 @@ def push(recipe: Recipe, folder: Path, quiet: bool) -> str:
     (disable_progress_bars if quiet else enable_progress_bars)()
     api = HfApi()
     try:
-        api.create_repo(name, private=recipe.export.hub_private, exist_ok=True)
+        name = api.create_repo(name, private=recipe.export.hub_private, exist_ok=True).repo_id  # with whose it is
         _refuse_what_is_there(recipe, api.model_info(name), sent)
         operations = [CommitOperationAdd(place, one) for place, one in sent.items()]
         api.create_commit(name, operations, commit_message=f"{recipe.name}, by dpo-cli {__version__}")
     # hf_xet, which uploads large files, knows no errors of its own but RuntimeError.
     except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise _failed(recipe, folder, error, token) from (None if token in str(error) else error)
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        answer = f" (HTTP {status})" if status else ""
+        message = getattr(error, "server_message", None) or str(error).strip() or type(error).__name__
+        raise DpoError(
+            f"the push to {name} failed{answer}: {message.splitlines()[0].replace(token, '***')}",
+            where=recipe.where("export", "hub"),
+            hint="check the network (HF_ENDPOINT, HF_HUB_OFFLINE), and by `hf auth whoami` that the login may write to "
+            f"{name.partition('/')[0]}'s repositories; then export again: the export itself is complete in {folder}",
+        ) from error
     return f"{api.endpoint}/{name}"
 
 
@@ -143,19 +121,6 @@ def _public(path: Path) -> Path | bytes:
     return path if public == known else (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _require_verified(folder: Path) -> None:
-    report = folder / "verify.json"
-    checks = read_json(report) if report.is_file() else []
-    failed = [check["name"] for check in checks if not check["ok"]]
-    if failed or not checks:
-        raise DpoError(
-            f"not pushed: {'these checks failed: ' + ', '.join(failed) if failed else 'the export is not verified'}",
-            where=str(report),
-            hint="only a verified export is pushed; fix it and run export again",
-            exit_code=UNVERIFIED,
-        )
-
-
 def _refuse_what_is_there(recipe: Recipe, info: Any, sent: Iterable[str]) -> None:
     """Neither publish what was to be private, nor lay this model's files among another's."""
     if recipe.export.hub_private and not info.private:
@@ -173,22 +138,3 @@ def _refuse_what_is_there(recipe: Recipe, info: Any, sent: Iterable[str]) -> Non
             where=recipe.where("export", "hub"),
             hint="name another repository in export.hub, or delete those files on the Hub",
         )
-
-
-def _failed(recipe: Recipe, folder: Path, error: Exception, token: str) -> DpoError:
-    """What went wrong on the way to the Hub, without the token, and how to fix it."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    message = getattr(error, "server_message", None) or str(error).strip() or type(error).__name__
-    owner = str(recipe.export.hub).partition("/")[0]
-    fix = {
-        401: "run `hf auth login` with a token that is valid",
-        403: f"run `hf auth login` with a token that may write to {owner}'s repositories",
-        404: f"check the name: this token sees no user or organisation {owner}",
-        None: "check the network; HF_ENDPOINT names another Hub, HF_HUB_OFFLINE=1 forbids all of them",
-    }.get(status, "see what the Hub says, or try later")
-    answer = f" (HTTP {status})" if status else ""
-    return DpoError(
-        f"the push to {recipe.export.hub} failed{answer}: {message.splitlines()[0].replace(token, '***')}",
-        where=recipe.where("export", "hub"),
-        hint=f"{fix}, then export again; the export itself is complete in {folder}",
-    )

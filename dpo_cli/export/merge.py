@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -135,7 +134,7 @@ def write_merged(base: Path, adapter: Path, folder: Path, shard_bytes: int = SHA
         shard_bytes: of a file at most; a larger tensor has a file to itself.
 
     Raises:
-        DpoError: the adapter does not fit the base, or makes weights that are no numbers.
+        DpoError: the adapter does not fit the base.
     """
     tensors = base16.stored(base)
     change = read_adapter(adapter, base, tensors)
@@ -152,14 +151,8 @@ def write_merged(base: Path, adapter: Path, folder: Path, shard_bytes: int = SHA
         for name in names:
             weight = change.apply(name, read_tensor(tensors[name], name))
             shard[name] = weight.to(dtype) if weight.is_floating_point() else weight
-            if name in change.factors and not torch.isfinite(shard[name]).all():
-                raise DpoError(
-                    f"merging makes {name} infinite or not a number",
-                    where=str(adapter),
-                    hint="the training went wrong: see train/log.jsonl, and train again with a lower learning rate",
-                )
         save_file(shard, folder / file, metadata={"format": "pt"})
-        _give_usual_mode(folder / file)
+        shutil.copymode(folder / "config.json", folder / file)  # safetensors writes for the user alone
     if split.is_sharded:
         write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 
@@ -172,13 +165,6 @@ def shards(shapes: Mapping[str, tuple[int, ...]], most: int = SHARD_BYTES) -> St
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=most,
     )
-
-
-def _give_usual_mode(file: Path) -> None:
-    """Let others read a file where the user's umask does: safetensors makes its own for the user alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    file.chmod(0o666 & ~mask)
 
 
 def read_tensor(tensor: Stored, name: str) -> torch.Tensor:

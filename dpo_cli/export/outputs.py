@@ -53,11 +53,10 @@ def fixtures(tokenizer: Any) -> list[list[Message]]:
 
 
 class Probes(NamedTuple):
-    """Token ids of held-out prompts with chosen answers, and of prompts alone, with these prompts' text."""
+    """Token ids of held-out prompts with chosen answers, and of prompts alone."""
 
     rows: list[list[int]]
     prompts: list[list[int]]
-    texts: list[str]
 
 
 class Outputs(NamedTuple):
@@ -100,7 +99,7 @@ def probes(recipe: Recipe, run: Run, tokenizer: Any) -> Probes:
     prompts = [
         chat.chat_tokens(tokenizer, one.prompt, add_generation_prompt=True, **one.chat_template_kwargs) for one in asked
     ]
-    return Probes(rows, prompts, [one.prompt[-1]["content"] for one in asked])
+    return Probes(rows, prompts)
 
 
 def _in_turn(answers: Iterable[Answered]) -> list[Answered]:

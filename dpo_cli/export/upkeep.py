@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from dpo_cli.disk import read_json, sha256, write_json
@@ -29,30 +27,21 @@ def evaluated(recipe: Recipe, run: Run) -> str | None:
     return str(run.record("eval")["outputs"]["eval/metrics.json"]) if run.fresh("eval", recipe) else None
 
 
-@contextmanager
-def _changing(recipe: Recipe, run: Run, record: dict[str, Any], names: Iterable[str]) -> Iterator[None]:
-    """Change results of a complete export; the manifest lists none that a kill has left half-changed."""
-    names = set(names)
-    others = {name: digest for name, digest in record["outputs"].items() if name not in names}
-    run.write_record("export", recipe, run.record("export") | {"outputs": others})
-    yield
-    there = {name: sha256(run.folder / name) for name in names if (run.folder / name).is_file()}
-    record["outputs"] = others | there
-    run.write_record("export", recipe, record)
-
-
 def prune(recipe: Recipe, run: Run) -> list[str]:
-    """Remove the formats of a complete export that `export.formats` does not name; returns their names."""
+    """Remove the formats of a complete export that `export.formats` does not name; returns their names.
+
+    The manifest is written last: killed before, the export counts as changed, and is made anew.
+    """
     record, report = run.record("export"), "export/verify.json"
-    others = [kind for kind in FOLDERS if kind not in recipe.export.formats]
-    gone = [kind for kind in others if (run["export"] / kind).is_dir()]
-    if record.get("status") != "complete" or (not gone and report in record["outputs"]):
+    gone = [kind for kind in FOLDERS if kind not in recipe.export.formats and (run["export"] / kind).is_dir()]
+    if record.get("status") != "complete" or not gone:
         return []
-    removed = tuple(f"export/{kind}/" for kind in others)
-    with _changing(recipe, run, record, [*(name for name in record["outputs"] if name.startswith(removed)), report]):
-        for kind in gone:
-            shutil.rmtree(run["export"] / kind)
-        write_json(run.folder / report, [one for one in checks_of(run) if format_of(one) not in others])
+    for kind in gone:
+        shutil.rmtree(run["export"] / kind)
+    write_json(run.folder / report, [one for one in checks_of(run) if format_of(one) not in gone])
+    left = {name: digest for name, digest in record["outputs"].items() if (run.folder / name).is_file()}
+    record["outputs"] = left | {report: sha256(run.folder / report)}
+    run.write_record("export", recipe, record)
     return gone
 
 
@@ -66,11 +55,12 @@ def renew_cards(recipe: Recipe, run: Run) -> bool:
         return False
     from dpo_cli.export.card import write_card  # seconds of imports, for nothing else here
 
-    record |= {"evaluated": figures, "hub": None}
-    kinds = [kind for kind in FOLDERS if (run["export"] / kind).is_dir()]
-    with _changing(recipe, run, record, [f"export/{kind}/README.md" for kind in kinds]):
-        for kind in kinds:
-            write_card(recipe, run, run["export"] / kind, kind, checks_of(run))
+    for kind in FOLDERS:
+        folder = run["export"] / kind
+        if folder.is_dir():
+            write_card(recipe, run, folder, kind, checks_of(run))
+            record["outputs"][f"export/{kind}/README.md"] = sha256(folder / "README.md")
+    run.write_record("export", recipe, record | {"evaluated": figures, "hub": None})
     return True
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
-import socket
+import shutil
 import subprocess
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from dpo_cli.disk import sha256
 from tests import program
 
 REPOSITORY = Path(__file__).parents[2]
@@ -36,6 +36,19 @@ class SmokeRun:
     runs: Path
     printed: dict[str, subprocess.CompletedProcess[str]]
 
+    def copy(self, runs: Path, *stages: str) -> Path:
+        """Copy some stages of it, with a fifth of the held-out pairs, into another folder of runs; the copy's own."""
+        copied = shutil.copytree(self.folder, runs / "smoke", ignore=shutil.ignore_patterns("train", "eval", "export"))
+        if "train" in stages:
+            shutil.copytree(self.folder / "train", copied / "train")
+        held_out = copied / "data" / "eval.jsonl"
+        before = sha256(held_out)
+        held_out.write_text("".join(held_out.read_text("utf-8").splitlines(keepends=True)[::5]), encoding="utf-8")
+        manifest = json.loads((copied / "manifest.json").read_text().replace(before, sha256(held_out)))
+        manifest["stages"] = {name: record for name, record in manifest["stages"].items() if name in stages}
+        (copied / "manifest.json").write_text(json.dumps(manifest))
+        return copied
+
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
@@ -47,42 +60,3 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
 @pytest.fixture
 def command() -> Command:
     return dpo_cli
-
-
-@pytest.fixture(scope="session")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
-    """`serve(folder, *options)`: `transformers serve` on it, from the moment it answers; its address."""
-    for package in ("fastapi", "uvicorn", "openai"):
-        pytest.importorskip(package)
-    running: list[subprocess.Popen[str]] = []
-
-    def start(folder: Path, *options: str) -> str:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        log = tmp_path_factory.mktemp("serve") / "log"
-        command = ["-m", "transformers.cli.transformers", "serve", str(folder), "--device", "cpu"]
-        with log.open("w") as file:
-            place = ["--host", "127.0.0.1", "--port", str(port)]
-            running.append(program.python(*command, *options, *place, stdout=file, stderr=file))
-        address = f"http://127.0.0.1:{port}"
-        while not _answers(f"{address}/health"):  # pytest's own limit on a test's time ends it otherwise
-            try:
-                running[-1].wait(0.2)
-            except subprocess.TimeoutExpired:
-                continue
-            pytest.fail(log.read_text())
-        return address
-
-    yield start
-    for server in running:
-        server.kill()
-        server.wait()
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False

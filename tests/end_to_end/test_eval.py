@@ -5,15 +5,11 @@ All but the one that is killed run in this process: a new one takes seconds to i
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +23,11 @@ from dpo_cli.job import open_run
 from dpo_cli.run import Run
 from dpo_cli.store import Store
 from rich.cells import cell_len
-from tests import program
+from tests.judging.judge_server import JudgeServer
 from typer.testing import CliRunner
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 KEY = "sk-nobody-may-see-this-0123456789"
-
-
-def load_server() -> Any:
-    """The server double of the judging tests; tests are no package."""
-    path = Path(__file__).parents[1] / "judging" / "judge_server.py"
-    spec = importlib.util.spec_from_file_location("judge_server", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["judge_server"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-JudgeServer = load_server().JudgeServer
 
 
 @pytest.fixture
@@ -64,15 +46,11 @@ def dpo_eval(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def run(smoke: Any, tmp_path: Path) -> Path:
     """A copy of the finished smoke run, without its evaluation."""
-    copy = shutil.copytree(smoke.folder, tmp_path / "runs" / "smoke", ignore=shutil.ignore_patterns("export", "eval"))
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["stages"].pop("eval"), manifest["stages"].pop("export")
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    return copy
+    return Path(smoke.copy(tmp_path / "runs", "prepare", "train"))
 
 
 def options(run: Path, **changes: object) -> list[object]:
-    settings = {"eval.prompts": 12, "eval.max_new_tokens": 8, "eval.batch_size": 8, **changes}
+    settings = {"eval.prompts": 12, "eval.max_new_tokens": 8, **changes}
     flags = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
     return [SMOKE, "--runs-dir", run.parent, *flags]
 
@@ -89,33 +67,18 @@ def rows(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.fixture
-def started() -> Iterator[Any]:
-    """`eval` in a process of its own, to be killed."""
-    running: list[subprocess.Popen[str]] = []
-
-    def start(*arguments: object) -> subprocess.Popen[str]:
-        running.append(program.start("eval", *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-        return running[-1]
-
-    yield start
-    for process in running:
-        process.kill()
-        process.communicate()
-
-
 def kept(run: Path) -> dict[str, Any]:
     """The answers that are kept while `eval` works."""
     with Store(next(run.glob(".eval/samples-*.sqlite"), run / "none")) as store:
         return store.all()
 
 
-def test_samples_of_a_killed_eval_are_taken_up_again(run: Path, dpo_eval: Any, started: Any) -> None:
+def test_samples_of_a_killed_eval_are_taken_up_again(run: Path, dpo_eval: Any, spawn: Any) -> None:
     """What was answered before the kill is found again, and the result is that of an eval that nobody killed."""
     few = {"eval.batch_size": 2, "eval.prompts": 8}
     whole = shutil.copytree(run, run.parent / "whole" / "smoke")
     dpo_eval(*options(whole, **few))
-    process = started(*options(run, **few))
+    process = spawn("-m", "dpo_cli", "eval", *options(run, **few))
     deadline = time.monotonic() + 120
     while len(kept(run)) < 4:
         assert process.poll() is None, process.communicate()[0]

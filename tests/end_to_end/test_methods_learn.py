@@ -1,4 +1,4 @@
-"""Each method learns the smoke data's rule, from the recipes that compare them; eval and export are as with DPO."""
+"""Each method learns the smoke data's rule, from the recipes that compare them."""
 
 from __future__ import annotations
 
@@ -25,19 +25,16 @@ LEARNERS = [
 
 
 @pytest.mark.parametrize(("recipe", "settings"), LEARNERS, ids=lambda value: getattr(value, "stem", None))
-def test_a_method_learns_and_its_model_is_the_exported_one(
-    recipe: Path, settings: tuple[str, ...], tmp_path: Path
-) -> None:
-    few = ("train.max_steps=16", "data.eval_size=60", "eval.prompts=4")  # a third of an epoch
+def test_a_method_learns(recipe: Path, settings: tuple[str, ...], tmp_path: Path) -> None:
+    few = ("train.max_steps=16", "data.eval_size=60", "eval.prompts=4", "eval.judge=null")  # a third of an epoch
     settings = (*settings, *few, "name=run")
     options = [part for setting in settings for part in ("--set", setting)]
-    for command in ("train", "eval", "export"):
+    for command in ("train", "eval"):  # an adapter is exported alike, whatever trained it
         done = CliRunner().invoke(app, [command, str(recipe), "--runs-dir", str(tmp_path), *options])
         assert done.exit_code == 0, done.output
     metrics = json.loads((tmp_path / "run" / "eval" / "metrics.json").read_text(encoding="utf-8"))
     accuracy = metrics["pairs"]["reward_accuracy"]
     assert accuracy["value"] >= 0.85 and accuracy["low"] > metrics["pairs"]["longer_wins"]["value"]
-    assert all(check["ok"] for check in json.loads((tmp_path / "run" / "export" / "verify.json").read_text()))
 
 
 def test_they_differ_in_nothing_but_the_method() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dpo_cli.job import open_run
 from tests import program
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
@@ -29,13 +30,16 @@ main()
 """
 
 
+def options(*settings: str) -> list[str]:
+    return [part for one in settings for part in ("--set", one)]
+
+
 def launch(runs: Path, *settings: str) -> subprocess.CompletedProcess[str]:
     """`accelerate launch --num_processes 2 -m dpo_cli train` on two CPU processes, which talk through gloo."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    options = [part for one in settings for part in ("--set", one)]
     return subprocess.run(
-        [*launcher, "-m", "dpo_cli", "train", str(SMOKE), "--runs-dir", str(runs), *options],
+        [*launcher, "-m", "dpo_cli", "train", str(SMOKE), "--runs-dir", str(runs), *options(*settings)],
         env={**os.environ, "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
@@ -56,26 +60,24 @@ def adapter(runs: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("by", ["environment", pytest.param("launcher", marks=pytest.mark.slow)])
 def test_two_processes_give_the_losses_and_the_adapter_of_one(by: str, tmp_path: Path, command: Any) -> None:
-    together: tuple[str, ...] = (
+    together = (
         "train.max_steps=4",
         "train.logging_steps=1",
         "train.eval_strategy=steps",
         "train.eval_steps=4",
+        "train.per_device_train_batch_size=2",
+        "train.per_device_eval_batch_size=1",  # transformers' means are over batches
+        "engine.token_budget=150",  # one or two pairs: each process alone would take other passes
+        "data.total=48",
         "data.eval_size=24",
     )
-    together += ("train.per_device_eval_batch_size=1",)  # transformers' means are over batches
-    together += ("engine.token_budget=150",)  # one or two pairs: each process alone would take other passes
-    alone = ("train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=4")
-    shared: tuple[str, ...] = ("train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2")
+    shared = (*together, "train.gradient_accumulation_steps=2")
     one, two = tmp_path / "one", tmp_path / "two"
-    command(
-        "train", SMOKE, "--runs-dir", one, *(part for setting in (*together, *alone) for part in ("--set", setting))
-    )
+    command("train", SMOKE, "--runs-dir", one, *options(*together, "train.gradient_accumulation_steps=4"))
     if by == "launcher":
-        both = [launch(two, *together, *shared)]
+        both = [launch(two, *shared)]
     else:
-        options = [part for one in (*together, *shared) for part in ("--set", one)]
-        both = ranks("-m", "dpo_cli", "train", SMOKE, "--runs-dir", two, *options)
+        both = ranks("-m", "dpo_cli", "train", SMOKE, "--runs-dir", two, *options(*shared))
     assert all(one.returncode == 0 for one in both), both
     assert sum(one.stdout.count("8 a step, on cpu") for one in both) == 1, "one process talks"
 
@@ -90,11 +92,8 @@ def test_two_processes_give_the_losses_and_the_adapter_of_one(by: str, tmp_path:
     assert apart**0.5 < 1e-4 * sum(one.square().sum().item() for one in same_weights.values()) ** 0.5
     record = json.loads((two / "smoke" / "manifest.json").read_text())["stages"]["train"]
     assert (record["status"], record["processes"]) == ("complete", 2)
-    # The run is one that every other command knows.
-    shared += ("eval.prompts=2", "eval.max_new_tokens=8")
-    command(
-        "eval", SMOKE, "--runs-dir", two, *(part for setting in (*together, *shared) for part in ("--set", setting))
-    )
+    loaded, run = open_run(SMOKE, list(shared), two)
+    assert run.fresh("train", loaded), "every other command takes it"
 
 
 def ranks(*arguments: object) -> list[subprocess.CompletedProcess[str]]:
@@ -117,7 +116,7 @@ def ranks(*arguments: object) -> list[subprocess.CompletedProcess[str]]:
 
 
 def test_an_error_in_one_process_ends_the_others(tmp_path: Path) -> None:
-    settings = ("--set", "data.filters.short.min_chars=100000", "--set", "data.filters.short.min_han=100000")
+    settings = options("data.filters.short.min_chars=100000", "data.filters.short.min_han=100000")
     both = ranks("-m", "dpo_cli", "train", SMOKE, "--runs-dir", tmp_path, *settings)
     assert all(one.returncode != 0 for one in both)
     assert sum(one.stderr.count("error: nothing is left of 600 prompts") for one in both) == 1
@@ -126,8 +125,8 @@ def test_an_error_in_one_process_ends_the_others(tmp_path: Path) -> None:
 def test_where_one_process_has_less_memory_all_take_what_fits_it(tmp_path: Path) -> None:
     """With passes of different sizes each would wait for the other's."""
     settings = ("train.max_steps=1", "train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=1")
-    options = [part for one in (*settings, "data.total=40", "data.eval_size=8") for part in ("--set", one)]
-    both = ranks("-c", ONE_HAS_LESS, "train", SMOKE, "--runs-dir", tmp_path, *options)
+    few = options(*settings, "data.total=40", "data.eval_size=8")
+    both = ranks("-c", ONE_HAS_LESS, "train", SMOKE, "--runs-dir", tmp_path, *few)
     assert all(one.returncode == 0 for one in both), both
     assert ["in a group: False" in one.stdout for one in both] == [True, True], "else one may abort at its exit"
     taken = json.loads((tmp_path / "smoke" / "manifest.json").read_text())["stages"]["train"]["engine"]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "prepare"))
-from answer_server import AnswerServer, lines
 from dpo_cli.records import read_jsonl
+from tests.prepare.answer_server import AnswerServer, lines
 from tests.tools.rounds_table import answers, direct, row, sampled
 
 ROUNDS = Path(__file__).parents[2] / "recipes" / "rounds"

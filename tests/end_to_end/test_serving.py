@@ -1,25 +1,34 @@
 """Serving: a real server on the merged model says what the model says, and the commands of README and cards are right.
 
+It is a judge, too, that speaks OpenAI's protocol and judges badly.
+
 `transformers serve` runs here. vLLM, Ollama and llama.cpp's server do not; their commands are only read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
-import urllib.error
+import socket
+import subprocess
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dpo_cli import recipe
 from dpo_cli import smoke as builtin
+from dpo_cli.errors import DpoError
+from dpo_cli.evaluate.winrate import judge_metrics
 from dpo_cli.export import card
+from dpo_cli.judging import judge
+from dpo_cli.judging.judgment import Match
+from dpo_cli.recipe import OpenAIJudge
 from dpo_cli.run import Run
 from tests import program
 
@@ -39,9 +48,35 @@ def ask(address: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def address(smoke: Any, serve: Any) -> str:
-    """`transformers serve` on the merged model."""
-    return str(serve(smoke.folder / "export" / "merged", "--reasoning", "off", "--dtype", "float32"))
+def address(smoke: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`transformers serve` on the merged model, from the moment it answers."""
+    for package in ("fastapi", "uvicorn", "openai"):
+        pytest.importorskip(package)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log, address = tmp_path_factory.mktemp("serve") / "log", f"http://127.0.0.1:{port}"
+    command = ["-m", "transformers.cli.transformers", "serve", str(smoke.folder / "export" / "merged")]
+    command += ["--reasoning", "off", "--dtype", "float32", "--device", "cpu"]
+    with log.open("w") as file:
+        server = program.python(*command, "--host", "127.0.0.1", "--port", str(port), stdout=file, stderr=file)
+    try:
+        while not _answers(f"{address}/health"):  # pytest's own limit on a test's time ends it otherwise
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(0.2)
+                pytest.fail(log.read_text())
+        yield address
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +123,35 @@ def test_thinking_is_off_as_told_and_a_request_can_switch_it_on(
     )
     thought = generate(True, **GREEDY).removeprefix("<think>")  # the server takes thoughts apart by their tags
     assert answer == thought != generate(False, **GREEDY)
+
+
+PROMPTS = ("How do I water a cactus?", "怎样给多肉浇水？", "Name three rivers.")
+MATCHES = [Match(str(row), [{"role": "user", "content": text}], "Once.", "三条。") for row, text in enumerate(PROMPTS)]
+
+
+@pytest.fixture
+def badly(smoke: Any, address: str) -> OpenAIJudge:
+    model = str(smoke.folder / "export" / "merged")
+    return OpenAIJudge(kind="openai", base_url=f"{address}/v1", model=model, max_tokens=16, concurrency=2, timeout=120)
+
+
+def test_a_judge_that_never_gives_a_verdict_ends_well(badly: OpenAIJudge, tmp_path: Path) -> None:
+    judgments = judge(badly, MATCHES, tmp_path / "said.sqlite", progress=False)
+    assert [one.score for one in judgments] == [None] * 3
+    for one in judgments:
+        for order in one.orders:
+            assert order["text"].endswith("(cut: see eval.judge.max_tokens)")  # it did speak, all 16 tokens
+    metrics = judge_metrics(badly, judgments, [], {}, seed=0)
+    assert (metrics["asked"], metrics["judged"], metrics["failures"]) == (3, 0, 3)
+    assert metrics["win_rate"]["value"] is None
+
+
+def test_a_wrong_address_on_a_real_server_is_told(badly: OpenAIJudge, tmp_path: Path) -> None:
+    wrong = badly.model_copy(update={"base_url": badly.base_url.removesuffix("/v1")})
+    with pytest.raises(DpoError) as caught:
+        judge(wrong, MATCHES, tmp_path / "said.sqlite", progress=False)
+    assert "HTTP 404" in str(caught.value)
+    assert "mostly ends in /v1" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])

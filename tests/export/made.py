@@ -89,7 +89,7 @@ def asked(tokenizer: Any) -> Probes:
         )
         for text in QUESTIONS
     ]
-    return Probes([[*prompt, *prompt[4:-4]] for prompt in prompts], prompts, QUESTIONS)
+    return Probes([[*prompt, *prompt[4:-4]] for prompt in prompts], prompts)
 
 
 def expected(probes: Probes, base: Any, tuned: Any) -> Expected:

@@ -249,13 +249,12 @@ def test_commands_name_what_is_there(project: Project) -> None:
     assert "--reasoning on" in merged and '{"enable_thinking": true}' in merged and "enable_thinking=True" in merged
 
 
-def test_on_the_hub_the_card_says_where_the_other_formats_are(project: Project) -> None:
+def test_on_the_hub_the_commands_name_the_repository(project: Project) -> None:
     loaded, run = project
     pushed = changed(loaded, "export", formats=["adapter", "merged", "gguf", "hub"], hub="me/model")
-    merged, adapter = written(pushed, run), written(pushed, run, "adapter")
-    assert 'from_pretrained("me/model"' in merged
-    assert "also holds the adapter alone, in `adapter/`; a q8_0 GGUF for llama.cpp." in merged
+    adapter = written(pushed, run, "adapter")
+    assert 'from_pretrained("me/model"' in written(pushed, run)
     assert "`hf download me/model --local-dir demo` makes (`cd adapter` in it)" in adapter
     alone = written(changed(loaded, "export", formats=["adapter", "hub"], hub="me/model"), run, "adapter")
-    assert 'PeftModel.from_pretrained(base, "me/model")' in alone and "also holds" not in alone
+    assert 'PeftModel.from_pretrained(base, "me/model")' in alone
     assert "me/model" not in written(loaded, run).split("<details>")[0]

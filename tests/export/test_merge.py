@@ -190,16 +190,6 @@ def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_written(
     assert not (tmp_path / "merged").exists()
 
 
-def test_an_adapter_that_is_no_numbers(tmp_path: Path) -> None:
-    base = random_base(tmp_path / "base")
-    random_adapter(tmp_path / "adapter", base)
-    weights = load_file(tmp_path / "adapter" / merge.WEIGHTS)
-    next(weight for name, weight in weights.items() if "lora_B" in name)[0, 0] = torch.nan
-    save_file(weights, tmp_path / "adapter" / merge.WEIGHTS)
-    with pytest.raises(DpoError, match="infinite or not a number"):
-        merge.write_merged(base, tmp_path / "adapter", tmp_path / "merged")
-
-
 def test_a_base_whose_index_and_shards_differ(tmp_path: Path) -> None:
     base = random_base(tmp_path / "base", shard="9KB")
     first = sorted(base.glob("*.safetensors"))[0]

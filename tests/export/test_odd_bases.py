@@ -32,9 +32,8 @@ def recipe(base: Path, **model: Any) -> Recipe:
         (b"---\nlicense: apache-2.0: see below\nlanguage:\n\t- en\n---\n# My model\n", None),
         ("---\nlicense: mit\n---\n# Modèle\n".encode("latin-1"), None),
         (b"---\nlicense: mit\nmodel-index: nonsense\n---\n", "mit"),
-        (b"no metadata at all", None),
     ],
-    ids=["no YAML", "not UTF-8", "nonsense beside it", "no metadata"],
+    ids=["no YAML", "not UTF-8", "nonsense beside it"],
 )
 def test_a_card_that_cannot_be_read_costs_its_licence_only(base: Path, content: bytes, licence: str | None) -> None:
     (base / "README.md").write_bytes(content)
@@ -66,13 +65,6 @@ def test_a_template_that_ollama_cannot_say_is_refused_before_work(base: Path, te
         ollama.require(tokenizer, recipe(base))
 
 
-@pytest.mark.parametrize("missing", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_gguf_without_a_tokenizer_is_refused_before_work(base: Path, missing: str) -> None:
-    (base / missing).unlink()
-    with pytest.raises(DpoError, match=f"is made of {missing}"):
-        gguf.require(base, "f32")
-
-
 def test_the_end_of_a_turn_is_an_end_wherever_an_export_names_one(base: Path, tmp_path: Path) -> None:
     """Of a model made for text: its files say <|endoftext|>, its chat template ends a turn in <|im_end|>."""
     known: Any = AutoTokenizer.from_pretrained(base)
@@ -83,7 +75,7 @@ def test_the_end_of_a_turn_is_an_end_wherever_an_export_names_one(base: Path, tm
     tokenizer, files, fields = exported(base, tmp_path)
     ends = sorted([fields["tokenizer.ggml.eos_token_id"], fields["tokenizer.ggml.eot_token_id"]])
     assert sorted(json.loads(files["generation_config.json"])["eos_token_id"]) == sorted([text, turn]) == ends
-    modelfile = ollama.modelfile(tmp_path / "x-f32.gguf", tokenizer, recipe(base), tmp_path)
+    modelfile = ollama.modelfile("x-f32.gguf", tokenizer, recipe(base))
     assert all(f'PARAMETER stop "{end}"\n' in modelfile for end in ("<|endoftext|>", "<|im_end|>"))
 
 
