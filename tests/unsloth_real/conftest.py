@@ -5,7 +5,6 @@ Kernels are interpreted, token by token, so models and texts are tiny and every 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -16,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unsloth_real import on_cpu
 from typer.testing import CliRunner, Result
 
 HERE = Path(__file__).parent
 METHODS = ("dpo", "simpo", "orpo", "kto")
-spec: Any = importlib.util.spec_from_file_location("on_cpu", HERE / "on_cpu.py")
-on_cpu = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(on_cpu)
 os.environ.update(on_cpu.ENVIRONMENT)  # Triton reads it at import, and bitsandbytes imports Triton
 
 
@@ -42,7 +39,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     asked = {item.callspec.params.get("method") for item in request.session.items if hasattr(item, "callspec")}
     methods = [name for name in METHODS if name == "dpo" or name in asked]
     command = [sys.executable, str(HERE / "plain.py"), str(folder), *methods]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | on_cpu.ENVIRONMENT, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 

@@ -10,11 +10,6 @@ from pathlib import Path
 
 import pytest
 
-SWITCHES = {
-    "TRITON_INTERPRET": "1", "TORCHDYNAMO_DISABLE": "1", "UNSLOTH_COMPILE_DISABLE": "1", "UNSLOTH_ALLOW_CPU": "1",
-    "UNSLOTH_AUTO_INSTALL": "0",
-}  # fmt: skip
-
 
 @pytest.mark.parametrize(
     "widths", [(96, 160, 6, 2, 32), pytest.param((128, 384, 4, 4, 32), marks=pytest.mark.slow)], ids=["grouped", "wide"]
@@ -23,7 +18,7 @@ def test_the_plan_counts_what_unsloths_functions_save_for_their_backward(
     widths: tuple[int, int, int, int, int], tmp_path: Path
 ) -> None:
     command = [sys.executable, str(Path(__file__).with_name("kept.py")), *map(str, widths)]
-    environment = os.environ | SWITCHES | {"UNSLOTH_COMPILE_LOCATION": str(tmp_path)}
+    environment = os.environ | {"UNSLOTH_COMPILE_LOCATION": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     from dpo_cli.train.shape import Shape  # here, for it imports transformers, and Unsloth comes first

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -215,14 +212,3 @@ def test_weights_that_the_folder_lacks_are_refused(train: Train, plain: Path, tm
     assert run.result.exit_code == 1
     assert "lack 1 tensors" in run.result.stderr and "model.layers.1.mlp.up_proj.weight" in run.result.stderr
     assert "model.layers.1.mlp.up.weight" in run.result.stderr
-
-
-def test_unsloth_without_a_gpu_is_refused_with_a_fix(plain: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dpo_cli", "train", str(plain / "demo.yaml"), "--runs-dir", str(tmp_path)]
-    environment = os.environ | {"UNSLOTH_ALLOW_CPU": "0"}
-    done = subprocess.run(
-        [*command, "--set", "engine.backend=unsloth"], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 1
-    assert "GPU" in done.stderr and "fix:" in done.stderr
-    assert "Traceback" not in done.stderr
