@@ -211,7 +211,10 @@ def test_test_sets_have_figures_of_their_own_and_are_stale_by_themselves(run: Pa
     bench = [{"prompt": one, **answers, "subset": name} for one, name in zip(asked, "aabb", strict=True)]
     path = run.parent / "bench.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in bench), encoding="utf-8")
-    sets = [str(path), {"id": "builtin:style-ultrafeedback-zh", "name": "风格"}]
+    pairs = [row for name in ("eval", "train") for row in rows(run / "data" / f"{name}.jsonl")[-12:]]
+    style = [{key: row[key][-1]["content"] for key in ("prompt", "chosen", "rejected")} for row in pairs]
+    (run.parent / "style.jsonl").write_text("".join(json.dumps(row) + "\n" for row in style), encoding="utf-8")
+    sets = [str(path), {"id": str(run.parent / "style.jsonl"), "name": "风格"}]
     settings = options(run, **{"eval.prompts": 2, "eval.judge": None, "eval.sets": sets})
     done = dpo_eval(*settings)
     found, scored = metrics(run), rows(run / "eval" / "sets.jsonl")
