@@ -26,7 +26,7 @@ LEARNERS = [
 
 @pytest.mark.parametrize(("recipe", "settings"), LEARNERS, ids=lambda value: getattr(value, "stem", None))
 def test_a_method_learns(recipe: Path, settings: tuple[str, ...], tmp_path: Path) -> None:
-    few = ("train.max_steps=16", "data.eval_size=40", "eval.prompts=0", "eval.judge=null")  # a third of an epoch
+    few = ("train.max_steps=16", "data.eval_size=60", "eval.prompts=0", "eval.judge=null")  # a third of an epoch
     settings = (*settings, *few, "name=run")
     options = [part for setting in settings for part in ("--set", setting)]
     for command in ("train", "eval"):  # an adapter is exported alike, whatever trained it
