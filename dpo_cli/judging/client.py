@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from queue import SimpleQueue
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from dpo_cli.distribution import install_command
@@ -21,8 +18,8 @@ from dpo_cli.store import Store
 
 # Requests in a row without an answer, after all their retries, that mean a sick server rather than an odd prompt.
 _SILENCE = 8
+NO_KEY = "none"  # the client insists on one, servers that want none don't look
 KEPT = "run again to go on: what was answered is kept"
-_MOST_BYTES = 10**6  # of a reply's body; what is longer is cut, and is no chat completion then
 
 
 class Reply(NamedTuple):
@@ -38,7 +35,7 @@ class Client:
 
     def __init__(self, settings: Server, store: Store) -> None:
         self.settings, self.store = settings, store
-        self._opened: tuple[Any, Callable[[str], str]] | None = None
+        self._reached = False
         self._silent = 0
         self._refuses: set[str] = set()
 
@@ -66,33 +63,43 @@ class Client:
         good = {key: Reply(*kept) for key, kept in self.store.get(requests).items()}
         bad: dict[str, Reply] = {}
         advance(len(good))
-        missing = [key for key in requests if key not in good]
-        if not missing:
-            return good, bad
-        if self._opened is None:
-            self._opened = open_client(self.settings)
-            if not there(self._opened[0]):  # waiting for a server that nobody has started is of no use
-                raise self._unreachable()
 
-        def answered(key: str, reply: Reply | Exception) -> None:
-            advance(1)
-            if isinstance(reply, Reply):
-                self._silent = 0
-                (good if usable(reply) else bad)[key] = reply
-                if key in good:
-                    self.store.put({key: reply})
-                return
-            if not isinstance(reply, _Unanswered):
-                raise reply
-            self._silent += 1
-            bad[key] = Reply(str(reply))
-            if self._silent == _SILENCE:
-                raise self._error(f"gave no answer {_SILENCE} times in a row: {reply}", KEPT)
+        def answered(key: str, reply: Reply) -> None:
+            (good if usable(reply) else bad)[key] = reply
+            if key in good:
+                self.store.put({key: reply})
 
-        _in_threads(lambda key: self._ask(requests[key]), missing, self.settings.concurrency, answered)
+        async def ask_all(missing: Mapping[str, dict[str, Any]]) -> None:
+            free = asyncio.Semaphore(self.settings.concurrency)
+
+            async def ask_one(key: str) -> None:
+                async with free:
+                    try:
+                        answered(key, await self._ask(client, missing[key]))
+                        self._silent = 0
+                    except _Unanswered as why:
+                        bad[key] = Reply(str(why))
+                        self._silent += 1
+                    advance(1)
+                    if self._silent == _SILENCE:
+                        raise self._error(f"gave no answer {_SILENCE} times in a row: {bad[key].text}", KEPT)
+
+            async with open_client(self.settings) as client:
+                if not self._reached and not await there(client):  # waiting for what nobody has started is of no use
+                    raise self._unreachable()
+                self._reached = True
+                tasks = [asyncio.create_task(ask_one(key)) for key in missing]
+                try:
+                    await asyncio.gather(*tasks)
+                finally:
+                    for task in tasks:
+                        task.cancel()
+
+        if len(good) < len(requests):
+            asyncio.run(ask_all({key: request for key, request in requests.items() if key not in good}))
         return good, bad
 
-    def _ask(self, request: dict[str, Any]) -> Reply:
+    async def _ask(self, client: Any, request: dict[str, Any]) -> Reply:
         """The reply to one request.
 
         Arguments that the server refuses are left out of all later requests. Errors are raised `from None`: what a
@@ -105,12 +112,10 @@ class Client:
         import openai
 
         settings, asked = self.settings, frozenset(self._refuses)
-        assert self._opened is not None
-        client, hide = self._opened
         try:
-            completion = client.chat.completions.create(model=settings.model, **_accepted(request, asked))
+            completion = await client.chat.completions.create(model=settings.model, **_accepted(request, asked))
             choice = completion.choices[0]
-            text = hide(choice.message.content or "").encode("utf-8", "replace").decode()  # no half of a surrogate pair
+            text = _without_key(choice.message.content or "", client)
             used = completion.usage.total_tokens if completion.usage else 0
             return Reply(text, choice.finish_reason == "length", used)
         except openai.APITimeoutError:
@@ -118,11 +123,11 @@ class Client:
         except openai.APIConnectionError:
             raise self._unreachable() from None
         except openai.APIStatusError as error:
-            status, words = error.status_code, one_line(hide(error.message))[:300]
+            status, words = error.status_code, one_line(_without_key(error.message, client))[:300]
             refused = {name for name, pattern in REFUSED.items() if re.search(pattern, error.message)} - asked
             if status in (400, 422) and refused:
                 self._refuses |= refused
-                return self._ask(request)
+                return await self._ask(client, request)
             if status in (400, 408, 409, 413, 422) or status >= 500:  # too long, refused by a filter, out of memory
                 raise _Unanswered(f"HTTP {status}, {words}") from None
             raise self._error(f"answers HTTP {status}: {words}", self._fix(status)) from None
@@ -151,37 +156,8 @@ class _Unanswered(Exception):
     """One request that got no answer, while others may."""
 
 
-def _in_threads(
-    work: Callable[[str], Reply], items: Sequence[str], threads: int, done: Callable[[str, Reply | Exception], None]
-) -> None:
-    """Call `done(item, work(item) or its error)` for every item, here, as the threads finish them.
-
-    Daemon threads rather than an executor's: where `done` raises or Ctrl-C comes, nobody waits for requests under way.
-    """
-    todo: SimpleQueue[str | None] = SimpleQueue()
-    results: SimpleQueue[tuple[str, Reply | Exception]] = SimpleQueue()
-    stop = threading.Event()
-    for item in [*items, *[None] * threads]:
-        todo.put(item)
-
-    def worker() -> None:
-        while (item := todo.get()) is not None and not stop.is_set():
-            try:
-                results.put((item, work(item)))
-            except Exception as error:
-                results.put((item, error))
-
-    try:
-        for _ in range(min(threads, len(items))):
-            threading.Thread(target=worker, daemon=True).start()
-        for _ in items:
-            done(*results.get())
-    finally:
-        stop.set()
-
-
-def open_client(settings: Server) -> tuple[Any, Callable[[str], str]]:
-    """The official client, and what takes the key out of a text.
+def open_client(settings: Server) -> Any:
+    """The official client, asynchronous.
 
     Raises:
         DpoError: no client, or no key.
@@ -200,50 +176,26 @@ def open_client(settings: Server) -> tuple[Any, Callable[[str], str]]:
             hint=f"export {name}=…; where the server wants no key, leave {settings.at}.api_key_env out",
         )
     # The client repeats 408, 409, 429, 5xx, timeouts and lost connections after twice the wait, or after Retry-After.
-    client = openai.OpenAI(
+    return openai.AsyncOpenAI(
         base_url=settings.base_url,
-        api_key=key or "none",  # the client insists on one, servers that want none don't look
+        api_key=key or NO_KEY,
         timeout=settings.timeout,
         max_retries=settings.retries,
-        http_client=openai.DefaultHttpxClient(
-            timeout=settings.timeout, event_hooks={"response": [lambda response: _bound(response, settings.timeout)]}
-        ),
     )
-    return client, lambda text: text.replace(key, "[the key]") if key else text
 
 
-def _bound(response: Any, seconds: float) -> None:
-    """Limit the bytes of a response's body, and the seconds that all of it may take: the client limits each read only.
-
-    A compressed one stays as it is, for a few bytes may unfold to any number.
-    """
-    library: Any = sys.modules[type(response).__module__.partition(".")[0]]  # httpx, or what openai has in its place
-    stream = response.stream
-
-    class Bounded(library.SyncByteStream):
-        def __iter__(self) -> Iterator[bytes]:
-            left, end = _MOST_BYTES, time.monotonic() + seconds
-            for chunk in stream:
-                yield chunk[:left]
-                left -= len(chunk)
-                if left <= 0:
-                    return
-                if time.monotonic() > end:
-                    raise library.ReadTimeout("the reply took too long", request=response.request)
-
-        def close(self) -> None:
-            stream.close()
-
-    response.headers.pop("Content-Encoding", None)
-    response.stream = Bounded()
+def _without_key(text: str, client: Any) -> str:
+    """A server's words without the key, which it may echo, and without halves of surrogate pairs."""
+    text = text if client.api_key == NO_KEY else text.replace(client.api_key, "[the key]")
+    return text.encode("utf-8", "replace").decode()
 
 
-def there(client: Any) -> bool:
+async def there(client: Any) -> bool:
     """Whether anything listens; a server that is slow, or lists no models, does."""
     import openai
 
     try:
-        client.with_options(max_retries=0).models.with_raw_response.list()
+        await client.with_options(max_retries=0).models.with_raw_response.list()
     except openai.APIError as error:
         return isinstance(error, openai.APITimeoutError) or not isinstance(error, openai.APIConnectionError)
     return True

@@ -5,6 +5,7 @@ It reads each match twice, once in either order, so that its liking for the firs
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Sequence
@@ -49,8 +50,12 @@ _CUT = " (cut: see eval.judge.max_tokens)"
 
 def ready(settings: OpenAIJudge) -> str | None:
     """Return a remark where the server is not there yet; see `judging.ready`."""
-    client, _ = open_client(settings)
-    return None if there(client) else f"no judge at {settings.base_url} yet; sampling first"
+
+    async def listens() -> bool:
+        async with open_client(settings) as client:
+            return await there(client)
+
+    return None if asyncio.run(listens()) else f"no judge at {settings.base_url} yet; sampling first"
 
 
 def verdict_in(text: str) -> Verdict | None:

@@ -23,7 +23,7 @@ class JudgeServer:
     """Serves on a free port of this machine until it is closed.
 
     Args:
-        behaviours: names in `BEHAVIOURS`, one a request for a judgment; the last one stays.
+        behaviours: names in `REPLIES` or `FAULTS`, echo, hang or die, one a request for a judgment; the last one stays.
         port: 0 takes a free one.
 
     Attributes:
@@ -81,14 +81,9 @@ REPLIES: dict[str, Callable[[str], str]] = {
     "honest": honest,
     "alphabetical": alphabetical,
     "first_place": lambda question: "I like what comes first. [[A]]",
-    "both": lambda question: f"One could say {other(honest(question))}, but on reflection: {honest(question)}",
     "thinks": lambda question: f"<think>Is it {other(honest(question))}?</think>\n{honest(question)}",
-    "thinks_after": lambda question: f"{honest(question)}\n<think>or was it {other(honest(question))}?</think>",
-    "thinks_unopened": lambda question: f"Maybe {other(honest(question))}.\n</think>\n\n{honest(question)}",
     "thinks_for_ever": lambda question: f"<think>It is {honest(question)}, or is it {other(honest(question))}",
     "garbage": lambda question: "The weather is fine. [[D]] [A] 甲更好",
-    "empty": lambda question: "",
-    "chinese": lambda question: f"回答更准确，理由充分。\n\n**{honest(question)}**",
     "reasons": honest,
     "cut_early": lambda question: f"It might be {honest(question)}, for the fir",
     "cut_late": lambda question: f"Because it is better.\n\n**{honest(question)}**\n",
@@ -105,8 +100,6 @@ FAULTS: dict[str, tuple[int, dict[str, str], str]] = {
     "too_long": (400, {}, '{"error": {"message": "maximum context length exceeded, … sent: [[A]]"}}'),
     "echo_500": (500, {"x-should-retry": "false"}, "Traceback: headers={'Authorization': '…'}"),
     "escapes": (400, {}, '{"error": {"message": "no\\u001b[2J\\nerror: forged\\u009b31m"}}'),
-    "endless": (200, {"Content-Type": "application/json"}, '{"choices": "' + "x" * 5_000_000 + '"}'),
-    "bomb": (200, {"Content-Encoding": "gzip"}, "no gzip at all"),
     "html": (200, {"Content-Type": "text/html"}, "<html>welcome</html>"),
     "no_json": (200, {"Content-Type": "application/json"}, '{"choices": [{"mess'),
     "no_choices": (200, {"Content-Type": "application/json"}, '{"choices": []}'),
@@ -116,8 +109,6 @@ UNSUPPORTED = (
     '{"error": {"message": "Unsupported parameter: \'max_tokens\' is not supported with this model. Use '
     "'max_completion_tokens' instead.\"}}"
 )
-
-BEHAVIOURS = (*REPLIES, *FAULTS, "echo", "hang", "die", "drips")
 
 
 def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
@@ -142,9 +133,6 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
             if behaviour == "reasons" and {"temperature", "max_tokens"} & body.keys():
                 self.send(400, {}, UNSUPPORTED)
                 return
-            if behaviour == "drips":
-                self.drip()
-                return
             if behaviour in FAULTS:
                 status, headers, text = FAULTS[behaviour]
                 self.send(status, headers, text.replace("…", str(key)))
@@ -155,17 +143,6 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
             choice = {"index": 0, "finish_reason": reason, "message": message}
             completion = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
             self.send(200, {"Content-Type": "application/json"}, json.dumps(completion))
-
-        def drip(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", "1000000")
-            self.end_headers()
-            try:
-                while not server.released.wait(0.02):
-                    self.wfile.write(b" ")
-            except OSError:  # the client has left
-                server.hanging.set()
-            self.close_connection = True
 
         def send(self, status: int, headers: dict[str, str], text: str) -> None:
             body = text.encode()
