@@ -22,7 +22,17 @@ from dpo_cli.doctor import examine
 from dpo_cli.environment import never_fail_to_print, prepare_environment
 from dpo_cli.errors import FAILED, UNVERIFIED, USAGE, DpoError
 from dpo_cli.export import upkeep
-from dpo_cli.job import RUNS, Job, command_line, evaluated_run, free_name, importing, reported, several
+from dpo_cli.job import (
+    RUNS,
+    Job,
+    command_line,
+    evaluated_run,
+    free_name,
+    importing,
+    importing_models,
+    reported,
+    several,
+)
 from dpo_cli.prepare.sources import source_files
 from dpo_cli.recipe import paths
 from dpo_cli.recipe.overview import overview
@@ -214,7 +224,7 @@ def evaluate(
                 from dpo_cli.prepare.eval_sets import read_sets
 
                 read_sets(job.recipe, job.run)
-            with importing("torch and transformers"):
+            with importing_models():
                 from dpo_cli.evaluate.evaluate import evaluate as stage
 
             stage(job.recipe, job.run, quiet=job.quiet)
@@ -233,7 +243,7 @@ def _answer(job: Job, prompt: str | None, count: int, file: Path | None) -> None
     """Answer a prompt, a file of prompts, or who talks with both models."""
     if file is None:
         progress.show_live_only()
-    with importing("torch and transformers"):
+    with importing_models():
         from dpo_cli.evaluate import evaluate, prompt_file, talk
 
     if prompt is not None:
@@ -247,7 +257,7 @@ def _answer(job: Job, prompt: str | None, count: int, file: Path | None) -> None
 
 def _export_stage() -> ModuleType:
     """Import what exports: seconds that a finished export does not cost."""
-    with importing("torch and transformers"):
+    with importing_models():
         from dpo_cli.export import export
 
     return export

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -127,6 +128,26 @@ class Job:
 def importing(what: str) -> Step:
     """The step of importing libraries: seconds, after the first line of a command."""
     return Step(f"importing {what}", named=False)
+
+
+@contextmanager
+def importing_models() -> Iterator[None]:
+    """The step of importing torch and transformers where nothing is compiled.
+
+    bitsandbytes calls torch.compile at import, which imports the compiler, for one or two CPU seconds.
+    """
+
+    def as_it_is(function: Any = None, **options: Any) -> Any:
+        return function or as_it_is
+
+    with importing("torch and transformers"):
+        import torch
+
+        compiling, torch.compile = torch.compile, as_it_is  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            torch.compile = compiling
 
 
 def open_run(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> tuple[Recipe, Run]:

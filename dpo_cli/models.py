@@ -311,15 +311,18 @@ def as_trained(recipe: Recipe, record: Mapping[str, Any]) -> Recipe:
 @contextmanager
 def as_reference(model: PeftModel) -> Iterator[None]:
     """The model of `load_tuned` as the reference of its training: the adapter it started from, or none."""
-    if "reference" not in model.peft_config:
-        with model.disable_adapter():
+    if "reference" in model.peft_config:
+        model.set_adapter("reference")
+        try:
             yield
+        finally:
+            model.set_adapter("default")
         return
-    model.set_adapter("reference")
+    model.base_model.disable_adapter_layers()  # PEFT's disable_adapter looks through all layers first
     try:
         yield
     finally:
-        model.set_adapter("default")
+        model.base_model.enable_adapter_layers()
 
 
 def merge_base(recipe: Recipe) -> str:
