@@ -8,8 +8,8 @@ from typing import Any
 from dpo_cli.disk import write_text
 from dpo_cli.evaluate import charts, compare, words
 from dpo_cli.evaluate.compare import Compared, Difference
-from dpo_cli.evaluate.figure_names import figure_name
 from dpo_cli.evaluate.report import opening
+from dpo_cli.evaluate.tables import figure_name
 from dpo_cli.page import render
 from dpo_cli.published import clean
 from dpo_cli.recipe import Recipe
@@ -18,9 +18,8 @@ from dpo_cli.show import NATS, RATIO, SHARE, Unit, escaped, show_figure, table
 from dpo_cli.show import say as print_line
 from dpo_cli.terminal import print_markdown, terminal
 
-ELO = Unit(0, signed=True, mark=0.0)
 BESIDE = 3  # columns of figures with intervals that have room on 80 columns
-# What is measured, by its key in figure_names.py; a test set is called by its name.
+# What is measured, by its key in tables.py; a test set is called by its name.
 MEASURES = {compare.HELD_OUT: "reward_accuracy", compare.JUDGE: "win_rate", compare.VALID: "valid_rate"}
 
 Cell = Callable[[Compared], str]
@@ -52,7 +51,8 @@ class Comparison:
         self.runs, self.language, self.say = runs, language, words.speaker(language)
         self.first = next(iter(runs))
         self.worse = [name for name, one in runs.items() if one.metrics["verdict"]["kind"] == "worse"]
-        self.leads = compare.best(runs, self.worse)
+        self.left = {name: one for name, one in runs.items() if name not in self.worse}
+        self.lead = compare.best(self.left) if len(self.left) > 1 else None
 
     def no_candidates(self) -> list[str]:
         """Which runs can't be the best, for they got worse."""
@@ -60,19 +60,18 @@ class Comparison:
 
     def best(self) -> tuple[str, str]:
         """Which run is the best, or that none can be told; and a sentence of what that rests on."""
-        left = [name for name in self.runs if name not in self.worse]
-        if len(left) < 2:
-            kind = "left" if left else "none_left"
-            return self.say(kind, run="".join(left)), self.say(f"{kind}_means")
-        if self.leads is None:
+        if len(self.left) < 2:
+            kind = "left" if self.left else "none_left"
+            return self.say(kind, run="".join(self.left)), self.say(f"{kind}_means")
+        if self.lead is None:
             return self.say("nothing_shared"), self.say("nothing_shared_means")
-        nearest, kind = self.leads.nearest, "best" if self.leads.clear else "no_best"
+        kind = "best" if self.lead.clear else "no_best"
         values = {
-            "run": self.leads.run,
-            "other": nearest.against,
-            "measure": self._measure(self.leads.measure),
-            "change": self._change(nearest),
-            "n": f"{nearest.change['n']:,}",
+            "run": self.lead.run,
+            "other": self.lead.against,
+            "measure": self._measure(self.lead.measure),
+            "change": self._change(self.lead),
+            "n": f"{self.lead.change['n']:,}",
         }
         return self.say(kind, **values), self.say(f"{kind}_means", **values)
 
@@ -98,8 +97,9 @@ class Comparison:
             }
         )
         if any(one.metrics["judge"] for one in self.runs.values()):
-            rates = {self._name(key): _cell("judge", key) for key in ("win_rate", "length_adjusted_win_rate")}
-            yield self._table(rates | {self.say("elo_head"): self._strength})
+            yield self._table(
+                {self._name(key): _cell("judge", key) for key in ("win_rate", "length_adjusted_win_rate")}
+            )
 
     def differences(self) -> str:
         """Every other run's difference from the first."""
@@ -137,7 +137,7 @@ class Comparison:
         return render(
             "evaluate/compare.html.jinja",
             name=self.say("compared", n=len(self.runs)),
-            badge="better" if self.leads and self.leads.clear else "",
+            badge="better" if self.lead and self.lead.clear else "",
             best=clean(kind),
             means=clean(means),
             warnings=clean([*self.no_candidates(), *remarks]),
@@ -165,10 +165,7 @@ class Comparison:
         return self._name(MEASURES[measure]).lower() if measure in MEASURES else measure
 
     def _name(self, key: str) -> str:
-        return figure_name(key, self.language)[0]
-
-    def _strength(self, one: Compared) -> str:
-        return show_figure(one.strength, ELO, to=self.say("to")) if one.strength else "–"
+        return figure_name(key, self.language)
 
     def _change(self, one: Difference) -> str:
         return show_figure(one.change, SHARE.change, to=self.say("to"))

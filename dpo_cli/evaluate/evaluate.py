@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,16 +16,23 @@ from typing import Any, NamedTuple
 import torch
 
 from dpo_cli import backends, chat, judging
-from dpo_cli.disk import read_json, sha256, write_json
-from dpo_cli.errors import USAGE, DpoError
+from dpo_cli.disk import read_json, write_json
+from dpo_cli.errors import DpoError
 from dpo_cli.evaluate import summary, winrate, words
-from dpo_cli.evaluate.answers import answer_metrics, as_pair, auroc
-from dpo_cli.evaluate.other_sets import read_sets, set_metrics
-from dpo_cli.evaluate.pairs import Scored, baselines, grouped_metrics, score_pairs
+from dpo_cli.evaluate.pairs import (
+    Scored,
+    answer_metrics,
+    as_pair,
+    baselines,
+    grouped_metrics,
+    read_sets,
+    score_pairs,
+    set_metrics,
+)
 from dpo_cli.evaluate.report import write_report
 from dpo_cli.evaluate.samples import Sample, draws, first_of_each_prompt, load_both, sample_pairs
 from dpo_cli.evaluate.text_metrics import sample_metrics
-from dpo_cli.evaluate.verdict import verdict
+from dpo_cli.evaluate.verdict import verdict, warnings
 from dpo_cli.judging import Judgment
 from dpo_cli.machine import versions
 from dpo_cli.progress import Step
@@ -72,13 +79,13 @@ def evaluate(recipe: Recipe, run: Run, *, quiet: bool = False) -> dict[str, Any]
     made_from = _made_from(recipe, run)
     asked = (pairs or answers) if recipe.eval.prompts else []
     samples = _sample(recipe, run, model, tokenizer, asked, made_from, quiet) if asked else []
-    del model  # a judge of its own may need the room
-    gc.collect()
-    torch.cuda.empty_cache()
+    del model
+    if torch.cuda.is_available():  # a judge of its own may need the room
+        gc.collect()
+        torch.cuda.empty_cache()
     judgments, calibration = _judge(recipe, run, samples, pairs, quiet) if recipe.eval.judge else ([], [])
 
-    sets = set_metrics(recipe, run, tested, scored.sets)
-    metrics = _metrics(recipe, run, scored, sets, samples, judgments, calibration)
+    metrics = _metrics(recipe, run, scored, samples, judgments, calibration)
     with run.stage("eval", recipe) as draft:
         draft.record["samples"] = made_from
         judged = [*judgments, *calibration]
@@ -102,13 +109,7 @@ class Scores(NamedTuple):
 
 
 def answer(recipe: Recipe, run: Run, prompt: str, count: int) -> None:
-    """Print `count` answers of the base and of the tuned model to one prompt; nothing is written.
-
-    Raises:
-        DpoError: the prompt is no text.
-    """
-    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-        raise DpoError("--prompt holds bytes that are no UTF-8", exit_code=USAGE)
+    """Print `count` answers of the base and of the tuned model to one prompt; nothing is written."""
     model, tokenizer = load_both(recipe, run)
     messages: list[Message] = [{"role": "user", "content": prompt}]
     options = chat.chat_template_kwargs(recipe)
@@ -160,9 +161,8 @@ def _sample(
     if not kept.is_file():
         shutil.rmtree(_work(run), ignore_errors=True)  # answers of another adapter, or to other settings
     with Store(kept) as store:
-        earlier, record = run["eval"] / "samples.jsonl", run.record("eval")
-        written = record.get("outputs", {}).get("eval/samples.jsonl")
-        if record.get("samples") == made_from and earlier.is_file() and sha256(earlier) == written:
+        earlier = run["eval"] / "samples.jsonl"
+        if run.record("eval").get("samples") == made_from and earlier.is_file():
             store.put({row["id"]: row for row in read_jsonl(earlier)})
         return sample_pairs(model, tokenizer, pairs, recipe.eval, recipe.seed, store, progress=not quiet)
 
@@ -185,41 +185,19 @@ def _metrics(
     recipe: Recipe,
     run: Run,
     scored: Scores,
-    sets: dict[str, Any],
     samples: Sequence[Sample],
     judgments: Sequence[Judgment],
     calibration: Sequence[Judgment],
 ) -> dict[str, Any]:
     """`eval/metrics.json`: every figure, and all that the report shows."""
-    prepared = read_json(run["prepare"] / "report.json")
-    trained, seed, beta = run.record("train"), recipe.seed, recipe.train.reward_scale
-    longer_by = {one.id: len(one.tuned.answer_ids) - len(one.base.answer_ids) for one in samples}
-    scores = {one.id: one.score for one in judgments if one.score is not None}
-    groups = grouped_metrics(scored.pairs, beta, seed)
-    judge = recipe.eval.judge
-    metrics: dict[str, Any] = {
-        **groups,
-        "pairs": groups["pairs"] if scored.pairs else None,
-        "answers": answer_metrics(scored.learned, seed) | auroc(scored.learned, scored.bad),
-        "samples": sample_metrics(samples, seed) if samples else None,
-        "judge": winrate.judge_metrics(judge, judgments, calibration, longer_by, seed) if judge else None,
-        "baselines": baselines(scored.pairs, prepared),
-        "sets": sets,
-    }
-    for language in sorted({one.language for one in scored.learned} - metrics["languages"].keys()):
-        metrics["languages"][language] = {"pairs": None}
-    for language, figures in metrics["languages"].items():
-        good, bad = ([one for one in of if one.language == language] for of in (scored.learned, scored.bad))
-        figures["answers"] = answer_metrics(good, seed) | auroc(good, bad)
-        some = [one for one in samples if one.language == language]
-        figures["samples"] = sample_metrics(some, seed) if some else None
-        rates = {one.id: scores[one.id] for one in some if one.id in scores}
-        figures["judge"] = winrate.rates(rates, longer_by, seed) if judge else None
+    prepared, trained = read_json(run["prepare"] / "report.json"), run.record("train")
+    device, beta = trained.get("device"), recipe.train.reward_scale
     margins = {one.id: beta * (one.chosen_drift - one.rejected_drift) for one in scored.pairs}
-    sampling = {"prompts": len(samples), **_sampling(recipe), "seed": seed}
-    metrics |= {
+    scores = {one.id: one.score for one in judgments if one.score is not None}
+    metrics = figures(recipe, prepared, scored, samples, judgments, calibration) | {
+        "sets": set_metrics(recipe, run, scored.sets),
         "curves": summary.curves(list(read_jsonl(run["train"] / "log.jsonl"))),
-        "examples": summary.examples(samples, scores, margins, seed),
+        "examples": summary.examples(samples, scores, margins, recipe.seed),
         "data": {
             "pairs": prepared["pairs"],
             "came": sum(one["in"] for one in prepared["sources"].values()),
@@ -227,27 +205,58 @@ def _metrics(
             "warnings": prepared["warnings"],
             "report": report_sections(run["prepare"] / "report.md", ("Funnel", "Shortcuts")),
         },
-        "about": _about(recipe, run),
+        "about": {
+            "model": without_paths(recipe.model.id),
+            "method": recipe.train.method,
+            "date": trained["started"][:10],
+            "device": device,
+            "seconds": read_json(run["train"] / "metrics.json")["seconds"],
+        },
         "report_language": words.language(recipe.eval, [one.language for one in scored.pairs or scored.learned]),
-        "environment": {**versions(), "device": trained.get("device"), "backend": trained.get("backend")},
+        "environment": {**versions(), "device": device, "backend": trained.get("backend")},
         "recipe": recipe_yaml(recipe),
-        "sampling": sampling if samples else None,
+        "sampling": {"prompts": len(samples), **_sampling(recipe), "seed": recipe.seed} if samples else None,
     }
-    metrics["warnings"] = [*summary.warnings(metrics), *(f"data: {warning}" for warning in prepared["warnings"])]
+    metrics["warnings"] = [*warnings(metrics), *(f"data: {warning}" for warning in prepared["warnings"])]
     return {"name": recipe.name, "verdict": verdict(metrics), **metrics}
 
 
-def _about(recipe: Recipe, run: Run) -> dict[str, Any]:
-    """Which training this is, without a path of this machine."""
-    trained = run.record("train")
-    seconds = read_json(run["train"] / "metrics.json")["seconds"]
-    return {
-        "model": without_paths(recipe.model.id),
-        "method": recipe.train.method,
-        "date": trained["started"][:10],
-        "device": trained.get("device"),
-        "seconds": seconds,
+def figures(
+    recipe: Recipe,
+    prepared: Mapping[str, Any],
+    scored: Scores,
+    samples: Sequence[Sample],
+    judgments: Sequence[Judgment],
+    calibration: Sequence[Judgment],
+) -> dict[str, Any]:
+    """The figures of all and by language, under their names in `eval/metrics.json`; pure.
+
+    Args:
+        prepared: `data/report.json`.
+        judgments: of tuned (first) against base, one a sample. calibration: of the data's chosen against rejected.
+    """
+    seed, judge = recipe.seed, recipe.eval.judge
+    longer_by = {one.id: len(one.tuned.answer_ids) - len(one.base.answer_ids) for one in samples}
+    scores = {one.id: one.score for one in judgments if one.score is not None}
+    groups = grouped_metrics(scored.pairs, recipe.train.reward_scale, seed)
+    found: dict[str, Any] = {
+        **groups,
+        "pairs": groups["pairs"] if scored.pairs else None,
+        "answers": answer_metrics(scored.learned, scored.bad, seed),
+        "samples": sample_metrics(samples, seed) if samples else None,
+        "judge": winrate.judge_metrics(judge, judgments, calibration, longer_by, seed) if judge else None,
+        "baselines": baselines(scored.pairs, prepared),
     }
+    for language in sorted({*groups["languages"], *(one.language for one in scored.learned)}):
+        good, bad = ([one for one in of if one.language == language] for of in (scored.learned, scored.bad))
+        some = [one for one in samples if one.language == language]
+        rates = {one.id: scores[one.id] for one in some if one.id in scores}
+        found["languages"].setdefault(language, {"pairs": None}).update(
+            answers=answer_metrics(good, bad, seed),
+            samples=sample_metrics(some, seed) if some else None,
+            judge=winrate.rates(rates, longer_by, seed) if judge else None,
+        )
+    return found
 
 
 def _sampling(recipe: Recipe) -> dict[str, Any]:

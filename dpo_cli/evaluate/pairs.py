@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,10 +16,13 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from dpo_cli import models
+from dpo_cli.disk import read_json
 from dpo_cli.errors import DpoError
 from dpo_cli.inference import answer_logps, encode
-from dpo_cli.records import Pair
-from dpo_cli.stats import Figure, bootstrap_mean, bootstrap_quantile, opposite, share, share_change, unit_means, win
+from dpo_cli.recipe import Recipe
+from dpo_cli.records import Answered, Pair, SetPair, read_jsonl
+from dpo_cli.run import Run
+from dpo_cli.stats import Figure, bootstrap, bootstrap_mean, opposite, share, share_change, unit_means, wilson, win
 
 BINS = 24
 LEAST_FOR_QUARTILES = 8
@@ -113,7 +117,7 @@ def pair_metrics(scored: Sequence[Scored], beta: float, seed: int) -> dict[str, 
 
     reward_accuracy: share of pairs whose implicit reward β (log π - log π_ref) is higher for chosen.
     reward_accuracy_per_token: the same with rewards divided by length.
-    margin, margin_median, margin_p10, margin_p90: of β (chosen drift - rejected drift), in nats.
+    margin: mean of β (chosen drift - rejected drift), in nats.
     chosen_drift, rejected_drift: log π - log π_ref, in nats; `_per_token`: divided by the answer's length.
     ranking_accuracy_base, ranking_accuracy_tuned: share of pairs whose chosen answer has the higher mean
         log-probability per token; base is the reference.
@@ -123,7 +127,6 @@ def pair_metrics(scored: Sequence[Scored], beta: float, seed: int) -> dict[str, 
     column = {name: numpy.array([getattr(pair, name) for pair in scored], float) for name in COLUMNS}
     chosen, rejected = column["chosen_drift"], column["rejected_drift"]
     lengths = numpy.maximum(column["chosen_tokens"], 1), numpy.maximum(column["rejected_tokens"], 1)
-    margins = beta * (chosen - rejected)
     units = [pair.unit for pair in scored]
     base, tuned = (
         _wins(column[f"{model}_chosen"] / lengths[0], column[f"{model}_rejected"] / lengths[1])
@@ -133,16 +136,10 @@ def pair_metrics(scored: Sequence[Scored], beta: float, seed: int) -> dict[str, 
     def mean(values: Any) -> Figure:
         return bootstrap_mean(unit_means(values, units), seed)
 
-    def quantile(at: float) -> Figure:
-        return bootstrap_quantile(unit_means(margins, units), at, seed)
-
     return {
         "reward_accuracy": share(_wins(chosen, rejected), units),
         "reward_accuracy_per_token": share(_wins(chosen / lengths[0], rejected / lengths[1]), units),
-        "margin": mean(margins),
-        "margin_median": quantile(0.5),
-        "margin_p10": quantile(0.1),
-        "margin_p90": quantile(0.9),
+        "margin": mean(beta * (chosen - rejected)),
         "chosen_drift": mean(chosen),
         "rejected_drift": mean(rejected),
         "chosen_drift_per_token": mean(chosen / lengths[0]),
@@ -194,36 +191,27 @@ def baselines(scored: Sequence[Scored], prepared: Mapping[str, Any]) -> dict[str
         prepared: `data/report.json`.
 
     Returns:
-        longer_wins: share of held-out pairs whose longer answer, in tokens, was chosen.
-        majority: the same for a bet that goes by language: on the longer or on the shorter answer, whichever was
-            chosen more often in the training pairs (those count characters); ½ where they say neither.
+        majority: share of held-out pairs that a bet by language gets right: on the longer or on the shorter answer,
+            whichever was chosen more often in the training pairs (those count characters); ½ where they say neither.
         shortcut: the best rule of thumb of the audit, with its figure on the *training* pairs and its `name`; None
             where none was measured. A rule that is wrong more often than right counts as its opposite, "not <rule>",
             but for the model that usually wins, whose losing is no rule. Best by the interval's lower end, so that no
             rule wins by a handful of pairs.
     """
-    learnt, units = prepared["length"]["languages"], [pair.unit for pair in scored]
+    learned, units = prepared["length"]["languages"], [pair.unit for pair in scored]
     wins = []
     for pair, longer in zip(scored, _longer(scored), strict=True):
-        known = learnt.get(pair.language, {}).get("value")
+        known = learned.get(pair.language, {}).get("value")
         wins.append(0.5 if known is None or known == 0.5 else longer if known > 0.5 else 1 - longer)
-    return {
-        "longer_wins": share(_longer(scored), units),
-        "majority": share(wins, units),
-        "shortcut": _shortcut(prepared),
-    }
-
-
-def _shortcut(prepared: Mapping[str, Any]) -> dict[str, Any] | None:
     rules = []
     for name, figure in prepared["shortcuts"].items():
-        known: dict[str, Any] = {key: figure[key] for key in ("value", "low", "high", "n")}
-        if known["value"] is None:
+        if figure["value"] is None:
             continue
-        if known["value"] < 0.5 and name != "model":
-            name, known = f"not {name}", {**opposite(figure)}
-        rules.append({"name": name, **known})
-    return max(rules, key=lambda rule: rule["low"], default=None)
+        if figure["value"] < 0.5 and name != "model":
+            name, figure = f"not {name}", opposite(figure)
+        rules.append({"name": name, **{key: figure[key] for key in ("value", "low", "high", "n")}})
+    best = max(rules, key=lambda rule: rule["low"], default=None)
+    return {"majority": share(wins, units), "shortcut": best}
 
 
 def _quartiles(
@@ -235,15 +223,14 @@ def _quartiles(
     """
     known = [(value, pair) for value, pair in zip(values, scored, strict=True) if value is not None]
     numbers = [value for value, _ in known]
-    if len(known) < LEAST_FOR_QUARTILES or len(set(numbers)) < 2:
+    if len(known) < LEAST_FOR_QUARTILES:
         return []
     quarter = numpy.searchsorted(numpy.quantile(numbers, (0.25, 0.5, 0.75)), numbers, side="left")
     found = []
     for place in sorted(set(quarter)):
-        inside = [number for number, at in zip(numbers, quarter, strict=True) if at == place]
-        pairs = [pair for (_, pair), at in zip(known, quarter, strict=True) if at == place]
-        ends = {"from": round(min(inside), 6), "to": round(max(inside), 6)}
-        found.append({**ends, "pairs": pair_metrics(pairs, beta, seed)})
+        inside = [one for one, at in zip(known, quarter, strict=True) if at == place]
+        low, high = (round(end(value for value, _ in inside), 6) for end in (min, max))
+        found.append({"from": low, "to": high, "pairs": pair_metrics([pair for _, pair in inside], beta, seed)})
     return found if len(found) > 1 else []
 
 
@@ -269,3 +256,90 @@ def _longer(scored: Sequence[Scored]) -> list[float]:
 
 def _wins(one: Iterable[float], other: Iterable[float]) -> list[float]:
     return [win(a, b) for a, b in zip(one, other, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------- answers without a rejected
+
+
+def as_pair(one: Answered) -> Pair:
+    """Pair an answer with itself, for what only looks at prompts or chosen answers."""
+    common = {name: value for name, value in vars(one).items() if name != "answer"}
+    return Pair(chosen=one.answer, rejected=one.answer, **common)
+
+
+def answer_metrics(good: Sequence[Scored], bad: Sequence[Scored], seed: int) -> dict[str, Figure]:
+    """The `answers` figures of `eval/metrics.json`, of answers to be learned and of bad ones.
+
+    loss: mean negative log-probability of a good answer's token, in nats; perplexity: exp of it; each `_base` (the
+        reference), `_tuned` and `_change`, tuned - base.
+    auroc: see there.
+    """
+    before, after = ([getattr(one, f"{model}_chosen") for one in good] for model in ("reference", "policy"))
+    counts = [float(one.chosen_tokens) for one in good]
+
+    def loss(sums: Any, counts: Any) -> Any:
+        return -sums.sum(-1) / numpy.maximum(counts.sum(-1), 1)
+
+    def perplexity(sums: Any, counts: Any) -> Any:
+        return numpy.exp(loss(sums, counts))
+
+    def change(before: Any, after: Any, counts: Any, of: Any) -> Any:
+        return of(after, counts) - of(before, counts)
+
+    figures: dict[str, Figure] = {}
+    for name, of in (("loss", loss), ("perplexity", perplexity)):
+        figures[f"{name}_base"] = bootstrap([before, counts], of, seed)
+        figures[f"{name}_tuned"] = bootstrap([after, counts], of, seed)
+        figures[f"{name}_change"] = bootstrap([before, after, counts], partial(change, of=of), seed)
+    return figures | auroc(good, bad)
+
+
+def auroc(good: Sequence[Scored], bad: Sequence[Scored]) -> dict[str, Figure]:
+    """How often a good answer gained more than a bad one to another prompt of its language: the area under the ROC.
+
+    Answers to different prompts: it counts too how gains differ by prompt. Wilson's interval, as if each answer had met
+    but one of the other kind, which is wider than the area's own. Empty where no language has both.
+    """
+    won, count = 0.0, 0
+    for language in {one.language for one in good} & {one.language for one in bad}:
+        more, less = (
+            numpy.array([one.chosen_drift for one in some if one.language == language]) for some in (good, bad)
+        )
+        met = min(len(more), len(less))
+        won += met * float(((more[:, None] > less) + (more[:, None] == less) / 2).mean())
+        count += met
+    return {"auroc": wilson(won, count)} if count else {}
+
+
+# ------------------------------------------------------------------------------------------- test sets, `eval.sets`
+
+
+def read_sets(recipe: Recipe, run: Run) -> list[SetPair]:
+    """The pairs of all test sets; `source` is the set's name."""
+    return [SetPair(**row) for row in read_jsonl(run["sets"] / "pairs.jsonl")] if recipe.eval.sets else []
+
+
+def set_metrics(recipe: Recipe, run: Run, scored: Sequence[Scored]) -> dict[str, dict[str, Any]]:
+    """The `sets` figures of `eval/metrics.json`, by the sets' names.
+
+    Returns:
+        in, kept, dropped: prompts of the set, as in data/report.json. overlap: how many of those kept are, or nearly
+            are, prompts that were trained on.
+        pairs: as of the held-out pairs. languages, subsets: name -> {"pairs"}, where there are several; a subset is
+            what the set itself calls a part of it.
+    """
+    subsets, how = {pair.id: pair.subset for pair in read_sets(recipe, run)}, (recipe.train.reward_scale, recipe.seed)
+
+    def groups(some: Sequence[Scored], names: Sequence[str | None]) -> dict[str, Any]:
+        return by_name(some, names, *how) if len({*names} - {None}) > 1 else {}
+
+    found = {}
+    for name, counts in read_json(run["sets"] / "report.json").items() if subsets else ():
+        some = [one for one in scored if one.source == name]
+        found[name] = {
+            **{key: counts[key] for key in ("in", "kept", "dropped", "overlap")},
+            "pairs": pair_metrics(some, *how),
+            "languages": groups(some, [one.language for one in some]),
+            "subsets": groups(some, [subsets[one.id] for one in some]),
+        }
+    return found

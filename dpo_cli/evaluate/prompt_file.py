@@ -38,9 +38,7 @@ def answer_file(recipe: Recipe, run: Run, file: Path, *, quiet: bool = False) ->
         DpoError: the file can't be read, a row has no prompt, or a conversation outgrows the model's positions.
     """
     rows = read_prompts(file)
-    numbers: dict[str, int] = {}  # of conversations; one that stands twice is answered once
-    places = [numbers.setdefault(json.dumps(asked(row)), len(numbers)) for row in rows]
-    talks: list[Turns] = list(map(json.loads, numbers))
+    talks = [asked(row) for row in rows]
     made_from = fingerprint(
         {"seed": recipe.seed, **recipe.eval.model_dump(mode="json")},
         {"prompts": sha256(file), "adapter": sha256(run.adapter / "adapter_model.safetensors")},
@@ -56,7 +54,7 @@ def answer_file(recipe: Recipe, run: Run, file: Path, *, quiet: bool = False) ->
         texts = store.all()
     written = []
     for name in ("base", "tuned"):
-        answers = [[texts[f"{place}/{turn}"][name] for turn in range(len(talks[place]))] for place in places]
+        answers = [[texts[f"{n}/{turn}"][name] for turn in range(len(talk))] for n, talk in enumerate(talks)]
         in_turns = "turns" in rows[0]
         lines = map(_model_answer if in_turns else _alpaca_eval, rows, answers, [f"{recipe.name}-{name}"] * len(rows))
         written.append(folder / f"{file.stem}-{name}.{'jsonl' if in_turns else 'json'}")
@@ -74,17 +72,18 @@ def _answer(recipe: Recipe, model: Any, tokenizer: Any, talks: Sequence[Turns], 
     settings, options = recipe.eval, chat.chat_template_kwargs(recipe)
     histories: list[tuple[list[Message], list[Message]]] = [([], []) for _ in talks]  # of base and tuned model
     for turn in range(max(map(len, talks))):
-        keys = {f"{number}/{turn}": number for number, turns in enumerate(talks) if turn < len(turns)}
-        known, prompts = store.get(keys), {}
-        yield len(known)
-        for key, number in keys.items():
+        keys = {f"{number}/{turn}": number for number, talk in enumerate(talks) if turn < len(talk)}
+        for number in keys.values():
             for history in histories[number]:
                 history += talks[number][turn]
+        known = store.get(keys)
+        yield len(known)
+        prompts = {}
+        for key, number in keys.items():
             if key not in known:
                 hint = f"prompt {number + 1}: lower eval.max_new_tokens"
-                prompts[key] = [
-                    chat_prompt(model, tokenizer, one, settings, options, hint) for one in histories[number]
-                ]
+                both = histories[number]
+                prompts[key] = [chat_prompt(model, tokenizer, one, settings, options, hint) for one in both]
 
         def work(batch: Sequence[str], prompts: Any = prompts) -> dict[str, dict[str, str]]:
             seeds = [seed_of(recipe.seed, *key.split("/")) for key in batch]
@@ -125,27 +124,18 @@ def read_prompts(file: Path) -> list[Mapping[str, Any]]:
         DpoError: it is no such file, or has a row without a prompt.
     """
 
-    def refused(what: str, hint: str | None = None) -> DpoError:
-        return DpoError(what, where=str(file), hint=hint, exit_code=USAGE)
-
-    if not file.is_file():
-        raise refused("there is no such file of prompts")
+    hint = f'write a list of {{"instruction": "…"}}; {", ".join(PROMPTS[1:])} are read too, each kind in its own file'
     try:
         whole = json.loads(file.read_text(encoding="utf-8-sig"))
         rows = whole if isinstance(whole, list) else [whole]
     except json.JSONDecodeError:
         rows = list(read_jsonl(file))
-    except UnicodeDecodeError as error:
-        raise refused("the file of prompts is not UTF-8") from error
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not asked(row):
-            hint = f'write a list of {{"instruction": "…"}}; {", ".join(PROMPTS[1:])} are read too'
-            raise refused(f"row {number} has no prompt", hint)
-    if len({"turns" in row for row in rows}) > 1:
-        hint = "put them into two files: their answers are written in different forms"
-        raise refused("some rows have turns and some have none", hint)
-    if not rows:
-        raise refused("the file holds no prompts")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DpoError(f"can't read the prompts: {error}", where=str(file), exit_code=USAGE) from error
+    for number, row in enumerate(rows or [None], 1):
+        if not isinstance(row, dict) or not asked(row) or ("turns" in row) != ("turns" in rows[0]):
+            what = f"row {number} has no prompt, or is of another kind than the first"
+            raise DpoError(what, where=str(file), hint=hint, exit_code=USAGE)
     return rows
 
 

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 from dpo_cli.disk import read_json, write_text
 from dpo_cli.evaluate import charts, words
-from dpo_cli.evaluate.summary import warnings
 from dpo_cli.evaluate.tables import BESIDE, Tables
-from dpo_cli.evaluate.verdict import verdict
+from dpo_cli.evaluate.verdict import verdict, warnings
 from dpo_cli.page import render
 from dpo_cli.progress import clock
 from dpo_cli.published import clean
@@ -129,8 +128,7 @@ def sections(metrics: Mapping[str, Any], language: str) -> Iterator[Section]:
         yield section("samples", parts["samples"], lead, note=say("sampled", **metrics["sampling"]))
     if judge := metrics["judge"]:
         lead = {"rate": show_figure(judge["win_rate"]), "adjusted": show_figure(judge["length_adjusted_win_rate"])}
-        drawn = charts.dots(tables.win_rates(), 0, 1, say("tuned_against_base"))
-        yield section("judge", parts["judge"], lead, note=tables.judged(), charts=[(say("tuned_against_base"), drawn)])
+        yield section("judge", parts["judge"], lead, note=tables.judged())
     if pairs:
         groups, longer = tables.accuracies(), pairs["longer_wins"]
         ends = charts.scale(dot for dots in groups.values() for dot in dots)

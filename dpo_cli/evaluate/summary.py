@@ -1,4 +1,4 @@
-"""What a reader of the figures should know and see: warnings, curves of training, answers to look at. All pure."""
+"""What a report shows beside the figures: curves of training, and answers to look at."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
-
-from dpo_cli.evaluate.verdict import changes_nothing, prices
-from dpo_cli.evaluate.words import Say, speaker
-from dpo_cli.show import NATS, show_figure
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from dpo_cli.evaluate.samples import Sample
@@ -18,63 +14,9 @@ if TYPE_CHECKING:
 CURVES = (
     "loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen",
 )  # fmt: skip
+Item = TypeVar("Item")
+
 CHANGED, DRAWN = 3, 2  # examples that changed most, and at random
-
-
-def warnings(metrics: Mapping[str, Any], language: str = "en") -> list[str]:
-    """What a reader should know before trusting the figures."""
-    say = speaker(language)
-    found = _warnings_on_pairs(metrics, say) if metrics["pairs"] else []
-    paid = prices(metrics, say)
-    paid.pop("drift", None)  # `chosen_fell` has that
-    found += [say(f"advice_{name}", price=price) for name, price in paid.items()]
-    found += _warnings_on_judge(metrics["judge"], say)
-    for name, one in metrics["sets"].items():
-        if one["overlap"]:
-            found.append(say("overlap", n=f"{one['overlap']:,}", kept=f"{one['kept']:,}", name=name))
-    return found
-
-
-def _warnings_on_pairs(metrics: Mapping[str, Any], say: Say) -> list[str]:
-    found = []
-    pairs = metrics["pairs"]
-    if changes_nothing(metrics):
-        found.append(say("changes_nothing"))
-    if (pairs["chosen_drift"]["high"] or 0.0) < 0:
-        found.append(say("chosen_fell", nats=show_figure(pairs["chosen_drift"], NATS, False)))
-    for name, figures in metrics["languages"].items():
-        if not figures["pairs"]:
-            continue
-        accuracy = figures["pairs"]["reward_accuracy"]
-        if accuracy["n"] < 30:
-            found.append(say("few_pairs", name=name, n=accuracy["n"]))
-        elif accuracy["high"] < 0.5:
-            found.append(say("below_half", name=name))
-        elif accuracy["low"] <= 0.5:
-            found.append(say("near_half", name=name))
-    shortcut, accuracy = metrics["baselines"]["shortcut"], pairs["reward_accuracy"]
-    if shortcut and shortcut["value"] > (accuracy["low"] or 0.0) > 0.5:
-        found.append(say("shortcut", name=shortcut["name"], share=_share(shortcut)))
-    return found
-
-
-def _warnings_on_judge(judge: Mapping[str, Any] | None, say: Say) -> list[str]:
-    if not judge:
-        return []
-    found = []
-    for count, key in (("failures", "no_verdict"), ("cut", "judge_cut")):
-        if judge[count]:
-            found.append(say(key, n=judge[count], asked=judge["asked"]))
-    consistency, calibration = judge["position_consistency"], judge["calibration"]
-    if consistency and consistency["value"] is not None and consistency["value"] < 0.6:
-        found.append(say("inconsistent", share=_share(consistency)))
-    if calibration["value"] is not None and calibration["low"] <= 0.5:
-        found.append(say("disagrees", share=_share(calibration), n=calibration["n"]))
-    return found
-
-
-def _share(figure: Mapping[str, Any]) -> str:
-    return show_figure(figure, interval=False)
 
 
 def curves(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -108,18 +50,24 @@ def examples(
     if not scores:
         known = [one for one in samples if one.id in margins]
         changed = sorted(known, key=lambda one: -abs(margins[one.id]))[:CHANGED]
-    rest = [one for one in samples if one not in changed]
     return [
         {
-            "kind": "changed" if one in changed else "random",
+            "kind": kind,
             "id": one.id,
             "language": one.language,
             "prompt": one.prompt,
             "score": scores.get(one.id),
             "answers": {name: shown(vars(answer)) for name, answer in (("base", one.base), ("tuned", one.tuned))},
         }
-        for one in [*changed, *random.Random(seed).sample(rest, min(DRAWN, len(rest)))]
+        for kind, one in chosen(samples, changed, seed)
     ]
+
+
+def chosen(some: Sequence[Item], changed: Sequence[Item], seed: int) -> list[tuple[str, Item]]:
+    """What to show: what changed most, and `DRAWN` of the rest at random."""
+    rest = [one for one in some if one not in changed]
+    drawn = random.Random(seed).sample(rest, min(DRAWN, len(rest)))
+    return [*(("changed", one) for one in changed), *(("random", one) for one in drawn)]
 
 
 def shown(answer: Mapping[str, Any], score: float | None = None) -> dict[str, Any]:

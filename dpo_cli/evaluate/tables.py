@@ -1,89 +1,118 @@
-"""The tables of figures that the report and the terminal show, in Markdown, and which figures they are.
+"""The tables of figures that reports and the terminal show, in Markdown, and which figures they are, in both languages.
 
 Nothing is computed here: a figure is looked up, rounded and put in its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dpo_cli.evaluate import words
 from dpo_cli.evaluate.charts import Dot
-from dpo_cli.evaluate.figure_names import figure_name
 from dpo_cli.show import LOSS, NATS, RATIO, SHARE, Unit, escaped, shorten, show_figure, table
 
 BESIDE = 2  # languages that have room beside the whole on 80 columns
 
 
 class Row(NamedTuple):
-    """A line of a table: the metric's key, by which figure_names.py names it, and its unit.
+    """A line of a table.
 
-    `compared`: three figures, `<key>_base`, `<key>_tuned` and `<key>_change`.
-    `brief`: the terminal shows it too.
+    Attributes:
+        key: the figure's in metrics.json.
+        en, zh: its name and what it says, in English and in Chinese.
+        compared: three figures, `<key>_base`, `<key>_tuned` and `<key>_change`.
     """
 
     key: str
+    en: tuple[str, str]
+    zh: tuple[str, str]
     unit: Unit = SHARE
     compared: bool = False
-    brief: bool = True
+
+    def said(self, language: str) -> tuple[str, str]:
+        """Its name and what it says."""
+        return self.zh if language == "zh" else self.en
 
     def sides(self, figures: Mapping[str, Any]) -> str:
         """Both models' figures, `55% → 63%`."""
         return " → ".join(show_figure(figures[f"{self.key}_{one}"], self.unit, False) for one in ("base", "tuned"))
 
 
-RANKING = Row("ranking_accuracy", compared=True)
-ROWS = (
-    Row("reward_accuracy"),
-    Row("reward_accuracy_per_token"),
-    Row("longer_wins"),
-    RANKING,
-    Row("margin", NATS),
-    Row("margin_median", NATS, brief=False),
-    Row("margin_p10", NATS, brief=False),
-    Row("margin_p90", NATS, brief=False),
-    Row("chosen_drift", NATS),
-    Row("chosen_drift_per_token", Unit(3, signed=True), brief=False),
-    Row("rejected_drift", NATS),
-    Row("rejected_drift_per_token", Unit(3, signed=True), brief=False),
-)
-ANSWER_ROWS = (
-    Row("loss", LOSS, compared=True),
-    Row("perplexity", Unit(2), compared=True),
-    Row("auroc"),
-)
-SAMPLE_ROWS = (
-    Row("valid_rate", compared=True),
-    Row("kl", Unit(4)),
-    Row("kl_total", Unit(2)),
-    Row("length_ratio", RATIO),
-    Row("tokens", Unit(1), compared=True),
-    Row("truncated", compared=True),
-    Row("repetition", compared=True),
-    Row("repetitive", compared=True),
-    Row("distinct_2", Unit(3), compared=True),
-    Row("compression", Unit(2), compared=True),
-    Row("language_match", compared=True),
-    Row("refusal", compared=True),
-)
-JUDGE_ROWS = (
-    Row("win_rate"),
-    Row("length_adjusted_win_rate"),
-    Row("wins"),
-    Row("ties"),
-    Row("losses"),
-    Row("position_consistency"),
-    Row("score_difference", NATS),
-    Row("calibration"),
-)
-# The tables, by their part of metrics.json: the rows, and the figure whose n stands over each column.
-PARTS: dict[str, tuple[Sequence[Row], str]] = {
-    "pairs": (ROWS, "reward_accuracy"),
-    "answers": (ANSWER_ROWS, "loss_tuned"),
-    "samples": (SAMPLE_ROWS, "tokens_tuned"),
-    "judge": (JUDGE_ROWS, "win_rate"),
-}
+PER_TOKEN = Unit(3, signed=True)
+# The tables, by their part of metrics.json.
+ROWS: dict[str, tuple[Row, ...]] = {
+    "pairs": (
+        Row("reward_accuracy", ("Reward accuracy", "chosen gained more than rejected; 50% before training"),
+            ("奖励准确率", "偏好的回答提升多于被拒的回答；训练前为 50%")),
+        Row("reward_accuracy_per_token", ("… per token", "the same, gains divided by length"),
+            ("… 每词元", "同上，除以长度")),
+        Row("longer_wins", ("Longer answer wins", "what always taking the longer answer would get"),
+            ("较长者胜", "总是选较长的回答所得的准确率")),
+        Row("ranking_accuracy", ("Ranking", "chosen is likelier per token than rejected"),
+            ("排序", "偏好的回答每词元概率高于被拒的回答"), compared=True),
+        Row("margin", ("Reward margin", "beta × (gain of chosen − gain of rejected), nats"),
+            ("奖励间隔", "beta ×（偏好回答的提升 − 被拒回答的提升），纳特"), NATS),
+        Row("chosen_drift", ("Drift of chosen", "change of its log-probability, nats"),
+            ("偏好回答的漂移", "其对数概率的变化，纳特"), NATS),
+        Row("chosen_drift_per_token", ("… per token", "the same, divided by length"),
+            ("… 每词元", "同上，除以长度"), PER_TOKEN),
+        Row("rejected_drift", ("Drift of rejected", "change of its log-probability, nats"),
+            ("被拒回答的漂移", "其对数概率的变化，纳特"), NATS),
+        Row("rejected_drift_per_token", ("… per token", "the same, divided by length"),
+            ("… 每词元", "同上，除以长度"), PER_TOKEN),
+    ),
+    "answers": (
+        Row("loss", ("Loss", "nats a token, of the answers to be learned"),
+            ("损失", "每词元纳特，在要学习的回答上"), LOSS, True),
+        Row("perplexity", ("Perplexity", "exp of the loss"), ("困惑度", "损失的指数"), Unit(2), True),
+        Row("auroc", ("AUROC", "a good answer gained more than a bad one to another prompt"),
+            ("AUROC", "好的回答提升多于其他提示的坏回答")),
+    ),
+    "samples": (
+        Row("valid_rate", ("Valid", "ended, not empty, in the prompt's language, no repetition, no markers"),
+            ("有效", "有结尾、非空、与提示语言一致、无重复、无标记"), compared=True),
+        Row("kl", ("KL to base", "nats a token, over the tuned model's answers"),
+            ("对基座的 KL", "每词元纳特，微调后的回答"), Unit(4)),
+        Row("kl_total", ("… of an answer", "nats, summed over its tokens"),
+            ("… 每个回答", "纳特，对其词元求和"), Unit(2)),
+        Row("length_ratio", ("Length ratio", "tuned to base, geometric mean"),
+            ("长度比", "微调后比基座，几何平均"), RATIO),
+        Row("tokens", ("Tokens", "of an answer"), ("词元数", "每个回答"), Unit(1), True),
+        Row("truncated", ("Cut off", "answers that hit eval.max_new_tokens"),
+            ("被截断", "达到 eval.max_new_tokens 的回答"), compared=True),
+        Row("repetitive", ("Repetitive", "answers that repeat more than half of their 4-grams"),
+            ("重复的回答", "过半四元组重复的回答"), compared=True),
+        Row("distinct_2", ("Distinct-2", "different pairs of tokens among all; 200 tokens an answer"),
+            ("Distinct-2", "不同词元对的占比；每个回答取 200 个词元"), Unit(3), True),
+        Row("language_match", ("Language match", "answers in the prompt's language"),
+            ("语言一致", "与提示语言一致的回答"), compared=True),
+        Row("refusal", ("Refusals", "by their first words, a heuristic"),
+            ("拒答", "按开头的词语判断，仅供参考"), compared=True),
+    ),
+    "judge": (
+        Row("win_rate", ("Win rate", "of the tuned model over the base, a tie counts half"),
+            ("胜率", "微调后对基座，平局计一半")),
+        Row("length_adjusted_win_rate", ("… length-adjusted", "as it would be at equal lengths"),
+            ("… 去除长度影响", "假设两者长度相同")),
+        Row("wins", ("Won", "share of the prompts"), ("胜", "占提示的比例")),
+        Row("ties", ("Tied", "share of the prompts"), ("平", "占提示的比例")),
+        Row("losses", ("Lost", "share of the prompts"), ("负", "占提示的比例")),
+        Row("position_consistency", ("Consistent", "the same verdict when the two answers swap places"),
+            ("一致性", "交换两个回答的位置后判断不变")),
+        Row("score_difference", ("Score difference", "tuned − base, in the reward model's own unit"),
+            ("分数差", "微调后 − 基座，以奖励模型自己的单位计"), NATS),
+        Row("calibration", ("Agrees with the data", "prefers the chosen answer of held-out pairs"),
+            ("与数据一致", "在留出的偏好对上偏好数据所选的回答")),
+    ),
+}  # fmt: skip
+# The figure whose n stands over a table's columns.
+COUNTED = {"pairs": "reward_accuracy", "answers": "loss_tuned", "samples": "tokens_tuned", "judge": "win_rate"}
+BY_KEY = {row.key: row for rows in ROWS.values() for row in rows}
+
+
+def figure_name(key: str, language: str = "en") -> str:
+    return BY_KEY[key].said(language)[0]
 
 
 class Tables:
@@ -91,7 +120,7 @@ class Tables:
 
     Args:
         language: what they are written in, en or zh.
-        brief: for the terminal: no meanings, only the brief rows, and few languages beside the whole.
+        brief: for the terminal: no meanings, and few languages beside the whole.
     """
 
     def __init__(self, metrics: Mapping[str, Any], language: str = "en", brief: bool = False) -> None:
@@ -101,7 +130,7 @@ class Tables:
         """The tables of pairs, answers, samples, judge and test sets; without what was not asked for."""
         metrics, found = self.metrics, {}
         several = len(metrics["languages"]) > 1 and not (self.brief and len(metrics["languages"]) > BESIDE)
-        for part in PARTS:
+        for part in ROWS:
             if metrics[part]:
                 languages = metrics["languages"].items() if several else ()
                 groups = {name: one[part] for name, one in languages if one[part]}
@@ -118,11 +147,11 @@ class Tables:
         metrics, say = self.metrics, self.say
         if not metrics["pairs"]:
             return {}
-        baselines, shortcut = metrics["baselines"], metrics["baselines"]["shortcut"]
+        shortcut = metrics["baselines"]["shortcut"]
         rivals = {
             self._name("reward_accuracy"): metrics["pairs"]["reward_accuracy"],
-            say("bet_longer"): baselines["longer_wins"],
-            say("bet_trained"): baselines["majority"],
+            say("bet_longer"): metrics["pairs"]["longer_wins"],
+            say("bet_trained"): metrics["baselines"]["majority"],
             say("bet_shortcut", name=shortcut["name"]) if shortcut else "": shortcut,
         }
         found = {say("to_beat"): [Dot(name, one) for name, one in rivals.items() if one]}
@@ -147,37 +176,23 @@ class Tables:
             found[title] = table([title, *map(self._name, ("reward_accuracy", "longer_wins"))], rows)
         return found
 
-    def win_rates(self) -> list[Dot]:
-        """Win rates, raw and length-adjusted, of all prompts and of each language where there are several."""
-        several = {name: one["judge"] for name, one in self.metrics["languages"].items()}
-        groups = {"": self.metrics["judge"], **(several if len(several) > 1 else {})}
-        found = []
-        for name, group in groups.items():
-            for key in ("win_rate", "length_adjusted_win_rate") if group else ():
-                label = self.say("of_language", what=self._name(key), name=name) if name else self._name(key)
-                found.append(Dot(label, group[key]))
-        return found
-
     def judged(self) -> str:
-        """Who judged how many prompts, and what chance would give."""
+        """Who judged how many prompts."""
         judge, say = self.metrics["judge"], self.say
         if not judge:
             return ""
         note = say("judged", model=judge["model"], kind=judge["kind"], judged=judge["judged"], asked=judge["asked"])
-        if judge["p_value"] is not None:
-            note += say("judged_chance", p="< 0.001" if judge["p_value"] < 0.001 else f"= {judge['p_value']:.3f}")
         return note + (say("judged_template", digest=judge["template_sha256"][:12]) if judge["template_sha256"] else "")
 
     def _name(self, key: str) -> str:
-        return figure_name(key, self.language)[0]
+        return figure_name(key, self.language)
 
     def _figures(self, part: str, groups: Mapping[str, Mapping[str, Any]]) -> str:
         """A column a group, with intervals; on the terminal only the first has them. Of two models a second line."""
-        rows, counted = PARTS[part]
-        heads = [f"{shorten(name, 12)}, n = {one[counted]['n']:,}" for name, one in groups.items()]
+        heads = [f"{shorten(name, 12)}, n = {one[COUNTED[part]]['n']:,}" for name, one in groups.items()]
         lines = []
-        for row in [row for row in rows if row.brief or not self.brief]:
-            title, meaning = figure_name(row.key, self.language)
+        for row in ROWS[part]:
+            title, meaning = row.said(self.language)
             key, unit = row.key, row.unit
             if row.compared:
                 lines.append([title, *map(row.sides, groups.values()), meaning])
@@ -213,7 +228,7 @@ class Tables:
 
 def _set_line(name: str, pairs: Mapping[str, Any]) -> list[str]:
     accuracy, longer = pairs["reward_accuracy"], show_figure(pairs["longer_wins"], interval=False)
-    return [name, f"{accuracy['n']:,}", show_figure(accuracy), longer, RANKING.sides(pairs)]
+    return [name, f"{accuracy['n']:,}", show_figure(accuracy), longer, BY_KEY["ranking_accuracy"].sides(pairs)]
 
 
 def _dot(name: str, pairs: Mapping[str, Any]) -> Dot:

@@ -7,9 +7,8 @@ Thinking counts nowhere but in the KL.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 HEAD = 200  # tokens of each answer that diversity is measured on: it falls with length, which is measured beside it
 REPETITIVE = 0.5  # 4-grams that stood there before
-
-Rows = Sequence[Sequence[int]]
 
 
 def repetition(ids: Sequence[int]) -> float:
@@ -44,34 +41,24 @@ def language_match(prompt: str, answer: str) -> bool | None:
     return None if "und" in spoken else spoken[0] == spoken[1]
 
 
-def valid(prompt: str, answer: Answer | SimpleNamespace) -> bool:
+def valid(prompt: str, text: str, ids: Sequence[int], finished: bool) -> bool:
     """Whether an answer ended and says something, in the prompt's language, without repeating itself or markers."""
     return (
-        answer.finished
-        and bool(answer.text.strip())
-        and language_match(prompt, answer.text) is not False
-        and repetition(answer.answer_ids) <= REPETITIVE
-        and not MARKERS.search(answer.text)
+        finished
+        and bool(text.strip())
+        and language_match(prompt, text) is not False
+        and repetition(ids) <= REPETITIVE
+        and not MARKERS.search(text)
     )
 
 
-def distinct_2(rows: Rows) -> float:
+def distinct_2(rows: Sequence[Sequence[int]]) -> float:
     """Unique / all pairs of neighbouring tokens in the first 200 tokens of every answer (Li et al. 2016), 0..1.
 
     NaN where there is no pair.
     """
-    heads = [numpy.asarray(row[:HEAD], dtype=numpy.int64) for row in rows]
-    pairs = numpy.concatenate([numpy.empty(0, numpy.int64), *(head[:-1] << 32 | head[1:] for head in heads)])
-    return len(numpy.unique(pairs)) / len(pairs) if len(pairs) else math.nan
-
-
-def compression(rows: Rows) -> float:
-    """Raw / zlib-compressed bytes of the first 200 tokens of every answer (Shaib et al. 2024, arXiv 2403.00553).
-
-    Higher is less diverse. Token ids as 4-byte integers, so that Chinese and English are alike. NaN without any.
-    """
-    raw = b"".join(numpy.asarray(row[:HEAD], dtype="<i4").tobytes() for row in rows)
-    return len(raw) / len(zlib.compress(raw)) if raw else math.nan
+    pairs = [pair for row in rows for pair in pairwise(row[:HEAD])]
+    return len(set(pairs)) / len(pairs) if pairs else math.nan
 
 
 def sample_metrics(samples: Sequence[Sample], seed: int) -> dict[str, Figure]:
@@ -81,8 +68,8 @@ def sample_metrics(samples: Sequence[Sample], seed: int) -> dict[str, Figure]:
     kl_total: nats an answer, the mean over answers.
     length_ratio: exp(mean(log tuned tokens - log base tokens)).
     tokens: of an answer, with its end token. truncated: share that was cut at `eval.max_new_tokens`.
-    repetition: see `repetition`. repetitive: share of answers above ½. valid_rate: share of answers that are `valid`.
-    distinct_2, compression: see there; of all the answers together, and without an interval.
+    repetitive: share of answers with a `repetition` above ½. valid_rate: share of answers that are `valid`.
+    distinct_2: see there; of all the answers together, and without an interval.
     language_match: share of answers in the prompt's language, where both have words. refusal: share of refusals.
 
     Args:
@@ -94,39 +81,36 @@ def sample_metrics(samples: Sequence[Sample], seed: int) -> dict[str, Figure]:
         return math.nan if found is None else float(found)
 
     shares: dict[str, Callable[[str, Answer], float]] = {
-        "valid_rate": valid,
+        "valid_rate": lambda prompt, answer: valid(prompt, answer.text, answer.answer_ids, answer.finished),
         "truncated": lambda _, answer: not answer.finished,
         "repetitive": lambda _, answer: repetition(answer.answer_ids) > REPETITIVE,
         "language_match": match,
         "refusal": lambda _, answer: refuses(answer.text),
     }
-    means: dict[str, Callable[[str, Answer], float]] = {
-        "tokens": lambda _, answer: len(answer.answer_ids),
-        "repetition": lambda _, answer: repetition(answer.answer_ids),
-    }
-    kl = [sample.kl_total for sample in samples]
-    positions = [float(len(sample.tuned.ids)) for sample in samples]
-    ratios = [math.log(max(len(one.tuned.answer_ids), 1) / max(len(one.base.answer_ids), 1)) for one in samples]
-    figures = {
+    answers = {"base": [one.base for one in samples], "tuned": [one.tuned for one in samples]}
+    figures = {}
+    for name, measure in shares.items():
+        found = {
+            side: [float(measure(one.prompt[-1]["content"], answer)) for one, answer in zip(samples, some, strict=True)]
+            for side, some in answers.items()
+        }
+        for side, values in found.items():
+            known = [value for value in values if not math.isnan(value)]
+            figures[f"{name}_{side}"] = wilson(sum(known), len(known))
+        figures[f"{name}_change"] = share_change(found["base"], found["tuned"])
+    base, tuned = ([float(len(one.answer_ids)) for one in some] for some in answers.values())
+    ratios = [math.log(max(after, 1) / max(before, 1)) for before, after in zip(base, tuned, strict=True)]
+    kl, positions = [one.kl_total for one in samples], [float(len(one.ids)) for one in answers["tuned"]]
+    figures |= {
         "kl": bootstrap([kl, positions], lambda nats, tokens: nats.sum(-1) / tokens.sum(-1), seed),
         "kl_total": bootstrap_mean(kl, seed),
         "length_ratio": bootstrap([ratios], lambda logs: numpy.exp(logs.mean(-1)), seed),
+        "tokens_base": bootstrap_mean(base, seed),
+        "tokens_tuned": bootstrap_mean(tuned, seed),
+        "tokens_change": bootstrap_mean([after - before for before, after in zip(base, tuned, strict=True)], seed),
     }
-    for name, measure in (shares | means).items():
-        base, tuned = (
-            [float(measure(one.prompt[-1]["content"], getattr(one, side))) for one in samples]
-            for side in ("base", "tuned")
-        )
-        for side, values in (("base", base), ("tuned", tuned)):
-            known = [value for value in values if not math.isnan(value)]
-            figures[f"{name}_{side}"] = (
-                wilson(sum(known), len(known)) if name in shares else bootstrap_mean(known, seed)
-            )
-        differences = [after - before for before, after in zip(base, tuned, strict=True)]
-        figures[f"{name}_change"] = share_change(base, tuned) if name in shares else bootstrap_mean(differences, seed)
-    for name, statistic in (("distinct_2", distinct_2), ("compression", compression)):
-        before, after = (statistic([getattr(one, side).answer_ids for one in samples]) for side in ("base", "tuned"))
-        for side, found in (("base", before), ("tuned", after), ("change", after - before)):
-            rounded = round(found, 6) if math.isfinite(found) else None
-            figures[f"{name}_{side}"] = Figure(value=rounded, low=None, high=None, n=len(samples))
+    before, after = (distinct_2([one.answer_ids for one in some]) for some in answers.values())
+    for side, value in (("base", before), ("tuned", after), ("change", after - before)):
+        rounded = round(value, 6) if math.isfinite(value) else None
+        figures[f"distinct_2_{side}"] = Figure(value=rounded, low=None, high=None, n=len(samples))
     return figures

@@ -1,4 +1,4 @@
-"""The verdict of an evaluation: one of five kinds, by a table of conditions that 95 % intervals have to show."""
+"""The verdict of an evaluation, one of five kinds by what 95 % intervals show, and its warnings."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Rule(NamedTuple):
 # The first line that holds is the verdict. The states:
 #   preference  learned: accuracy above ½ and above what length alone would get · length: above ½, but not above that ·
 #               opposite: below ½ · none: ½ is inside the interval and `SMALL` above ½ is not · unclear: both are inside
-#   text        intact · worse: one of `prices` was paid · broken: the valid rate fell by `BROKEN` or more · unseen: no
-#               answers were sampled
+#   text        intact · worse: one of `prices` was paid · broken: the valid rate fell by more than `BROKEN` ·
+#               unseen: no answers were sampled
 #   judge       tuned, base: whose answers it prefers · unclear: ½ is inside · none: none was asked, or none answered
 RULES = (
     Rule("worse", preference="opposite"),
@@ -97,7 +97,7 @@ def _preference(metrics: Mapping[str, Any], say: Say) -> tuple[str, str]:
     area = None if metrics["pairs"] else metrics["answers"].get("auroc")
     if area:
         interval = show_interval(area, to=say("to"))
-        return _state(area), say("auroc", share=show_figure(area, interval=False), interval=interval)
+        return _state(area), say("auroc", share=_percent(area), interval=interval)
     if not metrics["pairs"]:
         return _learned(metrics["answers"], say)
     accuracy, longer = metrics["pairs"]["reward_accuracy"], metrics["pairs"]["longer_wins"]
@@ -108,27 +108,27 @@ def _preference(metrics: Mapping[str, Any], say: Say) -> tuple[str, str]:
         state = "length"
     return state, say(
         "moved",
-        share=show_figure(accuracy, interval=False),
+        share=_percent(accuracy),
         n=f"{accuracy['n']:,}",
         interval=show_interval(accuracy, to=say("to")),
-        length=show_figure(bets[bet], interval=False),
+        length=_percent(bets[bet]),
         bet=say(f"bet_{bet}"),
     )
 
 
-def _state(share: Mapping[str, Any], still: bool = False) -> str:
+def _state(share: Figure, still: bool = False) -> str:
     """What a share says that is ½ before training; `still`: the model is as before."""
-    if share["high"] < 0.5:
+    if _above(share, 0.5):
+        return "learned"
+    if _below(share, 0.5):
         return "opposite"
-    if share["low"] <= 0.5:
-        return "none" if share["high"] < 0.5 + SMALL or still else "unclear"
-    return "learned"
+    return "none" if still or _below(share, 0.5 + SMALL) else "unclear"
 
 
 def _learned(figures: Mapping[str, Figure], say: Say) -> tuple[str, str]:
     """What the loss shows where there are no pairs: learned, opposite or none; and the same in words."""
     change = figures["loss_change"]
-    state = "learned" if (change["high"] or 0.0) < 0 else "opposite" if (change["low"] or 0.0) > 0 else "none"
+    state = "learned" if _below(change, 0) else "opposite" if _above(change, 0) else "none"
     sides = {side: show_figure(figures[f"loss_{side}"], LOSS, False) for side in ("base", "tuned")}
     interval = show_interval(change, LOSS.change, say("to"))
     return state, say("loss_went", n=f"{change['n']:,}", interval=interval, **sides)
@@ -144,7 +144,7 @@ def _text(metrics: Mapping[str, Any], say: Say) -> tuple[str, list[str]]:
     samples, paid = metrics["samples"], list(prices(metrics, say).values())
     if not samples:
         return "worse" if paid else "unseen", [*paid, say("unseen")]
-    if (samples["valid_rate_change"]["high"] or 0.0) <= -BROKEN:
+    if _below(samples["valid_rate_change"], -BROKEN):
         return "broken", [say("broken", sides=_sides(samples, "valid_rate")), *paid]
     return ("worse", paid) if paid else ("intact", [say("intact")])
 
@@ -155,15 +155,16 @@ def _judge(judge: Mapping[str, Any] | None, say: Say) -> tuple[str, list[str]]:
     rate, adjusted = judge["win_rate"], judge["length_adjusted_win_rate"]
     if rate["value"] is None:
         return "none", [say("silent", n=f"{judge['asked']:,}")]
-    side = "unclear" if {_side(rate), _side(adjusted)} == {"tuned", "base"} else _side(rate)
+    contradict = {_side(rate), _side(adjusted)} == {"tuned", "base"}
+    side = "unclear" if contradict else _side(rate)
     return side, [
         say(
             "prefers",
             who=say(f"prefers_{side}"),
-            rate=show_figure(rate, interval=False),
+            rate=_percent(rate),
             interval=show_interval(rate, to=say("to")),
             n=f"{rate['n']:,}",
-            adjusted=show_figure(adjusted, interval=False),
+            adjusted=_percent(adjusted),
             without=show_interval(adjusted, to=say("to")),
         )
     ]
@@ -171,39 +172,96 @@ def _judge(judge: Mapping[str, Any] | None, say: Say) -> tuple[str, list[str]]:
 
 def _side(rate: Figure) -> str:
     """Whose answers a win rate says are preferred."""
-    low, high = rate["low"], rate["high"]
-    if low is None or high is None or low <= 0.5 <= high:
-        return "unclear"
-    return "tuned" if low > 0.5 else "base"
+    return "tuned" if _above(rate, 0.5) else "base" if _below(rate, 0.5) else "unclear"
 
 
 def prices(metrics: Mapping[str, Any], say: Say) -> dict[str, str]:
     """What got worse besides, in words, by what the price is called in words.py: only what an interval shows."""
     samples, found = metrics["samples"], {}
     if samples:
-        falls = {"language": (samples["language_match_change"]["high"] or 0.0) < 0}
-        rises = {name: (samples[f"{name}_change"]["low"] or 0.0) > 0 for name in ("truncated", "repetitive", "refusal")}
-        for name in [name for name, worse in (falls | rises).items() if worse]:
-            figure = "language_match" if name == "language" else name
-            found[name] = say(f"price_{name}", sides=_sides(samples, figure))
+        worse = {"language_match": _below(samples["language_match_change"], 0)}
+        worse |= {name: _above(samples[f"{name}_change"], 0) for name in ("truncated", "repetitive", "refusal")}
+        found = {name: say(f"price_{name}", sides=_sides(samples, name)) for name in worse if worse[name]}
         if length := _length(samples["length_ratio"], metrics["judge"]):
             found["length"] = say(length, times=show_figure(samples["length_ratio"], RATIO, False))
     drift = metrics["pairs"] and metrics["pairs"]["chosen_drift_per_token"]
-    if drift and drift["high"] is not None and drift["high"] <= -DRIFT:
+    if drift and _below(drift, -DRIFT):
         found["drift"] = say("price_drift", nats=show_figure(drift, NATS, False))
     return found
 
 
 def _length(ratio: Figure, judge: Mapping[str, Any] | None) -> str | None:
     """Whether answers are much longer or shorter, or whether they win by their length."""
-    if ratio["low"] is None or ratio["high"] is None:
-        return None
-    if ratio["low"] > LONGER or ratio["high"] < SHORTER:
+    if _above(ratio, LONGER) or _below(ratio, SHORTER):
         return "price_length"
-    changed = not ratio["low"] <= 1 <= ratio["high"]
-    won = judge and (judge["win_rate"]["low"] or 0) > 0.5 >= (judge["length_adjusted_win_rate"]["low"] or 1)
-    return "price_by_length" if changed and won else None
+    won = judge and _above(judge["win_rate"], 0.5) and not _above(judge["length_adjusted_win_rate"], 0.5)
+    return "price_by_length" if won and (_above(ratio, 1) or _below(ratio, 1)) else None
+
+
+def _above(figure: Figure, level: float) -> bool:
+    """Whether the whole interval is; a figure without one shows nothing."""
+    return figure["low"] is not None and figure["low"] > level
+
+
+def _below(figure: Figure, level: float) -> bool:
+    return figure["high"] is not None and figure["high"] < level
 
 
 def _sides(samples: Mapping[str, Any], name: str) -> str:
-    return " → ".join(show_figure(samples[f"{name}_{side}"], interval=False) for side in ("base", "tuned"))
+    return " → ".join(_percent(samples[f"{name}_{side}"]) for side in ("base", "tuned"))
+
+
+def _percent(share: Mapping[str, Any]) -> str:
+    return show_figure(share, interval=False)
+
+
+def warnings(metrics: Mapping[str, Any], language: str = "en") -> list[str]:
+    """What a reader should know before trusting the figures."""
+    say = speaker(language)
+    found = _warnings_on_pairs(metrics, say) if metrics["pairs"] else []
+    paid = prices(metrics, say)
+    paid.pop("drift", None)  # `chosen_fell` has that
+    found += [say(f"advice_{name}", price=price) for name, price in paid.items()]
+    found += _warnings_on_judge(metrics["judge"], say)
+    for name, one in metrics["sets"].items():
+        if one["overlap"]:
+            found.append(say("overlap", n=f"{one['overlap']:,}", kept=f"{one['kept']:,}", name=name))
+    return found
+
+
+def _warnings_on_pairs(metrics: Mapping[str, Any], say: Say) -> list[str]:
+    found = []
+    pairs = metrics["pairs"]
+    if changes_nothing(metrics):
+        found.append(say("changes_nothing"))
+    if _below(pairs["chosen_drift"], 0):
+        found.append(say("chosen_fell", nats=show_figure(pairs["chosen_drift"], NATS, False)))
+    for name, figures in metrics["languages"].items():
+        if not figures["pairs"]:
+            continue
+        accuracy = figures["pairs"]["reward_accuracy"]
+        if accuracy["n"] < 30:
+            found.append(say("few_pairs", name=name, n=accuracy["n"]))
+        elif _below(accuracy, 0.5):
+            found.append(say("below_half", name=name))
+        elif not _above(accuracy, 0.5):
+            found.append(say("near_half", name=name))
+    shortcut, accuracy = metrics["baselines"]["shortcut"], pairs["reward_accuracy"]
+    if shortcut and _above(accuracy, 0.5) and not _above(accuracy, shortcut["value"]):
+        found.append(say("shortcut", name=shortcut["name"], share=_percent(shortcut)))
+    return found
+
+
+def _warnings_on_judge(judge: Mapping[str, Any] | None, say: Say) -> list[str]:
+    if not judge:
+        return []
+    found = []
+    for count, key in (("failures", "no_verdict"), ("cut", "judge_cut")):
+        if judge[count]:
+            found.append(say(key, n=judge[count], asked=judge["asked"]))
+    consistency, calibration = judge["position_consistency"], judge["calibration"]
+    if consistency and consistency["value"] is not None and consistency["value"] < 0.6:
+        found.append(say("inconsistent", share=_percent(consistency)))
+    if calibration["value"] is not None and not _above(calibration, 0.5):
+        found.append(say("disagrees", share=_percent(calibration), n=calibration["n"]))
+    return found

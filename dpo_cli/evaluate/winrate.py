@@ -1,6 +1,6 @@
-"""What judgments come to: win rates with intervals, a p-value, length taken out, Bradley-Terry over several runs.
+"""What judgments come to: win rates with intervals, as judged and with length taken out.
 
-All pure. The unit of every interval is the prompt: the two orders of one prompt mostly say the same, and counted as two
+The unit of every interval is the prompt: the two orders of one prompt mostly say the same, and counted as two
 observations they would make intervals that promise 95 % and hold 83 %.
 """
 
@@ -21,9 +21,6 @@ from dpo_cli.stats import Figure, bootstrap, bootstrap_mean, wilson
 Array = NDArray[Any]
 
 DRAWS = 10_000
-ELO = 173.71779276130073  # 400 / ln 10: points of one nat of log-odds
-
-Comparison = tuple[str, str, str, float]  # prompt, player, opponent, share that goes to the player, in 0..1
 
 
 def win_rate(scores: Sequence[float], seed: int) -> Figure:
@@ -38,32 +35,6 @@ def win_rate(scores: Sequence[float], seed: int) -> Figure:
     if len(set(scores)) < 2 or set(scores) <= {0.0, 1.0}:
         return wilson(sum(scores), len(scores))
     return bootstrap_mean(scores, seed, DRAWS)
-
-
-def sign_flip_p_value(scores: Sequence[float]) -> float | None:
-    """How often chance alone would take the mean as far from ½: two-sided sign-flip permutation test of s_i - ½.
-
-    If neither side is better, each s_i - ½ is as likely with the other sign (Fisher 1935). All 2^n choices of signs are
-    counted, by folding one prompt after the other into the distribution of the sum, in units of ¼.
-
-    Args:
-        scores: one a prompt: 0, ¼, ½, ¾ or 1.
-
-    Returns:
-        In (0, 1]; None without scores.
-    """
-    if not scores:
-        return None
-    units = [round(4 * score) - 2 for score in scores]
-    chances = numpy.ones(1)  # of the sums -total, -total + 2, …, total
-    total = 0
-    for step in map(abs, units):
-        wider = numpy.zeros(len(chances) + step)
-        wider[: len(chances)] += chances / 2
-        wider[step:] += chances / 2
-        chances, total = wider, total + step
-    sums = numpy.arange(-total, total + 1, 2)
-    return min(1.0, float(chances[abs(sums) >= abs(sum(units))].sum()))
 
 
 def length_adjusted(scores: Sequence[float], length_differences: Sequence[float], seed: int) -> Figure:
@@ -114,72 +85,6 @@ def position_consistency(judgments: Sequence[Judgment]) -> Figure:
     return wilson(sum(swapped[str(first)] == second for first, second in verdicts), len(verdicts))
 
 
-def bradley_terry(comparisons: Sequence[Comparison], base: str, seed: int, draws: int = 2000) -> dict[str, Figure]:
-    """Strengths in Elo points above `base`: +100 beats it on 64 % of prompts, +200 on 76 %; base itself is 0.
-
-    P(i beats j) = p_i / (p_i + p_j), fitted by Hunter's MM update (2004), p_i ← W_i / Σ_j n_ij / (p_i + p_j). That is
-    the exact maximum of the likelihood, which exists where wins lead from every player to every other (Ford 1957).
-    Where they don't, as with one that won all, each pair that met gets one drawn game on top. Interval: bootstrap over
-    prompts; all comparisons on one prompt are drawn together, for a hard prompt is one for all.
-
-    Args:
-        comparisons: (prompt, player, opponent, share of the player); `base` may stand on either side, and games lead
-            from it to every player.
-        draws: resamples of the bootstrap.
-
-    Returns:
-        A figure for each player but base; n is the prompts that the player was judged on.
-    """
-    if not comparisons:
-        return {}
-    prompts = {prompt: row for row, prompt in enumerate(dict.fromkeys(one[0] for one in comparisons))}
-    names = list(dict.fromkeys([base, *(name for one in comparisons for name in one[1:3])]))
-    wins = numpy.zeros((len(prompts), len(names), len(names)))  # [prompt, i, j]: share that went to i against j
-    for prompt, player, opponent, share in comparisons:
-        row, i, j = prompts[prompt], names.index(player), names.index(opponent)
-        wins[row, i, j] += share
-        wins[row, j, i] += 1 - share
-    games = wins + wins.swapaxes(1, 2)
-    counts = numpy.random.default_rng(seed).multinomial(len(prompts), [1 / len(prompts)] * len(prompts), draws)
-    drawn = numpy.tensordot(numpy.concatenate([numpy.ones((1, len(prompts))), counts]), wins, 1)
-    prior = numpy.where(_connected(drawn)[:, None, None], 0.0, (games.sum(0) > 0) / 2)
-    points = ELO * numpy.log(_strengths(drawn + prior))
-    lows, highs = numpy.quantile(points[1:], (0.025, 0.975), axis=0)
-    return {
-        name: Figure(
-            value=round(float(points[0, i]), 6),
-            low=round(float(lows[i]), 6),
-            high=round(float(highs[i]), 6),
-            n=int((games[:, i].sum(-1) > 0).sum()),
-        )
-        for i, name in enumerate(names)
-        if name != base
-    }
-
-
-def _connected(wins: Array) -> Array:
-    """Whether wins lead from every player to every other, [draws], of wins [draws, players, players]."""
-    players = wins.shape[-1]
-    reached: Array = numpy.logical_or(wins > 0, numpy.eye(players, dtype=bool))
-    for _ in range(players.bit_length()):  # paths of twice the length, each time
-        reached = reached @ reached
-    return numpy.asarray(reached.all((-1, -2)))
-
-
-def _strengths(wins: Array) -> Array:
-    """p [draws, players] of wins [draws, players, players], the first player's held at 1."""
-    games = wins + wins.swapaxes(-1, -2)
-    p = numpy.ones(wins.shape[:-1])
-    for _ in range(10_000):
-        new = wins.sum(-1) / (games / (p[..., :, None] + p[..., None, :])).sum(-1)
-        new /= new[..., :1]
-        moved = float(abs(numpy.log(new / p)).max())
-        p = new
-        if moved < 1e-9:
-            break
-    return p
-
-
 def rates(scores: Mapping[str, float], length_differences: Mapping[str, int], seed: int) -> dict[str, Figure]:
     """Both win rates, as judged and `length_adjusted`, of scores and length differences by prompt."""
     shares, longer = list(scores.values()), [length_differences[prompt] for prompt in scores]
@@ -211,7 +116,6 @@ def judge_metrics(
         "model": without_paths(settings.model if isinstance(settings, OpenAIJudge) else settings.id),
         "template_sha256": TEMPLATE_SHA256 if server else None,
         **rates(known, length_differences, seed),
-        "p_value": sign_flip_p_value(scores),
         "wins": wilson(sum(score > 0.5 for score in scores), len(scores)),
         "ties": wilson(scores.count(0.5), len(scores)),
         "losses": wilson(sum(score < 0.5 for score in scores), len(scores)),

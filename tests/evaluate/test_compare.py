@@ -13,7 +13,6 @@ from dpo_cli.evaluate.compare import HELD_OUT, JUDGE, VALID, Compared, best, dif
 from dpo_cli.evaluate.comparison_page import Comparison
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
-from dpo_cli.stats import Figure
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 SAMPLING = {"prompts": 8, "max_new_tokens": 8, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "seed": 42}
@@ -33,7 +32,7 @@ def evaluated(
     scores: list[float | None] | None,
     *settings: str,
     held_out: str = "a",
-    judge: str = "m",
+    judge: str | None = "m",
     sampling: dict[str, Any] | None = None,
 ) -> tuple[Recipe, Run]:
     """A run as `eval` leaves it, as far as a comparison reads it."""
@@ -44,7 +43,7 @@ def evaluated(
     ranked = {"candidates": [{"text": answers[side][0]["content"], "score": None} for side in answers]}
     write(folder / "data" / "eval.jsonl", [{**pair, **(ranked if "train.method=lipo" in settings else answers)}])
     (folder / "train" / "metrics.json").write_text(json.dumps({"seconds": 1.0, "peak_memory_bytes": 1}))
-    judged = None if scores is None else {"kind": "openai", "model": judge, "template_sha256": "t"}
+    judged = None if scores is None or judge is None else {"kind": "openai", "model": judge, "template_sha256": "t"}
     metrics = {"judge": judged, "sampling": None if sampling == {} else {**SAMPLING, **(sampling or {})}}
     (folder / "eval" / "metrics.json").write_text(json.dumps(metrics))
     judgments = [{"id": f"p{number}", "score": score} for number, score in enumerate(scores or [])]
@@ -55,28 +54,24 @@ def evaluated(
     return recipe.load(SMOKE, list(settings)), Run(folder)
 
 
-def strengths(compared: dict[str, Compared]) -> list[Any]:
-    return [one.strength and one.strength["value"] for one in compared.values()]
+def by_judge(compared: dict[str, Compared]) -> bool:
+    """Whether the judge's scores are compared."""
+    return all(JUDGE in one.values for one in compared.values())
 
 
-def test_who_wins_more_is_stronger_and_failures_and_calibration_count_nowhere(tmp_path: Path) -> None:
+def test_who_wins_more_is_ahead_and_failures_and_calibration_count_nowhere(tmp_path: Path) -> None:
     strong = evaluated(tmp_path / "strong", [1, 1, 1, 0.5, 1, 0.75, 1, 0])
     even = evaluated(tmp_path / "even", [1, 0, 1, 0, 0.5, None, 1, 0])
-    weak = evaluated(tmp_path / "weak", [0, 0, 0.25, 0, 1, 0, 0, 0])
-    compared, remarks = read_runs([strong, even, weak])
-    assert remarks == []
-    assert list(compared) == ["strong", "even", "weak"]
-    first, second, third = strengths(compared)
-    assert first > 0 and second == pytest.approx(0, abs=1e-6) and third < 0
-    figure = compared["even"].strength
-    assert figure and figure["n"] == 7 and figure["low"] is not None and figure["high"] is not None
-    assert figure["low"] < 0 < figure["high"]
+    compared, remarks = read_runs([even, strong])
+    assert remarks == [] and list(compared) == ["even", "strong"]
+    [found] = [one.change for one in differences(compared) if one.measure == JUDGE]
+    assert (found["n"], found["value"]) == (7, pytest.approx((0 + 1 + 0 + 0.5 + 0.5 + 0 + 0) / 7))
 
 
-def test_a_judge_without_samples_has_no_strengths(tmp_path: Path) -> None:
+def test_a_judge_without_samples_compares_nothing(tmp_path: Path) -> None:
     """`eval.prompts: 0` leaves a judge only its calibration."""
     compared, remarks = read_runs([evaluated(tmp_path / name, [], sampling={}) for name in ("one", "two")])
-    assert strengths(compared) == [None, None] and remarks == []
+    assert remarks == [] and differences(compared) == []
 
 
 def test_a_run_beside_itself_is_an_error(tmp_path: Path) -> None:
@@ -86,31 +81,30 @@ def test_a_run_beside_itself_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "other", "remark"),
+    ("settings", "other", "differ"),
     [
-        ([], {"held_out": "b"}, "different held-out pairs"),
-        ([], {"judge": "another"}, "different judges"),
-        ([], {"sampling": {"temperature": 0.0}}, "sampled differently"),
+        ([], {"held_out": "b"}, "held-out pairs"),
+        ([], {"judge": "another"}, "judges"),
+        ([], {"judge": None}, "judges"),
+        ([], {"sampling": {"temperature": 0.0}}, "sampling settings"),
         ([], {"sampling": {"prompts": 4}}, None),
-        (["model.id=Qwen/Qwen3-1.7B"], {}, "different base models"),
+        (["model.id=Qwen/Qwen3-1.7B"], {}, "base models"),
     ],
 )
-def test_strengths_need_the_same_pairs_judge_sampling_and_base(
-    tmp_path: Path, settings: list[str], other: dict[str, Any], remark: str | None
+def test_win_rates_need_the_same_pairs_judge_sampling_and_base(
+    tmp_path: Path, settings: list[str], other: dict[str, Any], differ: str | None
 ) -> None:
     runs = [evaluated(tmp_path / "one", [1, 1, 0, 1]), evaluated(tmp_path / "two", [1, 0, 0, 1], *settings, **other)]
     compared, remarks = read_runs(runs)
-    assert [remark in one for one in remarks] == [True] if remark else remarks == []
-    assert (None in strengths(compared)) == (remark is not None)
+    assert by_judge(compared) == (differ is None) == (remarks == [])
+    if differ:
+        assert remarks[-1] == f"win rates can't be compared: the runs have different {differ}"
+    assert any("different held-out pairs: of accuracies" in one for one in remarks) == (differ == "held-out pairs")
 
 
-def test_a_run_that_no_judge_saw(tmp_path: Path) -> None:
-    runs = [evaluated(tmp_path / "one", [1, 1, 0, 1]), evaluated(tmp_path / "two", None)]
-    compared, remarks = read_runs(runs)
-    assert strengths(compared) == [None, None]
-    assert "no judge has seen two" in remarks[0]
-    _, remarks = read_runs([runs[1], evaluated(tmp_path / "three", None)])
-    assert remarks == [], "without any judge there is nothing to remark"
+def test_without_any_judge_there_is_nothing_to_remark(tmp_path: Path) -> None:
+    runs = [evaluated(tmp_path / "one", None), evaluated(tmp_path / "two", None, "model.id=Qwen/Qwen3-1.7B")]
+    assert read_runs(runs)[1] == []
 
 
 def test_what_sets_a_recipe_apart_is_named_wherever_it_stands(tmp_path: Path) -> None:
@@ -146,40 +140,38 @@ def shares(won: int, kind: str = "better") -> Compared:
 
 
 def test_the_best_run_has_to_lead_every_other_one() -> None:
-    found = best({"one": shares(80), "two": shares(60), "three": shares(50)}, [])
-    assert found and (found.run, found.measure, found.clear) == ("one", HELD_OUT, True)
-    assert found.nearest.against == "two"
-    assert found.nearest.change["value"] == pytest.approx(0.2) and found.nearest.change["n"] == 100
-    near = best({"one": shares(80), "two": shares(50), "three": shares(79)}, [])
-    assert near and not near.clear and near.nearest.against == "three"
+    found = best({"one": shares(80), "two": shares(60), "three": shares(50)})
+    assert found and (found.run, found.against, found.measure, found.clear) == ("one", "two", HELD_OUT, True)
+    assert found.change["value"] == pytest.approx(0.2) and found.change["n"] == 100
+    near = best({"one": shares(80), "two": shares(50), "three": shares(79)})
+    assert near and not near.clear and near.against == "three"
 
 
 def test_a_run_that_got_worse_is_not_called_the_best() -> None:
-    found = best({"broken": shares(99), "one": shares(80), "two": shares(60)}, ["broken"])
-    assert found and found.run == "one"
-    assert best({"broken": shares(99), "one": shares(80)}, ["broken"]) is None
+    runs = {"broken": shares(99, "worse"), "one": shares(80), "two": shares(60)}
+    assert Comparison(runs, "en").best()[0] == "Best: one"
+    assert Comparison(runs, "en").no_candidates()[0].startswith("broken is no candidate")
 
 
 def test_a_judge_that_saw_all_goes_first_and_shared_test_sets_where_held_out_pairs_differ() -> None:
     runs = {"one": shares(80), "two": shares(80)}
-    for one, score in zip(runs.values(), (0.25, 0.75), strict=True):
-        one.values[JUDGE] = dict.fromkeys(map(str, range(40)), score)
-    by_pairs = best(runs, [])
+    by_pairs = best(runs)
     assert by_pairs and by_pairs.measure == HELD_OUT and not by_pairs.clear
     assert {one.measure for one in differences(runs)} == {HELD_OUT}
-    for one in runs.values():
-        one.strength = Figure(value=0.0, low=0.0, high=0.0, n=40)
-    by_judge = best(runs, [])
+    for one, score in zip(runs.values(), (0.25, 0.75), strict=True):
+        one.values[JUDGE] = dict.fromkeys(map(str, range(40)), score)
+    by_judge = best(runs)
     assert by_judge and (by_judge.measure, by_judge.run, by_judge.clear) == (JUDGE, "two", True)
     for one, digest in zip(runs.values(), "ab", strict=True):  # trained on different data
-        one.strength, one.content = None, {HELD_OUT: digest, "bench": "same"}
+        one.content = {HELD_OUT: digest, "bench": "same"}
+        del one.values[JUDGE]
         one.values["bench"] = dict(one.values[HELD_OUT])
     runs["two"].values["bench"] = shares(20).values[HELD_OUT]
-    by_set = best(runs, [])
+    by_set = best(runs)
     assert by_set and (by_set.measure, by_set.run, by_set.clear) == ("bench", "one", True)
     assert [(one.measure, one.run, one.against) for one in differences(runs)] == [("bench", "two", "one")]
     runs["two"].content["bench"] = "another edition"
-    assert best(runs, []) is None
+    assert best(runs) is None
 
 
 def test_a_difference_is_taken_prompt_by_prompt() -> None:

@@ -11,8 +11,7 @@ import numpy
 import pytest
 from dpo_cli import backends, models
 from dpo_cli.errors import DpoError
-from dpo_cli.evaluate.answers import auroc
-from dpo_cli.evaluate.pairs import Scored, baselines, grouped_metrics, histogram, pair_metrics, score_pairs
+from dpo_cli.evaluate.pairs import Scored, auroc, baselines, grouped_metrics, histogram, pair_metrics, score_pairs
 from dpo_cli.inference import HEAD_CHUNK, Tokens, answer_logps, encode
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Pair
@@ -22,9 +21,9 @@ from hypothesis import strategies as st
 steady = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 
 PAIRS = {
-    "reward_accuracy", "reward_accuracy_per_token", "margin", "margin_median", "margin_p10", "margin_p90",
-    "chosen_drift", "rejected_drift", "chosen_drift_per_token", "rejected_drift_per_token", "ranking_accuracy_base",
-    "ranking_accuracy_tuned", "ranking_accuracy_change", "longer_wins",
+    "reward_accuracy", "reward_accuracy_per_token", "margin", "chosen_drift", "rejected_drift",
+    "chosen_drift_per_token", "rejected_drift_per_token", "ranking_accuracy_base", "ranking_accuracy_tuned",
+    "ranking_accuracy_change", "longer_wins",
 }  # fmt: skip
 
 
@@ -81,7 +80,7 @@ def plain_logps(model: Any, row: Tokens) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
+@pytest.mark.parametrize("batch_size", [1, 4])
 def test_log_probabilities_are_those_of_each_row_alone(loaded: tuple[Any, Any], batch_size: int) -> None:
     found = answer_logps(loaded[0], rows(), batch_size)
     for row, logps in zip(rows(), found, strict=True):
@@ -252,9 +251,6 @@ def test_pair_metrics_by_hand() -> None:
             "reward_accuracy": (1 + 1 + 0 + 0.5) / 4,
             "reward_accuracy_per_token": (1 + 0 + 0 + 0.5) / 4,
             "margin": 0.5 * (5 + 1 - 2 + 0) / 4,
-            "margin_median": 0.25,  # of -1, 0, .5, 2.5
-            "margin_p10": -1,
-            "margin_p90": 2.5,
             "chosen_drift": (2 + 2 - 1 + 0) / 4,
             "rejected_drift": (-3 + 1 + 1 + 0) / 4,
             "chosen_drift_per_token": (2 / 4 + 2 / 10 - 1 / 5 + 0) / 4,
@@ -281,7 +277,7 @@ def test_prompts_count_where_they_repeat() -> None:
         assert figure["low"] <= two[name]["low"] and figure["high"] >= two[name]["high"]  # type: ignore[operator]
     found = grouped_metrics([*alike, scored(5, prompt="b")], beta=1.0, seed=1)
     assert found["languages"]["en"]["pairs"]["margin"]["n"] == found["sources"]["s"]["pairs"]["margin"]["n"] == 2
-    assert baselines(alike, {"length": {"languages": {}}, "shortcuts": {}})["longer_wins"]["n"] == 1
+    assert baselines(alike, {"length": {"languages": {}}, "shortcuts": {}})["majority"]["n"] == 1
 
 
 def test_no_pairs_give_figures_of_nothing() -> None:
@@ -338,18 +334,9 @@ def test_quartiles_keep_equal_values_together() -> None:
         (0.75, 0.75, 3),
     ]
 
-
-@pytest.mark.parametrize("margins", [[0.1 * n for n in range(7)] + [None] * 50, [0.5] * 60], ids=["seven", "all equal"])
-def test_too_little_for_quartiles_is_an_empty_list(margins: list[float | None]) -> None:
-    pairs = [scored(n, margin=margin) for n, margin in enumerate(margins)]
-    assert grouped_metrics(pairs, 0.1, 1)["margin_quartiles"] == []
-
-
-def test_histogram_by_hand() -> None:
-    found = grouped_metrics([scored(n, policy_chosen=-10.0 + n - 6) for n in range(25)], beta=1.0, seed=1)["histogram"]
-    assert found["edges"] == pytest.approx(list(numpy.arange(-18, 18.1, 1.5)))  # margins -6, -5 … 18
-    assert found["counts"] == [0] * 8 + [2, 1] * 7 + [2, 2]  # numpy counts the last edge in
-    assert found["right"] == 18
+    for too_little in ([0.1 * n for n in range(7)] + [None] * 50, [0.5] * 60):
+        pairs = [scored(n, margin=margin) for n, margin in enumerate(too_little)]
+        assert grouped_metrics(pairs, 0.1, 1)["margin_quartiles"] == []
 
 
 @steady
@@ -394,7 +381,6 @@ def test_majority_bets_in_each_language_as_its_training_pairs_went() -> None:
         scored(8, language="de", **longer),  # nor of a language they lack
     ]
     found = baselines(pairs, REPORT)
-    assert found["longer_wins"]["value"] == pytest.approx((3 + 0.5 + 2) / 9, abs=1e-6)
     assert found["majority"]["value"] == pytest.approx((3 + 2 + 1.5) / 9, abs=1e-6)
     assert found["majority"]["n"] == 9
 

@@ -40,10 +40,9 @@ def test_prompts_of_alpaca_eval_arena_hard_and_mt_bench_are_read(
     "text",
     [
         "[]",
-        '[{"output": "x"}]',
-        '[{"instruction": "  "}]',
         "[3]",
         "no json",
+        '[{"instruction": "  "}]',
         '[{"turns": ["Why?", ""]}]',
         '[{"turns": ["a"]}, {"prompt": "b"}]',
     ],
@@ -52,3 +51,5 @@ def test_a_file_without_prompts_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "prompts.json").write_text(text, encoding="utf-8")
     with pytest.raises(DpoError):
         read_prompts(tmp_path / "prompts.json")
+    with pytest.raises(DpoError, match="can't read the prompts"):
+        read_prompts(tmp_path / "none.json")

@@ -15,18 +15,23 @@ from string import Formatter
 from typing import Any
 
 import pytest
+from dpo_cli import recipe
 from dpo_cli.evaluate import charts, words
-from dpo_cli.evaluate.figure_names import FIGURES
+from dpo_cli.evaluate.evaluate import Scores, figures
+from dpo_cli.evaluate.pairs import Scored, by_name, pair_metrics
 from dpo_cli.evaluate.report import print_report, write_report
-from dpo_cli.evaluate.summary import warnings
-from dpo_cli.evaluate.tables import ANSWER_ROWS, JUDGE_ROWS, ROWS, SAMPLE_ROWS, Row
-from dpo_cli.evaluate.verdict import verdict
+from dpo_cli.evaluate.samples import Sample
+from dpo_cli.evaluate.tables import ROWS
+from dpo_cli.evaluate.verdict import verdict, warnings
+from dpo_cli.inference import Answer
+from dpo_cli.judging import Judgment
 from dpo_cli.recipe.sections import Eval
 from dpo_cli.show import NATS, RATIO, SHARE, Unit, shorten, show_figure
 from dpo_cli.stats import Figure
 from markdown_it import MarkdownIt
 from rich.cells import cell_len
 
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 NASTY = "</pre><script>alert(1)</script> & <b>bold</b> | *stars* _under_ `tick` ``` ~~~~ 🦜 ’quoted’ “too” \u202e"
 CHINESE = "请用三句话解释“偏好对齐”是什么，并举一个例子。\n```python\nprint('你好')\n```"
 RECIPE = """name: a-run
@@ -43,115 +48,49 @@ def figure(value: float | None, low: float | None, high: float | None, n: int) -
     return Figure(value=value, low=low, high=high, n=n)
 
 
-class Maker:
-    """Figures and texts in the shape of metrics.json, seeded."""
-
-    def __init__(self, seed: int = 0) -> None:
-        self.random = random.Random(seed)
-
-    def share(self, centre: float, n: int = 300) -> Figure:
-        value, half = min(max(self.random.gauss(centre, 0.03), 0.02), 0.98), 0.96 / max(n, 1) ** 0.5
-        return figure(value, max(value - half, 0.0), min(value + half, 1.0), n)
-
-    def number(self, centre: float, n: int = 300) -> Figure:
-        value = centre + self.random.gauss(0, 0.03)
-        return figure(value, value - 0.04, value + 0.04, n)
-
-    def rows(self, rows: tuple[Row, ...], n: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for row in rows:
-            make = self.share if row.unit == SHARE else self.number
-            middle = 0.62 if row.unit == SHARE else 1.24 if row.unit.before else 240.0 if row.key == "tokens" else 0.8
-            if row.compared:
-                base, tuned = make(middle, n), make(middle + self.random.gauss(0, 0.06), n)
-                change = self.number((tuned["value"] or 0.0) - (base["value"] or 0.0), n)
-                found |= {f"{row.key}_base": base, f"{row.key}_tuned": tuned, f"{row.key}_change": change}
-            else:
-                found[row.key] = make(middle, n)
-        return found
-
-    def judge(self, n: int) -> dict[str, Any]:
-        figures = self.rows(JUDGE_ROWS, n)
-        figures |= {"wins": self.share(0.5, n), "ties": self.share(0.2, n), "losses": self.share(0.3, n)}
-        return figures | {
-            "kind": "openai", "model": "judge-<1>", "template_sha256": "0123456789abcdef" * 4, "p_value": 0.0213,
-            "failures": 3, "calibration_failures": 1, "judged": n - 3, "asked": n, "cut": 0, "score_difference": None,
-        }  # fmt: skip
-
-
 def example_metrics(
     samples: bool = True, judge: bool = True, languages: tuple[str, ...] = ("en", "zh")
 ) -> dict[str, Any]:
-    """A metrics.json with much in it that is awkward to show."""
-    make = Maker()
-    judge = judge and samples
-    edges = [-2.0 + 0.25 * step for step in range(25)]
-    counts = [round(40 * 2.7 ** (-(((edge - 0.9) / 1.1) ** 2))) for edge in edges[:-1]]
-    long = " ".join(f"word{number}" for number in range(3000))
-    texts = [
-        (CHINESE, "好的。" * 300),
-        (NASTY, ""),
-        (long, NASTY * 3),
-        ("plain", "x" * 5000),
-        ("# no heading", "ok\n\n- a\n- b"),
+    """A metrics.json with much in it that is awkward to show; figures are of random pairs, answers and judgments."""
+    rng = random.Random(0)
+    sources = ("helpsteer2", "ultrafeedback-zh", "a source | of <many> words, 中文数据集" * 2)
+
+    def pair(number: int) -> Scored:
+        reference = [-rng.uniform(20, 60) for _ in range(2)]
+        policy = [logp + rng.gauss(gain, 2) for logp, gain in zip(reference, (1.2, -0.8), strict=True)]
+        lengths = rng.randint(5, 60), rng.randint(5, 60)
+        of = languages[number % len(languages)], sources[number % len(sources)]
+        return Scored(f"p{number}", *of, *lengths, *policy, *reference, round(rng.random(), 2), f"prompt {number}")
+
+    def answer(language: str) -> Answer:
+        text = "好的，先这样做。" if language == "zh" else "Do it like this."
+        return Answer(text, rng.choices(range(90), k=rng.randint(5, 60)), rng.random() < 0.9)
+
+    def judgment(name: str, number: int) -> Judgment:
+        return Judgment(name, None if number < 3 else rng.choice((0, 0.25, 0.5, 0.75, 1)))
+
+    pairs, server = (
+        [pair(number) for number in range(300)],
+        "{kind: openai, base_url: 'http://x/v1', model: 'judge-<1>'}",
+    )
+    loaded = recipe.load(SMOKE, [f"eval.judge={server if judge and samples else 'null'}", "eval.prompts=200"])
+    asked = pairs[:200] if samples else []
+    answered = [
+        Sample(one.id, one.language, one.source, [], answer(one.language), answer(one.language), rng.random())
+        for one in asked
     ]
-    shown = [
-        {
-            "kind": kind,
-            "id": f"{kind}-{index}",
-            "language": "zh" if "好" in tuned else "en",
-            "prompt": [
-                {"role": "system", "content": "Be brief. <system>"},
-                {"role": "user", "content": "Write about tea."},
-                {"role": "assistant", "content": "About **tea**?"},
-                {"role": "user", "content": CHINESE if index == 0 else f"{NASTY} {index}"},
-            ],
-            "score": {"changed": 1.0, "random": 0.5}[kind] if judge else None,
-            "answers": {
-                "base": {"text": base, "tokens": len(base) // 4, "finished": True, "score": None},
-                "tuned": {"text": tuned, "tokens": len(tuned) // 4, "finished": index != 2, "score": None},
-            },
-        }
-        for kind in ("changed", "random")
-        for index, (base, tuned) in enumerate(texts)
-    ]
-    sources = {"helpsteer2": 210, "ultrafeedback-zh": 140, "a source | of <many> words, 中文数据集" * 2: 40, "empty": 0}
-    found_sources = {name: {"pairs": make.rows(ROWS, n)} for name, n in sources.items()}
-    found_sources["empty"] = {"pairs": dict.fromkeys(found_sources["empty"]["pairs"], figure(None, None, None, 0))}
-    found_sources["helpsteer2"]["pairs"]["reward_accuracy"] = figure(0.7, None, None, 1)
+    judged = [judgment(one.id, number) for number, one in enumerate(answered)]
+    no_audit: dict[str, Any] = {"length": {"languages": {}}, "shortcuts": {"markdown": SHORTCUT}}
+    found = figures(loaded, no_audit, Scores(pairs, [], pairs, []), answered, judged, judged[:50])
+    how = loaded.train.reward_scale, loaded.seed
     rising = [0.5 + 0.01 * step for step in range(20)]
-    metrics: dict[str, Any] = {
+    metrics: dict[str, Any] = found | {
         "name": "a-very-long-name-of-a-recipe-that-remembers-all-its-settings-lr1e-5-beta0.1-r32-qwen3-1.7b-zh",
-        "pairs": make.rows(ROWS, 300),
-        "answers": make.rows(ANSWER_ROWS, 300),
-        "samples": make.rows(SAMPLE_ROWS, 200) if samples else None,
-        "judge": make.judge(200) if judge else None,
-        "languages": {
-            name: {
-                "pairs": make.rows(ROWS, n),
-                "answers": make.rows(ANSWER_ROWS, n),
-                "samples": make.rows(SAMPLE_ROWS, n // 2) if samples else None,
-                "judge": make.rows(JUDGE_ROWS[:2], n // 2) if judge else None,
-            }
-            for name, n in zip(languages, (210, 90, 60, 30, 12), strict=False)
-        },
-        "sources": found_sources,
-        "margin_quartiles": [{"from": 0.1 * q, "to": 0.1 * q + 0.1, "pairs": make.rows(ROWS, 75)} for q in range(1, 5)],
-        "length_quartiles": [{"from": 200 * q, "to": 200 * q + 200, "pairs": make.rows(ROWS, 75)} for q in range(4)],
-        "baselines": {
-            "longer_wins": make.share(0.55),
-            "majority": make.share(0.53),
-            "shortcut": {**make.share(0.58), "name": "not markdown"},
-        },
-        "histogram": {"edges": edges, "counts": counts, "right": 192},
         "curves": [
             {"key": key, "points": [[5 * s, None if s == 3 else scale * v] for s, v in enumerate(rising)]}
-            for key, scale in (
-                ("rewards/chosen", 1), ("rewards/rejected", -1), ("rewards/margins", 2), ("rewards/accuracies", 1),
-                ("logps/chosen", -400), ("loss", 0.9),
-            )
+            for key, scale in (("loss", 0.9), ("rewards/rejected", -1), ("rewards/margins", 2), ("logps/chosen", -400))
         ],
-        "examples": shown if samples else [],
+        "examples": [shown(kind, *one) for kind in ("changed", "random") for one in enumerate(TEXTS) if samples],
         "data": {
             "pairs": {"train": 7123, "eval": 300},
             "came": 9000,
@@ -171,14 +110,40 @@ def example_metrics(
         "sets": {
             name: {
                 "in": n + 4, "kept": n, "dropped": {"tie": 3, "too_long": 1}, "overlap": n // 40,
-                "pairs": make.rows(ROWS, n), "languages": {},
-                "subsets": {part: {"pairs": make.rows(ROWS, n // 2)} for part in ("chat-hard", "安全 | *x*")},
+                "pairs": pair_metrics(pairs[:n], *how), "languages": {},
+                "subsets": by_name(pairs[:n], [f"{kind} | *x*" for kind in ("安全", "chat")] * (n // 2), *how),
             }
             for name, n in {"reward-bench": 200, "中文 | 测试集 :x:": 30}.items()
         } if samples else {},
     }  # fmt: skip
     said = [*warnings(metrics), *(f"data: {one}" for one in metrics["data"]["warnings"])]
     return {**metrics, "verdict": verdict(metrics), "warnings": said}
+
+
+SHORTCUT = figure(0.62, 0.58, 0.66, 7123)
+TEXTS = [
+    (CHINESE, "好的。" * 300),
+    (NASTY, ""),
+    (" ".join(f"word{number}" for number in range(3000)), NASTY * 3),
+    ("plain", "x" * 5000),
+    ("# no heading", "ok\n\n- a\n- b"),
+]
+
+
+def shown(kind: str, number: int, texts: tuple[str, str]) -> dict[str, Any]:
+    """An example as `summary.examples` has it."""
+    turns = ("system", "Be brief. <system>"), ("assistant", "About **tea**?"), ("user", f"{CHINESE} {NASTY} {number}")
+    return {
+        "kind": kind,
+        "id": f"{kind}-{number}",
+        "language": "en",
+        "prompt": [{"role": role, "content": text} for role, text in turns],
+        "score": 1.0 if kind == "changed" else None,
+        "answers": {
+            name: {"text": text, "tokens": len(text) // 4, "finished": number != 2, "score": None}
+            for name, text in zip(("base", "tuned"), texts, strict=True)
+        },
+    }
 
 
 # ------------------------------------------------------------------------------------------------------- the page
@@ -251,19 +216,16 @@ def blocks(markdown: str) -> tuple[list[str], list[str]]:
 
 
 def said(metrics: dict[str, Any]) -> set[str]:
-    """Each figure of the three tables as a reader sees it, for all and by language, with its interval."""
+    """Each figure of the tables as a reader sees it, for all and by language, with its interval."""
     found = set()
     groups = [metrics, *metrics["languages"].values()]
-    for part, rows in (("pairs", ROWS), ("samples", SAMPLE_ROWS), ("judge", JUDGE_ROWS)):
-        for figures in (group[part] for group in groups if group[part]):
+    for part, rows in ROWS.items():
+        for some in (group[part] for group in groups if group[part]):
             for row in rows:
                 if row.compared:
-                    found |= {
-                        show_figure(figures[f"{row.key}_{one}"], row.unit, interval=False) for one in ("base", "tuned")
-                    }
-                    found.add(show_figure(figures[f"{row.key}_change"], row.unit.change))
-                elif figures.get(row.key):
-                    found.add(show_figure(figures[row.key], row.unit))
+                    found |= {row.sides(some), show_figure(some[f"{row.key}_change"], row.unit.change)}
+                elif some.get(row.key):
+                    found.add(show_figure(some[row.key], row.unit))
     return found
 
 
@@ -278,9 +240,8 @@ def test_the_page_is_one_file_that_loads_and_runs_nothing(full: Any) -> None:
 def test_both_reports_hold_every_figure(full: Any) -> None:
     metrics, html, markdown = full
     text = Page(html).text
-    for figure in said(metrics):
-        assert figure in text
-        assert figure in markdown
+    for one in said(metrics):
+        assert one in text and one in markdown
     for curve in metrics["curves"]:
         assert words.say(f"curve_{curve['key']}") in text
 
@@ -334,31 +295,8 @@ def test_without_samples_and_judge_nothing_is_left_of_them(
         assert word not in markdown
 
 
-def test_everything_has_its_heading_in_the_order_a_reader_needs(full: Any) -> None:
-    page = Page(full[1])
-    assert all(page.filled)
-    assert [title for level, title in page.headings if level == 2] == [
-        "Answers side by side", "Held-out pairs", "Other test sets", "Held-out answers", "Sampled answers", "Judge",
-        "Reward accuracy", "Margins and training", "Data", "How it was made", "Recipe",
-    ]  # fmt: skip
-    at = [full[1].index(one) for one in ('<p class="verdict"', '"warnings"', "Answers side by side</h2>", "<table")]
-    assert at == sorted(at)
-    assert "5 of the answers that changed most and 5 drawn at random; all 200 are in samples.jsonl" in page.text
-
-
-def test_the_top_says_whether_it_is_good_and_which_run_this_is(full: Any) -> None:
-    html = full[1]
-    top = Page(html[: html.index("<h2>")] + "</main></body></html>").text
-    kind = full[0]["verdict"]["kind"]
-    assert f'<span class="badge {kind}">{words.say(kind)}</span>' in html and words.say(f"{kind}_means") in top
-    facts = ("Qwen/Qwen3-1.7B", "dpo", "7,123 trained on, 300 held out", "2026-11-29", "NVIDIA L4", "3:05:00")
-    for fact in (full[0]["name"], *facts):
-        assert fact in top
-
-
 @pytest.mark.parametrize(
-    ("wanted", "spoken", "found"),
-    [(None, "zze", "zh"), (None, "ze", "en"), (None, "fe", "en"), ("en", "zz", "en"), ("zh", "ee", "zh")],
+    ("wanted", "spoken", "found"), [(None, "zze", "zh"), (None, "zef", "en"), ("en", "zz", "en"), ("zh", "ee", "zh")]
 )
 def test_the_page_speaks_the_language_of_most_prompts_unless_set(wanted: Any, spoken: str, found: str) -> None:
     names = {"z": "zh", "e": "en", "f": "fr"}
@@ -381,7 +319,7 @@ def test_a_chinese_page_is_chinese_in_every_table_chart_and_sentence(full: Any, 
     labels = re.findall(r'<svg [^>]*aria-label="([^"]*)"', html)
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", html)
     warned = re.findall(r"<li>(.*?)</li>", html[: html.index("<h2>")])
-    names = {"n", "AUROC", "Distinct-2", "prompts", "tie", "all", "chat-hard"}
+    names = {"n", "AUROC", "Distinct-2", "prompts", "tie", "all", "chat | *x*"}
     names |= {*full[0]["sets"], *full[0]["languages"], *full[0]["sources"]}
     for one in (*heads, *first, *notes, *labels, *captions, *warned):
         said = re.sub(r", n = [\d,]+$", "", unescape(one))
@@ -389,13 +327,7 @@ def test_a_chinese_page_is_chinese_in_every_table_chart_and_sentence(full: Any, 
         named = any(name.startswith(said.removesuffix("…")) for name in names)
         assert quartile or named or re.search("[\u4e00-\u9fff]", said), one
         assert not re.search(r"\d%? to [+−\d]", said)
-    assert len(notes) > 10 and len(labels) > 10 and warned
-
-
-def test_every_figure_has_a_name_and_a_meaning_in_both_languages() -> None:
-    rows = [*ROWS, *ANSWER_ROWS, *SAMPLE_ROWS, *JUDGE_ROWS]
-    assert {row.key for row in rows} == FIGURES.keys()
-    assert all(text.strip() for both in FIGURES.values() for one in both for text in one)
+    assert len(notes) > 8 and len(labels) > 8 and warned
 
 
 def test_both_languages_are_whole() -> None:
@@ -428,7 +360,7 @@ def test_the_page_reads_well_to_who_cannot_see_it(full: Any) -> None:
     page = Page(full[1])
     charts = [value for tag, name, value in page.attributes if tag == "svg" and name == "aria-label"]
     assert len(charts) == page.tags.count("svg") and all(charts)
-    assert any("zh, n = 90: " in label for label in charts)
+    assert any("zh, n = 150: " in label for label in charts)
     assert page.tags.count("th") == sum(tag == "th" and name == "scope" for tag, name, _ in page.attributes)
     levels = [level for level, _ in page.headings]
     assert levels[0] == 1 and all(later - level <= 1 for level, later in pairwise(levels))
@@ -437,7 +369,7 @@ def test_the_page_reads_well_to_who_cannot_see_it(full: Any) -> None:
 def test_the_reports_come_from_the_file_alone_with_a_column_a_language(full: Any, tmp_path: Path) -> None:
     again = json.loads(json.dumps(full[0]))
     assert write(again, tmp_path) == full[1:]
-    assert "| held-out pairs | all, n = 300 | en, n = 210 | zh, n = 90 | what it says |" in full[2]
+    assert "| held-out pairs | all, n = 300 | en, n = 150 | zh, n = 150 | what it says |" in full[2]
     again["languages"].pop("zh")
     assert "| held-out pairs | all, n = 300 | what it says |" in write(again, tmp_path)[1]
 
@@ -468,14 +400,10 @@ def test_nothing_is_wider_than_the_screen(full: Any, tmp_path: Path) -> None:
     ("figure", "unit", "shown"),
     [
         (figure(0.984, 0.942, 0.996, 120), SHARE, "98% (94–100)"),
-        (figure(0.523, 0.41, 0.634, 90), SHARE, "52% (41–63)"),
         (figure(0.9784, 0.9712, 0.9836, 9000), SHARE, "97.8% (97.1–98.4)"),
         (figure(0.56, 0.503, 0.62, 250), SHARE, "56.0% (50.3–62.0)"),
-        (figure(0.042, 0.01, 0.074, 120), SHARE.change, "+4 pp (+1 to +7)"),
         (figure(0.042, 0.002, 0.082, 120), SHARE.change, "+4.2 pp (+0.2 to +8.2)"),
-        (figure(-0.5, -0.75, -0.25, 120), NATS, "−0.5 (−0.8 to −0.2)"),
         (figure(-0.001, -0.75, 0.25, 120), NATS, "+0.0 (−0.8 to +0.2)"),
-        (figure(1.24, 1.1, 1.39, 120), RATIO, "×1.2 (1.1–1.4)"),
         (figure(1.031, 1.002, 1.06, 120), RATIO, "×1.031 (1.002–1.060)"),
         (figure(312.4, 290.0, 333.0, 90), Unit(1), "312 (290–333)"),
         (figure(0.0, 0.0, 0.0, 90), SHARE.change, "+0.0 pp (+0.0 to +0.0)"),
@@ -487,22 +415,16 @@ def test_a_figure_is_written_with_its_unit_and_interval(figure: Any, unit: Unit,
     assert show_figure(figure, unit) == shown
 
 
-def test_a_group_without_pairs_and_a_figure_without_interval_are_shown_as_such(full: Any) -> None:
-    assert "| empty, n = 0 | – | – |" in full[2]
-    assert "| helpsteer2, n = 1 | 70.0% |" in full[2]
-
-
 def test_a_quartile_of_one_value_has_one_number(full: Any, tmp_path: Path) -> None:
-    first = full[0]["margin_quartiles"][0] | {"from": 0.75, "to": 0.75}
-    _, markdown = write(full[0] | {"margin_quartiles": [first, *full[0]["margin_quartiles"][1:]]}, tmp_path)
-    assert "| 0.75, n = 75 |" in markdown and "| 0.20 to 0.30, n = 75 |" in markdown
-    _, markdown = write(full[0] | {"margin_quartiles": [first, first]}, tmp_path)
-    assert markdown.count("| 0.75, n = 75 |") == 2
+    one, other = full[0]["margin_quartiles"][:2]
+    quartiles = [one | {"from": 0.75, "to": 0.75}, other | {"from": 0.8, "to": 0.9}]
+    _, markdown = write(full[0] | {"margin_quartiles": quartiles}, tmp_path)
+    assert "| 0.75, n = " in markdown and "| 0.80 to 0.90, n = " in markdown
 
 
 def test_a_judge_that_gave_no_verdict_has_no_shares(full: Any, tmp_path: Path) -> None:
-    nothing = dict.fromkeys((row.key for row in JUDGE_ROWS), figure(None, None, None, 0))
-    silent = full[0]["judge"] | nothing | {"judged": 0, "failures": 200, "p_value": None}
+    nothing = dict.fromkeys((row.key for row in ROWS["judge"]), figure(None, None, None, 0))
+    silent = full[0]["judge"] | nothing | {"judged": 0, "failures": 200}
     html, markdown = write(full[0] | {"judge": silent}, tmp_path)
     for text in (Page(html).text, markdown):
         assert "0 of 200 prompts judged." in text and "Won | 0%" not in text
@@ -540,7 +462,7 @@ def test_a_long_name_is_cut_by_the_columns_it_takes(text: str, columns: int, cut
     assert shorten(text, columns) == cut
 
 
-@pytest.mark.parametrize("languages", [("en",), ("en", "[/b]", ":x:"), ("en", "zh", "de", "[/b]", ":x:")])
+@pytest.mark.parametrize("languages", [("en",), ("en", "[/b]"), ("en", "zh", "de", "[/b]", ":x:")])
 def test_the_terminal_shows_it_in_80_columns(
     languages: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-import zlib
 from collections.abc import Sequence
 
 import pytest
 from dpo_cli.evaluate.samples import Sample
-from dpo_cli.evaluate.text_metrics import (
-    compression,
-    distinct_2,
-    language_match,
-    repetition,
-    sample_metrics,
-    valid,
-)
+from dpo_cli.evaluate.text_metrics import distinct_2, language_match, repetition, sample_metrics, valid
 from dpo_cli.inference import Answer
 
-X = (
-    "tokens", "truncated", "repetition", "repetitive", "distinct_2", "compression", "language_match", "refusal",
-    "valid_rate",
-)  # fmt: skip
+X = ("tokens", "truncated", "repetitive", "distinct_2", "language_match", "refusal", "valid_rate")
 
 
 def sample(base: Answer, tuned: Answer, *, prompt: str = "What is a falcon?", kl: float = 0.0) -> Sample:
@@ -39,9 +28,7 @@ def answer(ids: Sequence[int], text: str = "A bird of prey.", *, finished: bool 
 @pytest.mark.parametrize(
     ("ids", "share"),
     [
-        ([], 0.0),
         ([1, 2, 3], 0.0),
-        ([1, 2, 3, 4], 0.0),
         ([7] * 10, 1 - 1 / 7),  # 7 runs, all the same
         ([1, 2, 3, 4] * 3, 1 - 4 / 9),  # 9 runs, of 4 kinds
         (list(range(50)), 0.0),
@@ -58,21 +45,8 @@ def test_repetition_by_hand(ids: list[int], share: float) -> None:
         ("What is a falcon?", "一种猛禽。", False),
         ("什么是隼？", "隼是一种猛禽。", True),
         ("什么是隼？", "A bird of prey.", False),
-        (
-            "用 Python 写一个快速排序",
-            "可以使用 numpy 的 sort 函数来完成。",
-            True,
-        ),
-        (
-            "写一个函数",
-            "如下：\n```python\ndef quick_sort(values):\n  return sorted(values)\n```\n这样就行了。",
-            True,
-        ),
-        ("写一个函数", "调用 `sorted(values, key=len, reverse=True)` 就行了。", True),
-        ("Write 你好 in a sentence, please.", "He said 你好 to me at the door.", True),
+        ("用 Python 写一个快速排序", "可以使用 numpy 的 sort 函数来完成。", True),
         ("1 + 1 = ?", "2", None),  # no words
-        ("解方程 x + y = 3", "x = 1, y = 2", None),  # variables are no words
-        ("什么是隼？", "", None),
     ],
 )
 def test_an_answer_is_in_its_prompts_script(prompt: str, reply: str, match: bool | None) -> None:
@@ -86,24 +60,8 @@ def test_distinct_2_counts_pairs_over_the_corpus_but_not_over_the_ends_of_answer
     # 1 2, 2 3 | 1 2, 2 9: four pairs, three kinds
     assert distinct_2([[1, 2, 3], [1, 2, 9]]) == pytest.approx(3 / 4)
     assert math.isnan(distinct_2([[1], []]))
-
-
-def test_diversity_looks_at_the_first_200_tokens() -> None:
-    """Both fall with length, so that longer answers would look duller."""
-    for statistic in (distinct_2, compression):
-        assert statistic([[*range(200), *[5] * 300]]) == statistic([list(range(200))])
-
-
-def test_words_that_no_16_bits_hold_are_told_apart() -> None:
-    assert distinct_2([[151_000, 1, 151_001, 1]]) == 1.0
-    assert distinct_2([[65_536, 0, 65_536, 0]]) == pytest.approx(2 / 3)
-
-
-def test_compression_by_hand() -> None:
-    raw = b"\x01\x00\x00\x00\x00\x01\x00\x00" * 50
-    assert compression([[1, 256] * 50]) == len(raw) / len(zlib.compress(raw))
-    assert compression([[7] * 200]) > compression([list(range(200))]) > 1
-    assert math.isnan(compression([]))
+    # Only the first 200 tokens count, for it falls with length: longer answers would look duller.
+    assert distinct_2([[*range(200), *[5] * 300]]) == 1
 
 
 @pytest.mark.parametrize(
@@ -116,15 +74,13 @@ def test_compression_by_hand() -> None:
         (answer(range(9), "一种猛禽。"), False),
         (answer([7] * 20, "bird bird bird"), False),
         (answer(range(9), "A bird.<|im_start|>user"), False),
-        (answer(range(9), "</think>\n\nA bird."), False),
-        (answer(range(9), "A bird.[INST] And a fish?"), False),
         (answer(range(9), "a < b, [1] and |x| > 0 are fine"), True),
     ],
 )
 def test_a_valid_answer_ended_says_something_in_the_language_without_repetition_and_markers(
     said: Answer, is_valid: bool
 ) -> None:
-    assert valid("What is a falcon?", said) == is_valid
+    assert valid("What is a falcon?", said.text, said.ids, said.finished) == is_valid
 
 
 # -------------------------------------------------------------------------------------------------------------- figures
@@ -153,7 +109,6 @@ def test_figures_by_hand() -> None:
     assert value["tokens_base"] == pytest.approx(20)
     assert value["tokens_tuned"] == pytest.approx(50 / 3)
     assert value["truncated_tuned"] == value["truncated_change"] == pytest.approx(1 / 3)
-    assert value["repetition_tuned"] == pytest.approx((1 - 1 / 17) / 3, abs=1e-6)
     assert value["repetitive_change"] == pytest.approx(1 / 3)
     assert value["refusal_tuned"] == pytest.approx(1 / 3)
     assert value["valid_rate_base"] == 1 and value["valid_rate_tuned"] == pytest.approx(2 / 3)
@@ -169,12 +124,16 @@ def test_figures_by_hand() -> None:
 def test_thinking_counts_in_the_kl_alone() -> None:
     figures = sample_metrics([sample(answer([1, 2, 3, 4]), answer([9] * 16 + [1, 2, 3, 4], thought=16), kl=10.0)], 0)
     assert figures["kl"]["value"] == pytest.approx(10 / 20)
-    for name in ("length_ratio", "tokens_tuned", "repetition_tuned", "distinct_2_tuned"):
-        expected = {"length_ratio": 1.0, "tokens_tuned": 4.0, "repetition_tuned": 0.0, "distinct_2_tuned": 1.0}[name]
-        assert figures[name]["value"] == expected
+    for name, value in {
+        "length_ratio": 1.0,
+        "tokens_tuned": 4.0,
+        "repetitive_tuned": 0.0,
+        "distinct_2_tuned": 1,
+    }.items():
+        assert figures[name]["value"] == value
     unended = sample_metrics([sample(answer([1, 2]), answer([9] * 8, "", finished=False, thought=8))], 0)
     assert unended["tokens_tuned"]["value"] == 0
-    assert unended["compression_tuned"]["value"] is None
+    assert unended["distinct_2_tuned"]["value"] is None
 
 
 def test_changes_are_paired_over_prompts() -> None:

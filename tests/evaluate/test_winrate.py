@@ -9,19 +9,10 @@ import numpy
 import pytest
 import scipy.stats
 import statsmodels.api as sm
-from dpo_cli.evaluate.winrate import (
-    bradley_terry,
-    judge_metrics,
-    length_adjusted,
-    position_consistency,
-    sign_flip_p_value,
-    win_rate,
-)
+from dpo_cli.evaluate.winrate import judge_metrics, length_adjusted, position_consistency, win_rate
 from dpo_cli.judging.judgment import Judgment, Reading, Verdict
 from dpo_cli.recipe import OpenAIJudge, RewardModelJudge
 from dpo_cli.stats import Figure
-from hypothesis import given
-from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
 SERVER = OpenAIJudge(kind="openai", base_url="http://localhost:1/v1", model="m")
@@ -64,54 +55,25 @@ def test_shares_have_a_bootstrap_over_prompts() -> None:
     assert figure == win_rate(scores, seed=0)
 
 
-@pytest.mark.parametrize("score", [0.0, 0.5, 0.75, 1.0])
-@pytest.mark.parametrize("count", [1, 3])
-def test_a_few_scores_alike_do_not_make_certainty(score: float, count: int) -> None:
-    low, high = bounds(win_rate([score] * count, seed=0))
+@pytest.mark.parametrize("score", [0.0, 0.5, 1.0])
+def test_a_few_scores_alike_do_not_make_certainty(score: float) -> None:
+    low, high = bounds(win_rate([score] * 3, seed=0))
     assert high - low > 0.4
     assert low <= score <= high
 
 
 def test_no_scores_no_figure() -> None:
-    assert win_rate([], seed=0) == Figure(value=None, low=None, high=None, n=0)
-    assert length_adjusted([], [], seed=0)["value"] is None
-    assert sign_flip_p_value([]) is None
+    assert win_rate([], seed=0) == length_adjusted([], [], seed=0) == Figure(value=None, low=None, high=None, n=0)
 
 
-@pytest.mark.parametrize("truth", [0.65, pytest.param(0.5, marks=pytest.mark.slow)])
-def test_the_interval_covers_what_it_says(truth: float) -> None:
+@pytest.mark.slow
+def test_the_interval_covers_what_it_says() -> None:
     """Over 300 worlds of 100 prompts; counting the two orders as two observations covers 83 %."""
     covered = 0
     for seed in range(300):
-        low, high = bounds(win_rate(shares(100, truth, seed), seed))
-        covered += low <= truth <= high
+        low, high = bounds(win_rate(shares(100, 0.65, seed), seed))
+        covered += low <= 0.65 <= high
     assert 0.92 <= covered / 300 <= 0.98
-
-
-# ----------------------------------------------------------------------------------------------------------- p-value
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_the_p_value_is_scipys_exact_permutation_test(seed: int) -> None:
-    scores = numpy.random.default_rng(seed).choice([0, 0.25, 0.5, 0.75, 1], 11, p=[0.1, 0.1, 0.2, 0.2, 0.4])
-    oracle = scipy.stats.permutation_test(
-        (scores - 0.5,), numpy.sum, permutation_type="samples", n_resamples=math.inf, alternative="two-sided"
-    )
-    assert sign_flip_p_value(scores.tolist()) == pytest.approx(oracle.pvalue)
-
-
-def test_without_ties_it_is_the_sign_test_also_for_many() -> None:
-    wins, count = 560, 1000
-    p_value = sign_flip_p_value([1.0] * wins + [0.0] * (count - wins))
-    assert p_value == pytest.approx(scipy.stats.binomtest(wins, count).pvalue)
-
-
-@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=1, max_size=40))
-def test_the_p_value_is_a_chance_and_takes_no_side(scores: list[float]) -> None:
-    p_value = sign_flip_p_value(scores)
-    assert p_value is not None
-    assert 0 < p_value <= 1
-    assert p_value == pytest.approx(sign_flip_p_value([1 - score for score in scores]))
 
 
 # ------------------------------------------------------------------------------------------------------------ length
@@ -125,12 +87,11 @@ def world(truth: float, seed: int, count: int, liking: float = 1.4) -> tuple[lis
     return (random.random(count) < 1 / (1 + numpy.exp(-logit))).astype(float).tolist(), lengths.tolist()
 
 
-@pytest.mark.parametrize("truth", [0.5, 0.6])
-def test_length_taken_out_leaves_the_truth(truth: float) -> None:
-    scores, lengths = world(truth, seed=1, count=3_000)
+def test_length_taken_out_leaves_the_truth() -> None:
+    scores, lengths = world(0.6, seed=1, count=3_000)
     raw, adjusted = sum(scores) / len(scores), length_adjusted(scores[:], lengths, seed=0)["value"]
-    assert raw > truth + 0.07
-    assert adjusted == pytest.approx(truth, abs=0.02)
+    assert raw > 0.6 + 0.07
+    assert adjusted == pytest.approx(0.6, abs=0.02)
 
 
 def test_the_adjusted_rate_is_a_logistic_regression() -> None:
@@ -177,90 +138,6 @@ def test_consistent_is_the_same_answer_in_both_orders() -> None:
     judgments += [judgment(0.5), judgment(None, "A", None)]  # the same text, unasked; a failure
     figure = position_consistency(judgments)
     assert (figure["value"], figure["n"]) == (0.6, 5)
-
-
-# ----------------------------------------------------------------------------------------------------- Bradley-Terry
-
-
-def games(strengths: dict[str, float], prompts: int, seed: int) -> list[tuple[str, str, str, float]]:
-    """Everyone against everyone on every prompt; strengths in nats."""
-    random = numpy.random.default_rng(seed)
-    names = list(strengths)
-    return [
-        (f"p{prompt}", one, other, float(random.random() < 1 / (1 + math.exp(strengths[other] - strengths[one]))))
-        for prompt in range(prompts)
-        for row, one in enumerate(names)
-        for other in names[row + 1 :]
-    ]
-
-
-def test_strengths_are_those_of_a_logistic_regression() -> None:
-    played = games({"base": 0.0, "a": 0.4, "b": -0.3, "c": 1.2}, 80, seed=2)
-    columns = {"a": 0, "b": 1, "c": 2}
-    design = numpy.zeros((len(played), 3))
-    for line, (_, one, other, _) in enumerate(played):
-        for name, sign in ((one, 1), (other, -1)):
-            if name in columns:
-                design[line, columns[name]] = sign
-    fit = sm.GLM([row[3] for row in played], design, family=sm.families.Binomial()).fit()
-    found = bradley_terry(played, "base", seed=0, draws=200)
-    assert set(found) == set(columns)
-    for name, column in columns.items():
-        assert found[name]["value"] == pytest.approx(400 / math.log(10) * fit.params[column], abs=1e-3)
-        low, high = bounds(found[name])
-        error = 400 / math.log(10) * fit.bse[column]
-        assert high - low == pytest.approx(2 * 1.96 * error, rel=0.35)
-
-
-def test_against_base_alone_a_strength_is_the_win_rate_in_points() -> None:
-    scores = shares(200, 0.64, seed=1)
-    found = bradley_terry([(str(row), "run", "base", share) for row, share in enumerate(scores)], "base", seed=0)
-    share = sum(scores) / len(scores)
-    assert found["run"]["value"] == pytest.approx(400 * math.log10(share / (1 - share)), abs=1e-4)
-    assert found["run"]["n"] == 200
-    turned = [(str(row), "base", "run", 1 - share) for row, share in enumerate(scores)]
-    assert bradley_terry(turned, "base", seed=0) == found
-
-
-def test_three_players_have_the_strengths_of_the_greatest_likelihood() -> None:
-    """A 7:3 B, A 6:4 C, C 6:4 B: at the maximum each one's expected wins are those it has (Ford 1957)."""
-    results = [("A", "B", 7), ("A", "C", 6), ("C", "B", 6)]
-    played = [
-        (f"{one}{other}{game}", one, other, float(game < won)) for one, other, won in results for game in range(10)
-    ]
-    found = bradley_terry(played, "A", seed=0, draws=50)
-    elo = {"A": 0.0, **{name: figure["value"] or 0.0 for name, figure in found.items()}}
-
-    def expected(name: str, other: str) -> float:
-        return 10 / (1 + 10 ** ((elo[other] - elo[name]) / 400))
-
-    wins = {"A": 13, "B": 7, "C": 10}
-    for name, won in wins.items():
-        assert sum(expected(name, other) for other in wins if other != name) == pytest.approx(won, abs=1e-4)
-    assert elo["A"] > elo["C"] > elo["B"]
-
-
-def test_who_wins_all_has_a_strength() -> None:
-    found = bradley_terry([(str(row), "all", "base", 1.0) for row in range(30)], "base", seed=0)
-    assert 600 < (found["all"]["value"] or 0) < 800
-    assert bradley_terry([], "base", seed=0) == {}
-
-
-def test_prompts_are_drawn_whole() -> None:
-    """Two runs that always score alike are told apart by nothing, so their intervals must be the same."""
-    scores = shares(60, 0.6, seed=4)
-    played = [(str(row), run, "base", share) for row, share in enumerate(scores) for run in ("one", "two")]
-    found = bradley_terry(played, "base", seed=0)
-    assert found["one"] == found["two"]
-
-
-@pytest.mark.slow
-def test_the_intervals_of_strengths_cover_what_they_say() -> None:
-    truth, covered = {"base": 0.0, "a": 0.5}, 0
-    for seed in range(150):
-        low, high = bounds(bradley_terry(games(truth, 100, seed), "base", seed, draws=300)["a"])
-        covered += low <= 400 / math.log(10) * 0.5 <= high
-    assert 0.90 <= covered / 150 <= 0.99
 
 
 # ----------------------------------------------------------------------------------------------------------- summary
