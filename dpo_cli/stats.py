@@ -136,20 +136,6 @@ def bootstrap_mean(values: Sequence[float], seed: int, draws: int = 2000) -> Fig
     return bootstrap([values], lambda column: column.mean(-1), seed, draws)
 
 
-def bootstrap_quantile(values: Sequence[float], share: float, seed: int, draws: int = 2000) -> Figure:
-    """A quantile with its interval; see `bootstrap`.
-
-    Median-unbiased (Hyndman and Fan 1996, definition 8): numpy's default leans inwards, so that intervals of outer
-    quantiles miss on one side. Where fewer than five values lie beyond it, an interval holds less often than 95 %.
-
-    Args:
-        share: 0..1; 0.5 is the median.
-    """
-    return bootstrap(
-        [values], lambda column: numpy.quantile(column, share, axis=-1, method="median_unbiased"), seed, draws
-    )
-
-
 def share_change(before: Sequence[float], after: Sequence[float]) -> Figure:
     """The change of a share, after - before, on the same units (Bonett and Price 2012).
 

@@ -18,7 +18,7 @@ from dpo_cli.evaluate.verdict import verdict, warnings
 from dpo_cli.page import render
 from dpo_cli.progress import clock
 from dpo_cli.published import clean
-from dpo_cli.show import LOSS, RATIO, escaped, fenced, shorten, show_figure
+from dpo_cli.show import escaped, fenced, shorten, show_figure
 from dpo_cli.show import say as print_line
 from dpo_cli.stats import opposite
 from dpo_cli.terminal import print_markdown, terminal
@@ -102,7 +102,7 @@ def print_report(folder: Path) -> None:
 def sections(metrics: Mapping[str, Any], language: str) -> Iterator[Section]:
     """The report's parts in the order that a reader needs, without what was not asked for."""
     tables, say = Tables(metrics, language), words.speaker(language)
-    parts, pairs, data = tables.parts(), metrics["pairs"], metrics["data"]
+    parts, pairs = tables.parts(), metrics["pairs"]
 
     def section(key: str, text: str = "", lead: Mapping[str, Any] | None = None, **more: Any) -> Section:
         return Section(key, say(key), say(f"{key}_lead", **lead) if lead else "", text, **more)
@@ -116,50 +116,34 @@ def sections(metrics: Mapping[str, Any], language: str) -> Iterator[Section]:
         note = say("scores") if any(one["score"] is not None for one in examples) else ""
         yield section("answers", _examples(examples, say), lead, note=note, examples=examples)
     if pairs:
-        accuracy = pairs["reward_accuracy"]
-        yield section("pairs", parts["pairs"], {"accuracy": show_figure(accuracy), "n": f"{accuracy['n']:,}"})
+        yield section("pairs", parts["pairs"])
     if "sets" in parts:
         yield section("sets", parts["sets"], {"n": len(metrics["sets"])})
-    losses = {side: show_figure(metrics["answers"][f"loss_{side}"], LOSS) for side in ("base", "tuned")}
-    yield section("learned", parts["answers"], losses)
-    if samples := metrics["samples"]:
-        repetitive = show_figure(samples["repetitive_tuned"], interval=False)
-        lead = {"ratio": show_figure(samples["length_ratio"], RATIO), "repetitive": repetitive}
-        yield section("samples", parts["samples"], lead, note=say("sampled", **metrics["sampling"]))
-    if judge := metrics["judge"]:
-        lead = {"rate": show_figure(judge["win_rate"]), "adjusted": show_figure(judge["length_adjusted_win_rate"])}
-        yield section("judge", parts["judge"], lead, note=tables.judged())
+    yield section("learned", parts["answers"])
+    if metrics["samples"]:
+        yield section("samples", parts["samples"], note=say("sampled", **metrics["sampling"]))
+    if metrics["judge"]:
+        yield section("judge", parts["judge"], note=tables.judged())
+    lead = None
     if pairs:
-        groups, longer = tables.accuracies(), pairs["longer_wins"]
+        groups, longer, margins = tables.accuracies(), pairs["longer_wins"], metrics["histogram"]
         ends = charts.scale(dot for dots in groups.values() for dot in dots)
         dots = [(title, charts.dots(rows, *ends, f"{say('accuracy')}. {title}")) for title, rows in groups.items()]
-        bet = longer if longer["value"] >= 0.5 else opposite(longer)
-        text, lead = "\n\n".join(tables.accuracy_tables().values()), {"length": show_figure(bet, interval=False)}
-        yield section("accuracy", text, lead, charts=dots, folded=True)
-    drawn_training = list(_training_charts(metrics, say))
-    yield section("margins" if pairs else "training", "", _training_lead(metrics), charts=drawn_training)
-    yield section("data", data["report"], {"kept": f"{data['kept']:,}", "came": f"{data['came']:,}"})
+        bet = {"length": show_figure(longer if longer["value"] >= 0.5 else opposite(longer), interval=False)}
+        yield section("accuracy", "\n\n".join(tables.accuracy_tables().values()), bet, charts=dots, folded=True)
+        lead = {"right": f"{margins['right']:,}", "n": f"{sum(margins['counts']):,}"}
+    drawn = list(_training_charts(metrics, say))
+    yield section("margins" if pairs else "training", "", lead, charts=drawn)
+    yield section("data", metrics["data"]["report"])
     made = [f"- {what}: {escaped(str(value))}" for what, value in metrics["environment"].items() if value]
     yield section("made", "\n".join(made))
     yield section("recipe", fenced(metrics["recipe"]), folded=True)
 
 
-def _training_lead(metrics: Mapping[str, Any]) -> dict[str, str] | None:
-    """The ends of the loss, and of held-out margins how many are right; None where no loss was logged."""
-    points: list[Any] = next((one["points"] for one in metrics["curves"] if one["key"] == "loss"), [])
-    known = [(step, value) for step, value in points if value is not None]
-    if not known:
-        return None
-    margins = metrics["histogram"]
-    ends = {"first": f"{known[0][1]:.3g}", "last": f"{known[-1][1]:.3g}", "steps": f"{known[-1][0]:,}"}
-    return ends | {"right": f"{margins['right']:,}", "n": f"{sum(margins['counts']):,}"}
-
-
 def _training_charts(metrics: Mapping[str, Any], say: words.Say) -> Iterator[tuple[str, str]]:
     """The margins of held-out pairs, where there are any, and the curves."""
     if metrics["pairs"]:
-        margins = metrics["histogram"]
-        yield say("margins_drawn"), charts.histogram(margins["edges"], margins["counts"], margins["right"], say)
+        yield say("margins_drawn"), charts.histogram(**metrics["histogram"], say=say)
     for one in metrics["curves"]:
         title = say(f"curve_{one['key']}")
         yield title, charts.curve(one["points"], title, one.get("held_out", ()), say)

@@ -40,14 +40,17 @@ def examples(
 ) -> list[dict[str, Any]]:
     """Answers of both models to show: the three that changed most, and two of the rest at random (seeded).
 
-    By the judge that is the two best and the worst; without one, those whose pair's reward margin is furthest from 0.
+    By the judge that is the two best and the worst, no ties; without one, those whose reward margin is furthest from 0.
 
     Args:
         scores: of the judge, 0..1 by id.
         margins: rewards of the held-out pairs, nats by id.
     """
-    changed = _changed([one for one in samples if one.id in scores], scores)
-    if not scores:
+    if scores:
+        decided = [one for one in samples if scores.get(one.id, 0.5) != 0.5]
+        decided.sort(key=lambda one: -scores[one.id])
+        changed = [*decided[: CHANGED - 1], *decided[CHANGED - 1 :][-1:]]
+    else:
         known = [one for one in samples if one.id in margins]
         changed = sorted(known, key=lambda one: -abs(margins[one.id]))[:CHANGED]
     return [
@@ -74,11 +77,3 @@ def shown(answer: Mapping[str, Any], score: float | None = None) -> dict[str, An
     """What the page shows of an answer of samples.jsonl; `score`: the judge's, where each answer has its own."""
     tokens = len(answer["ids"]) - answer["thought"]
     return {"text": answer["text"], "tokens": tokens, "finished": answer["finished"], "score": score}
-
-
-def _changed(judged: Sequence[Sample], scores: Mapping[str, float]) -> list[Sample]:
-    """The best two that won and the worst that lost; more of the one where there are too few of the other."""
-    won = sorted((one for one in judged if scores[one.id] > 0.5), key=lambda one: -scores[one.id])
-    lost = sorted((one for one in judged if scores[one.id] < 0.5), key=lambda one: scores[one.id])
-    worst = lost[: max(1, CHANGED - len(won))]
-    return [*won[: CHANGED - len(worst)], *worst]

@@ -152,27 +152,15 @@ def pair(number: int, prompt: str, chosen: str, rejected: str, **options: Any) -
     return Pair(id=f"p{number}", **values, **({"language": "en", "source": "s"} | thinking | options))
 
 
-def test_a_pair_is_scored_under_both_models_with_what_the_data_say_of_it(loaded: tuple[Any, Any]) -> None:
-    model, tokenizer = loaded
+def test_a_pair_is_scored_with_what_the_data_say_of_it(loaded: tuple[Any, Any]) -> None:
+    """Its log-probabilities under both models: tests/evaluate/test_agreement.py."""
     pairs = [
         pair(0, "Name a colour.", "Blue, as the sky.", "No.", margin=0.25),
         pair(1, "说一种颜色。", "蓝色，像天空一样。", "不知道。", language="zh", source="t"),
     ]
-    [scored] = score_pairs(model, tokenizer, [pairs], 256, batch_size=3)
-    assert [(one.id, one.language, one.source, one.margin) for one in scored] == [
-        ("p0", "en", "s", 0.25),
-        ("p1", "zh", "t", None),
-    ]
-    for given_pair, one in zip(pairs, scored, strict=True):
-        chosen, rejected = encode(tokenizer, given_pair, 256)
-        assert tokenizer.decode(chosen.ids[chosen.start :]).startswith(given_pair.chosen[0]["content"])
-        assert (one.chosen_tokens, one.rejected_tokens) == tuple(len(row.ids) - row.start for row in (chosen, rejected))
-        assert one.policy_chosen == pytest.approx(sum(plain_logps(model, chosen)), abs=1e-4)
-        assert one.policy_rejected == pytest.approx(sum(plain_logps(model, rejected)), abs=1e-4)
-        with model.disable_adapter():
-            assert one.reference_chosen == pytest.approx(sum(plain_logps(model, chosen)), abs=1e-4)
-            assert one.reference_rejected == pytest.approx(sum(plain_logps(model, rejected)), abs=1e-4)
-        assert abs(one.chosen_drift) > 1e-2
+    [scored] = score_pairs(*loaded, [pairs], 256, batch_size=3)
+    said = [(one.id, one.language, one.source, one.margin) for one in scored]
+    assert said == [("p0", "en", "s", 0.25), ("p1", "zh", "t", None)]
 
 
 def test_what_is_too_long_is_cut_and_a_pair_without_an_answer_left_is_left_out(loaded: tuple[Any, Any]) -> None:

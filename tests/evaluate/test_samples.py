@@ -259,22 +259,6 @@ def test_only_the_recipe_says_how_to_sample(model: Any, sample: Callable[..., li
         own.update(**before)
 
 
-def test_nothing_is_printed(sample: Callable[..., list[Sample]], capfd: pytest.CaptureFixture[str]) -> None:
-    """No remarks of transformers on what it was given; and no bar, since this is no terminal."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_info()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            sample()
-            sample(temperature=0.0)
-    finally:
-        logging.set_verbosity(level)
-    assert capfd.readouterr() == ("", "")
-
-
 # --------------------------------------------------------------------------------------------------------- one answer
 
 
@@ -296,10 +280,8 @@ def test_how_an_answer_ends(model: Any, tokenizer: Any, sample: Callable[..., li
     ("said", "thought", "text", "finished"),
     [
         ("<think>\n该怎么说呢\n</think>\n\n晴。<|im_end|>", "<think>\n该怎么说呢\n</think>", "晴。", True),
-        ("<think>\n\n</think>\n\n晴。<|im_end|>", "<think>\n\n</think>", "晴。", True),
         ("该怎么说呢</think>晴。<|im_end|>", "该怎么说呢</think>", "晴。", True),  # the template opened it
         ("<think>\n该怎么说呢", "<think>\n该怎么说呢", "", False),
-        ("晴。<|im_end|>", "", "晴。", True),
     ],
 )
 def test_thinking_is_no_part_of_the_text(

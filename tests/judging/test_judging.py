@@ -169,12 +169,6 @@ def test_a_reasoning_model_is_asked_in_its_own_words(cache: Path) -> None:
         assert len(server.asked) == 5, "refused once"
 
 
-def test_what_a_server_says_of_an_error_can_not_move_the_cursor(cache: Path) -> None:
-    with JudgeServer("escapes") as server:
-        message = refused(server, matches(50), cache)
-    assert "no\\x1b[2J error: forged\\x9b31m" in message
-
-
 @pytest.mark.parametrize("fault", ["busy", "broken"])
 def test_a_busy_or_broken_server_is_asked_again(cache: Path, fault: str) -> None:
     with JudgeServer(fault, fault, "honest", fault, "honest") as server:
