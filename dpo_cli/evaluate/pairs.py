@@ -25,7 +25,6 @@ from dpo_cli.run import Run
 from dpo_cli.stats import Figure, bootstrap, bootstrap_mean, opposite, share, share_change, unit_means, wilson, win
 
 BINS = 24
-LEAST_FOR_QUARTILES = 8
 COLUMNS = (
     "chosen_tokens", "rejected_tokens", "chosen_drift", "rejected_drift", "policy_chosen", "policy_rejected",
     "reference_chosen", "reference_rejected",
@@ -168,17 +167,12 @@ def grouped_metrics(scored: Sequence[Scored], beta: float, seed: int) -> dict[st
     Returns:
         pairs: of all.
         languages, sources: name -> {"pairs"}.
-        margin_quartiles, length_quartiles: four groups, from low to high, by the data's own margin (0..1) and by the
-            mean tokens of the two answers: {"from", "to": least and greatest value inside, "pairs"}. See `_quartiles`.
         histogram: of the reward margins in nats. See `histogram`.
     """
-    lengths = [(pair.chosen_tokens + pair.rejected_tokens) / 2 for pair in scored]
     return {
         "pairs": pair_metrics(scored, beta, seed),
         "languages": by_name(scored, [pair.language for pair in scored], beta, seed),
         "sources": by_name(scored, [pair.source for pair in scored], beta, seed),
-        "margin_quartiles": _quartiles(scored, [pair.margin for pair in scored], beta, seed),
-        "length_quartiles": _quartiles(scored, lengths, beta, seed),
         "histogram": histogram([beta * (pair.chosen_drift - pair.rejected_drift) for pair in scored]),
     }
 
@@ -212,26 +206,6 @@ def baselines(scored: Sequence[Scored], prepared: Mapping[str, Any]) -> dict[str
         rules.append({"name": name, **{key: figure[key] for key in ("value", "low", "high", "n")}})
     best = max(rules, key=lambda rule: rule["low"], default=None)
     return {"majority": share(wins, units), "shortcut": best}
-
-
-def _quartiles(
-    scored: Sequence[Scored], values: Sequence[float | None], beta: float, seed: int
-) -> list[dict[str, Any]]:
-    """The four quarters by value, from low to high; equal values stay together, so that there may be fewer.
-
-    None at all where fewer than 8 pairs have a value, or all have the same one.
-    """
-    known = [(value, pair) for value, pair in zip(values, scored, strict=True) if value is not None]
-    numbers = [value for value, _ in known]
-    if len(known) < LEAST_FOR_QUARTILES:
-        return []
-    quarter = numpy.searchsorted(numpy.quantile(numbers, (0.25, 0.5, 0.75)), numbers, side="left")
-    found = []
-    for place in sorted(set(quarter)):
-        inside = [one for one, at in zip(known, quarter, strict=True) if at == place]
-        low, high = (round(end(value for value, _ in inside), 6) for end in (min, max))
-        found.append({"from": low, "to": high, "pairs": pair_metrics([pair for _, pair in inside], beta, seed)})
-    return found if len(found) > 1 else []
 
 
 def histogram(margins: Sequence[float]) -> dict[str, Any]:

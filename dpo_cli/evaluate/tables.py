@@ -140,10 +140,7 @@ class Tables:
         return found
 
     def accuracies(self) -> dict[str, list[Dot]]:
-        """Reward accuracy beside what is to be had without a model, and by language, source, margin and length.
-
-        Where there is only one language, source or quartile, there is nothing to set side by side and it is left out.
-        """
+        """Reward accuracy beside what needs no model, and by language and source where there are several."""
         metrics, say = self.metrics, self.say
         if not metrics["pairs"]:
             return {}
@@ -155,14 +152,8 @@ class Tables:
             say("bet_shortcut", name=shortcut["name"]) if shortcut else "": shortcut,
         }
         found = {say("to_beat"): [Dot(name, one) for name, one in rivals.items() if one]}
-        groups = {
-            "languages": metrics["languages"].items(),
-            "by_source": metrics["sources"].items(),
-            "by_margin": [(self._reach(one, 2), one) for one in metrics["margin_quartiles"]],
-            "by_length": [(self._reach(one, 0), one) for one in metrics["length_quartiles"]],
-        }
-        for title, some in groups.items():
-            rows = [_dot(name, part["pairs"]) for name, part in some if part["pairs"]]
+        for title, groups in (("languages", metrics["languages"]), ("by_source", metrics["sources"])):
+            rows = [_dot(name, part["pairs"]) for name, part in groups.items() if part["pairs"]]
             if len(rows) > 1:
                 found[say(title)] = rows
         return found
@@ -204,10 +195,6 @@ class Tables:
         if self.brief:
             return table([self.say(f"{part}_head"), *heads], [line[:-1] for line in lines], left=(1,))
         return table([self.say(f"{part}_head"), *heads, self.say("says")], lines, left=range(len(heads) + 2))
-
-    def _reach(self, quartile: Mapping[str, Any], places: int) -> str:
-        """`0.10 to 0.20`, or one number where both ends look alike."""
-        return self.say("to").join(dict.fromkeys(f"{quartile[end]:,.{places}f}" for end in ("from", "to")))
 
     def _sets(self, sets: Mapping[str, Any]) -> str:
         """The figures of the test sets; below them each set's subsets and languages, and what was counted."""

@@ -164,8 +164,6 @@ WORDS: dict[str, tuple[str, str]] = {
         "{name}：{came} 个提示中有 {kept} 个已打分{dropped}；{overlap} 个在训练数据里"),
     "to_beat": ("What it has to beat", "必须超过的基线"),
     "by_source": ("By source", "分来源"),
-    "by_margin": ("By the data's own margin", "按数据自身的分差"),
-    "by_length": ("By length, tokens an answer", "按长度，每个回答的词元数"),
     # charts
     "margins_drawn": ("reward margins of held-out pairs, nats", "留出偏好对的奖励间隔，纳特"),
     "curve_loss": ("loss", "损失"),

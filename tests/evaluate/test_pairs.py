@@ -273,22 +273,19 @@ def test_no_pairs_give_figures_of_nothing() -> None:
     found = grouped_metrics([], beta=0.1, seed=1)
     assert found["pairs"] == dict.fromkeys(PAIRS, nothing)
     assert found["languages"] == found["sources"] == {}
-    assert found["margin_quartiles"] == found["length_quartiles"] == []
     assert sum(found["histogram"]["counts"]) == found["histogram"]["right"] == 0
     assert baselines([], REPORT)["majority"] == nothing
 
 
 def many(count: int = 40) -> list[Scored]:
-    """Pairs of two languages and sources; every fourth has no margin; the longer the answers, the more was gained."""
+    """Pairs of two languages and sources; the longer the answers, the more was gained."""
     return [
         scored(
             number,
             language="zh" if number % 5 == 0 else "en",
             source="b" if number % 2 else "a",
             chosen_tokens=2 * number + 3,
-            rejected_tokens=3,
             policy_chosen=number - 30.5,
-            margin=None if number % 4 == 0 else round(0.02 * number, 2),
         )
         for number in range(count)
     ]
@@ -297,34 +294,12 @@ def many(count: int = 40) -> list[Scored]:
 def test_groups_are_the_figures_of_their_pairs_alone() -> None:
     pairs = many()
     found = grouped_metrics(pairs, beta=0.1, seed=3)
-    assert found.keys() == {"pairs", "languages", "sources", "margin_quartiles", "length_quartiles", "histogram"}
+    assert found.keys() == {"pairs", "languages", "sources", "histogram"}
     assert found["pairs"] == pair_metrics(pairs, 0.1, 3)
     assert found["languages"].keys() == {"en", "zh"}
     assert found["languages"]["zh"] == {"pairs": pair_metrics([p for p in pairs if p.language == "zh"], 0.1, 3)}
     assert found["sources"]["b"] == {"pairs": pair_metrics([p for p in pairs if p.source == "b"], 0.1, 3)}
-    by_length = [(one["from"], one["to"], one["pairs"]["margin"]["n"]) for one in found["length_quartiles"]]
-    assert by_length == [(3, 12, 10), (13, 22, 10), (23, 32, 10), (33, 42, 10)]
-    accuracies = [one["pairs"]["reward_accuracy"]["value"] for one in found["length_quartiles"]]
-    assert accuracies == pytest.approx([0, 0, 0.9, 1])  # drift is number - 20.5
-    by_margin = [(one["from"], one["to"], one["pairs"]["margin"]["n"]) for one in found["margin_quartiles"]]
-    assert [count for *_, count in by_margin] == [8, 7, 7, 8]  # of the 30 that have one
-    assert by_margin[0][0] == 0.02 and by_margin[-1][1] == 0.78
     json.dumps(found, allow_nan=False)  # plain Python numbers throughout
-
-
-def test_quartiles_keep_equal_values_together() -> None:
-    """Margins of rating scales have few values; a reader must not see two groups "0.25 to 0.25"."""
-    margins = [0.25] * 10 + [0.5] * 3 + [0.75] * 3
-    found = grouped_metrics([scored(n, margin=margin) for n, margin in enumerate(margins)], 0.1, 1)["margin_quartiles"]
-    assert [(one["from"], one["to"], one["pairs"]["margin"]["n"]) for one in found] == [
-        (0.25, 0.25, 10),
-        (0.5, 0.5, 3),
-        (0.75, 0.75, 3),
-    ]
-
-    for too_little in ([0.1 * n for n in range(7)] + [None] * 50, [0.5] * 60):
-        pairs = [scored(n, margin=margin) for n, margin in enumerate(too_little)]
-        assert grouped_metrics(pairs, 0.1, 1)["margin_quartiles"] == []
 
 
 @steady
