@@ -94,12 +94,9 @@ def test_samples_of_a_killed_eval_are_taken_up_again(run: Path, dpo_eval: Any, s
     found, expected = rows(run / "eval" / "samples.jsonl"), rows(whole / "eval" / "samples.jsonl")
     marked = next(row for row in found if row["id"] == first["id"])
     assert marked["tuned"]["text"] == "as it was", "not sampled twice"
-    (run / "eval" / "samples.jsonl").write_text(json.dumps(marked) + "\n", encoding="utf-8")
     marked["tuned"]["text"] = first["tuned"]["text"]
     assert found == expected
     assert not (run / ".eval").exists()
-    dpo_eval(*options(run, **few))  # what somebody changed afterwards is not taken for an answer
-    assert rows(run / "eval" / "samples.jsonl") == expected
 
 
 def test_a_judge_that_dies_costs_neither_answers_nor_judgments(run: Path, dpo_eval: Any) -> None:
@@ -177,8 +174,6 @@ def test_one_prompt_several_times_and_nothing_written(run: Path, dpo_eval: Any) 
     assert "tuned (8 tokens, cut off)" in done.stdout
     assert sorted(path for path in run.rglob("*")) == before
     assert dpo_eval(*options(run), "--samples", 2, ok=False).exit_code == 2
-    bytes_of_latin_1 = dpo_eval(*options(run), "--prompt", "caf\udce9", ok=False)
-    assert bytes_of_latin_1.exit_code == 2 and "no UTF-8" in bytes_of_latin_1.stderr
 
 
 def test_a_chat_has_both_models_a_history_and_a_system_prompt(
@@ -288,8 +283,8 @@ def test_the_judge_is_tried_once_a_prompt(run: Path) -> None:
     assert found["calibration"]["n"] + found["calibration_failures"] == 3
 
 
-@pytest.mark.slow  # tests/evaluate/test_compare.py has the strengths
-def test_runs_that_one_judge_saw_get_strengths(run: Path, dpo_eval: Any) -> None:
+@pytest.mark.slow  # tests/evaluate/test_compare.py has the figures
+def test_runs_that_one_judge_saw_are_compared_by_it(run: Path, dpo_eval: Any) -> None:
     """A run may be named by its folder too; what sets it apart is said."""
     other = run.parent / "other [i] :x:"
     with JudgeServer("alphabetical") as server:
@@ -298,13 +293,6 @@ def test_runs_that_one_judge_saw_get_strengths(run: Path, dpo_eval: Any) -> None
         shutil.copytree(run, other)
         settings = options(run, **asked)
         done = dpo_eval(*settings, "--compare", other)
-    assert "Elo over the base" in done.stdout
-    figure = metrics(run)["judge"]["win_rate"]["value"]
-    names = ("smoke  ", "other [i] :x:  ")
-    judged = done.stdout.partition("Elo over the base")[2].partition("Differences from smoke")[0]
-    elo = [line.split()[-4] for line in judged.splitlines() if line.startswith(names)]
-    assert elo[0] == elo[1], "the same judgments, the same strength"
-    assert elo[0].startswith("+") == (figure >= 0.5)
     assert "other [i] :x: differs in nothing" in done.stdout
     assert "No difference can be told. By win rate" in done.stdout
     page = (run / "compare.html").read_text(encoding="utf-8")
