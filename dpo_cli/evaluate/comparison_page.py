@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dpo_cli.disk import write_text
 from dpo_cli.evaluate import charts, compare, words
 from dpo_cli.evaluate.compare import Compared, Difference
 from dpo_cli.evaluate.report import opening
-from dpo_cli.evaluate.tables import figure_name
+from dpo_cli.evaluate.tables import BY_KEY, figure_name
 from dpo_cli.page import render
 from dpo_cli.published import clean
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
-from dpo_cli.show import NATS, RATIO, SHARE, Unit, escaped, show_figure, table
+from dpo_cli.show import SHARE, escaped, show_figure, table
 from dpo_cli.show import say as print_line
 from dpo_cli.terminal import print_markdown, terminal
 
 BESIDE = 3  # columns of figures with intervals that have room on 80 columns
 # What is measured, by its key in tables.py; a test set is called by its name.
 MEASURES = {compare.HELD_OUT: "reward_accuracy", compare.JUDGE: "win_rate", compare.VALID: "valid_rate"}
-
-Cell = Callable[[Compared], str]
+ACCURACY = ("pairs", "reward_accuracy")
+OTHERS = (
+    ("pairs", "margin"), ("pairs", "chosen_drift"), ("samples", "valid_rate_tuned"), ("samples", "length_ratio"),
+    ("samples", "kl"),
+)  # fmt: skip
 
 
 def print_comparison(runs: Sequence[tuple[Recipe, Run]]) -> None:
@@ -33,10 +36,8 @@ def print_comparison(runs: Sequence[tuple[Recipe, Run]]) -> None:
     lines = [*shown.recipes(), *(f"warning: {remark}" for remark in remarks), *shown.no_candidates()]
     terminal().print("", *lines, ". ".join(shown.best()), sep="\n")
 
-    page, path = (
-        Comparison(compared, compared[shown.first].metrics["report_language"]),
-        runs[0][1].folder / "compare.html",
-    )
+    page = Comparison(compared, compared[shown.first].metrics["report_language"])
+    path = runs[0][1].folder / "compare.html"
     try:
         write_text(path, page.html(remarks, compare.examples(compared, runs[0][0].seed)))
         print_line(f"report: {path}")
@@ -76,30 +77,18 @@ class Comparison:
         return self.say(kind, **values), self.say(f"{kind}_means", **values)
 
     def tables(self) -> Iterator[str]:
-        """The runs' figures: accuracy by language, that of test sets, others, and the judge's."""
-        languages, accuracy = self._names("languages"), ("pairs", "reward_accuracy")
-        beside = languages if 1 < len(languages) <= 6 else []
-        roomy = len(beside) <= 2
-        by_language = {one: _cell("languages", one, *accuracy, interval=roomy) for one in beside}
-        yield self._table({self._name("reward_accuracy"): _cell(*accuracy), **by_language})
-        sets = self._names("sets")
+        """The runs' figures: accuracy by language, that of test sets, others, what training took, and the judge's."""
+        languages, sets = self._names("languages"), self._names("sets")
+        by_language = {one: ("languages", one, *ACCURACY) for one in languages if 1 < len(languages) <= 6}
+        yield self._table({self._name("reward_accuracy"): ACCURACY, **by_language}, len(by_language) < BESIDE)
         for start in range(0, len(sets), BESIDE):
-            yield self._table({one: _cell("sets", one, *accuracy) for one in sets[start : start + BESIDE]})
-        yield self._table(
-            {
-                self._name("margin"): _cell("pairs", "margin", unit=NATS, interval=False),
-                self._name("chosen_drift"): _cell("pairs", "chosen_drift", unit=NATS, interval=False),
-                self._name("valid_rate"): _cell("samples", "valid_rate_tuned", interval=False),
-                self._name("length_ratio"): _cell("samples", "length_ratio", unit=RATIO, interval=False),
-                self._name("kl"): _cell("samples", "kl", unit=Unit(4), interval=False),
-                self.say("train_head"): lambda one: f"{one.training['seconds']:,.0f} s",
-                self.say("memory_head"): lambda one: f"{one.training['peak_memory_bytes'] / 1e9:.1f} GB",
-            }
-        )
+            yield self._table({one: ("sets", one, *ACCURACY) for one in sets[start : start + BESIDE]})
+        yield self._table({self._name(one[-1].removesuffix("_tuned")): one for one in OTHERS}, interval=False)
+        took = [(name, one.training) for name, one in self.runs.items()]
+        rows = [[name, f"{one['seconds']:,.0f} s", f"{one['peak_memory_bytes'] / 1e9:.1f} GB"] for name, one in took]
+        yield table([self.say(one) for one in ("run", "train_head", "memory_head")], rows)
         if any(one.metrics["judge"] for one in self.runs.values()):
-            yield self._table(
-                {self._name(key): _cell("judge", key) for key in ("win_rate", "length_adjusted_win_rate")}
-            )
+            yield self._table({self._name(key): ("judge", key) for key in ("win_rate", "length_adjusted_win_rate")})
 
     def differences(self) -> str:
         """Every other run's difference from the first."""
@@ -121,9 +110,9 @@ class Comparison:
 
     def charts(self) -> Iterator[tuple[str, str]]:
         """Accuracy of each run on the held-out pairs and on each test set, and the judge's win rates, as dots."""
-        paths: list[tuple[str, tuple[str, ...]]] = [(self._name("reward_accuracy"), ("pairs", "reward_accuracy"))]
-        paths += [(name, ("sets", name, "pairs", "reward_accuracy")) for name in self._names("sets")]
-        for title, path in [*paths, (self._name("win_rate"), ("judge", "win_rate"))]:
+        paths = {self._name("reward_accuracy"): ACCURACY, self._name("win_rate"): ("judge", "win_rate")}
+        paths |= {name: ("sets", name, *ACCURACY) for name in self._names("sets")}
+        for title, path in paths.items():
             figures = {name: _figure(one, *path) for name, one in self.runs.items()}
             dots = [charts.Dot(name, figure) for name, figure in figures.items() if figure]
             if len(dots) > 1:
@@ -153,8 +142,9 @@ class Comparison:
             opening=opening,
         )
 
-    def _table(self, columns: Mapping[str, Cell]) -> str:
-        rows = [[name, *(cell(one) for cell in columns.values())] for name, one in self.runs.items()]
+    def _table(self, columns: Mapping[str, Sequence[str]], interval: bool = True) -> str:
+        """A row a run, a column a figure of metrics.json, by its name and the keys that lead to it."""
+        rows = [[name, *(_cell(one, path, interval) for path in columns.values())] for name, one in self.runs.items()]
         return table([self.say("run"), *columns], rows)
 
     def _names(self, part: str) -> list[str]:
@@ -179,9 +169,6 @@ def _figure(one: Compared, *path: str) -> Any:
     return found
 
 
-def _cell(*path: str, unit: Unit = SHARE, interval: bool = True) -> Cell:
-    def cell(one: Compared) -> str:
-        figure = _figure(one, *path)
-        return show_figure(figure, unit, interval) if figure else "–"
-
-    return cell
+def _cell(one: Compared, path: Sequence[str], interval: bool) -> str:
+    figure = _figure(one, *path)
+    return show_figure(figure, BY_KEY[path[-1].removesuffix("_tuned")].unit, interval) if figure else "–"
