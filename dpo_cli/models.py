@@ -318,11 +318,12 @@ def as_reference(model: PeftModel) -> Iterator[None]:
         finally:
             model.set_adapter("default")
         return
-    model.base_model.disable_adapter_layers()  # PEFT's disable_adapter looks through all layers first
+    layers: Any = model.base_model
+    layers.disable_adapter_layers()  # PEFT's disable_adapter looks through all of them first, each time
     try:
         yield
     finally:
-        model.base_model.enable_adapter_layers()
+        layers.enable_adapter_layers()
 
 
 def merge_base(recipe: Recipe) -> str:

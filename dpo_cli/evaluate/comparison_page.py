@@ -79,7 +79,9 @@ class Comparison:
     def tables(self) -> Iterator[str]:
         """The runs' figures: accuracy by language, that of test sets, others, what training took, and the judge's."""
         languages, sets = self._names("languages"), self._names("sets")
-        by_language = {one: ("languages", one, *ACCURACY) for one in languages if 1 < len(languages) <= 6}
+        by_language: dict[str, Sequence[str]] = {
+            one: ("languages", one, *ACCURACY) for one in languages if 1 < len(languages) <= 6
+        }
         yield self._table({self._name("reward_accuracy"): ACCURACY, **by_language}, len(by_language) < BESIDE)
         for start in range(0, len(sets), BESIDE):
             yield self._table({one: ("sets", one, *ACCURACY) for one in sets[start : start + BESIDE]})
@@ -110,7 +112,10 @@ class Comparison:
 
     def charts(self) -> Iterator[tuple[str, str]]:
         """Accuracy of each run on the held-out pairs and on each test set, and the judge's win rates, as dots."""
-        paths = {self._name("reward_accuracy"): ACCURACY, self._name("win_rate"): ("judge", "win_rate")}
+        paths: dict[str, Sequence[str]] = {
+            self._name("reward_accuracy"): ACCURACY,
+            self._name("win_rate"): ("judge", "win_rate"),
+        }
         paths |= {name: ("sets", name, *ACCURACY) for name in self._names("sets")}
         for title, path in paths.items():
             figures = {name: _figure(one, *path) for name, one in self.runs.items()}

@@ -124,7 +124,7 @@ def sections(metrics: Mapping[str, Any], language: str) -> Iterator[Section]:
         yield section("samples", parts["samples"], note=say("sampled", **metrics["sampling"]))
     if metrics["judge"]:
         yield section("judge", parts["judge"], note=tables.judged())
-    lead = None
+    lead: dict[str, str] | None = None
     if pairs:
         groups, longer, margins = tables.accuracies(), pairs["longer_wins"], metrics["histogram"]
         ends = charts.scale(dot for dots in groups.values() for dot in dots)

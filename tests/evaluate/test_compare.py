@@ -65,7 +65,7 @@ def test_who_wins_more_is_ahead_and_failures_and_calibration_count_nowhere(tmp_p
     compared, remarks = read_runs([even, strong])
     assert remarks == [] and list(compared) == ["even", "strong"]
     [found] = [one.change for one in differences(compared) if one.measure == JUDGE]
-    assert (found["n"], found["value"]) == (7, pytest.approx((0 + 1 + 0 + 0.5 + 0.5 + 0 + 0) / 7))
+    assert found["n"] == 7 and found["value"] == pytest.approx((0 + 1 + 0 + 0.5 + 0.5 + 0 + 0) / 7, abs=1e-6)
 
 
 def test_a_judge_without_samples_compares_nothing(tmp_path: Path) -> None:

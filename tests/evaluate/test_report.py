@@ -56,8 +56,8 @@ def example_metrics(
     sources = ("helpsteer2", "ultrafeedback-zh", "a source | of <many> words, 中文数据集" * 2)
 
     def pair(number: int) -> Scored:
-        reference = [-rng.uniform(20, 60) for _ in range(2)]
-        policy = [logp + rng.gauss(gain, 2) for logp, gain in zip(reference, (1.2, -0.8), strict=True)]
+        reference = -rng.uniform(20, 60), -rng.uniform(20, 60)
+        policy = reference[0] + rng.gauss(1.2, 2), reference[1] + rng.gauss(-0.8, 2)
         lengths = rng.randint(5, 60), rng.randint(5, 60)
         of = languages[number % len(languages)], sources[number % len(sources)]
         return Scored(f"p{number}", *of, *lengths, *policy, *reference, round(rng.random(), 2), f"prompt {number}")
