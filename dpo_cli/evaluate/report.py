@@ -124,16 +124,16 @@ def sections(metrics: Mapping[str, Any], language: str) -> Iterator[Section]:
         yield section("samples", parts["samples"], note=say("sampled", **metrics["sampling"]))
     if metrics["judge"]:
         yield section("judge", parts["judge"], note=tables.judged())
-    lead: dict[str, str] | None = None
+    above: dict[str, str] | None = None
     if pairs:
         groups, longer, margins = tables.accuracies(), pairs["longer_wins"], metrics["histogram"]
         ends = charts.scale(dot for dots in groups.values() for dot in dots)
         dots = [(title, charts.dots(rows, *ends, f"{say('accuracy')}. {title}")) for title, rows in groups.items()]
         bet = {"length": show_figure(longer if longer["value"] >= 0.5 else opposite(longer), interval=False)}
         yield section("accuracy", "\n\n".join(tables.accuracy_tables().values()), bet, charts=dots, folded=True)
-        lead = {"right": f"{margins['right']:,}", "n": f"{sum(margins['counts']):,}"}
+        above = {"right": f"{margins['right']:,}", "n": f"{sum(margins['counts']):,}"}
     drawn = list(_training_charts(metrics, say))
-    yield section("margins" if pairs else "training", "", lead, charts=drawn)
+    yield section("margins" if pairs else "training", "", above, charts=drawn)
     yield section("data", metrics["data"]["report"])
     made = [f"- {what}: {escaped(str(value))}" for what, value in metrics["environment"].items() if value]
     yield section("made", "\n".join(made))

@@ -143,6 +143,8 @@ def test_rewards_and_log_probabilities_of_each_pair_are_those_that_trl_logs(agre
         }
         logged = {name: theirs[name] for name in found}
         assert found == pytest.approx(logged, rel=1e-5, abs=1e-4), ours.id
+    cut = agreed.ours[4]
+    assert cut.id == "truncated" and cut.chosen_tokens == cut.rejected_tokens < LONGEST
     moved = [abs(BETA * ours.chosen_drift) for ours in agreed.ours]
     assert min(moved) > 1e-3 and max(moved) > 0.1  # so that more than the reference was compared
 
@@ -174,9 +176,3 @@ def test_accuracy_is_trls_but_for_ties_which_count_half(agreed: Agreed) -> None:
     assert figures["reward_accuracy"]["value"] == pytest.approx(accuracy, abs=1e-6)
     margin = by_prompt([row["eval_rewards/margins"] for row in agreed.theirs])
     assert figures["margin"]["value"] == pytest.approx(margin, abs=1e-4)
-
-
-def test_a_long_pair_was_cut(agreed: Agreed) -> None:
-    cut = agreed.ours[4]
-    assert cut.id == "truncated"
-    assert cut.chosen_tokens == cut.rejected_tokens < LONGEST

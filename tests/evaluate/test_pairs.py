@@ -87,36 +87,6 @@ def test_log_probabilities_are_those_of_each_row_alone(loaded: tuple[Any, Any], 
         assert logps == pytest.approx(plain_logps(loaded[0], row), abs=2e-5)
 
 
-class Small:
-    """A model on a GPU that holds so many rows at once."""
-
-    def __init__(self, model: Any, fits: int) -> None:
-        self.model, self.fits, self.tried = model, fits, list[int]()
-
-    def parameters(self) -> Any:
-        return self.model.parameters()
-
-    def __call__(self, **inputs: Any) -> Any:
-        import torch
-
-        self.tried.append(len(inputs["input_ids"]))
-        if self.tried[-1] > self.fits:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return self.model(**inputs)
-
-
-def test_a_batch_that_does_not_fit_is_halved_and_a_row_that_does_not_is_an_error(loaded: tuple[Any, Any]) -> None:
-    small: Any = Small(loaded[0], fits=2)
-    found = answer_logps(small, rows(), batch_size=6)
-    assert small.tried == [6, 3, 1, 1, 1, 1, 1, 1]
-    for row, logps in zip(rows(), found, strict=True):
-        assert logps == pytest.approx(plain_logps(loaded[0], row), abs=2e-5)
-    small.fits = 0
-    with pytest.raises(DpoError, match="does not hold one answer of 4 tokens") as caught:
-        answer_logps(small, rows(), batch_size=6)
-    assert caught.value.where == "model.max_length" and caught.value.hint
-
-
 def test_no_float32_copy_of_a_whole_batch_of_logits_is_made(loaded: tuple[Any, Any]) -> None:
     """At a vocabulary of 152,000, 8 answers of 1,000 tokens would take 5 GB, twice."""
     import copy
@@ -171,21 +141,6 @@ def test_what_is_too_long_is_cut_and_a_pair_without_an_answer_left_is_left_out(l
     nothing, [one] = score_pairs(model, tokenizer, [[endless], [whole, endless]], chosen.start + 4, batch_size=4)
     assert (nothing, one.id, one.chosen_tokens) == ([], "p0", 4)
     assert one.policy_chosen == pytest.approx(sum(plain_logps(model, chosen)[:4]), abs=1e-4)
-
-
-def test_an_untrained_adapter_stands_at_one_half(intact: tuple[Any, Any]) -> None:
-    import torch
-
-    model, tokenizer = intact
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.zeros_(weight)
-    pairs = [pair(n, f"Count to {n}.", "One.", "Two, three.") for n in range(6)]
-    [scored] = score_pairs(model, tokenizer, [pairs], 256, 5)
-    figures = pair_metrics(scored, 0.1, seed=1)
-    assert figures["reward_accuracy"]["value"] == 0.5
-    assert figures["margin"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 6}
-    assert figures["ranking_accuracy_change"]["value"] == 0
 
 
 def test_a_broken_adapter_is_an_error_that_names_the_pair(intact: tuple[Any, Any]) -> None:
