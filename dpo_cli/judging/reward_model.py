@@ -44,11 +44,10 @@ def judge(settings: RewardModelJudge, matches: Sequence[Match], store: Path, pro
     judgments = []
     for match, one, other in zip(matches, found[::2], found[1::2], strict=True):
         difference = one.value - other.value if one and other else math.nan
+        known = math.isfinite(difference)
         cut = bool(one and other and (one.cut or other.cut))
-        if math.isfinite(difference):
-            judgments.append(Judgment(match.id, win(difference, 0.0), difference=difference, cut=cut))
-        else:
-            judgments.append(Judgment(match.id, None, cut=cut))
+        score, gap = (win(difference, 0.0), difference) if known else (None, None)
+        judgments.append(Judgment(match.id, score, difference=gap, cut=cut))
     return judgments
 
 
