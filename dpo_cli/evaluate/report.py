@@ -31,9 +31,9 @@ class Section(NamedTuple):
 
     Attributes:
         key: of its words in words.py.
-        title, lead: the heading, and what the part says in one sentence; plain text.
+        title: the heading; plain text.
         text: Markdown.
-        note: what stands above it, and on the page above the charts; plain text.
+        notes: paragraphs above it, and on the page above the charts; plain text.
         charts: (caption, SVG).
         examples: answers that the page shows side by side, and `text` one after the other.
         folded: the page shows `text` only to who opens it.
@@ -41,9 +41,8 @@ class Section(NamedTuple):
 
     key: str
     title: str
-    lead: str = ""
     text: str = ""
-    note: str = ""
+    notes: Sequence[str] = ()
     charts: Sequence[tuple[str, str]] = ()
     examples: Sequence[Mapping[str, Any]] = ()
     folded: bool = False
@@ -79,7 +78,7 @@ def markdown(metrics: Mapping[str, Any]) -> str:
         lines.append("\n".join(f"- Warning: {escaped(warning)}" for warning in metrics["warnings"]))
     for section in sections(metrics, "en"):
         if section.text:
-            lines += [f"## {section.title}", *map(escaped, filter(None, (section.lead, section.note))), section.text]
+            lines += [f"## {section.title}", *map(escaped, section.notes), section.text]
     return "\n\n".join(lines) + "\n"
 
 
@@ -104,36 +103,35 @@ def sections(metrics: Mapping[str, Any], language: str) -> Iterator[Section]:
     tables, say = Tables(metrics, language), words.speaker(language)
     parts, pairs = tables.parts(), metrics["pairs"]
 
-    def section(key: str, text: str = "", lead: Mapping[str, Any] | None = None, **more: Any) -> Section:
-        return Section(key, say(key), say(f"{key}_lead", **lead) if lead else "", text, **more)
+    def section(key: str, text: str = "", *notes: str, **more: Any) -> Section:
+        return Section(key, say(key), text, notes, **more)
 
     if examples := metrics["examples"]:
         kinds = [one["kind"] for one in examples]
-        lead = {
-            "all": f"{metrics['sampling']['prompts']:,}",
-            **{one: kinds.count(one) for one in ("changed", "random")},
-        }
-        note = say("scores") if any(one["score"] is not None for one in examples) else ""
-        yield section("answers", _examples(examples, say), lead, note=note, examples=examples)
+        counts = {one: kinds.count(one) for one in ("changed", "random")}
+        notes = [say("answers_lead", all=f"{metrics['sampling']['prompts']:,}", **counts)]
+        notes += [say("scores")] if any(one["score"] is not None for one in examples) else []
+        yield section("answers", _examples(examples, say), *notes, examples=examples)
     if pairs:
         yield section("pairs", parts["pairs"])
     if "sets" in parts:
-        yield section("sets", parts["sets"], {"n": len(metrics["sets"])})
+        yield section("sets", parts["sets"], say("sets_lead", n=len(metrics["sets"])))
     yield section("learned", parts["answers"])
     if metrics["samples"]:
-        yield section("samples", parts["samples"], note=say("sampled", **metrics["sampling"]))
+        yield section("samples", parts["samples"], say("sampled", **metrics["sampling"]))
     if metrics["judge"]:
-        yield section("judge", parts["judge"], note=tables.judged())
-    above: dict[str, str] | None = None
+        yield section("judge", parts["judge"], tables.judged())
+    above = []
     if pairs:
         groups, longer, margins = tables.accuracies(), pairs["longer_wins"], metrics["histogram"]
         ends = charts.scale(dot for dots in groups.values() for dot in dots)
         dots = [(title, charts.dots(rows, *ends, f"{say('accuracy')}. {title}")) for title, rows in groups.items()]
-        bet = {"length": show_figure(longer if longer["value"] >= 0.5 else opposite(longer), interval=False)}
-        yield section("accuracy", "\n\n".join(tables.accuracy_tables().values()), bet, charts=dots, folded=True)
-        above = {"right": f"{margins['right']:,}", "n": f"{sum(margins['counts']):,}"}
+        bet = show_figure(longer if longer["value"] >= 0.5 else opposite(longer), interval=False)
+        text, note = "\n\n".join(tables.accuracy_tables().values()), say("accuracy_lead", length=bet)
+        yield section("accuracy", text, note, charts=dots, folded=True)
+        above.append(say("margins_lead", right=f"{margins['right']:,}", n=f"{sum(margins['counts']):,}"))
     drawn = list(_training_charts(metrics, say))
-    yield section("margins" if pairs else "training", "", above, charts=drawn)
+    yield section("margins" if pairs else "training", "", *above, charts=drawn)
     yield section("data", metrics["data"]["report"])
     made = [f"- {what}: {escaped(str(value))}" for what, value in metrics["environment"].items() if value]
     yield section("made", "\n".join(made))
