@@ -35,9 +35,8 @@ COLUMNS = (
 class Scored:
     """One held-out pair: log-probabilities in nats, summed over the answer's tokens with its end token.
 
-    `policy` is the tuned model, `reference` what it started from: the base alone, or with `model.adapter`. `margin` is
-    the data's own, score_chosen - score_rejected in 0..1; None where the source has no scores. Pairs of one `prompt`
-    share its hash.
+    `policy` is the tuned model, `reference` what it started from: the base alone, or with `model.adapter`. Pairs of one
+    `prompt` share its hash.
     """
 
     id: str
@@ -49,7 +48,6 @@ class Scored:
     policy_rejected: float
     reference_chosen: float
     reference_rejected: float
-    margin: float | None = None
     prompt: str = ""
 
     @property
@@ -103,10 +101,8 @@ def _scored(pair: Pair, *logps: Sequence[float]) -> Scored:
             hint="model.dtype: bfloat16 or float32 where it is float16; else the adapter's weights are broken",
         )
     prompt = hashlib.sha256(json.dumps(pair.prompt).encode()).hexdigest()[:16]
-    return Scored(
-        pair.id, pair.language, pair.source, len(logps[0]), len(logps[1]), sums[0], sums[1], sums[2], sums[3],
-        pair.margin, prompt,
-    )  # fmt: skip
+    tokens = len(logps[0]), len(logps[1])
+    return Scored(pair.id, pair.language, pair.source, *tokens, sums[0], sums[1], sums[2], sums[3], prompt)
 
 
 def pair_metrics(scored: Sequence[Scored], beta: float, seed: int) -> dict[str, Figure]:

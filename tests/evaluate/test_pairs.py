@@ -125,12 +125,12 @@ def pair(number: int, prompt: str, chosen: str, rejected: str, **options: Any) -
 def test_a_pair_is_scored_with_what_the_data_say_of_it(loaded: tuple[Any, Any]) -> None:
     """Its log-probabilities under both models: tests/evaluate/test_agreement.py."""
     pairs = [
-        pair(0, "Name a colour.", "Blue, as the sky.", "No.", margin=0.25),
+        pair(0, "Name a colour.", "Blue, as the sky.", "No."),
         pair(1, "说一种颜色。", "蓝色，像天空一样。", "不知道。", language="zh", source="t"),
     ]
     [scored] = score_pairs(*loaded, [pairs], 256, batch_size=3)
-    said = [(one.id, one.language, one.source, one.margin) for one in scored]
-    assert said == [("p0", "en", "s", 0.25), ("p1", "zh", "t", None)]
+    said = [(one.id, one.language, one.source, one.prompt != scored[0].prompt) for one in scored]
+    assert said == [("p0", "en", "s", False), ("p1", "zh", "t", True)]
 
 
 def test_what_is_too_long_is_cut_and_a_pair_without_an_answer_left_is_left_out(loaded: tuple[Any, Any]) -> None:

@@ -60,7 +60,7 @@ def example_metrics(
         policy = reference[0] + rng.gauss(1.2, 2), reference[1] + rng.gauss(-0.8, 2)
         lengths = rng.randint(5, 60), rng.randint(5, 60)
         of = languages[number % len(languages)], sources[number % len(sources)]
-        return Scored(f"p{number}", *of, *lengths, *policy, *reference, round(rng.random(), 2), f"prompt {number}")
+        return Scored(f"p{number}", *of, *lengths, *policy, *reference, f"prompt {number}")
 
     def answer(language: str) -> Answer:
         text = "好的，先这样做。" if language == "zh" else "Do it like this."
