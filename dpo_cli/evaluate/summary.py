@@ -49,7 +49,8 @@ def examples(
     if scores:
         decided = [one for one in samples if scores.get(one.id, 0.5) != 0.5]
         decided.sort(key=lambda one: -scores[one.id])
-        changed = [*decided[: CHANGED - 1], *decided[CHANGED - 1 :][-1:]]
+        worst = sorted(decided[CHANGED - 1 :], key=lambda one: scores[one.id])[:1]
+        changed = [*decided[: CHANGED - 1], *worst]
     else:
         known = [one for one in samples if one.id in margins]
         changed = sorted(known, key=lambda one: -abs(margins[one.id]))[:CHANGED]

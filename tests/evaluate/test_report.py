@@ -26,6 +26,7 @@ from dpo_cli.evaluate.verdict import verdict, warnings
 from dpo_cli.inference import Answer
 from dpo_cli.judging import Judgment
 from dpo_cli.recipe.sections import Eval
+from dpo_cli.records import Message
 from dpo_cli.show import NATS, RATIO, SHARE, Unit, shorten, show_figure
 from dpo_cli.stats import Figure
 from markdown_it import MarkdownIt
@@ -76,7 +77,7 @@ def example_metrics(
     loaded = recipe.load(SMOKE, [f"eval.judge={server if judge and samples else 'null'}", "eval.prompts=200"])
     asked = pairs[:200] if samples else []
     answered = [
-        Sample(one.id, one.language, one.source, [], answer(one.language), answer(one.language), rng.random())
+        Sample(one.id, one.language, one.source, QUESTION, answer(one.language), answer(one.language), rng.random())
         for one in asked
     ]
     judged = [judgment(one.id, number) for number, one in enumerate(answered)]
@@ -118,6 +119,7 @@ def example_metrics(
     return {**metrics, "verdict": verdict(metrics), "warnings": said}
 
 
+QUESTION: list[Message] = [{"role": "user", "content": "How?"}]
 SHORTCUT = figure(0.62, 0.58, 0.66, 7123)
 TEXTS = [
     (CHINESE, "好的。" * 300),
@@ -170,6 +172,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_startendtag(tag, attrs)
         if tag in ("h1", "h2", "h3"):
+            if self.filled and int(tag[1]) > self.headings[-1][0]:
+                self.filled[-1] = True  # by what is below a heading of its own
             self.headings.append((int(tag[1]), ""))
             self.filled.append(False)
         elif self.filled and tag in ("p", "table", "svg", "pre", "details", "ul", "div"):
