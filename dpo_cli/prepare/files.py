@@ -175,13 +175,15 @@ def _survey(stream: BinaryIO) -> tuple[int, int, bytes]:
     while chunk:
         chunk = stream.read(CHUNK)
         text = decoder.decode(chunk, final=not chunk)
-        if text.isascii():
-            continue
-        escaped = len(ESCAPED.findall(text))
-        bad, good = bad + escaped, good + len(text) - len(text.encode("ascii", "ignore")) - escaped
-        if escaped and len(sample) < SAMPLE:  # cut between characters: half of one would fit no encoding
-            lines = b"\n".join(_BEYOND_ASCII.findall(chunk.strip(_HIGH)))
-            sample += lines[:SAMPLE].strip(_HIGH) + b"\n"
+        good += len(text) - len(text.encode("ascii", "ignore"))
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # which tells it much faster than a look for such characters
+            escaped = len(ESCAPED.findall(text))
+            bad, good = bad + escaped, good - escaped
+            if len(sample) < SAMPLE:  # cut between characters: half of one would fit no encoding
+                lines = b"\n".join(_BEYOND_ASCII.findall(chunk.strip(_HIGH)))
+                sample += lines[:SAMPLE].strip(_HIGH) + b"\n"
     return bad, good, bytes(sample)
 
 
