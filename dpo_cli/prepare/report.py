@@ -22,7 +22,7 @@ from dpo_cli.recipe import Recipe
 from dpo_cli.records import ROWS_ARE
 from dpo_cli.run import Run
 from dpo_cli.show import escaped, say, show_figure, table, visible
-from dpo_cli.terminal import print_markdown, terminal
+from dpo_cli.terminal import print_markdown
 
 
 def build(
@@ -127,14 +127,14 @@ def rows_are(report: dict[str, Any]) -> str:
     return ROWS_ARE[report["provenance"].get("format", "pairs")]
 
 
-def summary(report: dict[str, Any], columns: int | None = None) -> list[str]:
+def summary(report: dict[str, Any], on_terminal: bool = False) -> list[str]:
     """Return the funnel and what it led to, as parts of Markdown.
 
     Args:
-        columns: of a terminal, on which more than three sources are summed up.
+        on_terminal: more than three sources are summed up.
     """
     sources: dict[str, Any] = report["sources"]
-    names = list(sources) if 1 < len(sources) <= (3 if columns else 100) else []
+    names = list(sources) if 1 < len(sources) <= (3 if on_terminal else 100) else []
     heads = [*names, "all" if len(sources) > 1 else next(iter(sources))]
     came = max(sum(one["in"] for one in sources.values()), 1)
 
@@ -210,7 +210,7 @@ def _own_answers(report: dict[str, Any]) -> dict[str, str]:
 def print_funnel(run: Run, with_examples: bool) -> None:
     """Print where every prompt went, from `data/report.json`."""
     report = read_json(run["prepare"] / "report.json")
-    print_markdown("\n\n".join(summary(report, terminal().width) + (examples(report) if with_examples else [])))
+    print_markdown("\n\n".join(summary(report, on_terminal=True) + (examples(report) if with_examples else [])))
     pairs = report["pairs"]
     say(f"prepare: {pairs['train']} training {rows_are(report)}, {pairs['eval']} held out -> {run['prepare']}")
 

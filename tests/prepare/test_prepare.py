@@ -104,7 +104,7 @@ def test_planted_defects_are_recovered_exactly(capsys: Any, monkeypatch: Any) ->
     parts = {"sources", "pairs", "languages", "margin", "length", "tokens", "duplicates", "shortcuts", "provenance"}
     assert parts <= set(report)
     monkeypatch.setenv("COLUMNS", "80")
-    print_markdown("\n\n".join([*summary(report, 80), *examples(report)]))
+    print_markdown("\n\n".join([*summary(report, on_terminal=True), *examples(report)]))
     lines = capsys.readouterr().out.splitlines()
     for reason, count in expected.items():
         assert any(line.split()[:2] == [reason, f"-{count}"] for line in lines), reason

@@ -174,7 +174,7 @@ def test_names_are_shown_as_they_are(prepared: Any, capsys: Any, monkeypatch: An
     made = prepared({"rows": [kit.pair(n) for n in range(9)]}, {"rows": {"name": name}})
     assert list(made.report["sources"]) == [name] and {row["source"] for row in made.rows} == {name}
     monkeypatch.setenv("COLUMNS", "200")
-    print_markdown("\n\n".join([*summary(made.report, 200), *examples(made.report)]))
+    print_markdown("\n\n".join([*summary(made.report, on_terminal=True), *examples(made.report)]))
     assert capsys.readouterr().out.count("[/bold] [red]中文 :smile:") >= 2
     assert name in json.loads((made.folder / "report.json").read_text(encoding="utf-8"))["sources"]
     assert escaped(name) in (made.folder / "report.md").read_text(encoding="utf-8")
