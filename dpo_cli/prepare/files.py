@@ -121,7 +121,7 @@ def _refuse(head: bytes) -> None:
     for begins, (what, hint) in NO_DATA.items():
         if head.lstrip().lower().startswith(begins):
             raise Unreadable(what, hint)
-    if b"\0" in head and not head.startswith(UTF16_MARKS):
+    if head.count(0) > FEW and not head.startswith(UTF16_MARKS):
         hint = "unpack it if it is an archive; save it as UTF-8, in Excel as 'CSV UTF-8'"
         raise Unreadable("it is neither text nor Parquet or Arrow", hint)
 
@@ -130,7 +130,7 @@ def _refuse(head: bytes) -> None:
 
 CHUNK = 1 << 20  # bytes
 SAMPLE = 1 << 18  # bytes with characters in them that are not UTF-8, from which an encoding is guessed
-FEW = 2  # so many bytes that are not UTF-8 are damage, not another encoding
+FEW = 2  # so many bytes that are not UTF-8, or zeros in a text, are damage, and not a file of another kind
 EVIDENCE = 10  # different characters beyond ASCII below which two readings of the same bytes can't be distinguished
 
 # What people's files are in; the many others that some bytes would fit are left out.
