@@ -274,12 +274,7 @@ def test_compressed_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "said", "hint"),
     [
-        (
-            "a.csv",
-            b"PK\x03\x04\x14\0\0\0\x08\0, an Excel workbook",
-            "neither text nor Parquet",
-            "in Excel as 'CSV UTF-8'",
-        ),
+        ("a.csv", b"PK\x03\x04\x14\0\0\0\x08\0, a workbook", "neither text nor Parquet", "in Excel as 'CSV UTF-8'"),
         ("a.jsonl.gz", gzip.compress(bytes(257) + b"ustar" + bytes(99)), "neither text nor Parquet", "unpack it"),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer", "git lfs pull"),
         ("a.parquet", b"<!DOCTYPE html>\n<html>", "a web page", "resolve"),
