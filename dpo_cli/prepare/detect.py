@@ -88,7 +88,10 @@ def _detect(source: Source, rows: list[dict[str, Any]], file: str, where: str, m
 
 WRITE_COLUMNS = "write columns: "  # opens the map of a hint that is whole
 ONE_ANSWER = "train.method: sft learns from such answers; pairs have a column of worse ones beside them"
-ANSWER_THEM = "if they are prompts without answers, sample: {answers: 4} on the source has the model answer them"
+ANSWER_THEM = (
+    "if they are prompts without answers, sample: {answers: 4} on the source has the model answer them, "
+    "and data.rater rates what it answers"
+)
 
 
 def _fits(row: dict[str, Any], layout: LayoutOf) -> bool:
