@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 from dpo_cli.errors import DpoError, either
-from dpo_cli.prepare.filters import REASONS
+from dpo_cli.prepare.filters import ANSWER_FILTERS, REASONS
 from dpo_cli.prepare.funnel import Entry, Funnel
 from dpo_cli.prepare.layouts import MAPPABLE
 from dpo_cli.prepare.read import Read
@@ -45,9 +45,9 @@ HINTS = {
 }
 
 
-def meaning(reason: str) -> str:
-    """What a filter drops, in the words of its key, up to what it only cuts."""
-    return FILTERS[reason][1].partition(";")[0].partition(":")[0] if reason in FILTERS else ""
+def cause(reason: str, detail: str) -> str:
+    """Why a row was dropped; where its detail only counts answers, in the words of the filter's key."""
+    return FILTERS[reason][1].partition(";")[0].partition(":")[0] if reason in ANSWER_FILTERS else detail
 
 
 def hint(reason: str) -> str:
@@ -87,9 +87,8 @@ def _losses(recipe: Recipe, funnel: Funnel, entries: list[Entry]) -> list[str]:
                 fix = f"model.max_length: {needed} would keep {KEPT_BY_LENGTH:.0%}" if needed else fix
             elif reason == "language":
                 fix = f"data.languages has no such share; where that is not their language, set language: on {source}"
-            means = f" ({meaning(reason)})" if meaning(reason) else ""
-            such = f"{example['where']}: {example['detail']}"
-            found.append(f"{source}: {count:,} of {came:,} dropped as {reason}{means}, such as {such}; {fix}")
+            such = f"{example['where']}: {cause(reason, example['detail'])}"
+            found.append(f"{source}: {count:,} of {came:,} dropped as {reason}, such as {such}; {fix}")
     return found
 
 
@@ -206,8 +205,7 @@ def nothing_left(recipe: Recipe, funnel: Funnel, layouts: set[str]) -> DpoError:
     biggest = ", ".join(f"{count:,} {reason}" for reason, count in list(reasons.items())[:4])
     first = next(iter(reasons))
     shown = next(some[0][1] for (_, reason), some in funnel.examples.items() if reason == first)
-    why = "; ".join(filter(None, [shown["detail"], meaning(first)]))
-    such = " ".join(filter(None, [shown["where"], shown["prompt"][:80], f"({why})"]))
+    such = " ".join(filter(None, [shown["where"], shown["prompt"][:80], f"({cause(first, shown['detail'])})"]))
     fix = hint(first)
     if {"kto", "chat"} & layouts and recipe.data.format != "unpaired" and first in ("single_response", "tie"):
         labelled = "kto" in layouts
