@@ -111,9 +111,7 @@ def plan(
         memory = _peak(recipe, config, data, device, unsloth, cut)
         if memory.total <= available_bytes:
             break
-    # A KL term over the rows at once would be another one over fewer.
-    tried = same_size if _looks_at_neighbours(recipe) else allowed
-    return Plan(tried[tried.index(cut) :], memory, available_bytes, data.longest)
+    return Plan(allowed[allowed.index(cut) :], memory, available_bytes, data.longest)
 
 
 def available_memory(recipe: Recipe) -> int:
@@ -133,21 +131,19 @@ def cuts(recipe: Recipe, modes: Sequence[bool], alone: int | None, device: Devic
     """
     micro, effective = recipe.train.per_device_train_batch_size, recipe.train.gradient_accumulation_steps
     effective *= micro
+    # A KL term over the rows at once would be another one over fewer.
+    fixed = bool(set(recipe.train.losses) & set(METHODS[recipe.train.method].neighbours))
     for checkpointing in modes:
         if alone is not None:
             asked = recipe.engine.token_budget
             for budget in _budgets(asked if isinstance(asked, int) else LARGEST_PASS[device], alone):
                 yield Cut(micro_batch=effective, accumulation=1, checkpointing=checkpointing, token_budget=budget)
             continue
-        for size in _micro_batches(micro, effective):
+        for size in [micro] if fixed else _micro_batches(micro, effective):
             yield Cut(micro_batch=size, accumulation=effective // size, checkpointing=checkpointing)
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces
-
-
-def _looks_at_neighbours(recipe: Recipe) -> bool:
-    return bool(set(recipe.train.losses) & set(METHODS[recipe.train.method].neighbours))
 
 
 def _budgets(largest: int, alone: int) -> list[int]:

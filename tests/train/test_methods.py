@@ -20,7 +20,7 @@ from dpo_cli.train import methods, preflight
 from dpo_cli.train import trainer as trainers
 from dpo_cli.train.memory import GIB
 from dpo_cli.train.methods import METHODS
-from dpo_cli.train.plan import plan
+from dpo_cli.train.plan import cuts, plan
 from dpo_cli.train.trainer import build
 from dpo_cli.train.watchdog import Watchdog
 from tests.train.runs import SMOKE, cut_short, dpo_cli, log, record, weights
@@ -278,6 +278,7 @@ def test_the_plan_for_kto_counts_rows_and_keeps_two_of_them() -> None:
     double = recipe_of("kto", per_device_train_batch_size=16, gradient_accumulation_steps=1)
     assert plan(double, rows, config(), 80 * GIB).memory.activations == pairs.memory.activations
     assert {cut.micro_batch for cut in plan(kto, rows, config(), 1).tries} == {8}, "its KL term is a mean over them"
+    assert [cut.micro_batch for cut in cuts(kto, [True], None, "cpu")] == [8], "of an unknown architecture too"
 
 
 def test_the_try_before_training_holds_the_logits_that_training_will(
