@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from dpo_cli.chat import chat_tokens
+from dpo_cli.inference import padded
 from dpo_cli.records import Message
 from tests.tools.make_tiny_qwen3 import (
     SEED,
@@ -27,7 +28,6 @@ from tests.tools.make_tiny_qwen3 import (
     config,
     follow,
     minimise,
-    padded,
     save,
     training_questions,
 )
@@ -73,7 +73,7 @@ def make(folder: Path, steps: int) -> Iterator[float]:
 def scores(model: Any, tokenizer: Any, rows: Sequence[tuple[Sequence[Message], str]]) -> torch.Tensor:
     """The reward [rows] of answers to conversations, rendered as `eval` shows them to a reward model."""
     rendered = [chat_tokens(tokenizer, [*prompt, Message(role="assistant", content=said)]) for prompt, said in rows]
-    ids, mask = padded(rendered, tokenizer.pad_token_id)
+    ids, mask = padded(rendered, "cpu", value=tokenizer.pad_token_id)
     found: torch.Tensor = model(input_ids=ids, attention_mask=mask).logits[:, 0]
     return found
 

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from dpo_cli.chat import chat_tokens
 from dpo_cli.cli import app
+from dpo_cli.inference import padded
 from dpo_cli.records import Message, read_pairs
 from safetensors.torch import save_file
 from tests.tools import smoke_words as words
@@ -120,7 +121,7 @@ def train(
     def loss() -> torch.Tensor:
         drawn = (rng.choice(rng.choice(by_language) if phase.evenly else questions) for _ in range(BATCH))
         rows = [text(rng, tokenizer, question, phase.apart) for question in drawn]
-        ids, mask = padded([prompt + answer for prompt, answer in rows], tokenizer.pad_token_id)
+        ids, mask = padded([prompt + answer for prompt, answer in rows], "cpu", value=tokenizer.pad_token_id)
         labels = ids.masked_fill(~mask.bool(), -100)
         for label, (prompt, _) in zip(labels, rows, strict=True):
             label[: len(prompt)] = -100
@@ -266,13 +267,6 @@ def write_sums() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- training
-
-
-def padded(rows: Sequence[Sequence[int]], pad: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask [rows, longest], padded on the right."""
-    longest = max(len(row) for row in rows)
-    ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
-    return ids, torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
 
 
 def minimise(model: Any, loss: Callable[[], torch.Tensor], steps: int, learning_rate: float) -> Iterator[float]:
