@@ -124,7 +124,7 @@ def test_wilson_is_that_of_statsmodels(wins: float, count: int) -> None:
 @pytest.mark.parametrize(
     ("statistic", "columns"),
     [(mean, 1), (quantile(0.5), 1), (quantile(0.1), 1), (mean_change, 2)],
-    ids=["mean", "paired difference"],
+    ids=["mean", "median", "p10", "paired difference"],
 )
 @pytest.mark.parametrize("count", [8, 60, 400])
 def test_bootstrap_is_that_of_scipy(statistic: Callable[..., Any], columns: int, count: int) -> None:
