@@ -112,13 +112,15 @@ class Client:
         import openai
 
         settings, asked = self.settings, frozenset(self._refuses)
+        all_tries = 2 * settings.timeout * (settings.retries + 1)  # the client limits each read, and one may drip
         try:
-            completion = await client.chat.completions.create(model=settings.model, **_accepted(request, asked))
+            async with asyncio.timeout(all_tries):
+                completion = await client.chat.completions.create(model=settings.model, **_accepted(request, asked))
             choice = completion.choices[0]
             text = _without_key(choice.message.content or "", client)
             used = completion.usage.total_tokens if completion.usage else 0
             return Reply(text, choice.finish_reason == "length", used)
-        except openai.APITimeoutError:
+        except (openai.APITimeoutError, TimeoutError):
             raise _Unanswered(f"nothing within {settings.timeout:g} s; see {settings.at}.timeout") from None
         except openai.APIConnectionError:
             raise self._unreachable() from None

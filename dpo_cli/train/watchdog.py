@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from transformers import TrainerCallback
@@ -39,6 +40,9 @@ FLAT_REWARD, FLAT_NATS = 0.02, 0.2
 WORSE_LOSS = 1.1
 # A reward or margin at which sigmoid's gradient is 1 - sigmoid(10) = 0.005 % of its first: what still moves, drifts.
 RUNAWAY_REWARD = 10.0
+# Gradient norm against the median and the largest of at least so many rows before. Our choice, far above where ZClip
+# (arXiv 2504.02507) scales steps down: a lognormal norm with sigma 0.5 gets there twice in a million rows.
+SPIKE_MEDIANS, SPIKE_RECORD, SPIKE_ROWS = 10.0, 2.0, 10
 
 
 @dataclass
@@ -73,14 +77,26 @@ class Watchdog:
 
     def _checks(self, row: Mapping[str, float]) -> Sequence[Callable[[Mapping[str, float]], str | None]]:
         if not self._compares:  # nothing here is about preference
-            return [self._worse]
+            return [self._spike, self._worse]
         if "rewards/margins" not in row:
-            return []
+            return [self._spike]
         if not self.method.reference:
-            return [self._shortcut]
-        return [self._chosen, self._shortcut, self._flat, self._worse, self._runaway]
+            return [self._spike, self._shortcut]
+        return [self._spike, self._chosen, self._shortcut, self._flat, self._worse, self._runaway]
 
     # ------------------------------------------------------------------------------------------------ what is looked at
+
+    def _spike(self, row: Mapping[str, float]) -> str | None:
+        norms = [past.get("grad_norm", math.inf) for past in self._rows]
+        *before, norm = [one for one in norms if math.isfinite(one)] or [0.0]
+        usual = median(before) if len(before) >= SPIKE_ROWS else 0.0
+        if not usual or norm < max(SPIKE_MEDIANS * usual, SPIKE_RECORD * max(before)):
+            return None
+        return (
+            f"the gradient's norm is {norm:.3g}, {norm / usual:.0f} times the usual: an odd batch or too "
+            f"large steps. A train.max_grad_norm below {norm:.2g} cuts such steps; if the loss stays up after it, "
+            "lower train.learning_rate."
+        )
 
     def _chosen(self, row: Mapping[str, float]) -> str | None:
         chosen, rejected = self._recent("rewards/chosen"), self._recent("rewards/rejected")

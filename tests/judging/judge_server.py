@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -23,7 +24,8 @@ class JudgeServer:
     """Serves on a free port of this machine until it is closed.
 
     Args:
-        behaviours: names in `REPLIES` or `FAULTS`, echo, hang or die, one a request for a judgment; the last one stays.
+        behaviours: names in `REPLIES` or `FAULTS`, echo, hang, drips or die, one a request for a judgment; the last
+            one stays.
         port: 0 takes a free one.
 
     Attributes:
@@ -132,6 +134,9 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
             if behaviour == "reasons" and {"temperature", "max_tokens"} & body.keys():
                 self.send(400, {}, UNSUPPORTED)
                 return
+            if behaviour == "drips":
+                self.drip()
+                return
             if behaviour in FAULTS:
                 status, headers, text = FAULTS[behaviour]
                 self.send(status, headers, text.replace("…", str(key)))
@@ -142,6 +147,15 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
             choice = {"index": 0, "finish_reason": reason, "message": message}
             completion = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
             self.send(200, {"Content-Type": "application/json"}, json.dumps(completion))
+
+        def drip(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            with suppress(OSError):  # the client has left
+                while not server.released.wait(0.02):
+                    self.wfile.write(b" ")
+            self.close_connection = True
 
         def send(self, status: int, headers: dict[str, str], text: str) -> None:
             body = text.encode()

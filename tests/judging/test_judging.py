@@ -181,8 +181,9 @@ def test_one_request_that_can_not_be_done_fails_its_match_alone(cache: Path, fau
         assert scores(server, matches(3), cache, concurrency=1) == [1.0, None, 1.0]
 
 
-def test_a_request_without_end_fails_its_match_alone(cache: Path) -> None:
-    with JudgeServer("hang", "honest") as server:
+@pytest.mark.parametrize("fault", ["hang", "drips"])
+def test_a_request_without_end_fails_its_match_alone(cache: Path, fault: str) -> None:
+    with JudgeServer(fault, "honest") as server:
         failed, fine = judge(settings(server, concurrency=1, timeout=0.3, retries=0), matches(2), cache, progress=False)
     assert (failed.score, fine.score) == (None, 1.0)
     assert "eval.judge.timeout" in failed.orders[0]["text"]

@@ -94,8 +94,16 @@ def flat(losses: list[str], spread: float, drift: float = 0.0, seed: int = 0) ->
     return series(losses, lambda at: drift * at, lambda at: drift * at, lambda at: spread, seed=seed)
 
 
+def steep(norms: dict[int, float], seed: int = 0) -> Iterator[Row]:
+    """A sound run whose gradients have a lognormal norm, but for some rows."""
+    rng = Random(seed)
+    for index, row in enumerate(healthy(["sigmoid"], seed)):
+        yield row | {"grad_norm": norms.get(index, 2 * math.exp(rng.gauss(0, 0.5)))}
+
+
 SIGMOID = ["sigmoid"]
 BAD: dict[str, tuple[Callable[[], Iterator[Row]], str]] = {
+    "spike": (lambda: steep({30: 90.0, 35: math.inf, 40: 400.0}), "train.max_grad_norm below 90 cuts such steps"),
     "chosen as far as rejected": (lambda: series(SIGMOID, lambda at: -4 * at, lambda at: -4.05 * at, lambda at: 0.5),
                                   "as much as the rejected"),
     "chosen too far": (lambda: series(SIGMOID, lambda at: -8 * at, lambda at: -9.5 * at, lambda at: 1.0),
@@ -114,6 +122,11 @@ BAD: dict[str, tuple[Callable[[], Iterator[Row]], str]] = {
 @pytest.mark.parametrize("losses", LOSSES, ids="+".join)
 def test_a_sound_run_gets_no_remark(losses: list[str], seed: int) -> None:
     assert remarks(healthy(losses, seed), losses) == []
+
+
+@pytest.mark.parametrize("norms", [{}, {5: 90.0}, {30: math.inf, 31: math.nan}], ids=["none", "early", "overflows"])
+def test_norms_that_vary_or_overflow_are_no_spike(norms: dict[int, float]) -> None:
+    assert remarks(steep(norms)) == []
 
 
 @pytest.mark.parametrize("name", BAD)
