@@ -308,6 +308,10 @@ def check(
     with reported(debug):
         loaded = recipe.load(shipped(recipe_path), settings)
         remarks = recipe.check(loaded, shipped(recipe_path))
+        if any(source.sample and source.quota for source in loaded.data.sources):
+            from dpo_cli.prepare.own_answers import check_quotas
+
+            check_quotas(loaded)
         if everything:
             sys.stdout.write(recipe.dump(loaded, takes_unicode()))
             sys.stdout.flush()  # here, where a reader that is gone is no error

@@ -226,6 +226,9 @@ def _bitsandbytes(installed: Installed) -> Iterator[Finding]:
 
 def _unsloth(installed: Installed) -> Iterator[Finding]:
     has_card, trl = bool(installed.torch.get("card")), installed.versions.get("trl", "")
+    if trl.startswith("1.15") and not has_card:
+        state = "TRL 1.15 computes its log-probabilities on GPUs only"
+        yield Finding("trl on a CPU", state, False, True, "pip install trl==1.16.0")
     version, error = installed.versions.get("unsloth"), installed.imports.get("unsloth", {}).get("error")
     if version is None:
         fix = "in a venv of its own: make .venv-gpu/installed" if has_card else ""

@@ -114,7 +114,9 @@ def build_problem(driver: Driver | None, cuda: str, install: str) -> tuple[str, 
     """
     index = torch_index(driver)
     if driver is None:
-        return "there is no NVIDIA driver here (no nvidia-smi)", "install it; start a container with --gpus all"
+        needed = f" ({oldest_driver(cuda)} or newer, for CUDA {cuda})" if oldest_driver(cuda) else ""
+        what = "there is no NVIDIA driver here (no nvidia-smi)"
+        return what, f"install it{needed}; start a container with --gpus all"
     if driver.error:
         return f"nvidia-smi fails: {driver.error}", "restart the machine, or reinstall the NVIDIA driver"
     if cuda and too_old(driver, cuda):

@@ -19,8 +19,11 @@ from dpo_cli.environment import prepare_environment
 
 def torch_facts() -> dict[str, Any]:
     """The build of torch, the GPU that it finds, and why it finds none where there should be one."""
-    torch = importlib.import_module("torch")
-    problem = importlib.import_module("dpo_cli.gpu").cuda_problem()
+    import torch
+
+    from dpo_cli.gpu import cuda_problem
+
+    problem = cuda_problem()
     facts: dict[str, Any] = {
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
@@ -41,8 +44,9 @@ def torch_facts() -> dict[str, Any]:
 
 
 def unsloth_facts() -> dict[str, Any]:
-    backends = importlib.import_module("dpo_cli.backends")
-    backends.import_backend(backends.Backend("unsloth", ""))
+    from dpo_cli.backends import Backend, import_backend
+
+    import_backend(Backend("unsloth", ""))
     return {}
 
 

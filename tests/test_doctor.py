@@ -209,6 +209,12 @@ def test_a_probe_that_fails_does_not_end_the_others(machine: Machine, monkeypatc
     assert "--   disk          can't be examined: PermissionError: no way to look at the disk" in done.stdout
 
 
+def test_a_trl_that_trains_on_no_cpu(machine: Machine) -> None:
+    machine(usable=False)
+    done = examine()
+    assert done.exit_code == 1 and "TRL 1.15 computes its log-probabilities on GPUs only" in done.stdout
+
+
 def test_unsloth_with_a_newer_trl(machine: Machine) -> None:
     machine(unsloth="2026.10.9", trl="1.16.0")
     assert "Unsloth needs trl 1.15.0 or older, and 1.16.0 is installed" in examine().stdout

@@ -124,7 +124,7 @@ TOO_OLD = [
         # torch's CUDA, whether Unsloth is there, the driver, its card, CUDA_VISIBLE_DEVICES; none: no problem
         ("13.0", False, None, None, None, ()),
         (None, False, None, None, None, ()),
-        ("13.0", True, None, None, None, ("no NVIDIA driver", "--gpus all", "make smoke")),
+        ("13.0", True, None, None, None, ("no NVIDIA driver", "580 or newer", "--gpus all", "make smoke")),
         *((cuda, unsloth, *of_driver, None, parts) for unsloth in (False, True) for cuda, *of_driver, parts in TOO_OLD),
         (None, False, "580.95.05", RTX_4080, None, ()),  # the hf backend trains small models with it
         (None, True, "580.95.05", RTX_4080, None, ("CPU build", CUDA_13)),

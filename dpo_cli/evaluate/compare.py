@@ -14,6 +14,7 @@ from dpo_cli.disk import read_json
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate.summary import CHANGED, chosen, shown
 from dpo_cli.evaluate.text_metrics import valid
+from dpo_cli.evaluate.winrate import bradley_terry
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.reads import recipe_keys
 from dpo_cli.records import read_answers, read_jsonl, read_pairs
@@ -35,6 +36,7 @@ class Compared:
         answers: prompt -> row of samples.jsonl. scores: prompt -> the judge's, 0..1.
         differs: what its recipe has otherwise than the first run's, `{key: value}`; of two methods, whose arguments
             are not the same, only what both have.
+        strength: Elo points above the base, where the judge saw all runs alike.
     """
 
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -44,6 +46,7 @@ class Compared:
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
     differs: dict[str, Any] = field(default_factory=dict)
+    strength: Figure | None = None
 
 
 class Difference(NamedTuple):
@@ -81,6 +84,9 @@ def read_runs(runs: Sequence[tuple[Recipe, Run]]) -> tuple[dict[str, Compared], 
     if not remarks:
         for one in compared.values():
             one.values[JUDGE] = one.scores
+        games = [(prompt, name, "", score) for name, one in compared.items() for prompt, score in one.scores.items()]
+        for name, strength in bradley_terry(games, "", runs[0][0].seed).items():
+            compared[name].strength = strength
     return compared, remarks
 
 

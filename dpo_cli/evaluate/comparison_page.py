@@ -14,10 +14,11 @@ from dpo_cli.page import render
 from dpo_cli.published import clean
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
-from dpo_cli.show import SHARE, escaped, show_figure, table
+from dpo_cli.show import SHARE, Unit, escaped, show_figure, table
 from dpo_cli.show import say as print_line
 from dpo_cli.terminal import print_markdown, terminal
 
+ELO = Unit(0, signed=True, mark=0.0)
 BESIDE = 3  # columns of figures with intervals that have room on 80 columns
 # What is measured, by its key in tables.py; a test set is called by its name.
 MEASURES = {compare.HELD_OUT: "reward_accuracy", compare.JUDGE: "win_rate", compare.VALID: "valid_rate"}
@@ -91,6 +92,10 @@ class Comparison:
         yield table([self.say(one) for one in ("run", "train_head", "memory_head")], rows)
         if any(one.metrics["judge"] for one in self.runs.values()):
             yield self._table({self._name(key): ("judge", key) for key in ("win_rate", "length_adjusted_win_rate")})
+        strengths = {name: one.strength for name, one in self.runs.items() if one.strength}
+        if strengths:
+            shown = [[name, show_figure(one, ELO, to=self.say("to"))] for name, one in strengths.items()]
+            yield table([self.say("run"), self.say("elo_head")], shown)
 
     def differences(self) -> str:
         """Every other run's difference from the first."""

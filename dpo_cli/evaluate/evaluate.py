@@ -200,6 +200,8 @@ def _metrics(
         "examples": summary.examples(samples, scores, margins, recipe.seed),
         "data": {
             "pairs": prepared["pairs"],
+            "came": sum(one["in"] for one in prepared["sources"].values()),
+            "kept": sum(one["kept"] for one in prepared["sources"].values()),
             "warnings": prepared["warnings"],
             "report": report_sections(run["prepare"] / "report.md", ("Funnel", "Shortcuts")),
         },

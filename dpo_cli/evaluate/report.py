@@ -18,7 +18,7 @@ from dpo_cli.evaluate.verdict import verdict, warnings
 from dpo_cli.page import render
 from dpo_cli.progress import clock
 from dpo_cli.published import clean
-from dpo_cli.show import escaped, fenced, shorten, show_figure
+from dpo_cli.show import LOSS, RATIO, escaped, fenced, shorten, show_figure
 from dpo_cli.show import say as print_line
 from dpo_cli.stats import opposite
 from dpo_cli.terminal import print_markdown, terminal
@@ -101,7 +101,7 @@ def print_report(folder: Path) -> None:
 def sections(metrics: Mapping[str, Any], language: str) -> Iterator[Section]:
     """The report's parts in the order that a reader needs, without what was not asked for."""
     tables, say = Tables(metrics, language), words.speaker(language)
-    parts, pairs = tables.parts(), metrics["pairs"]
+    parts, pairs, data = tables.parts(), metrics["pairs"], metrics["data"]
 
     def section(key: str, text: str = "", *notes: str, **more: Any) -> Section:
         return Section(key, say(key), text, notes, **more)
@@ -113,15 +113,26 @@ def sections(metrics: Mapping[str, Any], language: str) -> Iterator[Section]:
         notes += [say("scores")] if any(one["score"] is not None for one in examples) else []
         yield section("answers", _examples(examples, say), *notes, examples=examples)
     if pairs:
-        yield section("pairs", parts["pairs"])
+        accuracy = pairs["reward_accuracy"]
+        lead = say("pairs_lead", accuracy=show_figure(accuracy), n=f"{accuracy['n']:,}")
+        yield section("pairs", parts["pairs"], lead)
     if "sets" in parts:
         yield section("sets", parts["sets"], say("sets_lead", n=len(metrics["sets"])))
-    yield section("learned", parts["answers"])
-    if metrics["samples"]:
-        yield section("samples", parts["samples"], say("sampled", **metrics["sampling"]))
-    if metrics["judge"]:
-        yield section("judge", parts["judge"], tables.judged())
+    losses = {side: show_figure(metrics["answers"][f"loss_{side}"], LOSS) for side in ("base", "tuned")}
+    yield section("learned", parts["answers"], say("learned_lead", **losses))
+    if samples := metrics["samples"]:
+        repetitive = show_figure(samples["repetitive_tuned"], interval=False)
+        lead = say("samples_lead", ratio=show_figure(samples["length_ratio"], RATIO), repetitive=repetitive)
+        yield section("samples", parts["samples"], lead, say("sampled", **metrics["sampling"]))
+    if judge := metrics["judge"]:
+        rates = {"rate": show_figure(judge["win_rate"]), "adjusted": show_figure(judge["length_adjusted_win_rate"])}
+        yield section("judge", parts["judge"], say("judge_lead", **rates), tables.judged())
+    points = next((one["points"] for one in metrics["curves"] if one["key"] == "loss"), [])
+    losses_by_step = [(step, value) for step, value in points if value is not None]
     above = []
+    if losses_by_step:
+        (_, first), (steps, last) = losses_by_step[0], losses_by_step[-1]
+        above.append(say("training_lead", first=f"{first:.3g}", last=f"{last:.3g}", steps=f"{steps:,}"))
     if pairs:
         groups, longer, margins = tables.accuracies(), pairs["longer_wins"], metrics["histogram"]
         ends = charts.scale(dot for dots in groups.values() for dot in dots)
@@ -132,7 +143,8 @@ def sections(metrics: Mapping[str, Any], language: str) -> Iterator[Section]:
         above.append(say("margins_lead", right=f"{margins['right']:,}", n=f"{sum(margins['counts']):,}"))
     drawn = list(_training_charts(metrics, say))
     yield section("margins" if pairs else "training", "", *above, charts=drawn)
-    yield section("data", metrics["data"]["report"])
+    counts = {one: f"{data[one]:,}" for one in ("kept", "came")}
+    yield section("data", data["report"], say("data_lead", **counts))
     made = [f"- {what}: {escaped(str(value))}" for what, value in metrics["environment"].items() if value]
     yield section("made", "\n".join(made))
     yield section("recipe", fenced(metrics["recipe"]), folded=True)

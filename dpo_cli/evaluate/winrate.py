@@ -1,4 +1,4 @@
-"""What judgments come to: win rates with intervals, as judged and with length taken out.
+"""What judgments come to: win rates with intervals, as judged and with length taken out; and strengths of several runs.
 
 The unit of every interval is the prompt: the two orders of one prompt mostly say the same, and counted as two
 observations they would make intervals that promise 95 % and hold 83 %.
@@ -21,6 +21,9 @@ from dpo_cli.stats import Figure, bootstrap, bootstrap_mean, wilson
 Array = NDArray[Any]
 
 DRAWS = 10_000
+ELO = 173.71779276130073  # 400 / ln 10: points of one nat of log-odds
+
+Comparison = tuple[str, str, str, float]  # prompt, player, opponent, share that goes to the player, in 0..1
 
 
 def win_rate(scores: Sequence[float], seed: int) -> Figure:
@@ -128,3 +131,61 @@ def judge_metrics(
         "judged": len(judged),
         "asked": len(judgments),
     }
+
+
+def bradley_terry(comparisons: Sequence[Comparison], base: str, seed: int, draws: int = 2000) -> dict[str, Figure]:
+    """Strengths in Elo points above `base`: +100 beats it on 64 % of prompts, +200 on 76 %; base itself is 0.
+
+    P(i beats j) = p_i / (p_i + p_j), fitted by Hunter's MM update (2004), p_i ← W_i / Σ_j n_ij / (p_i + p_j). That is
+    the exact maximum of the likelihood, which exists where wins lead from every player to every other (Ford 1957).
+    Where they don't, as with one that won all, each pair that met gets one drawn game on top. Interval: bootstrap over
+    prompts; all comparisons on one prompt are drawn together, for a hard prompt is one for all.
+
+    Args:
+        comparisons: games lead from `base` to every player.
+        draws: resamples of the bootstrap.
+
+    Returns:
+        A figure for each player but base; n is the prompts that the player was judged on.
+    """
+    if not comparisons:
+        return {}
+    prompts = {prompt: row for row, prompt in enumerate(dict.fromkeys(one[0] for one in comparisons))}
+    names = list(dict.fromkeys([base, *(name for one in comparisons for name in one[1:3])]))
+    wins = numpy.zeros((len(prompts), len(names), len(names)))  # [prompt, i, j]: share that went to i against j
+    for prompt, player, opponent, share in comparisons:
+        row, i, j = prompts[prompt], names.index(player), names.index(opponent)
+        wins[row, i, j] += share
+        wins[row, j, i] += 1 - share
+    games = wins + wins.swapaxes(1, 2)
+    counts = numpy.random.default_rng(seed).multinomial(len(prompts), [1 / len(prompts)] * len(prompts), draws)
+    drawn = numpy.tensordot(numpy.concatenate([numpy.ones((1, len(prompts))), counts]), wins, 1)
+    prior = numpy.where(_connected(drawn)[:, None, None], 0.0, (games.sum(0) > 0) / 2)
+    points = (ELO * numpy.log(_strengths(drawn + prior))).round(6)
+    lows, highs = numpy.quantile(points[1:], (0.025, 0.975), axis=0).round(6).tolist()
+    judged = (games.sum(-1) > 0).sum(0).tolist()
+    found = zip(names, points[0].tolist(), lows, highs, judged, strict=True)
+    return {name: Figure(value=at, low=low, high=high, n=n) for name, at, low, high, n in found if name != base}
+
+
+def _connected(wins: Array) -> Array:
+    """Whether wins lead from every player to every other, [draws], of wins [draws, players, players]."""
+    players = wins.shape[-1]
+    reached: Array = numpy.logical_or(wins > 0, numpy.eye(players, dtype=bool))
+    for _ in range(players.bit_length()):  # paths of twice the length, each time
+        reached = reached @ reached
+    return numpy.asarray(reached.all((-1, -2)))
+
+
+def _strengths(wins: Array) -> Array:
+    """p [draws, players] of wins [draws, players, players], the first player's held at 1."""
+    games = wins + wins.swapaxes(-1, -2)
+    p = numpy.ones(wins.shape[:-1])
+    for _ in range(10_000):
+        new = wins.sum(-1) / (games / (p[..., :, None] + p[..., None, :])).sum(-1)
+        new /= new[..., :1]
+        moved = float(abs(numpy.log(new / p)).max())
+        p = new
+        if moved < 1e-9:
+            break
+    return p

@@ -120,7 +120,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "data": ("Data", "数据"),
     "made": ("How it was made", "运行环境"),
     "recipe": ("Recipe", "配方"),
-    # one sentence below some of them
+    # one sentence a group
     "answers_lead": ("{changed} of the answers that changed most and {random} drawn at random; all {all} are in "
         "samples.jsonl beside this page.",
         "变化最大的 {changed} 个回答和随机抽取的 {random} 个；全部 {all} 个见本页旁的 samples.jsonl。"),
@@ -130,6 +130,20 @@ WORDS: dict[str, tuple[str, str]] = {
         "仅凭回答长度就有 {length} 判断正确：模型必须超过它。"),
     "margins_lead": ("{right} of {n} margins are above 0, where the chosen answer gained more.",
         "{n} 个奖励间隔中有 {right} 个大于 0，即偏好的回答提升更多。"),
+    "pairs_lead": ("{accuracy} of {n} held-out prompts moved towards the chosen answer; before training it is 50%.",
+        "在 {n} 个留出的提示中，{accuracy} 向偏好的回答移动；训练前为 50%。"),
+    "samples_lead": ("The tuned model's answers are {ratio} as long as the base's; {repetitive} of them repeat "
+        "themselves.",
+        "微调后回答的长度是基座模型的 {ratio}；其中 {repetitive} 有重复。"),
+    "judge_lead": ("The judge prefers the tuned model's answer to {rate} of the prompts; with length taken out "
+        "{adjusted}.",
+        "评审在 {rate} 的提示上偏好微调后的回答；去除长度影响后为 {adjusted}。"),
+    "learned_lead": ("The loss on the held-out answers to be learned went from {base} to {tuned} nats a token.",
+        "要学习的留出回答上的损失从每词元 {base} 纳特变为 {tuned} 纳特。"),
+    "training_lead": ("The loss went from {first} to {last} over {steps} steps.",
+        "{steps} 步训练中损失从 {first} 变为 {last}。"),
+    "data_lead": ("{kept} of {came} prompts that were read passed the filters.",
+        "读取的 {came} 个提示中有 {kept} 个通过了过滤。"),
     # in the groups
     "changed": ("changed most", "变化最大"),
     "random": ("at random", "随机"),
@@ -209,6 +223,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "figure_head": ("figure", "指标"),
     "difference_head": ("difference, 95% interval", "差异及 95% 区间"),
     "prompts_head": ("prompts", "提示数"),
+    "elo_head": ("Elo over the base", "对基座的 Elo"),
     "train_head": ("train", "训练"),
     "memory_head": ("memory", "内存"),
     "legend_dot": ("reward accuracy with its 95% interval", "奖励准确率及其 95% 区间"),

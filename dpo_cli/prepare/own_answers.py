@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpo_cli import chat
+from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.judging.client import Client
 from dpo_cli.judging.judgment import key_of
 from dpo_cli.language import language
@@ -25,7 +26,8 @@ from dpo_cli.prepare import filters, tokens
 from dpo_cli.prepare.feed import Broken
 from dpo_cli.prepare.funnel import Drop, RowStore
 from dpo_cli.prepare.rating import rate
-from dpo_cli.prepare.read import Read
+from dpo_cli.prepare.read import Read, look
+from dpo_cli.prepare.sources import is_hub
 from dpo_cli.prepare.text import hash64, prompt_key
 from dpo_cli.progress import Step
 from dpo_cli.published import without_paths
@@ -40,6 +42,29 @@ CHUNK = 256  # prompts answered between two writes of them
 ANSWERS, RATINGS = ".answers.sqlite", ".judgments.sqlite"  # beside the runs, for all of them
 
 Looked = tuple[Read, filters.Context]  # what a source is read as, and what its filters need to know
+
+
+def check_quotas(recipe: Recipe) -> None:
+    """Raise a DpoError for a quota over the prompts of a sampled source that lies on this machine."""
+    for rank, source in enumerate(recipe.data.sources):
+        if source.sample and source.quota is not None and not is_hub(source):
+            _prompts_in(recipe, rank, look(recipe, rank))
+
+
+def _prompts_in(recipe: Recipe, rank: int, one: Read) -> int:
+    """How many prompts a sampled source has; a quota that they can't fill is an error with the quota to write."""
+    source, sample = one.source, one.source.sample
+    assert sample is not None
+    prompts = sum(isinstance(item, CandidateSet) for item in _slice(one, Counter()))
+    most = prompts * (sample.answers * (sample.answers - 1) // 2 if recipe.data.pairs.pick == "all" else 1)
+    if source.quota is not None and source.quota > most:
+        raise DpoError(
+            f"quota {source.quota:,} is over the {prompts:,} prompts of {source.label}, which give a pair each at most",
+            where=recipe.where("data", "sources", rank, "quota"),
+            hint=f"write quota: {most}, or remove it",
+            exit_code=USAGE,
+        )
+    return prompts
 
 
 def _slice(one: Read, counts: Counter[str]) -> Iterator[CandidateSet | Broken]:
@@ -144,16 +169,11 @@ def own_answers(
         tokenizer: the model's, where lengths count.
 
     Raises:
-        DpoError: model, server or rater can't be had.
+        DpoError: model, server or rater can't be had; a quota is over its prompts.
     """
     made, answers, counts = OwnAnswers(RowStore(folder)), 0, Counter[str]()
     samples = {rank: one.source.sample for rank, (one, _) in enumerate(looked) if one.source.sample}
-    asked = sum(
-        sample.answers
-        for rank, sample in samples.items()
-        for item in _slice(looked[rank][0], Counter())
-        if isinstance(item, CandidateSet)
-    )
+    asked = sum(_prompts_in(recipe, rank, looked[rank][0]) * sample.answers for rank, sample in samples.items())
     with ExitStack() as stack:
         store = stack.enter_context(Store(kept / ANSWERS))
         step = stack.enter_context(Step("sampling answers", quiet=quiet or not samples, total=asked))

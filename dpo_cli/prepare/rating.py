@@ -19,6 +19,7 @@ from dpo_cli.progress import Step
 from dpo_cli.published import without_paths
 from dpo_cli.recipe import OpenAIRater, Recipe
 from dpo_cli.records import CandidateSet, Message, write_jsonl
+from dpo_cli.stats import wilson
 from dpo_cli.store import Store
 
 CHUNK = 256  # prompts whose answers are rated at once: memory holds no more of them
@@ -111,7 +112,7 @@ def rate(
         rater, name = _ByServer(settings, store, weights), settings.model
     else:
         rater, name = _ByRewardModel(settings, store), settings.id
-    values = array("d")
+    values, longer = array("d"), Counter[bool]()
 
     def rows() -> Iterator[dict[str, Any]]:
         while chunk := list(islice(sets, CHUNK)):
@@ -119,7 +120,9 @@ def rate(
             given = iter(rater.rate(talks, step.advance))
             for item in chunk:
                 answers = [(one, next(given)) for one in item.candidates]
-                values.extend(rater.value(what) for _, what in answers)
+                own = [rater.value(what) for _, what in answers]
+                values.extend(own)
+                _count_longer([(value, len(one.text)) for value, (one, _) in zip(own, answers, strict=True)], longer)
                 yield {
                     "source": item.source, "prompt": item.prompt, "dropped": item.lost,
                     "answers": [{"text": one.text, "model": one.model, **what} for one, what in answers],
@@ -131,6 +134,15 @@ def rate(
         "by": {"kind": settings.kind, "model": without_paths(name)},
         "answers": len(values),
         "failures": sum(map(math.isnan, values)),
+        "longer_wins": wilson(longer[True], longer.total()),
         **rater.figures(values),
     }
     return ranks(values) if isinstance(rater, _ByRewardModel) else values, figures
+
+
+def _count_longer(answers: list[tuple[float, int]], longer: Counter[bool]) -> None:
+    """Whether the best answer of a prompt is longer than the worst; where they are alike, nothing."""
+    known = [one for one in answers if not math.isnan(one[0])]
+    best, worst = max(known, default=(0.0, 0)), min(known, default=(0.0, 0))
+    if best[0] != worst[0] and best[1] != worst[1]:
+        longer[best[1] > worst[1]] += 1

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 from dpo_cli.errors import DpoError, either
+from dpo_cli.prepare import split
 from dpo_cli.prepare.filters import ANSWER_FILTERS, REASONS
 from dpo_cli.prepare.funnel import Entry, Funnel
 from dpo_cli.prepare.layouts import MAPPABLE
@@ -58,6 +59,7 @@ def warnings(recipe: Recipe, funnel: Funnel, entries: list[Entry], rows: dict[st
     """Return a sentence for all that the user should look at; `rows` counts those of train, eval and over the mix."""
     found = _losses(recipe, funnel, entries)
     found += _held_out(recipe, rows)
+    found += _more_held_out(recipe, entries)
     for (source, what), count in sorted(funnel.notes.items()):
         found.append(f"{source}: left out of {count:,} of {funnel.came[source]:,} prompts: {what}")
     for one in read:
@@ -124,6 +126,19 @@ def _held_out(recipe: Recipe, rows: dict[str, int]) -> list[str]:
         return [f"{known}; data.eval_fraction: 0.5 would hold out half of the {every}, but gather some hundreds"]
     share = math.ceil(100 * ENOUGH_HELD_OUT / every) / 100
     return [f"{known}; data.eval_fraction: {share:g} would hold out about {ENOUGH_HELD_OUT} of {every:,}"]
+
+
+def _more_held_out(recipe: Recipe, entries: list[Entry]) -> list[str]:
+    """That more than `data.eval_fraction` is held out, for that would be too few prompts."""
+    clusters, fraction = {entry.cluster for entry in entries if entry.drop is None}, recipe.data.eval_fraction
+    below = split.held_below(clusters, fraction)
+    if below == int(fraction * 2.0**64):
+        return []
+    held = sum(one < below for one in clusters)
+    return [
+        f"{held} of {len(clusters)} prompts are held out, not {fraction:.0%}: fewer would measure next to nothing; "
+        "with more data the share falls to data.eval_fraction, and some of these prompts then train"
+    ]
 
 
 def own_answers(recipe: Recipe, figures: dict[str, Any]) -> list[str]:

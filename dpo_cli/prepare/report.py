@@ -201,7 +201,8 @@ def _own_answers(report: dict[str, Any]) -> dict[str, str]:
         aspects = rated.get("aspects") or {}
         means = ", ".join(f"{name.replace('_', ' ')} {one['mean']:.2f}" for name, one in aspects.items())
         facts["rated"] = (
-            f"{rated['answers']:,} answers by {rated['by']['model']}, {rated['failures']:,} without a score"
+            f"{rated['answers']:,} answers by {rated['by']['model']}, {rated['failures']:,} without a score; "
+            f"the longer one preferred {show_figure(rated['longer_wins'])}"
             + (f"; mean of 1 to 5: {means}; {rated['tokens']:,} tokens" if means else "")
         )
     return facts

@@ -1,11 +1,12 @@
 """Losses over a prompt's whole list of answers: LiPO (Liu et al. 2024, arXiv 2402.01878).
 
 An answer y_i of K has a score s_i = beta x log(pi(y_i | x) / pi_ref(y_i | x)) and a label psi_i, higher for better. Of
-the labels, all but `lambda` see the order alone. Answers with equal labels are never compared, and the order in which a
-list stands plays no part. With two answers, all are DPO's sigmoid loss, `lambda` times a weight.
+the labels, `list_mle`, `softmax` and the `pair_` losses see the order alone. Answers with equal labels are never
+compared, and the order in which a list stands plays no part. With two answers, `list_mle`, `softmax` and
+`pair_logistic` are DPO's sigmoid loss, `lambda` is that times a weight.
 
 All take `scores`, `labels` (floats) and `present` (bool: which answers there are), each [..., K], and return the loss
-of each list, [...]: 0 where no answer is better than another.
+of each list, [...]: but for the `point_` losses, 0 where no answer is better than another.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 
 def better(labels: Tensor, present: Tensor) -> Tensor:
@@ -61,11 +62,30 @@ def pair_logistic(scores: Tensor, labels: Tensor, present: Tensor) -> Tensor:
     return softplus(-_difference(scores)).masked_fill(~better(labels, present), 0.0).sum((-1, -2))
 
 
+def pair_hinge(scores: Tensor, labels: Tensor, present: Tensor) -> Tensor:
+    """SLiC's loss for every pair of the list: sum over psi_i > psi_j of max(0, 1 - (s_i - s_j))."""
+    return (1 - _difference(scores)).clamp(min=0).masked_fill(~better(labels, present), 0.0).sum((-1, -2))
+
+
+def point_mse(scores: Tensor, labels: Tensor, present: Tensor) -> Tensor:
+    """Each answer alone, its score towards its label: sum of (psi_i - s_i)^2."""
+    return (labels - scores).square().masked_fill(~present, 0.0).sum(-1)
+
+
+def point_sigmoid(scores: Tensor, labels: Tensor, present: Tensor) -> Tensor:
+    """Each answer alone, its label as a probability: -sum of psi_i log sigma(s_i) + (1 - psi_i) log sigma(-s_i)."""
+    losses = binary_cross_entropy_with_logits(scores, labels.to(scores.dtype), reduction="none")
+    return losses.masked_fill(~present, 0.0).sum(-1)
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "lambda": lambda_rank,
     "list_mle": list_mle,
     "softmax": softmax,
     "pair_logistic": pair_logistic,
+    "pair_hinge": pair_hinge,
+    "point_mse": point_mse,
+    "point_sigmoid": point_sigmoid,
 }
 PER_TOKEN = tuple(f"{name}_norm" for name in LOSSES)  # the same, of scores that are divided by the answer's tokens
 LOSS_TYPES = (*LOSSES, *PER_TOKEN)

@@ -283,6 +283,8 @@ def _notes(recipe: Recipe, trainer: Any) -> list[str]:
     low = next((name for name in train.losses if train.reward_scale < LOSSES[name].least_beta), None)
     if low:
         notes.append(f"! train.beta {train.beta:g} is of DPO's size; {low} weighs log-probabilities per token: about 2")
+    if trainer.args.device.type == "cuda" and processes.count() == 1 and torch.cuda.device_count() > 1:
+        notes.append(f"one of {torch.cuda.device_count()} GPUs: accelerate launch -m dpo_cli train … takes all")
     if train.save_only_model:
         notes.append("! train.save_only_model: checkpoints have no optimizer state, so this run can't be resumed")
     steps = total_steps(trainer)

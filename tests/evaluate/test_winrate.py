@@ -9,7 +9,7 @@ import numpy
 import pytest
 import scipy.stats
 import statsmodels.api as sm
-from dpo_cli.evaluate.winrate import judge_metrics, length_adjusted, position_consistency, win_rate
+from dpo_cli.evaluate.winrate import bradley_terry, judge_metrics, length_adjusted, position_consistency, win_rate
 from dpo_cli.judging.judgment import Judgment, Reading, Verdict
 from dpo_cli.recipe import OpenAIJudge, RewardModelJudge
 from dpo_cli.stats import Figure
@@ -170,3 +170,48 @@ def test_a_win_by_length_alone_is_none_at_equal_lengths() -> None:
     metrics = judge_metrics(SERVER, judgments, [], differences, seed=0)
     rate, adjusted = metrics["win_rate"], metrics["length_adjusted_win_rate"]
     assert rate["low"] > 0.5 and adjusted["low"] <= 0.5 <= adjusted["high"]
+
+
+# ----------------------------------------------------------------------------------------------------- Bradley-Terry
+
+
+def test_against_base_alone_a_strength_is_the_win_rate_in_points() -> None:
+    scores = shares(200, 0.64, seed=1)
+    found = bradley_terry([(str(row), "run", "base", share) for row, share in enumerate(scores)], "base", seed=0)
+    share = sum(scores) / len(scores)
+    assert found["run"]["value"] == pytest.approx(400 * math.log10(share / (1 - share)), abs=1e-4)
+    assert found["run"]["n"] == 200
+    turned = [(str(row), "base", "run", 1 - share) for row, share in enumerate(scores)]
+    assert bradley_terry(turned, "base", seed=0) == found
+
+
+def test_three_players_have_the_strengths_of_the_greatest_likelihood() -> None:
+    """A 7:3 B, A 6:4 C, C 6:4 B: at the maximum each one's expected wins are those it has (Ford 1957)."""
+    results = [("A", "B", 7), ("A", "C", 6), ("C", "B", 6)]
+    played = [
+        (f"{one}{other}{game}", one, other, float(game < won)) for one, other, won in results for game in range(10)
+    ]
+    found = bradley_terry(played, "A", seed=0, draws=50)
+    elo = {"A": 0.0, **{name: figure["value"] or 0.0 for name, figure in found.items()}}
+
+    def expected(name: str, other: str) -> float:
+        return 10 / (1 + 10 ** ((elo[other] - elo[name]) / 400))
+
+    wins = {"A": 13, "B": 7, "C": 10}
+    for name, won in wins.items():
+        assert sum(expected(name, other) for other in wins if other != name) == pytest.approx(won, abs=1e-4)
+    assert elo["A"] > elo["C"] > elo["B"]
+
+
+def test_who_wins_all_has_a_strength() -> None:
+    found = bradley_terry([(str(row), "all", "base", 1.0) for row in range(30)], "base", seed=0)
+    assert 600 < (found["all"]["value"] or 0) < 800
+    assert bradley_terry([], "base", seed=0) == {}
+
+
+def test_prompts_are_drawn_whole() -> None:
+    """Two runs that always score alike are told apart by nothing, so their intervals must be the same."""
+    scores = shares(60, 0.6, seed=4)
+    played = [(str(row), run, "base", share) for row, share in enumerate(scores) for run in ("one", "two")]
+    found = bradley_terry(played, "base", seed=0)
+    assert found["one"] == found["two"]

@@ -133,7 +133,7 @@ def test_the_report_says_who_answered_and_who_rated(served: Served) -> None:
     wanted = [
         f"48 answers to 12 prompts by m on a server; {sampled['cut_off']} found no end",
         f"{sampled['identical']} were given before; {48 * 12} tokens",
-        f"{rated['answers']} answers by m, {rated['failures']} without a score",
+        f"{rated['answers']} answers by m, {rated['failures']} without a score; the longer one preferred",
         *(f"{name.replace('_', ' ')} {one['mean']:.2f}" for name, one in rated["aspects"].items()),
         f"{rated['tokens']:,} tokens",
     ]
@@ -287,6 +287,25 @@ def test_a_server_that_is_down_costs_nothing_that_was_paid(served: Served) -> No
         assert (len(server.answers), len(server.ratings)) == (0, 48)
     with pytest.raises(DpoError, match="the server can't be reached"):
         served("http://127.0.0.1:9/v1")
+
+
+def test_a_quota_over_the_prompts_is_refused_before_anything_is_asked(served: Served) -> None:
+    with AnswerServer() as server:
+        with pytest.raises(DpoError, match="quota 13 is over the 12 prompts of rows") as caught:
+            served(server.url, source={"quota": 13})
+        assert not server.answers
+    assert "write quota: 12, or remove it" in str(caught.value)
+    assert caught.value.exit_code == USAGE
+
+
+@pytest.mark.parametrize(("settings", "quota"), [([], 12), (["--set", "data.pairs.pick=all"], 72)])
+def test_check_refuses_a_quota_over_the_prompts(tmp_path: Path, settings: list[str], quota: int) -> None:
+    recipe = project_of(tmp_path, "http://127.0.0.1:9/v1")
+    for value, code in ((quota, 0), (quota + 1, USAGE)):
+        done = CliRunner().invoke(app, ["check", str(recipe), "--set", f"data.sources.0.quota={value}", *settings])
+        assert done.exit_code == code, done.output
+    assert f"write quota: {quota}, or remove it" in done.stderr
+    assert "data.sources[0].quota" in done.stderr
 
 
 def project_of(folder: Path, url: str) -> Path:

@@ -98,6 +98,8 @@ def test_too_few_held_out_pairs_say_what_they_can_not_tell(count: int, fraction:
     assert fix in found[0]
     held = made.report["pairs"]["eval"]
     assert found[0].startswith("only " if held else "no pair is held out, so eval can measure nothing")
+    more = f"{held} of {count} prompts are held out, not 5%: fewer would measure next to nothing"
+    assert [one.startswith(more) for one in found[1:]] == [True] * (count == 200)
 
 
 def test_a_source_whose_answers_all_repeat_short_prompts_loses_them() -> None:

@@ -219,7 +219,8 @@ def test_memory_that_runs_out_in_training_is_said_with_the_step(runs: Runs, monk
         runs.go("train", *OFF, "engine.preflight=false", "train.max_steps=4", card=Card())
 
 
-def test_one_process_takes_one_of_two_cards(runs: Runs) -> None:
+def test_one_process_takes_one_of_two_cards_and_says_so(runs: Runs) -> None:
     """TRL refuses DataParallel, which transformers would take."""
     said = runs.go("train", *OFF, "train.max_steps=1", card=Card(count=2))
     assert re.search(r"24 pairs, 4 a step, on", said)
+    assert "one of 2 GPUs: accelerate launch" in " ".join(said.split())

@@ -45,17 +45,33 @@ def slow_lambda(scores: list[float], labels: list[float]) -> float:
     return total
 
 
-def slow_pair_logistic(scores: list[float], labels: list[float]) -> float:
-    """Of the distance of each pair with unequal labels, the better one first."""
-    answers = itertools.permutations(zip(scores, labels, strict=True), 2)
-    return sum(math.log(1 + math.exp(s_j - s_i)) for (s_i, psi_i), (s_j, psi_j) in answers if psi_i > psi_j)
+def slow_pairs(loss: Callable[[float], float]) -> Slow:
+    """A loss of the distance of each pair with unequal labels, the better one first."""
+
+    def slow(scores: list[float], labels: list[float]) -> float:
+        answers = itertools.permutations(zip(scores, labels, strict=True), 2)
+        return sum(loss(s_i - s_j) for (s_i, psi_i), (s_j, psi_j) in answers if psi_i > psi_j)
+
+    return slow
+
+
+def slow_points(loss: Callable[[float, float], float]) -> Slow:
+    return lambda scores, labels: sum(map(loss, scores, labels))
+
+
+def cross_entropy(score: float, label: float) -> float:
+    chance = 1 / (1 + math.exp(-score))
+    return -label * math.log(chance) - (1 - label) * math.log(1 - chance)
 
 
 SLOW: dict[str, Slow] = {
     "lambda": slow_lambda,
     "list_mle": slow_list_mle,
     "softmax": slow_softmax,
-    "pair_logistic": slow_pair_logistic,
+    "pair_logistic": slow_pairs(lambda distance: math.log(1 + math.exp(-distance))),
+    "pair_hinge": slow_pairs(lambda distance: max(0.0, 1 - distance)),
+    "point_mse": slow_points(lambda score, label: (label - score) ** 2),
+    "point_sigmoid": slow_points(cross_entropy),
 }
 
 
