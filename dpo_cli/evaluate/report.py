@@ -127,11 +127,11 @@ def sections(metrics: Mapping[str, Any], language: str) -> Iterator[Section]:
     if judge := metrics["judge"]:
         rates = {"rate": show_figure(judge["win_rate"]), "adjusted": show_figure(judge["length_adjusted_win_rate"])}
         yield section("judge", parts["judge"], say("judge_lead", **rates), tables.judged())
-    points = next((one["points"] for one in metrics["curves"] if one["key"] == "loss"), [])
-    losses_by_step = [(step, value) for step, value in points if value is not None]
+    points: list[Any] = next((one["points"] for one in metrics["curves"] if one["key"] == "loss"), [])
+    known = [(step, value) for step, value in points if value is not None]
     above = []
-    if losses_by_step:
-        (_, first), (steps, last) = losses_by_step[0], losses_by_step[-1]
+    if known:
+        (_, first), (steps, last) = known[0], known[-1]
         above.append(say("training_lead", first=f"{first:.3g}", last=f"{last:.3g}", steps=f"{steps:,}"))
     if pairs:
         groups, longer, margins = tables.accuracies(), pairs["longer_wins"], metrics["histogram"]
@@ -143,8 +143,8 @@ def sections(metrics: Mapping[str, Any], language: str) -> Iterator[Section]:
         above.append(say("margins_lead", right=f"{margins['right']:,}", n=f"{sum(margins['counts']):,}"))
     drawn = list(_training_charts(metrics, say))
     yield section("margins" if pairs else "training", "", *above, charts=drawn)
-    counts = {one: f"{data[one]:,}" for one in ("kept", "came")}
-    yield section("data", data["report"], say("data_lead", **counts))
+    lead = say("data_lead", kept=f"{data['kept']:,}", came=f"{data['came']:,}")
+    yield section("data", data["report"], lead)
     made = [f"- {what}: {escaped(str(value))}" for what, value in metrics["environment"].items() if value]
     yield section("made", "\n".join(made))
     yield section("recipe", fenced(metrics["recipe"]), folded=True)

@@ -62,7 +62,8 @@ def predict(
     row: int = 0,  # of padded rows and, `again`, of shared prefixes, see `Shape.kept`
     again: float = 0.0,
     fused_head: bool = True,  # TRL >= 1.15 makes logits tile by tile; the trainers of CPO and ORPO hold them all
-    unsloth: bool = False,  # the layers are Unsloth's, whose checkpointing keeps their inputs in the host's memory
+    unsloth: bool = False,  # the layers are Unsloth's
+    offloading: bool = True,  # whose checkpointing keeps their inputs in the host's memory, but for short rows
     reference_copy: bool = False,  # a frozen second adapter, where training goes on from an SFT adapter
 ) -> Memory:
     """Predict the peak of one forward and backward of a method with LoRA."""
@@ -75,7 +76,7 @@ def predict(
         casts = precision in ("bf16", "fp16")
         layer = tokens * shape.kept(width, rank, targets, row=row, again=again, casts=casts)
     # Checkpointing keeps each layer's input; Unsloth's, the two buffers through which they go to the host.
-    inputs = tokens * width * shape.hidden * (2 if unsloth else shape.layers)
+    inputs = tokens * width * shape.hidden * (2 if unsloth and offloading else shape.layers)
     activations, workspace = (inputs, layer) if checkpointing else (shape.layers * layer, 0)
     if width < LORA_BYTES and not unsloth:
         activations += lora * width  # autocast's copy of the LoRA; Unsloth's kernels cast what they are about to read

@@ -18,6 +18,8 @@ from dpo_cli.train.shape import LINEARS, Shape
 
 Lengths = tuple[int, ...]  # tokens of a row's prompt and of its answers: chosen and rejected, KTO's one, LiPO's list
 
+# From this max_length on, Unsloth's checkpointing offloads; below, it is the usual one (2026.10.9, models/_utils.py).
+UNSLOTH_OFFLOADS = 512
 # Where a larger pass gains no more. On a GPU its launches are hidden by then (a guess until one has run). On a CPU
 # 1,024 took 10.7 CPU seconds, 2,048 took 13.4 and 4,096 15.4 (tests/benchmarks, 512 wide): more leaves the caches.
 LARGEST_PASS: dict[str, int] = {"cuda": 8192, "cpu": 1024}
@@ -177,6 +179,7 @@ def _peak(recipe: Recipe, config: Any, data: _Batches, device: Device, unsloth: 
         row=0 if data.shared else data.longest,
         again=data.again,
         unsloth=unsloth,
+        offloading=recipe.model.max_length >= UNSLOTH_OFFLOADS,
         fused_head=not method.whole_logits,
         reference_copy=method.reference and recipe.model.adapter is not None,
     )

@@ -94,6 +94,8 @@ def example_metrics(
         "examples": [shown(kind, *one) for kind in ("changed", "random") for one in enumerate(TEXTS) if samples],
         "data": {
             "pairs": {"train": 7123, "eval": 300},
+            "came": 9120,
+            "kept": 7423,
             "warnings": [NASTY],
             "report": "### Funnel\n\n| prompts | all |\n| --- | ---: |\n| tie | -1,577 |",
         },
@@ -246,6 +248,17 @@ def test_both_reports_hold_every_figure(full: Any) -> None:
         assert one in text and one in markdown
     for curve in metrics["curves"]:
         assert words.say(f"curve_{curve['key']}") in text
+
+
+def test_each_group_opens_with_a_sentence_of_what_it_says(full: Any) -> None:
+    _, html, markdown = full
+    for sentence in (
+        "held-out prompts moved towards the chosen answer", "nats a token", "of them repeat themselves",
+        "with length taken out", "7,423 of 9,120 prompts that were read passed the filters",
+    ):  # fmt: skip
+        assert sentence in markdown and sentence in html
+    assert "The loss went from 0.45 to" in html
+    assert len(re.findall(r'<h2[^>]*>[^<]*</h2>\s*<p class="note">', html)) >= 7
 
 
 def test_what_a_model_wrote_stays_text(full: Any) -> None:

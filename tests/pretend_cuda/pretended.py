@@ -1,7 +1,8 @@
 """A GPU that is not there: CPU tensors that say they are on cuda:0, for the code that a machine without one never runs.
 
 What a real card refuses is refused here: an operation on tensors of both devices, `.numpy()` of a tensor on the card, a
-generator of the other device. `pretended_torch.pretending` switches it on.
+generator of the other device. What makes the CPU wait for a card is counted (`item`, `tolist`, `nonzero`, indexing by a
+mask, copies to the CPU), and so are blocking copies to it. `pretended_torch.pretending` switches it on.
 
 The numbers are the CPU's. Not covered, and so still to be seen on a card: bitsandbytes' and Unsloth's own kernels,
 autocast("cuda") (the CPU's kernels don't look at it), Triton and flash kernels (TRL's and torch's own code for other
@@ -13,11 +14,12 @@ from __future__ import annotations
 import linecache
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,15 +27,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 aten: Any = torch.ops.aten
 Tensor: Any = torch.Tensor  # its declared types leave no room for a tensor that says other things of itself
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
-TO_PYTHON = {aten._local_scalar_dense.default, aten.equal.default}
-INDEXING = {
-    aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_put.default, aten.index_put_.default,
-    aten._index_put_impl_.default,
-}  # fmt: skip
+TO_PYTHON = {aten._local_scalar_dense.default: "item", aten.equal.default: "equal"}
+WAITS = TO_PYTHON | {
+    aten.nonzero.default: "nonzero",
+    aten.masked_select.default: "masked_select",
+    aten._unique2.default: "unique",
+    aten.unique_consecutive.default: "unique",
+    aten.repeat_interleave.Tensor: "repeat_interleave",
+}
+READING = {aten.index.Tensor, aten._unsafe_index.Tensor}
+INDEXING = READING | {aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+MASKS = (torch.bool, torch.uint8)
 # A number of the CPU, a tensor without dimensions, may stand in most arithmetic on a card; not in these.
 SAME_DEVICE = {aten.cat.default, aten.stack.default, aten.embedding.default, aten.mm.default, aten.index_select.default}
 THIS = str(Path(__file__).with_suffix(""))  # and pretended_torch
 PYTHON, TORCH, INSTALLED = str(Path(os.__file__).parent), str(Path(torch.__file__).parent), "site-packages"
+
+
+class Asked(NamedTuple):
+    """Who waited, and what for: `by` is "ours" for code outside of installed packages, else the package's name."""
+
+    what: str
+    by: str
+    line: str
 
 
 @dataclass
@@ -44,6 +60,7 @@ class Card:
         capability: (8, 9) is an RTX 4080; (7, 5) a T4, which computes bfloat16 by emulation only.
         total: bytes of memory.
         count: how many of them the machine has.
+        waits, copies: of the CPU for the card, and blocking copies to it, by who asked for it.
         refused: the operations that raised.
         largest: bytes of the largest tensor since `reset_peak_memory_stats`.
         share: what `set_per_process_memory_fraction` was given.
@@ -56,6 +73,8 @@ class Card:
     name: str = "a pretended card"
     total: int = 16 * 2**30
     count: int = 1
+    waits: Counter[Asked] = field(default_factory=Counter)
+    copies: Counter[Asked] = field(default_factory=Counter)
     refused: list[str] = field(default_factory=list)
     largest: int = 0
     share: float | None = None
@@ -71,15 +90,17 @@ def on_card(value: Any) -> bool:
     return isinstance(value, Pretended)
 
 
-def place() -> str:
-    """The line of the innermost frame that is not torch's, Python's own library's or of this machinery."""
+def asked(what: str) -> Asked:
+    """By the innermost frame that is not torch's, Python's own library's or of this machinery."""
     frame: Any = sys._getframe(1)
     while frame and _passed_over(frame.f_code.co_filename):
         frame = frame.f_back
     if frame is None:
-        return "nowhere"
+        return Asked(what, "nobody", "")
     path = Path(frame.f_code.co_filename)
-    return f"{'/'.join(path.parts[-3:])}:{frame.f_lineno}  {linecache.getline(str(path), frame.f_lineno).strip()}"
+    package = path.parts[path.parts.index(INSTALLED) + 1] if INSTALLED in path.parts else "ours"
+    line = linecache.getline(str(path), frame.f_lineno).strip()
+    return Asked(what, package, f"{'/'.join(path.parts[-3:])}:{frame.f_lineno}  {line}")
 
 
 def _passed_over(path: str) -> bool:
@@ -88,7 +109,7 @@ def _passed_over(path: str) -> bool:
 
 def refuse(message: str, error: type[Exception] = RuntimeError) -> Exception:
     """Make a real card's error, with the place; it is kept too, for the program may catch it."""
-    text = f"{message}, at {place()}"
+    text = f"{message}, at {asked('').line}"
     cards[-1].refused.append(text)
     return error(text)
 
@@ -126,12 +147,14 @@ class Pretended(Tensor):
         return Tensor._to(moved, dtype or self.dtype, copy=copy)
 
     def cpu(self, *_: Any) -> Any:
+        cards[-1].waits[asked("copy to the CPU")] += 1
         return Moved.apply(self)
 
     def cuda(self, *_: Any, **__: Any) -> Any:
         return self
 
     def tolist(self) -> Any:
+        cards[-1].waits[asked("tolist")] += 1
         return self.held.tolist()
 
     def numpy(self, *_: Any, **__: Any) -> Any:
@@ -227,15 +250,26 @@ def _each(change: Callable[[Any], Any], value: Any) -> Any:
 
 
 def _look(func: Any, args: Any, kwargs: Mapping[str, Any], on_the_card: bool, plain: list[Any]) -> None:
-    """Raise where devices are mixed."""
-    generator = kwargs.get("generator")
-    if generator is not None and on_the_card != (generator._cdata in cards[-1].generators):
+    """Count what waits and what copies; raise where devices are mixed."""
+    card, first, generator = cards[-1], args[0] if args else None, kwargs.get("generator")
+    if generator is not None and on_the_card != (generator._cdata in card.generators):
         raise refuse(f"Expected a generator of the tensor's device in {func}")
-    if not on_the_card or func is aten.copy_.default or func is aten._to_copy.default:
+    if not on_the_card:
         return
-    first = args[0] if args else None
-    if func in INDEXING and on_card(first):  # then its indices may be the CPU's
-        plain = [one for one in plain if not any(one is index for index in args[1])]
+    if func is aten.copy_.default or func is aten._to_copy.default:
+        if plain:
+            (card.waits if first is plain[0] and func is aten.copy_.default else card.copies)[asked("copy")] += 1
+        return
+    if func in WAITS:
+        card.waits[asked(WAITS[func])] += 1
+    if func in INDEXING:
+        indices = [one for one in args[1] if one is not None]
+        number = func not in READING and not on_card(args[2])  # stored by a mask without looking at it
+        if any(on_card(one) and one.dtype in MASKS for one in indices) and not number:
+            card.waits[asked("index by a mask")] += 1
+        if on_card(first):  # then its indices may be the CPU's
+            card.copies[asked("index of the CPU")] += any(not on_card(one) for one in indices)
+            plain = [one for one in plain if not any(one is index for index in indices)]
     written = func._schema.is_mutable or func in INDEXING
     if any(one.dim() or func in SAME_DEVICE or (written and one is first) for one in plain):
         raise refuse(f"Expected all tensors to be on the same device, but found cuda:0 and cpu in {func}")

@@ -17,6 +17,7 @@ from tests.pretend_cuda.pretended import (
     Operations,
     Pretended,
     Tensor,
+    asked,
     asked_for,
     cards,
     on_card,
@@ -125,6 +126,7 @@ def _to(self: Any, *args: Any, copy: bool = False, **kwargs: Any) -> Any:
     device, dtype = asked_for(*args, **kwargs)
     if device is None or device.type != "cuda":
         return Tensor._to(self, *args, copy=copy, **kwargs)
+    cards[-1].copies[asked("copy")] += 1
     return Moved.apply(self).to(dtype or self.dtype)
 
 

@@ -1,4 +1,4 @@
-"""The pretended card itself: it refuses what a card refuses."""
+"""The pretended card itself: it refuses what a card refuses, counts what a card waits for, and is gone afterwards."""
 
 from __future__ import annotations
 
@@ -51,6 +51,33 @@ def test_numpy_of_a_tensor_on_the_card_raises(convert: Callable[[Any], Any], car
     assert convert(torch.arange(3.0, device="cuda:0").cpu()) is not None
 
 
+# Asked of [0, 1, 2] on the card: waits, and blocking copies to it.
+COUNTED: dict[str, tuple[Callable[[Any], Any], int, int]] = {
+    "arithmetic": (lambda one: (one * 2 + torch.tensor(1.0)).softmax(0)[1:], 0, 0),
+    "item": (lambda one: one.sum().item(), 1, 0),
+    "float, int, if": (lambda one: [float(one[0]), int(one[1]), bool(one[2])], 3, 0),
+    "tolist": (lambda one: one.tolist(), 1, 0),
+    "indexing by a mask": (lambda one: one[one > 0], 1, 0),
+    "storing by a mask": (lambda one: one.__setitem__(one > 0, one[:2] + 1), 1, 0),
+    "storing a number by a mask": (lambda one: one.__setitem__(one > 0, 5.0), 0, 0),
+    "indexing by a list": (lambda one: one[[0, 1]], 0, 1),
+    "to the CPU": (lambda one: one.cpu() + one.to("cpu") + one.to(torch.device("cpu"), torch.float64), 3, 0),
+    "copied into a tensor of the CPU": (lambda one: torch.zeros(3).copy_(one), 1, 0),
+    "to the card": (lambda one: torch.zeros(3).to("cuda") + torch.zeros(3).cuda() + torch.zeros(3).to(one), 0, 3),
+    "made on the card": (lambda one: torch.zeros(3, device=one.device) + one.new_ones(3) + torch.rand_like(one), 0, 0),
+    "where it is": (lambda one: one.to("cuda").to(torch.float64).cuda(), 0, 0),
+}
+
+
+@pytest.mark.parametrize(("operation", "waits", "copies"), COUNTED.values(), ids=COUNTED)
+def test_waits_and_copies_are_counted(operation: Callable[[Any], Any], waits: int, copies: int, card: Card) -> None:
+    one = torch.arange(3.0, device="cuda:0")
+    operation(one)
+    assert (sum(card.waits.values()), sum(card.copies.values())) == (waits, copies)
+    assert {asked.by for asked in (*card.waits, *card.copies)} <= {"ours"}
+    assert all("test_pretended.py" in asked.line for asked in (*card.waits, *card.copies))
+
+
 def test_a_modules_tied_weights_stay_tied_and_learn(card: Card) -> None:
     model: Any = torch.nn.Sequential(torch.nn.Embedding(5, 3), torch.nn.Linear(3, 5, bias=False))
     model[1].weight = model[0].weight
@@ -61,7 +88,7 @@ def test_a_modules_tied_weights_stay_tied_and_learn(card: Card) -> None:
     model(torch.tensor([1, 2], device="cuda:0")).square().sum().backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    assert not torch.equal(model[0].weight, before)
+    assert not card.waits and not torch.equal(model[0].weight, before)
 
 
 def test_the_card_has_random_numbers_of_its_own(card: Card) -> None:
