@@ -453,6 +453,8 @@ def main() -> int:
     # What failed comes last, so that it takes no time from what was not reached.
     left = [task for task in wanted if str(task) not in known]
     left += [task for task in wanted if known.get(str(task), {}).get("state") == "failed"]
+    most = sum(QUESTIONS[task.question] for task in left) / 60
+    print(f"at most {most:.0f} minutes for {len(left)} questions, in calls of {given.minutes:g}", flush=True)
     check, end = GpuCheck(out, work, given.device, scale, given.set), time.monotonic() + 60 * given.minutes
     for task in left:
         if time.monotonic() >= end:

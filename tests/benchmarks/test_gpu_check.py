@@ -70,5 +70,7 @@ def test_the_next_call_goes_on_after_what_is_answered_and_asks_again_what_failed
 
     done, answers = gpu_check(tmp_path, "train,resume", "--minutes", "0")
     assert done.returncode == 1, "what failed still has"
-    assert done.stdout.splitlines()[:2] == ["resume tiny hf not reached", "train tiny hf not reached"]
+    first, *others = done.stdout.splitlines()
+    assert first == "at most 14 minutes for 2 questions, in calls of 0"
+    assert others[:2] == ["resume tiny hf not reached", "train tiny hf not reached"]
     assert "resume" not in answers
