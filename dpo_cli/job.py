@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -134,20 +133,17 @@ def importing(what: str) -> Step:
 def importing_models() -> Iterator[None]:
     """The step of importing torch and transformers where nothing is compiled.
 
-    bitsandbytes calls torch.compile at import, which imports the compiler, for one or two CPU seconds.
+    bitsandbytes calls torch.compile at import, whose default backend, Inductor, takes a CPU second to import.
     """
-
-    def as_it_is(function: Any = None, **options: Any) -> Any:
-        return function or as_it_is
-
     with importing("torch and transformers"):
         import torch
 
-        compiling, torch.compile = torch.compile, as_it_is  # type: ignore[assignment]
+        choose = getattr(torch.compiler, "set_default_backend", lambda backend: None)  # older than torch 2.13
+        choose("eager")
         try:
             yield
         finally:
-            torch.compile = compiling
+            choose(None)
 
 
 def open_run(recipe_path: Path, settings: list[str] | None, runs_dir: Path) -> tuple[Recipe, Run]:
