@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from dpo_cli.judging import server
 from dpo_cli.judging.judgment import Judgment, Match
@@ -28,9 +29,7 @@ def judge(settings: Settings, matches: Sequence[Match], store: Path, *, progress
     """
     if isinstance(settings, OpenAIJudge):
         return server.judge(settings, matches, store, progress)
-    from dpo_cli.judging import reward_model  # here, for it imports torch
-
-    return reward_model.judge(settings, matches, store, progress)
+    return _reward_model().judge(settings, matches, store, progress)
 
 
 def ready(settings: Settings) -> str | None:
@@ -44,7 +43,11 @@ def ready(settings: Settings) -> str | None:
     """
     if isinstance(settings, OpenAIJudge):
         return server.ready(settings)
-    from dpo_cli.judging import reward_model
-
-    reward_model.open_reward_model(settings)
+    _reward_model().open_reward_model(settings)
     return None
+
+
+def _reward_model() -> ModuleType:
+    from dpo_cli.judging import reward_model  # here, for it imports torch
+
+    return reward_model

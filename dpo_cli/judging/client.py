@@ -85,7 +85,8 @@ class Client:
                         raise self._error(f"gave no answer {_SILENCE} times in a row: {bad[key].text}", KEPT)
 
             async with open_client(self.settings) as client:
-                if not self._reached and not await there(client):  # waiting for what nobody has started is of no use
+                # Waiting for what nobody has started is of no use.
+                if not self._reached and not await there(self.settings, client):
                     raise self._unreachable()
                 self._reached = True
                 tasks = [asyncio.create_task(ask_one(key)) for key in missing]
@@ -109,9 +110,7 @@ class Client:
             _Unanswered: this request got no answer.
             DpoError: no request would.
         """
-        import openai
-
-        settings, asked = self.settings, frozenset(self._refuses)
+        settings, asked, openai = self.settings, frozenset(self._refuses), library(self.settings)
         all_tries = 2 * settings.timeout * (settings.retries + 1)  # the client limits each read, and one may drip
         try:
             async with asyncio.timeout(all_tries):
@@ -158,17 +157,27 @@ class _Unanswered(Exception):
     """One request that got no answer, while others may."""
 
 
-def open_client(settings: Server) -> Any:
-    """The official client, asynchronous.
+def library(settings: Server) -> Any:
+    """Import the `openai` package, whose seconds only who asks a server waits for.
 
     Raises:
-        DpoError: no client, or no key.
+        DpoError: it is not installed.
     """
     try:
         import openai
     except ImportError:
         what = f"{settings.role} on a server needs the openai package, which is not installed"
         raise DpoError(what, where=settings.at, hint=install_command("judge")) from None
+    return openai
+
+
+def open_client(settings: Server) -> Any:
+    """The official client, asynchronous.
+
+    Raises:
+        DpoError: no client, or no key.
+    """
+    openai = library(settings)
     name = settings.api_key_env
     key = os.environ.get(name, "").strip() if name else ""
     if name and not (key and key.isascii() and key.isprintable()):
@@ -192,10 +201,9 @@ def _without_key(text: str, client: Any) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-async def there(client: Any) -> bool:
+async def there(settings: Server, client: Any) -> bool:
     """Whether anything listens; a server that is slow, or lists no models, does."""
-    import openai
-
+    openai = library(settings)
     try:
         await client.with_options(max_retries=0).models.with_raw_response.list()
     except openai.APIError as error:

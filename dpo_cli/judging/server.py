@@ -53,7 +53,7 @@ def ready(settings: OpenAIJudge) -> str | None:
 
     async def listens() -> bool:
         async with open_client(settings) as client:
-            return await there(client)
+            return await there(settings, client)
 
     return None if asyncio.run(listens()) else f"no judge at {settings.base_url} yet; sampling first"
 
