@@ -15,6 +15,7 @@ import pytest
 from dpo_cli import machine
 from dpo_cli.backends import before_unsloth
 from dpo_cli.environment import ALLOCATOR, prepare_environment
+from tests import program
 
 GIB = 1 << 30
 
@@ -170,6 +171,38 @@ def test_the_attention_kernels_tile_fits_the_card(
 
 
 # -------------------------------------------------------------------------------------------- machines unlike this one
+
+
+BLOCKED = """
+import importlib, os, pkgutil, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name in {"resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix_ipc"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+for name in list(sys.modules):  # a fork has some already
+    if name.split(".")[0] in ("dpo_cli", "resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog"):
+        del sys.modules[name]
+import dpo_cli
+ours = [one.name for one in pkgutil.walk_packages(dpo_cli.__path__, "dpo_cli.") if not one.name.endswith("__main__")]
+import torch, transformers, trl, peft, datasets, filelock  # what they do on another system is theirs
+sys.meta_path.insert(0, Blocked())
+for name in ("resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog"):
+    sys.modules.pop(name, None)
+for name in ("sysconf", "getuid", "geteuid", "getpwuid", "uname", "sched_getaffinity", "fork", "killpg", "setsid"):
+    if hasattr(os, name):
+        delattr(os, name)
+for name in ours:
+    importlib.import_module(name)
+print(len(ours), "imported")
+"""
+
+
+def test_every_module_is_imported_where_posix_is_missing() -> None:
+    done = program.run_python("-c", BLOCKED, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[0]) > 60
 
 
 def test_no_file_uses_what_only_posix_has() -> None:
