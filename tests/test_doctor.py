@@ -209,6 +209,12 @@ def test_a_probe_that_fails_does_not_end_the_others(machine: Machine, monkeypatc
     assert "--   disk          can't be examined: PermissionError: no way to look at the disk" in done.stdout
 
 
+def test_a_card_without_bfloat16_is_not_said_to_have_it(machine: Machine) -> None:
+    """Torch emulates it there, and says that it is supported."""
+    machine(major=7, cuda="12.6")
+    assert "CUDA 12.6, float16 only\n" in examine().stdout
+
+
 def test_a_trl_that_trains_on_no_cpu(machine: Machine) -> None:
     machine(usable=False)
     done = examine()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,21 @@ def test_a_server_that_is_down_costs_nothing_that_was_paid(served: Served) -> No
         served("http://127.0.0.1:9/v1")
 
 
+def test_a_slow_rating_is_waited_for_and_holds_up_no_other(served: Served) -> None:
+    others = threading.Event()
+
+    def trouble(body: dict[str, Any], number: int) -> None:
+        if is_rating(body) and number == 1:
+            assert others.wait(120)
+        elif is_rating(body) and number == 20:
+            others.set()
+
+    with AnswerServer(trouble) as server:
+        made = served(server.url, rater={"timeout": 120.0})
+        assert len(server.ratings) == made.report["rated"]["answers"] > 20  # each was asked for once
+    assert made.report["rated"]["failures"] == 0
+
+
 def test_a_quota_over_the_prompts_is_refused_before_anything_is_asked(served: Served) -> None:
     with AnswerServer() as server:
         with pytest.raises(DpoError, match="quota 13 is over the 12 prompts of rows") as caught:
@@ -352,6 +368,43 @@ def test_a_killed_prepare_goes_on(tmp_path: Path, spawn: Any, monkeypatch: pytes
         assert again.exit_code == 0, again.output
     for name in ("train.jsonl", "eval.jsonl", "answers.jsonl"):
         assert (tmp_path / "runs/own/data" / name).read_bytes() == (tmp_path / "others/own/data" / name).read_bytes()
+
+
+@pytest.mark.slow  # tests/test_store.py shares a store between processes
+def test_two_prepares_at_once_share_what_they_pay(tmp_path: Path, spawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    both = threading.Barrier(2, timeout=120)
+    monkeypatch.chdir(tmp_path)
+
+    def trouble(body: dict[str, Any], number: int) -> None:
+        if number <= 2 and not is_rating(body):  # the first of either waits for the other's
+            both.wait()
+
+    with AnswerServer(trouble) as server:
+        recipe = project_of(tmp_path, server.url)
+        alone = ["--set", "data.sources.0.sample.server.concurrency=1"]
+        running = [
+            spawn("-m", "dpo_cli", "prepare", recipe, "--quiet", *alone, "--set", f"name={name}") for name in "ab"
+        ]
+        said = [process.communicate(timeout=240) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    made = [(tmp_path / "runs" / name / "data" / "train.jsonl").read_bytes() for name in "ab"]
+    assert made[0] == made[1]
+
+
+def test_a_full_disk_is_said_and_what_was_paid_stays(served: Served) -> None:
+    """Of both files: the one of answers, and the one of ratings."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with AnswerServer() as server:
+        for _ in range(2):
+            try:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (14_000, limits[1]))
+                with pytest.raises(DpoError, match="can't keep results") as caught:
+                    served(server.url)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            assert "free some disk space" in str(caught.value)
+        assert served(server.url).rows
 
 
 @pytest.fixture
