@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -81,7 +81,9 @@ class Store:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None)
-                self._file.execute("PRAGMA journal_mode = WAL")  # readers and a writer at once, one fsync a transaction
+                with suppress(sqlite3.OperationalError):  # locked: another process that has just made it sets the same
+                    # Readers and a writer at once, one fsync a transaction.
+                    self._file.execute("PRAGMA journal_mode = WAL")
                 self._file.execute(TABLE)
             yield self._file
         except sqlite3.OperationalError as error:  # disk full, no permission, no such folder

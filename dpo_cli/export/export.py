@@ -15,8 +15,8 @@ from dpo_cli.distribution import install_command
 from dpo_cli.errors import UNVERIFIED, DpoError
 from dpo_cli.export import base as base16
 from dpo_cli.export import card, hub, merge, ollama, outputs
-from dpo_cli.export.formats import FORMATS, Work, link, planned, start
-from dpo_cli.export.parity import Check, passed
+from dpo_cli.export.formats import FORMATS, Work, link, planned, start, sums_of
+from dpo_cli.export.parity import Check, equal, passed
 from dpo_cli.export.upkeep import FOLDERS, checks_of, evaluated, format_of
 from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
@@ -118,6 +118,10 @@ def _make(work: Work, kinds: list[str]) -> list[Check]:
     for kind in kinds:
         if (work.out / kind).is_dir():
             card.write_card(work.recipe, work.run, work.out / kind, kind, work.checks)
+    for kind in kinds:
+        checked = {path: digest for path, digest in work.sums.items() if path.parent == work.out / kind}
+        changed = {path.name for path, _ in sums_of(work.out / kind).items() ^ checked.items()} - {"README.md"}
+        work.checks.append(equal(f"{kind}.changed_since", sorted(changed), []))
     return work.checks
 
 

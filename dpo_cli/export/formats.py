@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer
 
 from dpo_cli import model_files, models
+from dpo_cli.disk import sha256
 from dpo_cli.errors import DpoError
 from dpo_cli.export import base as base16
 from dpo_cli.export import merge, ollama, outputs, parity
@@ -34,7 +35,7 @@ GGUF_BITS: dict[GgufType, float] = {
 
 @dataclass
 class Work:
-    """An export that is being made in `out`."""
+    """An export that is being made in `out`; `sums` are of its files as they are checked."""
 
     recipe: Recipe
     run: Run
@@ -46,10 +47,13 @@ class Work:
     out: Path
     say: Callable[[str], None]
     checks: list[Check] = field(default_factory=list)
+    sums: dict[Path, str] = field(default_factory=dict)
 
     def written(self, folder: Path) -> None:
+        """Say how large a folder is, and remember what is in it."""
         size = sum(path.stat().st_size for path in folder.iterdir())
         self.say(f"  {folder.name:<8} {size / 1e6:,.1f} MB written, reading it back")
+        self.sums |= sums_of(folder)
 
 
 def start(recipe: Recipe, run: Run, base: Path, placement: Placement, out: Path, say: Callable[[str], None]) -> Work:
@@ -65,6 +69,10 @@ def start(recipe: Recipe, run: Run, base: Path, placement: Placement, out: Path,
     work = Work(recipe, run, base, placement, tokenizer, Expected(asked, plain, tuned), files, out, say)
     work.checks += _check_gap(work)
     return work
+
+
+def sums_of(folder: Path) -> dict[Path, str]:
+    return {path: sha256(path) for path in folder.iterdir() if path.is_file()} if folder.is_dir() else {}
 
 
 def _check_gap(work: Work) -> list[Check]:
@@ -165,6 +173,9 @@ def _ollama(work: Work) -> list[Check]:
         file.write_text(ollama.modelfile(there.name, work.tokenizer, work.recipe), encoding="utf-8")
         differ = ollama.prompts_differ(file.read_text(encoding="utf-8"), work.tokenizer, work.recipe)
         checks.append(parity.equal("ollama.prompts_differ", differ, 0))
+        work.sums |= sums_of(folder)
+        if there in work.sums:  # a copy that is cut short is no such file
+            work.sums[folder / there.name] = work.sums[there]
     return checks
 
 

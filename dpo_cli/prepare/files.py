@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import functools
 import gzip
 import io
+import lzma
 import re
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +23,7 @@ from dpo_cli.prepare.text_files import ESCAPED, csv_rows, json_rows
 
 CSV = (".csv", ".tsv", ".tab")
 TABLES = (b"PAR1", b"\xff\xff\xff\xff")  # first bytes of Parquet, and of Arrow's stream
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 KINDS = (".jsonl", ".ndjson", ".json", *CSV, ".parquet", ".arrow")
 SUFFIXES = (*KINDS, *(kind + packed for kind in KINDS[:6] for packed in COMPRESSED))
 
@@ -41,7 +44,7 @@ def file_feed(name: str, path: Path) -> Feed:
 
                 yield from (tables.parquet_rows if head.startswith(b"PAR1") else tables.arrow_rows)(path, feed)
             else:
-                _refuse(head)
+                _refuse(path, head)
                 is_json = head.lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith((b"{", b"["))
                 yield from _text_rows(path, feed, encoding(), is_csv=not is_json and _called_csv(path))
 
@@ -64,7 +67,7 @@ def _errors_named(name: str, path: Path, hint: str) -> Iterator[None]:
         yield
     except Unreadable as error:
         raise DpoError(f"can't read {name}: {error}", where=str(path), hint=error.hint) from error
-    except (OSError, EOFError, zlib.error, UnicodeError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeError) as error:
         raise DpoError(f"can't read {name}: {error}", where=str(path), hint=hint) from error
 
 
@@ -95,6 +98,8 @@ def _zstd(raw: BinaryIO) -> Any:
 
 DECOMPRESSED: dict[bytes, Callable[[BinaryIO], Any]] = {  # by the first bytes
     b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ": lzma.LZMAFile,
     b"\x28\xb5\x2f\xfd": _zstd,
 }
 
@@ -108,22 +113,38 @@ def _opened(path: Path) -> Iterator[tuple[Any, Callable[[], float]]]:
         yield stream, lambda: raw.tell() / size
 
 
-_WEB_PAGE = ("it is a web page", "download the file itself: on the Hub, through 'resolve' instead of 'blob'")
-NO_DATA = {  # text that people hand over for data, by how it begins
-    b"version https://git-lfs": ("it is a Git LFS pointer, not the data", "git lfs pull"),
+_FROM_EXCEL = "in Excel: Save As, 'CSV UTF-8'"
+_UNPACK = "unpack it, and name the folder or the file inside"
+_AS_LINES = "write it as JSON lines or Parquet"
+_WEB_PAGE = ("a web page", "download the file itself: on the Hub, through 'resolve' instead of 'blob'")
+NO_DATA = {  # what people hand over for data, by how it begins
+    b"pk\x03\x04": ("a ZIP file", _UNPACK),
+    b"\xd0\xcf\x11\xe0": ("an Excel or Word file of the old kind", _FROM_EXCEL),
+    b"%pdf": ("a PDF", "get the data themselves"),
+    b"arrow1": ("a Feather file", _AS_LINES),
+    b"sqlite format 3": ("an SQLite data base", "export the table as CSV or JSON lines"),
+    b"version https://git-lfs": ("a Git LFS pointer, not the data", "git lfs pull"),
     b"<!doctype html": _WEB_PAGE,
     b"<html": _WEB_PAGE,
+    b"\x80\x04": ("a Python pickle", _AS_LINES),
+    b"\x80\x05": ("a Python pickle", _AS_LINES),
 }
 
 
-def _refuse(head: bytes) -> None:
+def _refuse(path: Path, head: bytes) -> None:
     """Raise Unreadable for a file that can't hold rows, by its first bytes."""
+    if head.startswith(b"PK") and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.startswith("xl/") for name in archive.namelist()):
+                raise Unreadable("it is an Excel workbook", _FROM_EXCEL)
+    if head[257:262] == b"ustar":
+        raise Unreadable("it is a tar archive", _UNPACK)
     for begins, (what, hint) in NO_DATA.items():
         if head.lstrip().lower().startswith(begins):
-            raise Unreadable(what, hint)
+            raise Unreadable(f"it is {what}", hint)
     if head.count(0) > FEW and not head.startswith(UTF16_MARKS):
-        hint = "unpack it if it is an archive; save it as UTF-8, in Excel as 'CSV UTF-8'"
-        raise Unreadable("it is neither text nor Parquet or Arrow", hint)
+        what = "it is neither text nor Parquet or Arrow, or UTF-16 without its mark"
+        raise Unreadable(what, "save it as UTF-8, in Excel as 'CSV UTF-8'")
 
 
 # ---- what encoding a text is in: UTF-8, UTF-16 by its mark, or what its bytes look like

@@ -18,6 +18,8 @@ from dpo_cli.records import CandidateSet
 
 KEPT_EXAMPLES, DROPPED_EXAMPLES = 3, 2  # per source; per source and reason
 EXCERPT = 200  # characters
+KEPT_CAUSES = 200  # per source and reason
+_NUMBER = re.compile(r"\d[\d,.]*|0x[\da-f]{2}")
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 Drop = tuple[str, str]  # a drop reason of the contract, and a detail
@@ -90,6 +92,7 @@ class Funnel:
     Attributes:
         edits: cuts by name and dropped answers by reason, by source.
         notes: rows, by source and what was left out of them.
+        causes: of drops, by source and reason: how many, and of the one of lowest hash that, its place and its detail.
         file: for every dropped prompt, JSONL.
     """
 
@@ -98,6 +101,7 @@ class Funnel:
     dropped: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     edits: Counter[tuple[str, str]] = field(default_factory=Counter)
     notes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    causes: dict[tuple[str, str], dict[str, tuple[int, int, str, str]]] = field(default_factory=dict)
     examples: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = field(default_factory=dict)
     file: TextIO | None = None
 
@@ -116,11 +120,23 @@ class Funnel:
             asked = "" if isinstance(item, Broken) else item.prompt[-1]["content"]
             return {"prompt": excerpt(asked), "where": item.place, "detail": detail}
 
+        causes = self.causes.setdefault((source, reason), {})
+        kind = _NUMBER.sub("0", detail)  # "1,203 tokens" and "1,204 tokens" are one cause
+        if kind in causes or len(causes) < KEPT_CAUSES:
+            count, lowest, place, shown = causes.get(kind, (0, order + 1, "", ""))
+            if order < lowest:
+                lowest, place, shown = order, row().place, detail
+            causes[kind] = (count + 1, lowest, place, shown)
         if self.file is not None:
             name = None if reason in ("schema", "unsupported") else row_id(source, order)
             line = {"id": name, "source": source, "language": language, "reason": reason, **example()}
             self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._example((source, reason), order, DROPPED_EXAMPLES, example)
+
+    def commonest(self, source: str, reason: str) -> tuple[str, str]:
+        """Return where a row stands that was dropped for the commonest cause of a reason, and that cause."""
+        _, _, place, detail = max(self.causes[source, reason].values(), key=lambda one: (one[0], one[3]))
+        return place, detail
 
     def keep(
         self, source: str, language: str, order: int, row: Callable[[], CandidateSet], picked: tuple[int, ...]

@@ -9,7 +9,9 @@ from dpo_cli.families import QWEN
 from dpo_cli.records import Message
 
 # How models mark what they think before they answer. Case and spaces inside of a tag play no part.
-_TAGS = r"(?:seed:)?think(?:ing)?|thoughts?|reasoning|scratchpad"
+_TAGS = (
+    r"(?:seed:)?think(?:ing)?|(?:inner[ _-])?(?:thoughts?|monologue)|reasoning|scratchpad|cot|chain[ _-]of[ _-]thought"
+)
 _OPENS = rf"<\s*(?:{_TAGS})\s*>|<\|begin_of_thought\|>|(?-i:\[THINK\])|◁think▷"
 _CLOSES = rf"<\s*/\s*(?:{_TAGS})\s*>|<\|end_of_thought\|>|(?-i:\[/THINK\])|◁/think▷"
 _THOUGHT_TAG = re.compile(f"{_OPENS}|{_CLOSES}", re.IGNORECASE)
@@ -68,8 +70,8 @@ _STARTS = re.compile(
     r"(?:\s*(?:<s>|<bos>|<[|｜](?:begin[_▁]of[_▁]\w+|startoftext|assistant)[|｜]>))+\s*", re.IGNORECASE
 )
 _RENDERED = (
-    "[/INST]", "ASSISTANT:", "助手：", "### Response:", "### Response", "### Assistant:", "<start_of_turn>model",
-    "<|assistant|>", "<|end_header_id|>", "<｜Assistant｜>", "<|im_start|>assistant",
+    "[/INST]", "\nAssistant:", "ASSISTANT:", "助手：", "### Response:", "### Response", "### Assistant:",
+    "<start_of_turn>model", "<|assistant|>", "<|end_header_id|>", "<｜Assistant｜>", "<|im_start|>assistant",
 )  # fmt: skip
 _MARKS = ("<", "INST]", "Human", "Assistant", "USER", "ASSISTANT", "### ", "人类", "助手")  # one is in every match of:
 _LEAKED = re.compile(

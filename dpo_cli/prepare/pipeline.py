@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,9 +243,10 @@ def _rows(
     """The rows of a file in `data.format`; counts their labels, where they have one, in `labels`."""
     write = FORMATS[recipe.data.format]
     kwargs = chat.chat_template_kwargs(recipe)
+    get = lru_cache(64)(store.get)  # for a prompt of thousands of labelled answers has a row of each
     with step("writing", "rows") as shown:
         for entry, picked, name in chosen:
-            item = store.get(entry.place)
+            item = get(entry.place)
             if audit is not None and len(picked) > 1:
                 audit.add(item, picked[0], picked[-1], entry)
             for row in write(item, picked, name, kwargs):

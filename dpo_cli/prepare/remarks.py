@@ -83,13 +83,13 @@ def _losses(recipe: Recipe, funnel: Funnel, entries: list[Entry]) -> list[str]:
         for reason, count in sorted(funnel.reasons(source).items(), key=lambda one: REASONS.index(one[0])):
             if count <= DROPPED_SHARE * came and reason != "schema":
                 continue
-            fix, example = hint(reason), funnel.examples[source, reason][0][1]
+            fix, (place, detail) = hint(reason), funnel.commonest(source, reason)
             if reason == "too_long":
                 needed = _length_needed(recipe, [entry for entry in entries if entry.source == source])
                 fix = f"model.max_length: {needed} would keep {KEPT_BY_LENGTH:.0%}" if needed else fix
             elif reason == "language":
                 fix = f"data.languages has no such share; where that is not their language, set language: on {source}"
-            such = f"{example['where']}: {cause(reason, example['detail'])}"
+            such = f"{place}: {cause(reason, detail)}"
             found.append(f"{source}: {count:,} of {came:,} dropped as {reason}, such as {such}; {fix}")
     return found
 

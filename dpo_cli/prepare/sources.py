@@ -97,7 +97,14 @@ def _named_by_state(path: Path) -> bool:
     state = path.with_name("state.json")
     if path.suffix != ".arrow" or not state.is_file():
         return True
-    return path.name in [one["filename"] for one in read_json(state)["_data_files"]]
+    known = read_json(state)
+    if known.get("_indices_data_files") or known.get("_indices_files"):
+        raise DpoError(
+            f"{path.parent} was written by an old save_to_disk, which kept rows and their order apart",
+            where=str(state),
+            hint=f"load it with datasets.load_from_disk and write it with to_parquet('{path.parent.name}.parquet')",
+        )
+    return path.name in [one["filename"] for one in known["_data_files"]]
 
 
 def left_out(recipe: Recipe, index: int) -> list[str]:

@@ -23,7 +23,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=lambda name: None)  # NaN is a missing value
+def _constant(name: str) -> None:
+    """NaN is a missing value, as pandas writes it."""
+    if name != "NaN":
+        raise ValueError(f"{name} is no JSON number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 
 
 def _row(text: str, clean: bool) -> Any:

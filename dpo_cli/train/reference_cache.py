@@ -26,7 +26,7 @@ from datasets import Dataset
 from peft import get_peft_model_state_dict
 
 from dpo_cli import backends, model_files, processes
-from dpo_cli.disk import sha256, write_json
+from dpo_cli.disk import sha256
 from dpo_cli.errors import DpoError
 from dpo_cli.machine import versions
 from dpo_cli.recipe import Recipe
@@ -75,7 +75,9 @@ class ReferenceCache:
         """
         keys = _keys(dataset)
         self.rows = self._read()  # what others have added
-        write_json(self.folder / "facts.json", self.facts)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # For people. Not renamed into place: another run may write the same facts at this moment.
+        (self.folder / "facts.json").write_text(json.dumps(self.facts, indent=2), encoding="utf-8")
         unknown = {key: (length, key, row) for row, (key, length) in enumerate(keys) if key not in self.rows}
         # By key where lengths are equal, so that the order of the data does not change the batches.
         todo = sorted(unknown.values(), reverse=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     backend = backends.choose_backend(recipe)
     backends.import_backend(backend)
     trainer = build(recipe, run, backend)
+    _check_longer(recipe, total_steps(trainer), begun)
 
     before = processes.from_main(lambda: run.record("train").get("engine")) if begun.checkpoint else None
     chosen = choose(recipe, trainer, before, say)
@@ -56,7 +59,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     log, stop = run["train"] / "log.jsonl", StopAfterStep()
     early = recipe.engine.early_stopping
     shown = Progress(log, stop, quiet, early.patience if early else None)
-    for callback in (shown, *_watchers(recipe, trainer, quiet)):
+    for callback in (shown, *([NewRate(say)] if begun.longer else []), *_watchers(recipe, trainer, quiet)):
         trainer.add_callback(callback)
     facts = {"backend": backend.name, "engine": chosen.record(), **_facts(recipe, trainer)}
     record = processes.from_main(lambda: _begin(recipe, run, begun, facts, log))
@@ -91,7 +94,7 @@ def build(recipe: Recipe, run: Run, backend: backends.Backend, output: Path | No
         raise DpoError("Unsloth did not replace TRL's trainer", hint="set engine.backend: hf, or reinstall unsloth")
     args = trl_config(recipe, run, config_class, len(train_set))
     args.output_dir = str(output or run.checkpoints)
-    with Step(f"tokenizing {len(train_set)} {method.rows_are}", forks=True):
+    with Step(f"tokenizing {len(train_set)} {method.rows_are}", forks=True), _told_by(trainer_class.__module__) as told:
         trainer: Any = type("Trainer", (TokenBudget, Fixes, *method.mixins, trainer_class), {})(
             model=model,
             args=args,
@@ -101,7 +104,7 @@ def build(recipe: Recipe, run: Run, backend: backends.Backend, output: Path | No
         )
     trainer.checkpoint_limit = recipe.train.save_total_limit
     _check_nothing_dropped(train_set["id"], trainer.train_dataset["id"], recipe, method.rows_are)
-    trainer.remarks = check_answers(recipe, trainer.train_dataset, method.rows_are)
+    trainer.remarks = [*told, *check_answers(recipe, trainer.train_dataset, method.rows_are)]
     if recipe.model.adapter is None and "ref" in trainer.model.peft_config:
         # TRL's frozen copy of a fresh LoRA, B = 0, equals the base, which TRL takes where there is no copy. Saved with
         # a checkpoint, transformers (5.17) would restore the copy and not the policy.
@@ -123,7 +126,44 @@ def total_steps(trainer: Any) -> int:
     return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
 
 
+class NewRate(TrainerCallback):
+    """Says at what learning rate more steps go on, once the checkpoint has been loaded."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        rate, step = optimizer.param_groups[0]["lr"], state.global_step + 1
+        self.say(f"  learning rate {rate:.2e} at step {step}: the schedule is laid out anew over all steps")
+
+
 # ------------------------------------------------------------------------------------------------------------ pieces
+
+
+@contextmanager
+def _told_by(module: str) -> Iterator[list[str]]:
+    """What a module of TRL warns of meanwhile, as remarks and not as it would print them."""
+    told, logger = list[str](), logging.getLogger(module)
+
+    def keep(record: logging.LogRecord) -> bool:
+        told.append(f"! {record.getMessage()}")
+        return False
+
+    logger.addFilter(keep)
+    try:
+        yield told
+    finally:
+        logger.removeFilter(keep)
+
+
+def _check_longer(recipe: Recipe, steps: int, begun: Start) -> None:
+    """A fraction of an epoch more may round to the steps that are done."""
+    if begun.longer and steps <= begun.step:
+        raise DpoError(
+            f"that is {steps} steps, and the finished run has {begun.step}",
+            where=recipe.where("train", "num_train_epochs"),
+            hint="raise it further",
+        )
 
 
 def _begin(recipe: Recipe, run: Run, begun: Start, facts: dict[str, Any], log: Path) -> dict[str, Any]:
@@ -271,7 +311,7 @@ def _introduction(recipe: Recipe, trainer: Any, begun: Start, device: str) -> st
     by = "" if name == DEFAULT_METHOD else f" by {name}"
     split = " (pairs split in two)" if recipe.data.format == "pairs" and method.label_weights else ""
     from_step = f", {'on' if begun.longer else 'resumed'} from step {begun.step}" if begun.step else ""
-    finished = " of the finished run; the schedule is laid out anew over all steps" if begun.longer else ""
+    finished = " of the finished run" if begun.longer else ""
     rows = f"{len(trainer.train_dataset)} {method.rows_are}{split}"
     return f"train: {rows}, {step} a step{by}, on {device}{from_step}{finished}"
 
@@ -287,6 +327,11 @@ def _notes(recipe: Recipe, trainer: Any) -> list[str]:
         notes.append(f"one of {torch.cuda.device_count()} GPUs: accelerate launch -m dpo_cli train … takes all")
     if train.save_only_model:
         notes.append("! train.save_only_model: checkpoints have no optimizer state, so this run can't be resumed")
+    if trainer.args.device.type == "cuda" and processes.count() == 1 and torch.cuda.device_count() > 1:
+        notes.append(f"one of {torch.cuda.device_count()} GPUs: accelerate launch -m dpo_cli train … takes all")
+    end = chat.unnamed_end(trainer.model.generation_config, trainer.processing_class)
+    if end:
+        notes.append(f"! generation_config does not name {end}, which ends an answer: eval stops there, export adds it")
     steps = total_steps(trainer)
     warmup = trainer.args.get_warmup_steps(steps)
     if warmup and warmup >= steps:

@@ -15,7 +15,7 @@ import pytest
 from dpo_cli import recipe
 from dpo_cli import smoke as builtin
 from dpo_cli.errors import DpoError
-from dpo_cli.export import hub
+from dpo_cli.export import card, hub
 from dpo_cli.export.export import FAILED, export, plan
 from dpo_cli.export.parity import Check
 from dpo_cli.export.upkeep import prune, push, renew_cards
@@ -237,6 +237,23 @@ def test_a_merge_base_of_another_config_is_refused_before_any_work(
     with pytest.raises(DpoError, match=f"another model than the trained one: {min(change)}") as raised:
         export_again("export.formats=[adapter]", f"model.merge_base={base}")
     assert raised.value.exit_code == 1 and contents(run.folder) == before
+
+
+def test_weights_that_are_damaged_after_their_checks(
+    run: Run, export_again: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = card.write_card
+
+    def write_card(*arguments: Any) -> None:
+        with open(arguments[2] / "model.safetensors", "r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\x7f")
+        original(*arguments)
+
+    monkeypatch.setattr(card, "write_card", write_card)
+    with pytest.raises(DpoError, match=r"merged\.changed_since") as raised:
+        export_again("export.formats=[merged]")
+    assert raised.value.exit_code == 3
 
 
 def test_a_16bit_copy_of_the_base_will_do(run: Run, base: Path, export_again: Export) -> None:

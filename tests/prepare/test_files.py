@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +237,7 @@ def test_json_without_rows_says_why(tmp_path: Path, text: str, said: str) -> Non
         ('{"prompt": "q", "chosen": "a", "chosen": "b", "rejected": "c"}', "'chosen' stands in it twice", 0),
         ('{"prompt": "q", "turn": {"role": 1, "role": 1}}', "'role' stands in it twice", 3),
         ("{'prompt': 'q', 'chosen': None}", "a dict as Python prints it, not JSON", 0),
+        ('{"prompt": "q", "score_chosen": Infinity}', "Infinity is no JSON number", 3),
         ('{"prompt": "q", "chosen": "a"', "not JSON: Expecting ',' delimiter at column 30", 3),
     ],
 )
@@ -265,17 +269,32 @@ def test_compressed_files(tmp_path: Path) -> None:
     import pyarrow as pa
 
     data = lines(ROWS).encode()
-    for suffix, content in (("gz", gzip.compress(data)), ("zst", pa.compress(data, "zstd", asbytes=True))):
+    packed = {"gz": gzip.compress(data), "bz2": bz2.compress(data), "xz": lzma.compress(data)}
+    packed["zst"] = pa.compress(data, "zstd", asbytes=True)
+    for suffix, content in packed.items():
         assert reading(tmp_path, f"a.jsonl.{suffix}", content)[0] == ROWS, suffix
     assert reading(tmp_path, "a.csv.gz", gzip.compress(as_csv(ROWS, ";").encode()))[0] == ROWS
     assert reading(tmp_path, "a.jsonl", gzip.compress(data))[0] == ROWS  # whatever it is called
 
 
+def zipped(*names: str) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    return out.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "data", "said", "hint"),
     [
-        ("a.csv", b"PK\x03\x04\x14\0\0\0\x08\0, a workbook", "neither text nor Parquet", "in Excel as 'CSV UTF-8'"),
-        ("a.jsonl.gz", gzip.compress(bytes(257) + b"ustar" + bytes(99)), "neither text nor Parquet", "unpack it"),
+        ("a.csv", zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook", "CSV UTF-8"),
+        ("a.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "an Excel or Word file", "CSV UTF-8"),
+        ("a.zip", zipped("train.jsonl", "test.jsonl"), "a ZIP file", "unpack it"),
+        ("a.jsonl.gz", gzip.compress(bytes(257) + b"ustar" + bytes(99)), "a tar archive", "unpack it"),
+        ("a.jsonl", "Hello, world.".encode("utf-16-le"), "neither text .*UTF-16 without its mark", "save it as UTF-8"),
+        ("a.pkl", b"\x80\x04\x95", "a Python pickle", "JSON lines"),
+        ("a.pdf", b"%PDF-1.7", "a PDF", "data themselves"),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer", "git lfs pull"),
         ("a.parquet", b"<!DOCTYPE html>\n<html>", "a web page", "resolve"),
     ],

@@ -39,6 +39,14 @@ def test_rows_that_can_not_be_read_are_said_with_cause_line_and_fix(prepared: An
     assert re.search(r"\*\*schema\*\*, rows rows\.jsonl:\d+, chosen is", text)
 
 
+def test_of_several_causes_the_commonest_is_said(prepared: Any) -> None:
+    rows = [kit.pair(n) for n in range(40)]
+    seldom = [{"prompt": row["prompt"], "chosen": row["chosen"], "rejected": n} for n, row in enumerate(rows[:8])]
+    often = [{"prompt": row["prompt"], "chosen": None, "rejected": row["rejected"]} for row in rows[8:20]]
+    warning = said(prepared({"rows": [*seldom, *often, *rows[20:]]}), "rows: 20 of 40 dropped as schema")
+    assert re.search(r"such as rows\.jsonl:(9|1\d|20): chosen is", warning)
+
+
 def test_one_broken_line_is_named_on_the_terminal_and_in_the_report(prepared: Any, tmp_path: Path) -> None:
     rows = [kit.pair(n) for n in range(100)]
     path = kit.write_rows(tmp_path / "a.jsonl", rows)

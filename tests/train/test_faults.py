@@ -215,7 +215,8 @@ def test_a_finished_run_is_not_replaced_but_goes_on_for_more_steps(project: Any,
 
     longer = train("train.max_steps=6")
     assert longer.exit_code == 0, longer.output
-    assert "on from step 4 of the finished run; the schedule is laid out anew" in longer.stdout
+    assert "on from step 4 of the finished run" in longer.stdout
+    assert "learning rate 1.67e-03 at step 5: the schedule is laid out anew" in longer.stdout
     after = log(project.run)
     assert after[:4] == rows and [row["step"] for row in after] == [1, 2, 3, 4, 5, 6]
     # A third of the linear schedule is left at step 5, whose row tells the rate of the next.

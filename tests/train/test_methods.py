@@ -18,6 +18,7 @@ from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.run import Run
 from dpo_cli.train import methods, preflight
 from dpo_cli.train import trainer as trainers
+from dpo_cli.train.checkpoints import Start
 from dpo_cli.train.memory import GIB
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.plan import cuts, plan
@@ -106,7 +107,14 @@ def test_a_beta_of_dpos_size_is_told_with_the_loss_of_simpo(built: Callable[...,
     assert simpo == ["no reference: simpo needs none"]
 
 
-def test_unpaired_rows_train_and_a_heavy_label_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_more_of_an_epoch_that_is_no_step_more_is_refused() -> None:
+    begun = Start(Path("checkpoint-4"), longer=True)
+    with pytest.raises(DpoError, match="that is 4 steps, and the finished run has 4"):
+        trainers._check_longer(load(SMOKE, []), 4, begun)
+    trainers._check_longer(load(SMOKE, []), 5, begun)
+
+
+def test_unpaired_rows_train_and_a_heavy_label_is_told(tmp_path: Path) -> None:
     good, bad = (f"{word} answer that is long enough to be kept here, number {{}}." for word in ("A good", "Some bad"))
     rows = [
         {"prompt": f"What is to be said of the number {n}, if anything?", "completion": text.format(n), "label": label}
@@ -127,7 +135,7 @@ def test_unpaired_rows_train_and_a_heavy_label_is_told(tmp_path: Path, caplog: p
     done = dpo_cli("train", recipe, tmp_path / "runs")
     assert done.exit_code == 0, done.output
     assert " rows, 4 a step by kto" in done.stdout and "split in two" not in done.stdout
-    assert "or undesirable_weight in [" in caplog.text, "by TRL itself"
+    assert "! You have different amounts of desirable" in done.stdout, "by TRL itself, but in our form"
     assert any("eval_en_loss" in row for row in log(tmp_path / "runs" / "kto"))
     exported = dpo_cli("export", recipe, tmp_path / "runs")
     assert exported.exit_code == 0, exported.output
