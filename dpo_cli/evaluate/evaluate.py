@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dpo_cli import backends, chat, judging
-from dpo_cli.disk import read_json, write_json
+from dpo_cli.disk import read_json, sha256, write_json
 from dpo_cli.errors import DpoError
 from dpo_cli.evaluate import summary, winrate, words
 from dpo_cli.evaluate.pairs import (
@@ -161,8 +161,9 @@ def _sample(
     if not kept.is_file():
         shutil.rmtree(_work(run), ignore_errors=True)  # answers of another adapter, or to other settings
     with Store(kept) as store:
-        earlier = run["eval"] / "samples.jsonl"
-        if run.record("eval").get("samples") == made_from and earlier.is_file():
+        earlier, record = run["eval"] / "samples.jsonl", run.record("eval")
+        written = record.get("outputs", {}).get("eval/samples.jsonl")  # what somebody has changed since is not reused
+        if record.get("samples") == made_from and earlier.is_file() and sha256(earlier) == written:
             store.put({row["id"]: row for row in read_jsonl(earlier)})
         return sample_pairs(model, tokenizer, pairs, recipe.eval, recipe.seed, store, progress=not quiet)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, NamedTuple
 
 from dpo_cli.distribution import install_command
@@ -18,6 +19,7 @@ from dpo_cli.store import Store
 
 # Requests in a row without an answer, after all their retries, that mean a sick server rather than an odd prompt.
 _SILENCE = 8
+_MOST_BYTES = 10**6  # of a reply's body; what is longer is cut, and is no chat completion then
 NO_KEY = "none"  # the client insists on one, servers that want none don't look
 KEPT = "run again to go on: what was answered is kept"
 
@@ -192,7 +194,30 @@ def open_client(settings: Server) -> Any:
         api_key=key or NO_KEY,
         timeout=settings.timeout,
         max_retries=settings.retries,
+        default_headers={"Accept-Encoding": "identity"},
+        http_client=openai.DefaultAsyncHttpxClient(timeout=settings.timeout, event_hooks={"response": [_bound]}),
     )
+
+
+async def _bound(response: Any) -> None:
+    """Limit the bytes of a response's body; one compressed unasked stays so, for it may unfold to any number."""
+    library: Any = sys.modules[type(response).__module__.partition(".")[0]]  # httpx, or what openai has in its place
+    stream = response.stream
+
+    class Bounded(library.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            left = _MOST_BYTES
+            async for chunk in stream:
+                yield chunk[:left]
+                left -= len(chunk)
+                if left <= 0:
+                    return
+
+        async def aclose(self) -> None:
+            await stream.aclose()
+
+    response.headers.pop("Content-Encoding", None)
+    response.stream = Bounded()
 
 
 def _without_key(text: str, client: Any) -> str:

@@ -94,9 +94,12 @@ def test_samples_of_a_killed_eval_are_taken_up_again(run: Path, dpo_eval: Any, s
     found, expected = rows(run / "eval" / "samples.jsonl"), rows(whole / "eval" / "samples.jsonl")
     marked = next(row for row in found if row["id"] == first["id"])
     assert marked["tuned"]["text"] == "as it was", "not sampled twice"
+    (run / "eval" / "samples.jsonl").write_text(json.dumps(marked) + "\n", encoding="utf-8")
     marked["tuned"]["text"] = first["tuned"]["text"]
     assert found == expected
     assert not (run / ".eval").exists()
+    dpo_eval(*options(run, **few))  # what somebody changed afterwards is not taken for an answer
+    assert rows(run / "eval" / "samples.jsonl") == expected
 
 
 def test_a_judge_that_dies_costs_neither_answers_nor_judgments(run: Path, dpo_eval: Any) -> None:

@@ -103,6 +103,8 @@ FAULTS: dict[str, tuple[int, dict[str, str], str]] = {
     "echo_500": (500, {"x-should-retry": "false"}, "Traceback: headers={'Authorization': '…'}"),
     "html": (200, {"Content-Type": "text/html"}, "<html>welcome</html>"),
     "no_json": (200, {"Content-Type": "application/json"}, '{"choices": [{"mess'),
+    "endless": (200, {"Content-Type": "application/json"}, '{"choices": "' + "x" * 5_000_000 + '"}'),
+    "bomb": (200, {"Content-Encoding": "gzip"}, "no gzip at all"),
     "no_choices": (200, {"Content-Type": "application/json"}, '{"choices": []}'),
 }
 

@@ -175,7 +175,7 @@ def test_a_busy_or_broken_or_slow_server_is_asked_again(cache: Path) -> None:
     assert len(server.asked) == 4 + 3
 
 
-@pytest.mark.parametrize("fault", ["too_long", "echo_500", "html", "no_json", "no_choices"])
+@pytest.mark.parametrize("fault", ["too_long", "echo_500", "html", "no_json", "no_choices", "endless", "bomb"])
 def test_one_request_that_can_not_be_done_fails_its_match_alone(cache: Path, fault: str) -> None:
     with JudgeServer("honest", "honest", fault, "honest") as server:
         assert scores(server, matches(3), cache, concurrency=1) == [1.0, None, 1.0]
