@@ -146,7 +146,7 @@ def _told_by(module: str) -> Iterator[list[str]]:
     told, logger = list[str](), logging.getLogger(module)
 
     def keep(record: logging.LogRecord) -> bool:
-        told.append(f"! {record.getMessage()}")
+        told.append("! " + record.getMessage().removeprefix("[RANK 0] "))  # accelerate's
         return False
 
     logger.addFilter(keep)
@@ -327,8 +327,6 @@ def _notes(recipe: Recipe, trainer: Any) -> list[str]:
         notes.append(f"one of {torch.cuda.device_count()} GPUs: accelerate launch -m dpo_cli train … takes all")
     if train.save_only_model:
         notes.append("! train.save_only_model: checkpoints have no optimizer state, so this run can't be resumed")
-    if trainer.args.device.type == "cuda" and processes.count() == 1 and torch.cuda.device_count() > 1:
-        notes.append(f"one of {torch.cuda.device_count()} GPUs: accelerate launch -m dpo_cli train … takes all")
     end = chat.unnamed_end(trainer.model.generation_config, trainer.processing_class)
     if end:
         notes.append(f"! generation_config does not name {end}, which ends an answer: eval stops there, export adds it")
