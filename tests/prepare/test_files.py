@@ -291,7 +291,7 @@ def zipped(*names: str) -> bytes:
         ("a.csv", zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook", "CSV UTF-8"),
         ("a.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "an Excel or Word file", "CSV UTF-8"),
         ("a.zip", zipped("train.jsonl", "test.jsonl"), "a ZIP file", "unpack it"),
-        ("a.jsonl.gz", gzip.compress(bytes(257) + b"ustar" + bytes(99)), "a tar archive", "unpack it"),
+        ("a.jsonl.gz", gzip.compress(bytes(257) + b"ustar" + bytes(99), mtime=0), "a tar archive", "unpack it"),
         ("a.jsonl", "Hello, world.".encode("utf-16-le"), "neither text .*UTF-16 without its mark", "save it as UTF-8"),
         ("a.pkl", b"\x80\x04\x95", "a Python pickle", "JSON lines"),
         ("a.pdf", b"%PDF-1.7", "a PDF", "data themselves"),
