@@ -14,7 +14,7 @@ import pytest
 from dpo_cli import hub
 from dpo_cli.cli import app
 from dpo_cli.errors import USAGE, DpoError
-from dpo_cli.recipe import load
+from dpo_cli.recipe import check, load
 from typer.testing import CliRunner, Result
 
 Invoke = Callable[..., Result]
@@ -36,6 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (tmp_path / name / file.replace("__", ".")).write_text(json.dumps(content), encoding="utf-8")
 
     make("models/qwen3", config__json={}, tokenizer__json={})
+    make("models/slow", config__json={}, vocab__json={})
     make("models/bare", config__json={})
     make("models/no-config", tokenizer__json={})
     make("sft", adapter_config__json={"base_model_name_or_path": "Qwen/Qwen3-0.6B"}, adapter_model__safetensors={})
@@ -79,6 +80,14 @@ def test_check_looks_at_local_paths(folder: Path, invoke: Invoke, setting: str, 
     assert f"  {key}\n" in done.stderr
     assert says in done.stderr
     assert invoke("check", "r.yaml").exit_code == 0
+
+
+def test_a_slow_tokenizer_will_do_where_no_gguf_is_asked_for(folder: Path) -> None:
+    recipe = load(folder / "r.yaml", ["model.id=models/slow"])
+    assert check(recipe, folder / "r.yaml") == []
+    recipe = load(folder / "r.yaml", ["model.id=models/slow", "export.formats=[gguf]"])
+    with pytest.raises(DpoError, match=r"no tokenizer\.json, which GGUF needs"):
+        check(recipe, folder / "r.yaml")
 
 
 def test_all_that_is_missing_is_said_at_once(folder: Path, invoke: Invoke) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import Recipe, check, dump, load
 from dpo_cli.recipe.foreign import OWNED_TRAIN_ARGUMENTS
 from dpo_cli.recipe.model_rules import against_model
+from dpo_cli.recipe.optimizer_rules import OPTIMIZER_PACKAGES, REPORTERS
 from dpo_cli.recipe.rules import notes, rules
 from dpo_cli.recipe.train import trl_arguments
 
@@ -29,24 +31,67 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
 EVALUATES = "train.eval_strategy=steps"
 SERVER = "kind: openai, model: m, base_url: http://x/v1"
+MIN_LR, UNCHECKPOINTED = "lr_scheduler_type=cosine_with_min_lr", "gradient_checkpointing=false"
+BEST = f"load_best_model_at_end=true; {EVALUATES}"
 REFUSED_IN_TRAIN = [
     # settings, the key that is named, what is said
+    ("average_tokens_across_devices=false", "average_tokens_across_devices", "means over rows"),
     ("use_cache=true", "use_cache", "does nothing in preference training"),
     ("use_liger_kernel=true", "use_liger_kernel", "Unsloth"),
     ("save_only_model=true", "save_only_model", "could not go on"),
     ("train_sampling_strategy=group_by_length", "train_sampling_strategy", "leave it random"),
+    # losses
     ("label_smoothing=0.1", "label_smoothing", "aot, aot_unpaired, exo_pair or robust, not by sigmoid"),
     ("method=cpo; simpo_gamma=1", "simpo_gamma", "alphapo or simpo, not by sigmoid"),
+    ("discopop_tau=0.1", "discopop_tau", "is read by loss_type discopop"),
+    ("f_alpha_divergence_coef=0.3", "f_alpha_divergence_coef", "alpha_divergence"),
     ("f_divergence_type=forward_kll", "f_divergence_type", "did you mean forward_kl?"),
-    ("f_divergence_type=forward_kl; loss_type=nca_pair", "f_divergence_type", "not by nca_pair"),
+    ("f_divergence_type=forward_kl; loss_type=nca_pair", "f_divergence_type", "with loss_type nca_pair"),
+    ("use_weighting=true; loss_type=aot", "use_weighting", "aot or aot_unpaired"),
+    ("truncation_mode=keep_end", "truncation_mode", "data.filters.too_long: false"),
     ("method=sft; completion_only_loss=false", "completion_only_loss", "the tokens of the last answer count"),
+    ("f_divergence_type=forward_kl; loss_type=[sigmoid, nca_pair]", "f_divergence_type", "with loss_type nca_pair"),
+    # evaluation, saving, logging
+    ("eval_steps=5", "eval_steps", "needs train.eval_strategy: steps"),
     ("eval_steps=5; eval_strategy=epoch", "eval_steps", "needs train.eval_strategy: steps"),
     ("eval_delay=3", "eval_delay", "needs evaluations"),
+    (f"eval_steps=2.5; {EVALUATES}", "eval_steps", "whole number of steps"),
+    ("save_steps=2.5", "save_steps", "whole number of steps"),
+    ("load_best_model_at_end=true", "load_best_model_at_end", "needs evaluations"),
+    (f"{BEST}; save_strategy=epoch", "load_best_model_at_end", "set train.save_strategy: steps"),
+    (f"{BEST}; eval_steps=4; save_steps=6", "load_best_model_at_end", "multiple of train.eval_steps"),
+    (f"{BEST}; eval_steps=0.1; save_steps=6", "load_best_model_at_end", "multiple of train.eval_steps"),
+    ("metric_for_best_model=eval_loss", "metric_for_best_model", "needs evaluations"),
     (f"metric_for_best_model=accuracy; {EVALUATES}", "metric_for_best_model", "eval_rewards/accuracies"),
     (f"method=kto; metric_for_best_model=rewards/accuracies; {EVALUATES}", "metric_for_best_model", "by kto:"),
-    ("max_steps=-2", "max_steps", "-1"),
+    (f"greater_is_better=true; {EVALUATES}", "greater_is_better", "metric_for_best_model"),
+    (f"save_strategy=best; {EVALUATES}", "save_strategy", "train.metric_for_best_model: eval_loss"),
+    ("report_to=wandbb", "report_to", "did you mean wandb?"),
+    ("project=mine", "project", "train.report_to: trackio"),
+    ("include_num_input_tokens_seen=some", "include_num_input_tokens_seen", "all or non_padding"),
+    ("method=orpo; include_num_input_tokens_seen=all", "include_num_input_tokens_seen", "tokens_per_second"),
+    ("debug=tpu_metrics_debug", "debug", "underflow_overflow"),
+    # optimizer, schedule, steps
+    ("max_steps=0", "max_steps", "1 or more, or -1"),
     ("warmup_steps=10; lr_scheduler_type=constant", "warmup_steps", "constant_with_warmup"),
-]
+    ("warmup_steps=2.5", "warmup_steps", "whole number"),
+    ("lr_scheduler_type=cosine_with_min_lr", "lr_scheduler_type", "{min_lr_rate: 0.1}"),
+    ("lr_scheduler_type=cosine_warmup_with_min_lr", "lr_scheduler_type", "one of min_lr and min_lr_rate"),
+    (f"{MIN_LR}; lr_scheduler_kwargs={{min_lr: 0, min_lr_rate: 0}}", "lr_scheduler_type", "one of min_lr and"),
+    ("lr_scheduler_type=warmup_stable_decay", "lr_scheduler_type", "num_decay_steps"),
+    ("lr_scheduler_kwargs={num_cycles: 2}", "lr_scheduler_kwargs", "linear takes no num_cycles: remove it"),
+    ("lr_scheduler_type=cosine; lr_scheduler_kwargs={num_cycle: 2}", "lr_scheduler_kwargs", "did you mean num_cycles?"),
+    ("lr_scheduler_kwargs=fast", "lr_scheduler_kwargs", "must be a map"),
+    ("optim_args=rank=8", "optim_args", "is not read by adamw_torch_fused"),
+    ("optim=sgd; optim_args=rank=8", "optim_args", "it takes momentum"),
+    ("optim_target_modules=[q_proj]", "optim_target_modules", "lora.target_modules"),
+    ("optim=adafactor; adam_beta1=0.8", "adam_beta1", "is not read by adafactor"),
+    # memory and machines
+    (f"{UNCHECKPOINTED}; gradient_checkpointing_kwargs={{a: 1}}", "gradient_checkpointing_kwargs", "is false"),
+    ("torch_compile_mode=fast", "torch_compile_mode", "reduce-overhead"),
+    ("fsdp_config={a: 1}", "fsdp_config", "needs train.fsdp"),
+    ("dataloader_persistent_workers=true", "dataloader_persistent_workers", "dataloader_num_workers above 0"),
+]  # fmt: skip
 
 
 def in_train(settings: str) -> str:
@@ -60,15 +105,23 @@ OF_OWN_ANSWERS = [
     ("data.sources.0.sample={}", "data.sources[0].sample", "add data.rater: {kind: reward_model, id: Skywork/"),
     ("data.sources.0.rate=true", "data.sources[0].rate", "needs a rater"),
     (RATER, "data.rater", "give a source sample: {answers: 4} or rate: true"),
+    (f"{PROMPTS}; data.sources.0.rate=true", "data.sources[0].rate", "are rated anyway: remove it"),
     (f"{PROMPTS}; data.sources.0.sample.answers=1", "data.sources[0].sample.answers", "equal to 2, not 1"),
+    (f"{PROMPTS}; data.sources.0.sample.top_k=1", "data.sources[0].sample.top_k", "all answers to a prompt alike"),
     (f"{PROMPTS}; data.sources.0.sample.slice=[3, 3]", "data.sources[0].sample.slice", "such as [0, 3]"),
     (f"{PROMPTS}; data.sources.0.sample.slice=[1]", "data.sources[0].sample.slice", "such as [0, 3]"),
+    (
+        f"{PROMPTS}; data.sources.0.layout=prompts; data.sources.0.sample.keep=true",
+        "data.sources[0].sample.keep",
+        "no answers to keep",
+    ),
     ("data.sources.0.layout=prompts", "data.sources[0].layout", "add sample: {answers: 4}"),
     (
         f"{PROMPTS}; data.sources.0.sample.max_new_tokens=2000",
         "data.sources[0].sample.max_new_tokens",
         "write max_new_tokens: 512",
     ),
+    (f"{PROMPTS}; data.rater.id=a/b", "data.rater.id", "is the model itself"),
     (f"{PROMPTS}; data.rater.calibration=5", "data.rater.calibration", "unknown key"),
 ]
 STOPPING = f"engine.early_stopping={{}}; {EVALUATES}"
@@ -105,6 +158,9 @@ OF_SECTIONS = [
     ("train={method: kto, per_device_train_batch_size: 1}", "train.per_device_train_batch_size", "must be 2 or more"),
     ("train={method: kto, train_sampling_strategy: random}", "train.train_sampling_strategy", "must be sequential"),
     ("train={method: simpo, simpo_gamma: -1}", "train.simpo_gamma", "must be greater than or equal to 0"),
+    ("train={method: simpo, loss_type: alphapo}", "train.alpha", "must not be 0 for alphapo"),
+    ("train.loss_type=exo_pair", "train.label_smoothing", "must be above 0"),
+    ("train={bf16: true, fp16: true}", "train.fp16", "can't both be true"),
     ("train.method=kto; data.format=ranked", "data.format", "set data.format: unpaired"),
     ("data.format=unpaired", "data.format", "or train.method: kto"),
     ("train.method=simpo; engine.reference_cache=on", "engine.reference_cache", "simpo has no reference"),
@@ -121,7 +177,11 @@ REFUSED = [
     *((in_train(settings), f"train.{key}", says) for settings, key, says in REFUSED_IN_TRAIN),
     # LoRA
     *(
-        (f"lora.target_modules={given}", "lora.target_modules", "not the name of a linear layer, as q_proj is")
+        (
+            f"lora.target_modules={given}",
+            "lora.target_modules",
+            "names of linear layers, such as q_proj, and no patterns",
+        )
         for given in ("[q_proj, all]", "[embed_tokens]", "[q_norm]", ".*_proj")
     ),
     ("lora.target_modules=[q_proj, lm_head]", "lora.target_modules", "lm_head would not train"),
@@ -164,8 +224,19 @@ FINE = [
     "train.loss_type=robust; train.label_smoothing=0.1",
     "train.method=simpo; train.label_smoothing=0.1; train.simpo_gamma=2",
     "train.loss_type=[sigmoid, discopop]; train.discopop_tau=0.1",
+    "train.f_divergence_type=alpha_divergence; train.f_alpha_divergence_coef=0.3",
+    "train.truncation_mode=keep_end; data.filters.too_long=false",
     "train.f_divergence_type=js_divergence; train.loss_type=[sigmoid, sft]",
     f"{EVALUATES}; train.eval_steps=5; train.eval_on_start=true; train.eval_delay=2",
+    f"{EVALUATES}; train.eval_steps=5; train.save_steps=10; train.load_best_model_at_end=true",
+    f"{EVALUATES}; train.eval_steps=0.1; train.save_steps=0.2; train.load_best_model_at_end=true",
+    "train.eval_strategy=epoch; train.save_strategy=epoch; train.load_best_model_at_end=true",
+    f"{EVALUATES}; train.lr_scheduler_type=reduce_lr_on_plateau; train.lr_scheduler_kwargs={{patience: 2}}",
+    "train.lr_scheduler_type=cosine_with_min_lr; train.lr_scheduler_kwargs={min_lr_rate: 0.1}",
+    "train.lr_scheduler_type=warmup_stable_decay; train.lr_scheduler_kwargs={num_decay_steps: 3}",
+    "train.save_steps=0.25; train.logging_steps=1; train.max_steps=1; train.warmup_steps=0.1",
+    "train.optim=sgd; train.optim_args=momentum=0.9,nesterov=true",
+    "train.dataloader_num_workers=1; train.dataloader_prefetch_factor=2; train.dataloader_persistent_workers=true",
     f"{EVALUATES}; train.save_strategy=best; train.metric_for_best_model=zh_loss; train.greater_is_better=false",
     f"engine.early_stopping={{}}; {EVALUATES}; train.eval_steps=10",
     "train.lr_scheduler_type=constant_with_warmup; train.warmup_steps=10",
@@ -193,6 +264,11 @@ def test_what_does_something_loads_and_so_does_its_dump(loaded: Load, tmp_path: 
 @pytest.mark.parametrize(
     ("settings", "key", "says"),
     [
+        ("train.max_steps=5; train.warmup_steps=500", "train.warmup_steps", "the learning rate is never reached"),
+        ("train.per_device_eval_batch_size=2", "train.per_device_eval_batch_size", "nothing is evaluated"),
+        ("train.run_name=x", "train.run_name", "no effect"),
+        ("train.save_steps=5; train.save_strategy=epoch", "train.save_steps", "without train.save_strategy: steps"),
+        ("train.logging_steps=2; train.logging_strategy=no", "train.logging_steps", "without train.logging_strategy"),
         ("train.max_steps=5; train.num_train_epochs=2", "train.num_train_epochs", "no effect beside train.max_steps"),
         ("lora.dropout=0.1", "lora.dropout", "while train.disable_dropout is true"),
         ("eval.against=base", "eval.against", "the base is the reference"),
@@ -204,6 +280,27 @@ def test_what_has_no_effect_and_harms_nothing_is_told(loaded: Load, settings: st
     assert f"  {key} " in remark
     assert says in remark
     assert check(loaded("train.beta=0.2"), Path("r.yaml")) == []
+
+
+@pytest.mark.parametrize("optim", trl_arguments()["dpo"]["arguments"]["optim"]["choices"])
+def test_an_optimizer_loads_where_its_package_is_installed(loaded: Load, optim: str) -> None:
+    module, package = next((found for part, found in OPTIMIZER_PACKAGES.items() if part in optim), (None, ""))
+    more = ["train.optim_target_modules=[q_proj]"] if optim.startswith(("galore_", "apollo_")) else []
+    if module is None or find_spec(module):
+        assert loaded(f"train.optim={optim}", *more).train.optim == optim
+        return
+    with pytest.raises(DpoError, match=f"pip install {package}"):
+        loaded(f"train.optim={optim}", *more)
+
+
+@pytest.mark.parametrize("name", REPORTERS)
+def test_a_tracker_loads_where_its_package_is_installed(loaded: Load, name: str) -> None:
+    modules, package = REPORTERS[name]
+    if any(find_spec(module) for module in modules):
+        assert loaded(f"train.report_to={name}").train.report_to == name
+        return
+    with pytest.raises(DpoError, match=f"pip install {package}"):
+        loaded(f"train.report_to=[{name}]")
 
 
 def test_every_rule_is_of_a_key_that_exists(loaded: Load) -> None:
@@ -252,6 +349,7 @@ def test_every_rule_is_of_a_key_that_exists(loaded: Load) -> None:
             "id",
             "8-bit",
         ),
+        ("train.router_aux_loss_coef=0.1", {"hidden_size": 8}, "router_aux_loss_coef", "experts"),
     ],
 )
 def test_what_a_model_can_not_do(loaded: Load, settings: str, config: dict[str, Any], key: str, says: str) -> None:

@@ -67,7 +67,10 @@ def test_a_line_that_is_no_yaml_is_shown_with_what_is_wrong(
         ("train:\n  beta = 0.1", "train", "write beta: 0.1, with a space behind the colon"),
         ("engine: {early_stopping: true}", "engine.early_stopping", "{metric, patience}"),
         ("eval: {judge: gpt}", "eval.judge", "{kind: openai, …} or {kind: reward_model, id}"),
-        ("eval: {top_p: 80%}", "eval.top_p", 'must be a number, not "80%"'),
+        ("eval: {top_p: 80%}", "eval.top_p", 'must be a number, not "80%": write 0.8'),
+        ("eval: {prompts: 1.5k}", "eval.prompts", "write 1500"),
+        ("train: {beta: '0,5'}", "train.beta", "write 0.5"),
+        ("train: {method: grpo}", "train.method", '"grpo" learns from a reward while it samples'),
     ],
 )
 def test_a_value_of_another_kind_is_told_what_to_write(loaded: Load, more: str, key: str, says: str) -> None:

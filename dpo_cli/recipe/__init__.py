@@ -141,7 +141,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     try:
         recipe = model.model_validate(document.values)
     except ValidationError as error:
-        problem = problems_of(error, document.values, model)
+        problem = problems_of(error, document.values, model, document.places)
         raise recipe_error(path, document.places, problem) from None
     recipe._places.update(document.places)
     found = [*conflicts(recipe), *problems(recipe)]

@@ -30,6 +30,11 @@ def _of_the_data(recipe: Recipe) -> Conflicts:
         instead = f", or train.method: {either(others)}" if others else ""
         sentence = f"{method} learns from {either(wanted)}, not from {given}: set data.format: {wanted[0]}{instead}"
         yield ("data", "format") if ("data", "format") in recipe._places else ("train", "method"), sentence
+    losses, train = recipe.train.losses, recipe.train
+    if {"exo_pair", "robust"} & set(losses) and not train.label_smoothing:
+        yield ("train", "label_smoothing"), f"must be above 0 for {' + '.join(losses)}, for instance 0.1"
+    if "alphapo" in losses and not train.alpha:
+        yield ("train", "alpha"), "must not be 0 for alphapo, which is simpo then; for instance 0.25"
     stopping = recipe.engine.early_stopping
     if stopping and (unlogged := not_logged(method, stopping.metric)):
         yield ("engine", "early_stopping", "metric"), unlogged
@@ -55,17 +60,27 @@ A_RATER = "data.rater: {kind: reward_model, id: Skywork/Skywork-Reward-V2-Qwen3-
 
 def _of_own_answers(recipe: Recipe) -> Conflicts:
     """What makes no sense of `sample`, `rate` and `data.rater`."""
-    data, longest = recipe.data, recipe.model.max_length
+    data, rater = recipe.data, recipe.data.rater
     for index, source in enumerate(data.sources):
         key = ("data", "sources", index)
-        if data.rater is None and (source.sample or source.rate):
+        if rater is None and (source.sample or source.rate):
             asked = "sample" if source.sample else "rate"
             yield (*key, asked), f"needs a rater, for nothing says which answer is better: add {A_RATER}"
+        if source.rate and source.sample:
+            yield (*key, "rate"), "does nothing beside sample, whose answers are rated anyway: remove it"
         if source.layout == "prompts" and not source.sample:
             yield (*key, "layout"), "prompts has no answers: add sample: {answers: 4}, so that the model answers them"
+        if source.layout == "prompts" and source.sample and source.sample.keep:
+            yield (*key, "sample", "keep"), "does nothing: layout prompts has no answers to keep; remove it"
+        longest = recipe.model.max_length
         if source.sample and source.sample.max_new_tokens > longest:
             sentence = f"is over model.max_length, and longer pairs are dropped: write max_new_tokens: {longest // 2}"
             yield (*key, "sample", "max_new_tokens"), sentence
-    if data.rater and not any(source.sample or source.rate for source in data.sources):
+    if rater is None:
+        return
+    if not any(source.sample or source.rate for source in data.sources):
         sentence = "has nothing to rate: give a source sample: {answers: 4} or rate: true, or remove it"
         yield ("data", "rater"), sentence
+    if rater.kind == "reward_model" and rater.id == recipe.model.id:
+        sentence = "is the model itself, which writes answers and scores none: name a reward model, such as "
+        yield ("data", "rater", "id"), sentence + A_RATER.partition("id: ")[2].rstrip("}")

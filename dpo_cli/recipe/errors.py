@@ -13,9 +13,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from dpo_cli.errors import USAGE, DpoError, did_you_mean, either, with_nearest
-from dpo_cli.recipe.foreign import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS, ours
+from dpo_cli.recipe.foreign import OLD_TRAIN_ARGUMENTS, OWNED_TRAIN_ARGUMENTS, ours, program
+from dpo_cli.recipe.slips import number_meant
 from dpo_cli.recipe.train import methods_with, trl_arguments
-from dpo_cli.recipe.yaml import Key, show_key
+from dpo_cli.recipe.yaml import SETTING, TELLING, Key, show_key
 
 _KINDS = {
     "string_type": "text",
@@ -29,22 +30,37 @@ _KINDS = {
     "model_attributes_type": "a map",  # of a union whose branches a key tells apart
     "none_required": "null",
 }
+ONLINE = ("ppo", "grpo", "rloo", "online_dpo", "xpo", "nash-md", "reward", "rm")  # methods of other programs
 MOST_SHOWN = 20  # of a file that is something else, thousands of keys are unknown
+NOTHING = "nothing here does that: remove it"  # of another program's key
 Problem = tuple[Key, str | Callable[[], str]]  # a sentence, or what makes it where it is shown
 
 
 def recipe_error(path: Path, places: dict[Key, str], problems: Sequence[Problem]) -> DpoError:
     """All problems of a recipe as one error, in the order of the file."""
     order = {key: index for index, key in enumerate(places)}
-    blocks = list[str]()
-    for key, problem in sorted(problems, key=lambda found: order.get(_written(found[0], places), -1))[:MOST_SHOWN]:
+    whose = _program(places)
+    blocks = [f"it looks like a recipe of {whose}; this is what its keys are called here"] if whose else []
+    most, without = len(problems) if whose else MOST_SHOWN, list[str]()
+    for key, problem in sorted(problems, key=lambda found: order.get(_written(found[0], places), -1))[:most]:
         place, shown = places.get(_written(key, places), str(path)), show_key(key)
         shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
-        blocks += [f"{place}  {shown}", f"  {problem if isinstance(problem, str) else problem()}"]
-    if len(problems) > MOST_SHOWN:
-        blocks.append(f"and {len(problems) - MOST_SHOWN:,} more")
+        sentence = problem if isinstance(problem, str) else problem()
+        if sentence == NOTHING:
+            without.append(shown)
+        else:
+            blocks += [f"{place}  {shown} -> {sentence}"] if whose else [f"{place}  {shown}", f"  {sentence}"]
+    if without:
+        blocks.append(f"nothing here does what these do, so remove them: {', '.join(without)}")
+    if len(problems) > most:
+        blocks.append(f"and {len(problems) - most:,} more")
     count = "an error" if len(problems) == 1 else f"{len(problems):,} errors"
-    return DpoError(f"the recipe has {count}", details=blocks, exit_code=USAGE)
+    hint = "dpo-cli init writes a recipe to start from" if whose else None
+    return DpoError(f"the recipe has {count}", details=blocks, hint=hint, exit_code=USAGE)
+
+
+def _program(places: dict[Key, str]) -> str | None:
+    return program([str(key[0]) for key in places if len(key) == 1])
 
 
 def _written(key: Key, places: dict[Key, str]) -> Key:
@@ -52,7 +68,9 @@ def _written(key: Key, places: dict[Key, str]) -> Key:
     return next((key[:end] for end in range(len(key), 0, -1) if key[:end] in places), key)
 
 
-def problems_of(error: ValidationError, values: dict[str, Any], model: type[BaseModel]) -> list[Problem]:
+def problems_of(
+    error: ValidationError, values: dict[str, Any], model: type[BaseModel], places: dict[Key, str]
+) -> list[Problem]:
     """Pydantic's errors by key; the branches of one union become one sentence."""
     by_key: dict[Key, list[Any]] = {}
     for item in error.errors(include_url=False):
@@ -65,10 +83,14 @@ def problems_of(error: ValidationError, values: dict[str, Any], model: type[Base
     names = [(key, ours(key) or "") for key in by_key]
     named = [tuple(name.split(".")) if "." in name else (*key[:-1], name) for key, name in names if name]
     found: list[Problem] = []
+    foreign = _program(places) is not None
     for key, items in by_key.items():
         elsewhere = items[0]["type"] == "missing" and any(one[: len(key)] == key for one in named)
         if key not in above and not elsewhere:
-            found.append((key, partial(_sentence, key, items, model)))
+            # People write the key of a service there, asked to or not.
+            set_there = places.get(_written(key, places)) == SETTING and TELLING.search(show_key(key))
+            hidden = bool(set_there) or str(key[-1]).startswith("api_key")
+            found.append((key, partial(_sentence, key, items, model, hidden, foreign)))
     return found
 
 
@@ -85,27 +107,28 @@ def _real_key(loc: tuple[str | int, ...], kind: str, values: Any) -> Key:
     return tuple(key)
 
 
-def _sentence(key: Key, items: list[Any], model: type[BaseModel]) -> str:
+def _sentence(key: Key, items: list[Any], model: type[BaseModel], hidden: bool, foreign: bool) -> str:
     first = items[0]
-    loc, kind, shown = first["loc"], first["type"], _shown(first["input"])
+    loc, kind, shown = first["loc"], first["type"], _shown(first["input"], hidden)
     other = _of_another_method(key, first, model) if key[:1] == ("train",) else None
     if other:
         return other
     if kind == "extra_forbidden":
-        return _unknown_key(key, loc, model)
+        return _unknown_key(key, loc, model, foreign)
     if kind == "missing":
         return f"is missing: {_description(model, loc)}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return _wrong_branch(first, model)
+        return _wrong_branch(first, model, hidden)
     if kind == "string_pattern_mismatch":  # without what was written, which may be the key of a service
         return f"must be {_description(model, loc)}"
     if first["input"] is None and kind.startswith("model_") and len(key) == 1:
         return "must be a map, not null: indent the lines that belong to it, or remove the key"
     others = [item for item in items if item["type"] not in _KINDS and item["type"] != "literal_error"]
     if not others:
-        wants_map = any(_KINDS.get(item["type"]) == "a map" for item in items)
+        wants_map = not hidden and any(_KINDS.get(item["type"]) == "a map" for item in items)
         instead = _instead(str(key[-1]), first["input"], shown, *_at(model, loc)) if wants_map else ""
-        return _wrong_kind(key, items, shown) + instead
+        number = None if hidden or wants_map else number_meant(first["input"])
+        return _wrong_kind(key, items, shown) + instead + (f": write {number}" if number else "")
     message = str(others[0]["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     return message if others[0]["type"] in ("value_error",) else f"{message}, not {shown}"
 
@@ -132,6 +155,8 @@ def _wrong_kind(key: Key, items: list[Any], shown: str) -> str:
         words = [either(list(trl_arguments()))]
         if losses := methods_with("losses", items[0]["input"]):
             return f"{items[0]['input']} is a loss: write method: {losses[0]} and loss_type: {items[0]['input']}"
+        if items[0]["input"] in ONLINE:
+            return f"must be {words[0]}: {shown} learns from a reward while it samples, which dpo-cli does not do"
     words = [text.replace("'", "").replace("False", "false") for text in words]
     known = [word for text in words for word in text.replace(" or ", ", ").split(", ")]
     return _must_be(" or ".join([*kinds, *words]), items[0]["input"], shown, known)
@@ -141,17 +166,17 @@ def _must_be(wanted: str, given: Any, shown: str, known: list[str]) -> str:
     return with_nearest(f"must be {wanted}, not {shown}", given if isinstance(given, str) else "", known)
 
 
-def _wrong_branch(item: Any, model: type[BaseModel]) -> str:
+def _wrong_branch(item: Any, model: type[BaseModel], hidden: bool) -> str:
     """Of a map that is one of several kinds: the key that says which is not there, or says none of them."""
     kinds = [get_args(one.model_fields["kind"].annotation)[0] for one in _at(model, item["loc"])[0]]
     if item["type"] == "union_tag_not_found":
         return f"is missing: {either(kinds)}"
     given = item["input"][item["ctx"]["discriminator"].strip("'")]
-    return _must_be(either(kinds), str(given), _shown(given), kinds)
+    return _must_be(either(kinds), str(given), _shown(given, hidden), kinds)
 
 
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+def _shown(value: Any, hidden: bool) -> str:
+    text = "…" if hidden else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -171,7 +196,7 @@ def _of_another_method(key: Key, first: Any, model: type[BaseModel]) -> str | No
     return None
 
 
-def _unknown_key(key: Key, loc: Key, model: type[BaseModel]) -> str:
+def _unknown_key(key: Key, loc: Key, model: type[BaseModel], foreign: bool) -> str:
     """Key as in the file, and as pydantic has it, with the branch of a union that was taken."""
     name = str(key[-1])
     if key[0] == "train" and name in OWNED_TRAIN_ARGUMENTS:
@@ -183,6 +208,8 @@ def _unknown_key(key: Key, loc: Key, model: type[BaseModel]) -> str:
         known = OWNED_TRAIN_ARGUMENTS.get(name) or OLD_TRAIN_ARGUMENTS.get(name)
     elsewhere = [f"{part}.{name}" for part in model.model_fields if name in fields_at(model, (part,))]
     elsewhere += [f"train.{name}"] if methods_with("arguments", name) else []
+    if foreign and len(key) == 1:
+        return known or next(iter(elsewhere), NOTHING)
     if known:
         return f"unknown key; {known}" if " " in known else f"unknown key; it is called {known} here"
     if elsewhere:

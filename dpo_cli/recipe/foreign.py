@@ -1,6 +1,25 @@
-"""What keys of LLaMA-Factory, Axolotl and TRL, and TRL's old arguments, are called here."""
+"""Recipes of LLaMA-Factory, Axolotl and TRL: what their keys are called here."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
+
+# Keys that show together whose recipe it is.
+MARKS: dict[str, tuple[str, ...]] = {
+    "LLaMA-Factory": (
+        "stage", "finetuning_type", "cutoff_len", "template", "dataset_dir", "lora_target", "lora_rank", "pref_beta",
+        "pref_loss", "pref_ftx", "quantization_bit", "adapter_name_or_path", "overwrite_cache", "plot_loss",
+        "preprocessing_num_workers", "max_samples",
+    ),
+    "Axolotl": (
+        "base_model", "sequence_len", "rl", "rl_beta", "datasets", "val_set_size", "micro_batch_size", "num_epochs",
+        "sample_packing", "lora_target_linear", "dataset_prepared_path", "lr_scheduler", "optimizer",
+    ),
+    "TRL": (
+        "dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "use_peft", "lora_r",
+        "lora_target_modules", "model_revision", "attn_implementation", "lora_task_type", "bnb_4bit_quant_type",
+    ),
+}  # fmt: skip
 
 
 def _by_name(names: dict[str, str]) -> dict[str, str]:
@@ -36,9 +55,14 @@ OLD_TRAIN_ARGUMENTS: dict[str, str] = _by_name(
         "the device is found automatically": "no_cuda",
         "pairs can't be grouped by length; engine.shared_prefix pads nothing instead": "group_by_length",
         "train.method: simpo, cpo or orpo need no reference": "reference_free",
+        "eval samples from both models": "generate_during_eval",
+        "TRL masks with completion_mask now": "label_pad_token_id",
+        "only causal language models are supported": "is_encoder_decoder",
         "the reference is found automatically: base, or base + model.adapter": "force_use_ref_model ref_adapter_name",
         "use model.adapter": "model_adapter_name",
         "start over with --fresh": "overwrite_output_dir",
+        "safetensors is the only format now": "save_safetensors",
+        "logs live in the run's train folder": "logging_dir",
     }
 )
 # What other programs call a key of ours, or what there is in its place.
@@ -65,15 +89,20 @@ NAMES: dict[str, str] = _by_name(
         "lora.target_modules: auto, the default": "lora_target_linear",
         "lora.rslora": "use_rslora peft_use_rslora",
         "a LoRA is all that is trained: remove it": "use_peft finetuning_type adapter unfrozen_parameters",
+        "the reference is the model before training: remove it": "ref_model ref_model_adapters",
         "8-bit weights are not trained: set model.load_in_4bit": "load_in_8bit",
         "data.sources": "dataset datasets dataset_name dataset_dir train_file",
+        "prepared data live in the run's folder: remove it": "dataset_prepared_path",
         "data.total": "max_samples",
         "split, of a source": "dataset_split dataset_splits dataset_train_split",
         "data_files, of a source": "dataset_config dataset_config_name",
+        "data.sources, and a quota of each": "dataset_mixer",
         "data.eval_fraction": "val_size val_set_size",
         "held-out pairs are split off by data.eval_fraction: remove it": (
             "test_datasets eval_dataset dataset_test_split"
         ),
+        "prepare --force does it again": "overwrite_cache",
+        "engine.shared_prefix pads nothing: remove it": "sample_packing packing",
         "train.method": "stage rl",
         "train.beta": "pref_beta rl_beta dpo_beta",
         "train.loss_type": "pref_loss dpo_loss",
@@ -84,6 +113,8 @@ NAMES: dict[str, str] = _by_name(
         "train.num_train_epochs": "num_epochs epochs",
         "train.gradient_accumulation_steps": "grad_accum grad_acc accumulation accumulation_steps",
         "train.run_name": "wandb_name wandb_run_id",
+        "train.neftune_noise_alpha": "noise_alpha",
+        "train.use_liger_kernel": "enable_liger_kernel liger_kernel",
         "train.bf16": "pure_bf16",
         "train.desirable_weight": "kto_chosen_weight kto_desirable_weight",
         "train.undesirable_weight": "kto_rejected_weight kto_undesirable_weight",
@@ -91,8 +122,21 @@ NAMES: dict[str, str] = _by_name(
         "eval.max_new_tokens": "eval_max_new_tokens",
         "train.learning_rate": "lr",
         "train.lr_scheduler_type": "lr_scheduler",
+        "train.warmup_steps, where a number below 1 is a ratio": "warmup_ratio",
         "train.optim": "optimizer",
-        "export.hub": "export_hub_model_id",
+        "train.eval_strategy and train.eval_steps": "evals_per_epoch",
+        "train.save_strategy and train.save_steps": "saves_per_epoch",
+        "train.report_to: wandb, and the variable WANDB_PROJECT": "wandb_project",
+        "train.report_to: wandb, and the variable WANDB_ENTITY": "wandb_entity",
+        "choose the folder with --runs-dir, and the run in it with name:": "output_dir",
+        "start over with train --fresh": "overwrite_output_dir",
+        "each command says what it does: remove it": "do_train do_eval",
+        "the report draws the curves: remove it": "plot_loss",
+        "every recipe is read strictly: remove it": "strict",
+        "train.tf32": "tf32",
+        "export.hub": "hub_model_id export_hub_model_id",
+        "export.formats: [hub]": "push_to_hub",
+        "choose the folder with --runs-dir": "export_dir",
     }
 )
 # Names that people give to a key of that very section.
@@ -109,6 +153,13 @@ SYNONYMS: dict[str, str] = _by_name(
         "quota": "sources.weight",
     }
 )
+
+
+def program(keys: Collection[str]) -> str | None:
+    """The program whose recipe these are the top keys of; None where fewer than two tell."""
+    found = {name: sum(one in keys for one in marks) for name, marks in MARKS.items()}
+    best = max(found, key=lambda name: found[name])
+    return best if found[best] >= 2 else None
 
 
 def ours(key: tuple[str | int, ...]) -> str | None:

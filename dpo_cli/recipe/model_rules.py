@@ -64,6 +64,9 @@ def against_model(recipe: Recipe, config: Mapping[str, Any]) -> list[tuple[Key, 
     elif quantised and not recipe.model.load_in_4bit:
         sentence = "is false, but the weights are quantised: set model.load_in_4bit: true, or name 16-bit ones"
         found.append((("model", "load_in_4bit"), sentence))
+    experts = any(str(name).startswith("num_") and "expert" in str(name) for name in config)
+    if getattr(recipe.train, "router_aux_loss_coef", None) and not experts:
+        found.append((("train", "router_aux_loss_coef"), "is of models with experts, which this is not: remove it"))
     return found
 
 
@@ -72,7 +75,8 @@ def lora_targets(recipe: Recipe) -> str | None:
     value = recipe.lora.target_modules
     for name in value if value != "auto" else ():
         if name == "all" or not re.fullmatch(r"\w+(\.\w+)*", name) or re.search(r"emb|wte|wpe|norm", name):
-            return f"{name} is not the name of a linear layer, as q_proj is: leave the key out for all of them"
+            wanted = "must be names of linear layers, such as q_proj, and no patterns"
+            return f"{wanted}, not {name}: leave the key out for all of them"
         if name.endswith("lm_head") and not trl_arguments()[recipe.train.method]["whole_logits"]:
             return f"{name} would not train: TRL's trainer of {recipe.train.method} reads the head's weights: remove it"
     return None

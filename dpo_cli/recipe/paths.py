@@ -41,7 +41,7 @@ def missing(recipe: Recipe, parts: Iterable[Part] = PARTS) -> list[tuple[Key, st
             continue
         path = Path(name)
         if path.exists():
-            problem = _not_of_its_kind(part, path)
+            problem = _not_of_its_kind(recipe, part, path)
         elif path.is_absolute():  # the loader makes all that is written as a path absolute
             kind = f"file or folder {path}" if part in DATA else f"folder {_as_typed(path)}"
             problem = f"no {kind}{_near(path)}"
@@ -74,7 +74,7 @@ def named(recipe: Recipe) -> Iterator[tuple[Part, Key, str]]:
             yield "data", ("data", "contamination", index), name
 
 
-def _not_of_its_kind(part: Part, path: Path) -> str | None:
+def _not_of_its_kind(recipe: Recipe, part: Part, path: Path) -> str | None:
     """What is wrong with a file or folder that is there."""
     if part in DATA:
         return None if os.access(path, os.R_OK) else f"{_as_typed(path)} may not be read"
@@ -94,6 +94,8 @@ def _not_of_its_kind(part: Part, path: Path) -> str | None:
         return f"{_as_typed(path)} is no model: it has no config.json"
     if part == "model" and not has & set(TOKENIZER_FILES):
         return f"{_as_typed(path)} has no tokenizer.json: save the tokenizer into it"
+    if part == "model" and "tokenizer.json" not in has and {"gguf", "ollama"} & set(recipe.export.formats):
+        return f"{_as_typed(path)} has no tokenizer.json, which GGUF needs: AutoTokenizer's save_pretrained writes it"
     return None
 
 

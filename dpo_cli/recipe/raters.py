@@ -98,3 +98,10 @@ class Sample(Section):
         if part is not None and not (len(part) == 2 and 0 <= part[0] < part[1]):
             raise ValueError(f"must be [part, parts] from 0, such as [0, 3], [1, 3] and [2, 3], not {part}")
         return part
+
+    @field_validator("top_k")
+    @classmethod
+    def _several_tokens(cls, top_k: int) -> int:
+        if top_k == 1:
+            raise ValueError("1 makes all answers to a prompt alike; set 0 for all tokens, or 20, say")
+        return top_k

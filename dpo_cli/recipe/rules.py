@@ -1,16 +1,29 @@
 """Settings that do nothing, or fail late, each with what to write instead, so that `check` says so.
 
-A rule is about keys that are set away from their defaults. Nothing here imports torch or TRL: what TRL, transformers or
-the machine refuse by themselves `train` asks of them before any data are read (`train/config.py`).
+A rule is about keys that are set away from their defaults. Nothing here imports torch or TRL; what only they or the
+machine know `train` asks of them before any data are read (`train/config.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from dpo_cli.errors import either
 from dpo_cli.recipe.model_rules import lora_targets, on_hub
+from dpo_cli.recipe.optimizer_rules import (
+    BY_METRIC,
+    LOW_RANK,
+    WITHOUT_BETAS,
+    optim_args,
+    optimizer,
+    report_to,
+    reporters,
+    schedule,
+    schedule_kwargs,
+    warmup,
+)
 from dpo_cli.recipe.paths import json_in
 from dpo_cli.recipe.train import held_out_metric_problem, not_logged, trl_arguments
 from dpo_cli.recipe.yaml import Key
@@ -71,14 +84,32 @@ def rules(recipe: Recipe) -> Rules:
     yield from _of_early_stopping(recipe)
     yield from _of_the_method(recipe)
     yield from _of_losses(recipe.train)
+    yield from _of_evaluation(recipe.train)
+    yield from _of_saving_and_logging(recipe.train)
     yield from _of_steps(recipe.train)
+    yield from _of_memory_and_machines(recipe.train)
     yield from _of_other_sections(recipe)
+    drops = (
+        "does nothing: prepare drops pairs over model.max_length; set data.filters.too_long: false too, or remove it"
+    )
+    yield "train.truncation_mode", recipe.data.filters.too_long is not False and drops
 
 
 def notes(recipe: Recipe) -> Rules:
     """Yield what has no effect here, where the run does what it should all the same."""
     train = recipe.train
+    evaluates = train.eval_strategy != "no"
+    yield "train.per_device_eval_batch_size", not evaluates and "has no effect: nothing is evaluated during training"
+    # Not refused: `--set train.save_strategy=no` says what is meant, whatever else the recipe says.
+    saves = train.save_strategy == "steps" or recipe.engine.early_stopping
+    yield "train.save_steps", not saves and "has no effect without train.save_strategy: steps"
+    logs = train.logging_strategy == "steps"
+    yield "train.logging_steps", not logs and "has no effect without train.logging_strategy: steps"
+    silent = not set(reporters(train)) - {"none"}
+    yield "train.run_name", silent and "has no effect: train.report_to names no one to tell it to"
     yield "train.num_train_epochs", train.max_steps >= 1 and "has no effect beside train.max_steps"
+    never = f"{train.warmup_steps:g} are no fewer than max_steps {train.max_steps}: the learning rate is never reached"
+    yield "train.warmup_steps", 0 < train.max_steps <= train.warmup_steps and never
     disabled = recipe.lora.dropout and getattr(train, "disable_dropout", False)
     yield "lora.dropout", disabled and "has no effect while train.disable_dropout is true, as it is by default"
     no_adapter = recipe.model.adapter is None
@@ -110,9 +141,20 @@ def _of_the_method(recipe: Recipe) -> Rules:
 def _of_losses(train: Any) -> Rules:
     """Arguments that only some losses of the method read, and what some of them need."""
     described, losses = trl_arguments()[train.method], train.losses
+    fits = described["read_by"].get("f_divergence_type", [])
+    others = " + ".join(loss for loss in losses if loss not in fits)
+    refused = f"can't be with loss_type {others}: set reverse_kl, or {either(fits)}"
+    yield "train.f_divergence_type", others and refused
     for name, readers in described["read_by"].items():
         unread = f"is read by loss_type {either(readers)}, not by {' + '.join(losses)}: remove it"
         yield f"train.{name}", not set(readers) & set(losses) and unread
+    alpha = "is read with f_divergence_type: alpha_divergence only: set that, or remove it"
+    divergence = getattr(train, "f_divergence_type", None)
+    yield "train.f_alpha_divergence_coef", divergence != "alpha_divergence" and alpha
+    sorts = {"aot", "aot_unpaired"} & set(losses) and "can't be with loss_type aot or aot_unpaired: remove it"
+    yield "train.use_weighting", sorts
+    means = "does nothing: these losses are means over rows, not tokens"
+    yield "train.average_tokens_across_devices", described["compares"] and means
     weights = getattr(train, "loss_weights", None) or []
     yield "train.loss_weights", len(weights) != len(losses) and f"has {len(weights)} weights for {len(losses)} losses"
     of_answers = getattr(train, "completion_only_loss", None)
@@ -124,19 +166,94 @@ def _of_losses(train: Any) -> Rules:
     yield "train.per_device_train_batch_size", neighbours and train.per_device_train_batch_size < 2 and few
 
 
-def _of_steps(train: Any) -> Rules:
-    """Evaluations during training, the schedule, and the order of the rows."""
+def _of_evaluation(train: Any) -> Rules:
+    """Arguments of evaluations during training."""
+    needed = train.eval_strategy == "no" and NEEDS_EVALUATIONS
     yield "train.eval_steps", train.eval_strategy != "steps" and "needs train.eval_strategy: steps"
-    unasked = train.eval_strategy == "no" and NEEDS_EVALUATIONS
-    yield "train.eval_delay train.eval_on_start train.load_best_model_at_end train.metric_for_best_model", unasked
+    yield "train.eval_steps", _whole(train.eval_steps)
+    yield "train.eval_delay train.eval_on_start train.load_best_model_at_end train.metric_for_best_model", needed
+    if train.save_strategy not in ("best", train.eval_strategy):
+        fix = f"set train.save_strategy: {train.eval_strategy}, or use engine.early_stopping"
+        sentence = f"needs each evaluation saved, but saves by {train.save_strategy}: {fix}"
+        yield "train.load_best_model_at_end", sentence
+    every, saved = train.eval_steps or train.logging_steps, train.save_steps
+    if train.save_strategy == "steps" and (
+        (every < 1) != (saved < 1) or round(saved * 1e6) % max(round(every * 1e6), 1)
+    ):
+        multiple = f"to be a multiple of train.eval_steps ({every:g}): make them equal"
+        yield "train.load_best_model_at_end", f"needs train.save_steps ({saved:g}) {multiple}"
     if metric := train.metric_for_best_model:
         name = metric if str(metric).startswith("eval_") else f"eval_{metric}"
         yield "train.metric_for_best_model", not_logged(train.method, name) or held_out_metric_problem(name)
-    without = "is not read by lr_scheduler_type constant: constant_with_warmup has a warm-up"
-    yield "train.warmup_steps", train.lr_scheduler_type == "constant" and without
+    by_metric = train.lr_scheduler_type in BY_METRIC or train.save_strategy == "best"
+    alone = not (train.load_best_model_at_end or metric or by_metric)
+    yield "train.greater_is_better", alone and "does nothing: set train.metric_for_best_model too, or remove it"
+    unknown = train.eval_strategy == "no" or not (metric or train.load_best_model_at_end)
+    best = "best needs train.metric_for_best_model: eval_loss, and evaluations"
+    yield "train.save_strategy", train.save_strategy == "best" and unknown and best
+
+
+def _whole(steps: float | None) -> str | bool:
+    """Steps above 1 are whole; below 1 they are a share of the run."""
+    broken = steps is not None and steps > 1 and steps != int(steps)
+    return broken and f"must be a whole number of steps, or below 1 a share of the run, not {steps:g}"
+
+
+def _of_saving_and_logging(train: Any) -> Rules:
+    yield "train.save_steps", train.save_strategy == "steps" and _whole(train.save_steps)
+    yield "train.logging_steps", train.logging_strategy == "steps" and _whole(train.logging_steps)
+    yield "train.report_to", report_to(train)
+    others = not {"trackio", "all"} & set(reporters(train))
+    trackio = others and "is read by trackio only: set train.report_to: trackio, or remove it"
+    yield "train.project train.trackio_space_id train.trackio_bucket_id train.trackio_static_space_id", trackio
+    counted = train.include_num_input_tokens_seen
+    if counted not in (True, False, "no", "all", "non_padding"):
+        yield "train.include_num_input_tokens_seen", f"must be no, all or non_padding, not {counted}"
+    elif counted not in (False, "no") and trl_arguments()[train.method]["whole_logits"]:
+        instead = "remove it; metrics.json has tokens_per_second"
+        yield "train.include_num_input_tokens_seen", f"does nothing in TRL's trainer of this method: {instead}"
+    known = train.debug in ("", [], "underflow_overflow", ["underflow_overflow"])
+    yield "train.debug", not known and "must be underflow_overflow, or nothing"
+
+
+def _of_steps(train: Any) -> Rules:
+    """How many steps, of what optimizer, at what learning rate, on rows in what order."""
+    steps = train.max_steps
+    counted = f"must be 1 or more, or -1 for all of num_train_epochs, not {steps}"
+    yield "train.max_steps", steps != -1 and steps < 1 and counted
+    yield "train.warmup_steps", warmup(train) or _whole(train.warmup_steps)
+    yield "train.lr_scheduler_type", schedule(train)
+    yield "train.lr_scheduler_kwargs", schedule_kwargs(train)
+    yield "train.optim", optimizer(train)
+    yield "train.optim_args", optim_args(train)
+    low_rank = train.optim.startswith(LOW_RANK)
+    elsewhere = "is of galore and apollo optimizers; lora.target_modules says which layers train"
+    yield "train.optim_target_modules", not low_rank and elsewhere
+    without = train.optim.startswith(WITHOUT_BETAS) and f"is not read by {train.optim}: remove it"
+    yield "train.adam_beta1 train.adam_beta2 train.adam_epsilon", without
     order = train.train_sampling_strategy
     by_length = f"can't be {order}, for which TRL keeps no lengths: leave it random; engine.shared_prefix pads nothing"
     yield "train.train_sampling_strategy", order in ("group_by_length", "batch_rebalance") and by_length
+
+
+COMPILE_MODES = ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+
+
+def _of_memory_and_machines(train: Any) -> Rules:
+    yield "train.fp16", train.bf16 and train.fp16 and "and bf16 can't both be true"
+    if not isinstance(train.gradient_checkpointing_kwargs, dict):
+        yield "train.gradient_checkpointing_kwargs", "must be a map"
+    off = train.gradient_checkpointing is False
+    unused = "does nothing while train.gradient_checkpointing is false: remove it"
+    yield "train.gradient_checkpointing_kwargs", off and unused
+    mode = train.torch_compile_mode
+    yield "train.torch_compile_mode", mode not in COMPILE_MODES and f"must be {either(COMPILE_MODES)}, not {mode}"
+    installed = find_spec("deepspeed") is not None
+    yield "train.deepspeed", not installed and "needs a package that is not installed: pip install deepspeed"
+    yield "train.fsdp_config", not train.fsdp and "needs train.fsdp"
+    alone = train.dataloader_num_workers <= 0 and "needs train.dataloader_num_workers above 0"
+    yield "train.dataloader_persistent_workers train.dataloader_prefetch_factor", alone
+    yield "train.dataloader_in_order train.dataloader_multiprocessing_context", alone
 
 
 # Keys of `lora`, and what they are called in an adapter's config.

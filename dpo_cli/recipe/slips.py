@@ -21,6 +21,8 @@ def yaml_slip(lines: Sequence[str], error: yaml.MarkedYAMLError) -> Slip | None:
         return "a quote or a bracket is not closed, or a comma is missing", "close it", opened
     if what == "could not find expected ':'":
         return "no colon follows the key", "write : and a space", opened
+    if "no plain space" in what:
+        return what, "indent by plain spaces", mark.line
     number = min(mark.line, len(lines) - 1)
     before = next((one for one in range(number - 1, -1, -1) if lines[one].split("#")[0].strip()), number)
     if "\t" in lines[number][: mark.column + 1]:
@@ -44,6 +46,15 @@ def yaml_slip(lines: Sequence[str], error: yaml.MarkedYAMLError) -> Slip | None:
 
 def _indent(line: str) -> int:
     return len(line) - len(line.lstrip())
+
+
+def number_meant(text: Any) -> str | None:
+    """The number that `70%`, `7.5k` and `0,5` mean."""
+    match = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*([%kKmM]?)\s*", text) if isinstance(text, str) else None
+    if match is None or text.isdigit():
+        return None
+    factor = {"%": 0.01, "k": 1e3, "m": 1e6, "": 1.0}[match[2].lower()]
+    return f"{float(match[1].replace(',', '.')) * factor:g}"
 
 
 def one_as_list(value: Any) -> Any:

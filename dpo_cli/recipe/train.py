@@ -59,7 +59,6 @@ _RANGES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("adam_beta1 adam_beta2", {"ge": 0, "lt": 1}),
     ("label_smoothing", {"ge": 0, "lt": 0.5}),
     ("ld_alpha", {"ge": 0, "le": 1}),
-    ("max_steps", {"ge": -1}),
 )
 TRAIN_RANGES = {name: limits for names, limits in _RANGES for name in names.split()}
 

@@ -23,6 +23,7 @@ Key = tuple[str | int, ...]  # ("data", "sources", 0, "id")
 MOST_BYTES, MOST_VALUES, DEEPEST = 100_000, 20_000, 50
 
 SETTING = "--set"  # the place of a key that was set there
+TELLING = re.compile("key|token(?!_budget|s|izer)|secret|passw|credential|judg", re.IGNORECASE)
 DATA_SUFFIXES = (".json", ".jsonl", ".gz", ".csv", ".parquet", ".txt")
 
 
@@ -201,7 +202,7 @@ def _not_yaml(text: str, error: yaml.MarkedYAMLError, problem: str, place: Calla
     usual = error.problem or error.context or "", hint, mark.line if mark else -1
     what, hint, number = yaml_slip(lines, error) or usual
     line = lines[number] if 0 <= number < len(lines) else ""
-    shown = [line.replace("\t", "→   ")[:100]] if line.strip() and len(lines) > 1 else []
+    shown = [line.replace("\t", "→   ")[:100]] if line.strip() and len(lines) > 1 and not TELLING.search(line) else []
     return DpoError(f"{problem}: {what}", where=place(number + 1), hint=hint, details=shown, exit_code=USAGE)
 
 
@@ -250,7 +251,8 @@ def _apply_override(document: Document, override: str) -> None:
     """Apply one `--set data.sources.0.quota=100`; the value is YAML."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted.strip():
-        raise DpoError(f"--set takes KEY=VALUE, not '{dotted}'", hint="--set train.beta=0.2", exit_code=USAGE)
+        shown = re.split("[:{ ]", dotted)[0]
+        raise DpoError(f"--set takes KEY=VALUE, not '{shown}'", hint="--set train.beta=0.2", exit_code=USAGE)
     where = f"--set {dotted}"  # without the value, which people take for the place of a key
     value = _parse(text, "not a YAML value", lambda line: where, {})
     parts = dotted.strip().replace("[", ".").replace("]", "").split(".")

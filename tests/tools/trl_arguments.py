@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.train.methods import LOSSES, METHODS
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
 
 # Arguments of TRL's experimental trainers for other models than ours, or for tables in W&B.
 _OF_OTHERS = {"is_encoder_decoder", "max_completion_length", "generate_during_eval", "padding_value"}
@@ -31,7 +33,7 @@ def describe_arguments() -> dict[str, Any]:
     Returns:
         {method: {attributes of its row, "losses": [...], "read_by": {argument: the losses that read it},
         "arguments": {name: {"type", "default", "choices"}}}}, where `type` is written with bool, int, float, str,
-        list, dict and None only.
+        list, dict and None only. `lr_scheduler_type` has "kwargs" too: {schedule: {"takes", "needs"}}.
     """
     described: dict[str, Any] = {}
     for name, method in METHODS.items():
@@ -50,6 +52,7 @@ def describe_arguments() -> dict[str, Any]:
         if "f_divergence_type" in arguments:  # branches, like the losses below
             branches = re.findall(r'f_divergence_type == "(\w+)"', inspect.getsource(trainer._compute_loss))
             arguments["f_divergence_type"]["choices"] = list(dict.fromkeys(branches))
+        arguments["lr_scheduler_type"]["kwargs"] = _schedule_kwargs()
         losses: Any = arguments.get("loss_type", {}).pop("choices", [])
         if "loss_type" in arguments and not losses:
             # DPO's config keeps no list of them: they are the branches of `_compute_loss`, each once, in order.
@@ -70,6 +73,19 @@ def describe_arguments() -> dict[str, Any]:
             "arguments": arguments,
         }
     return described
+
+
+def _schedule_kwargs() -> dict[str, dict[str, list[str]]]:
+    """What `lr_scheduler_kwargs` may hold, and has to hold, of each learning-rate schedule of transformers."""
+    ours = ("self", "optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
+    passed_on: dict[str, Any] = {"reduce_lr_on_plateau": ReduceLROnPlateau.__init__, "greedy": GreedyLR.__init__}
+    found = {}
+    for schedule, function in TYPE_TO_SCHEDULER_FUNCTION.items():
+        parameters = inspect.signature(passed_on.get(schedule.value, function)).parameters.values()
+        named = [one for one in parameters if one.name not in ours]
+        needs = [one.name for one in named if one.default is inspect.Parameter.empty]
+        found[schedule.value] = {"takes": [one.name for one in named], "needs": needs}
+    return found
 
 
 def _read_by(trainer: Any, arguments: dict[str, Any]) -> dict[str, list[str]]:
