@@ -213,7 +213,7 @@ def test_one_mistake_in_the_judge(refused: Refused, judge: str, key: str, says: 
         (f"eval: {{judge: {{{SERVER}}}}}", "eval.judge=secret"),
         (f"eval: {{judge: {{{SERVER}}}}}", "eval.judge.kind=secret"),
         (f"eval: {{judge: {{{SERVER}}}}}", "eval.judge.timeout={api: secret}"),
-        (f"eval: {{judge: {{{SERVER}}}}}", "eval.judge.api_key: secret"),
+        (f"eval: {{judge: {{{SERVER}}}}}", "eval.judge.api_key: secret=="),
         ("eval:\n  judge:\n    api_key: my: secret\n", None),
     ],
 )

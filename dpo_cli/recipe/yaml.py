@@ -250,8 +250,8 @@ def _walk(node: yaml.Node | None, key: Key, place: Callable[[int], str], places:
 def _apply_override(document: Document, override: str) -> None:
     """Apply one `--set data.sources.0.quota=100`; the value is YAML."""
     dotted, equals, text = override.partition("=")
-    if not equals or not dotted.strip():
-        shown = re.split("[:{ ]", dotted)[0]
+    if not equals or not dotted.strip() or re.search(": |{", dotted):
+        shown = re.split("[:{ ]", dotted)[0]  # what follows may be the key of a service
         raise DpoError(f"--set takes KEY=VALUE, not '{shown}'", hint="--set train.beta=0.2", exit_code=USAGE)
     where = f"--set {dotted}"  # without the value, which people take for the place of a key
     value = _parse(text, "not a YAML value", lambda line: where, {})
