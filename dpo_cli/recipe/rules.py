@@ -151,8 +151,8 @@ def _of_losses(train: Any) -> Rules:
     alpha = "is read with f_divergence_type: alpha_divergence only: set that, or remove it"
     divergence = getattr(train, "f_divergence_type", None)
     yield "train.f_alpha_divergence_coef", divergence != "alpha_divergence" and alpha
-    sorts = {"aot", "aot_unpaired"} & set(losses) and "can't be with loss_type aot or aot_unpaired: remove it"
-    yield "train.use_weighting", sorts
+    sorts = bool({"aot", "aot_unpaired"} & set(losses))
+    yield "train.use_weighting", sorts and "can't be with loss_type aot or aot_unpaired: remove it"
     means = "does nothing: these losses are means over rows, not tokens"
     yield "train.average_tokens_across_devices", described["compares"] and means
     weights = getattr(train, "loss_weights", None) or []
