@@ -38,7 +38,9 @@ def answer_file(recipe: Recipe, run: Run, file: Path, *, quiet: bool = False) ->
         DpoError: the file can't be read, a row has no prompt, or a conversation outgrows the model's positions.
     """
     rows = read_prompts(file)
-    talks = [asked(row) for row in rows]
+    numbers: dict[str, int] = {}  # of conversations; one that stands twice is answered once
+    places = [numbers.setdefault(json.dumps(asked(row)), len(numbers)) for row in rows]
+    talks: list[Turns] = list(map(json.loads, numbers))
     made_from = fingerprint(
         {"seed": recipe.seed, **recipe.eval.model_dump(mode="json")},
         {"prompts": sha256(file), "adapter": sha256(run.adapter / "adapter_model.safetensors")},
@@ -54,7 +56,7 @@ def answer_file(recipe: Recipe, run: Run, file: Path, *, quiet: bool = False) ->
         texts = store.all()
     written = []
     for name in ("base", "tuned"):
-        answers = [[texts[f"{n}/{turn}"][name] for turn in range(len(talk))] for n, talk in enumerate(talks)]
+        answers = [[texts[f"{place}/{turn}"][name] for turn in range(len(talks[place]))] for place in places]
         in_turns = "turns" in rows[0]
         lines = map(_model_answer if in_turns else _alpaca_eval, rows, answers, [f"{recipe.name}-{name}"] * len(rows))
         written.append(folder / f"{file.stem}-{name}.{'jsonl' if in_turns else 'json'}")
