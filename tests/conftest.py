@@ -96,12 +96,10 @@ OF_THE_SMOKE_RUN = (
 )  # fmt: skip
 LONGEST_FIRST = (
     "smoke", "pretend_cuda", "train/test_backends", "train/test_faults", "train/test_token_budget",
-    "train/test_reference_cache", "end_to_end/test_methods_learn",
-    "prepare/test_own_answers", "train/test_methods", "train/test_engine", "end_to_end/test_program",
-    "end_to_end/test_sft_then_dpo", "end_to_end/test_processes", "train/test_lipo",
-    "test_cli", "export/test_sabotage", "export/test_gguf", "prepare/test_prepare", "evaluate/test_samples",
-    "judging/test_judging", "end_to_end/test_early_stopping", "tools/test_makers", "reference/test_mini_dpo",
-    "end_to_end/test_families", "test_imports", "test_doctor", "test_crash_points", "train/test_shared_prefix",
+    "prepare/test_own_answers", "test_distribution", "end_to_end/test_methods_learn", "train/test_engine",
+    "train/test_reference_cache", "test_imports", "test_cli", "end_to_end/test_processes", "train/test_methods",
+    "judging/test_judging", "test_terminal", "test_run", "end_to_end/test_early_stopping", "test_crash_points",
+    "train/test_shared_prefix", "evaluate/test_samples", "end_to_end/test_sft_then_dpo",
 )  # fmt: skip
 ORDER = {name: place for place, name in enumerate(LONGEST_FIRST)}
 WORDS = (  # noqa: SIM905
