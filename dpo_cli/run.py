@@ -75,7 +75,6 @@ class Draft:
 
     folder: Path
     record: dict[str, Any]
-    status: str = "complete"
 
 
 class Run:
@@ -328,7 +327,7 @@ class Run:
         record.setdefault("seconds", round(time.monotonic() - start, 3))
         large = _stamps({name: self.folder / name for name in outputs})
         record["large"] |= {name: [*facts, outputs[name]] for name, facts in large.items()}
-        self.write_record(stage, recipe, {**record, "status": draft.status, "outputs": outputs})
+        self.write_record(stage, recipe, {**record, "status": "complete", "outputs": outputs})
 
     @staticmethod
     def _name(stage: str, folder: Path, path: Path) -> str:

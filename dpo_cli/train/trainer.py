@@ -71,7 +71,7 @@ def train(recipe: Recipe, run: Run, *, fresh: bool = False, quiet: bool = False)
     with stop, shown:
         _go(recipe, trainer, begun, record)
     seconds = time.monotonic() - start
-    _check_not_stopped(recipe, run, trainer, stop)
+    _check_not_stopped(run, trainer, stop)
     trainer.check_gradients(at_least=1)
     metrics = _metrics(recipe, trainer, log, seconds, begun.step)
     _save(recipe, run, trainer, record, metrics)
@@ -196,22 +196,21 @@ def _go(recipe: Recipe, trainer: Any, begun: Start, record: dict[str, Any]) -> N
         if not ran_out_of_memory(error):
             raise
         tried = "" if recipe.engine.preflight else "set engine.preflight: true, "
-        goes_on = "" if recipe.train.save_only_model else "; the same command goes on from the last checkpoint"
         raise DpoError(
             f"memory ran out in step {trainer.state.global_step + 1} of {trainer.state.max_steps}",
             where=recipe.where("engine", "preflight"),
-            hint=f"{tried}end what else uses the card (nvidia-smi names it){goes_on}, or start over with --fresh and a "
-            "lower engine.memory_limit",
+            hint=f"{tried}end what else uses the card (nvidia-smi names it); the same command goes on from the last "
+            "checkpoint, or start over with --fresh and a lower engine.memory_limit",
         ) from error
 
 
-def _check_not_stopped(recipe: Recipe, run: Run, trainer: Any, stop: StopAfterStep) -> None:
+def _check_not_stopped(run: Run, trainer: Any, stop: StopAfterStep) -> None:
     state = trainer.state
     if stop.asked and state.global_step < state.max_steps:
         raise DpoError(
             f"interrupted after step {state.global_step} of {state.max_steps}, which is saved",
             where=str(run.checkpoints),
-            hint=None if recipe.train.save_only_model else "the same command goes on from there",
+            hint="the same command goes on from there",
             exit_code=INTERRUPTED,
         )
 
@@ -325,8 +324,6 @@ def _notes(recipe: Recipe, trainer: Any) -> list[str]:
         notes.append(f"! train.beta {train.beta:g} is of DPO's size; {low} weighs log-probabilities per token: about 2")
     if trainer.args.device.type == "cuda" and processes.count() == 1 and torch.cuda.device_count() > 1:
         notes.append(f"one of {torch.cuda.device_count()} GPUs: accelerate launch -m dpo_cli train … takes all")
-    if train.save_only_model:
-        notes.append("! train.save_only_model: checkpoints have no optimizer state, so this run can't be resumed")
     end = chat.unnamed_end(trainer.model.generation_config, trainer.processing_class)
     if end:
         notes.append(f"! generation_config does not name {end}, which ends an answer: eval stops there, export adds it")
