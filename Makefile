@@ -6,6 +6,8 @@ TORCH_INDEX ?=
 # ANYWAY=1 installs although the check of the machine found something.
 ANYWAY ?=
 export ANYWAY
+# Images of containers set it, and every command would compile torch and transformers anew: eight CPU seconds.
+unexport PYTHONDONTWRITEBYTECODE
 RECIPE ?= recipes/ultrafeedback_zh_en.yaml
 RECIPES ?= recipes/compare
 # Of 20,000 files a few thousand are ever imported, and each is compiled when it is.

@@ -138,12 +138,14 @@ def test_everything_imported_is_declared() -> None:
 
 
 ROOMS_IMPORTED = """
-import sys
+import gc, sys
 from dpo_cli.environment import prepare_environment
 prepare_environment("eval")
 from dpo_cli.job import importing_models
 with importing_models():
+    assert not gc.isenabled(), "a CPU second of every command"
     import dpo_cli.evaluate.evaluate, dpo_cli.export.export
+assert gc.isenabled()
 assert "torch._inductor.compile_fx" not in sys.modules, "CPU seconds of eval and export, which compile nothing"
 import dpo_cli.prepare.pipeline, dpo_cli.train.trainer
 """

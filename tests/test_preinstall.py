@@ -158,3 +158,11 @@ def test_the_makefile_installs_the_torch_of_the_extra(repository: Path) -> None:
     shown = subprocess.check_output(["make", "-n", "-W", "pyproject.toml", "train", f"TORCH_INDEX={CU126}"], text=True,
                                     cwd=repository)  # fmt: skip
     assert '"torch==2.14.1"' in project and "torch==2.14.1 torchvision" in shown
+
+
+def test_what_is_imported_stays_compiled(repository: Path) -> None:
+    """Images of containers forbid it, and then every command compiles torch and transformers anew."""
+    forbidden = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    shown = subprocess.check_output(["make", "--eval=seen:; @env", "seen"], text=True, cwd=repository, env=forbidden)
+    names = {line.partition("=")[0] for line in shown.splitlines()}
+    assert "PATH" in names and "PYTHONDONTWRITEBYTECODE" not in names

@@ -1,7 +1,7 @@
 """What the smoke run shows people, as it is: a change of layout or of words is seen in golden/, and meant.
 
-`make golden` writes the files anew. Numbers, hashes, paths and what the models answered are masked: they belong to the
-machine and to the recipe.
+`make golden` writes the files anew. Numbers, dates, hashes, paths and what the models answered are masked: they belong
+to the day, the machine and the recipe.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def masked(text: str, smoke: Any) -> str:
     text = re.sub(r"\b(?=[0-9a-f]*\d)[0-9a-f]{12,}\b", "<hash>", text)
     text = re.sub(r"^  step .*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r'<svg [^>]*(aria-label="[^"]*")[^>]*>.*?</svg>', r"<svg \1>", text)
+    text = re.sub(r"\b\d{4}-\d\d-\d\d\b", "<date>", text)
     text = NUMBER.sub(lambda found: "±0" if found[1] else "0", text)
     text = re.sub(r"([─━█])\1+", r"\1", text)
     return "\n".join(re.sub(r"(?<=\S) {2,}", "  ", line).rstrip() for line in text.splitlines()) + "\n"
