@@ -77,14 +77,20 @@ def _timeless(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def every_point(before: Path, folder: Path, work: Callable[[], Any], points: Iterable[int]) -> Iterator[int]:
-    """Each point that is reached, with the run killed there and `work` done once more; `folder` begins as `before`."""
+def every_point(
+    before: Path, folder: Path, work: Callable[[], Any], points: Iterable[int], look: Callable[[], Any] = lambda: None
+) -> Iterator[int]:
+    """Each point that is reached, with the run killed there and `work` done once more; `folder` begins as `before`.
+
+    `look` is called between the two.
+    """
     for point in points:
         shutil.rmtree(folder, ignore_errors=True)
         if before.exists():
             shutil.copytree(before, folder)
         if not killed_at(folder, point, work):
             return
+        look()
         work()
         yield point
 
@@ -127,10 +133,16 @@ def test_a_stage_killed_anywhere_leaves_old_results_or_new_ones(tmp_path: Path, 
     def work() -> None:
         write(run, recipe, stage, "anew")
 
+    def look() -> None:
+        with run.lock():  # clears up
+            found = {path: path.read_text("utf-8") for path in run[stage].rglob("*") if path.name in names}
+        assert not again or len(found) == len(names), "something is gone, though the new one is not there"
+        assert set(found.values()) <= {"first", "anew"}
+
     work()
-    expected = contents(run.folder)
+    expected, names = contents(run.folder), {Path(name).name for name in OUTPUTS[stage]}
     reached = 0
-    for point in every_point(before, run.folder, work, itertools.count(1)):
+    for point in every_point(before, run.folder, work, itertools.count(1), look):
         assert contents(run.folder) == expected, f"killed at operation {point}"
         assert run.fresh(stage, recipe)
         reached = point

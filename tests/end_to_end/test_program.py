@@ -35,7 +35,6 @@ def results(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="nothing is forked here")
 def test_a_forked_command_is_the_cold_one(tmp_path: Path) -> None:
     options = [part for one in SETTINGS for part in ("--set", one)]

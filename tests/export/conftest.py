@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from dpo_cli.export import merge, outputs
 from dpo_cli.export.outputs import Expected
 from dpo_cli.inference import token_logps
-from tests.export.made import CPU, TINY, Exported, asked, copy, edit, with_random_lora, write_merged
+from tests.export.made import CPU, TINY, Exported, asked, copy, store, with_random_lora, write_merged
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 
@@ -66,15 +65,6 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     store(model, folder / "merged")
     wanted = outputs.Expected(probes, plain, outputs.Outputs(tuned, []))
     return Exported(folder / "untouched", folder / "merged", wanted)
-
-
-def store(model: Any, folder: Path) -> None:
-    """In bfloat16 and several shards, beside the built-in model's tokenizer."""
-    state = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
-    model.save_pretrained(folder, state_dict=state, max_shard_size="1MB")
-    edit(folder / "config.json", dtype="bfloat16")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copyfile(TINY / name, folder / name)
 
 
 @pytest.fixture(params=[pytest.param("made", marks=pytest.mark.slow), "untied"])  # the smoke run exports a tied one

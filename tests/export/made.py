@@ -58,6 +58,15 @@ def write_merged(adapter: Path, folder: Path, base: Path = TINY, **options: Any)
     return folder
 
 
+def store(model: Any, folder: Path) -> None:
+    """In bfloat16 and several shards, beside the built-in model's tokenizer."""
+    state = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=state, max_shard_size="1MB")
+    edit(folder / "config.json", dtype="bfloat16")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(TINY / name, folder / name)
+
+
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     """Change the tensors of every shard at once, each of which stays in its file."""
     files = {file: load_file(file) for file in folder.glob("*.safetensors")}

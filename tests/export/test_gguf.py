@@ -20,8 +20,8 @@ from dpo_cli.export.export import export as export_stage
 from dpo_cli.recipe import GgufType
 from dpo_cli.run import Run
 from tests import families
-from tests.export.made import SMOKE, Exported, asked, checks, copy, edit, expected, failed
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tests.export.made import SMOKE, TINY, Exported, asked, checks, copy, edit, expected, failed, store
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 K_QUANTS = [kind for kind in get_args(GgufType) if kind not in gguf.DIRECT]
 
@@ -46,12 +46,25 @@ def test_every_type_passes_its_checks(exported: Exported, kind: GgufType, tmp_pa
     gguf.write_gguf(exported.merged, kind, path)
     found = gguf_parity.check_gguf(path, kind, exported.merged, exported.expected)
     assert failed(found) == []
-    if kind in ("f32", "bf16"):  # which hold every bit of bfloat16
+    stored = json.loads((exported.merged / "config.json").read_text())["dtype"]
+    if (kind, stored) in (("f32", "float32"), ("f32", "bfloat16"), ("bf16", "bfloat16")):  # every bit has its place
         assert next(check["value"] for check in found if check["name"] == "gguf.weight_error") == 0
     fields, _ = gguf_parity.read_gguf(path)
     assert (fields["general.name"], fields["general.architecture"], fields["tokenizer.ggml.pre"]) == (
         "mine", "qwen3", "qwen2",
     )  # fmt: skip
+
+
+def test_rows_that_blocks_do_not_fill_stay_16_bit(tmp_path: Path, path: Path) -> None:
+    """As llama.cpp's converter has it."""
+    folder = tmp_path / "narrow"
+    model: Any = Qwen3ForCausalLM(Qwen3Config.from_pretrained(TINY, intermediate_size=80))
+    store(model, folder)
+    gguf.write_gguf(folder, "q8_0", path)
+    kinds = {name: tensor.tensor_type.name for name, tensor in gguf_parity.read_gguf(path)[1].items()}
+    assert (kinds["blk.0.ffn_down.weight"], kinds["blk.0.ffn_up.weight"]) == ("F16", "Q8_0")
+    down = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name).model.layers[0].mlp.down_proj.weight
+    assert torch.allclose(down, model.model.layers[0].mlp.down_proj.weight, atol=1e-3)
 
 
 def test_the_untouched_base_does_not(untied: Exported, path: Path) -> None:
