@@ -15,6 +15,7 @@ from dpo_cli import hub
 from dpo_cli.cli import app
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import check, load
+from dpo_cli.recipe.paths import PARTS
 from typer.testing import CliRunner, Result
 
 Invoke = Callable[..., Result]
@@ -177,18 +178,27 @@ def test_what_the_hub_answers(
         def log_message(self, *args: Any) -> None:
             pass
 
-    recipe = load(folder / "r.yaml", ["model.id=a/b", "model.revision=v1"])
+    recipe = load(
+        folder / "r.yaml",
+        [
+            "model={id: a/b, revision: v1, adapter: a/c, adapter_revision: v2}",
+            "eval.judge={kind: reward_model, id: a/d, revision: v3}",
+            "data.rater={kind: reward_model, id: a/e, revision: v4}",
+            "data.sources=[{id: data/pairs.jsonl, rate: true}]",
+        ],
+    )
     with HTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         online(f"http://127.0.0.1:{server.server_port}")
         if says is None:
-            hub.require(recipe, ["model"])
+            hub.require(recipe, PARTS)
         else:
             with pytest.raises(DpoError) as caught:
-                hub.require(recipe, ["model"])
+                hub.require(recipe, PARTS)
             assert says in str(caught.value)
         server.shutdown()
-    assert asked == ["/a/b/resolve/v1/config.json"]
+    each = ["b/resolve/v1/config", "c/resolve/v2/adapter_config", "d/resolve/v3/config", "e/resolve/v4/config"]
+    assert asked == [f"/a/{one}.json" for one in (each if says is None else each[:1])]
 
 
 # --------------------------------------------------------------------------------------------- the recipe file itself
