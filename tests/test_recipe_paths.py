@@ -231,7 +231,10 @@ def test_a_recipe_that_is_not_there_names_the_three_nearest(folder: Path, invoke
         (folder / "recipes" / f"other-{number}.yaml").touch()
     for name in ("smoke", "smoke2", "smoky", "unlike"):
         (folder / "recipes" / f"{name}.yaml").touch()
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / "smokee.yaml").touch()
     done = invoke("check", "recipes/smokee.yaml")
+    assert ".venv" not in invoke("check", "smokee.yaml").stderr
     assert "no recipe at recipes/smokee.yaml" in done.stderr
     assert "did you mean recipes/smoke.yaml, " in done.stderr
     assert done.stderr.count(".yaml") == 4

@@ -324,9 +324,10 @@ def short(path: Path) -> str:
 
 
 def _recipes_nearby(path: Path) -> str:
-    """The three recipes whose names are nearest to a path that is none."""
-    folders = [path] if path.is_dir() else [path.parent, Path("recipes")]
-    found = {short(one): one for folder in folders if folder.is_dir() for one in sorted(folder.rglob("*.y*ml"))[:500]}
+    """The three recipes whose names are nearest to a path that is none; no further down, where other files lie."""
+    folders = [one for one in ([path] if path.is_dir() else [path.parent, Path("recipes")]) if one.is_dir()]
+    there = [one for folder in folders for depth in ("", "[!.]*/") for one in sorted(folder.glob(f"{depth}*.y*ml"))]
+    found = {short(one): one for one in there}
     near = nearest(path.name, [one.name for one in found.values()], 3) or [one.name for one in found.values()][:3]
     shown = sorted((one for one in found if found[one].name in near), key=lambda one: near.index(found[one].name))
     return f"did you mean {', '.join(shown[:3])}?" if shown else "give the path of a recipe, a .yaml file"
