@@ -71,7 +71,8 @@ def _timeless(path: Path) -> bytes:
         return json.dumps(kept, sort_keys=True).encode()
     if path.name == "log.jsonl":  # TRL counts its tokens anew when it resumes
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return json.dumps([{key: row[key] for key in row if key != "num_tokens"} for row in rows]).encode()
+        told = [{key: row[key] for key in row if key != "num_tokens"} for row in rows]
+        return json.dumps(told, sort_keys=True).encode()  # in a checkpoint's state they are sorted
     if path.name in ("metrics.json", "report.json", "report.md", "files.json", "trainer_state.json"):
         return b"it has seconds or tokens in it"
     return path.read_bytes()
