@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -71,8 +72,7 @@ def read_runs(runs: Sequence[tuple[Recipe, Run]]) -> tuple[dict[str, Compared], 
     """
     if len({run.folder.resolve() for _, run in runs}) < len(runs):
         raise DpoError("a run stands twice in the comparison", hint="name each run once", exit_code=USAGE)
-    short = [run.folder.name for _, run in runs]
-    names = [name if short.count(name) == 1 else str(run.folder) for name, (_, run) in zip(short, runs, strict=True)]
+    names = _names([run.folder.resolve() for _, run in runs])
     compared = {name: read(run) for name, (_, run) in zip(names, runs, strict=True)}
     stages = ("prepare", "train", "eval")
     keys = [{key: of for stage in stages for key, of in recipe_keys(recipe, stage).items()} for recipe, _ in runs]
@@ -88,6 +88,18 @@ def read_runs(runs: Sequence[tuple[Recipe, Run]]) -> tuple[dict[str, Compared], 
         for name, strength in bradley_terry(games, "", runs[0][0].seed).items():
             compared[name].strength = strength
     return compared, remarks
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Name each folder by its last parts, as few as set it apart from the others."""
+
+    def last(folder: Path, parts: int) -> str:
+        return "/".join(folder.parts[-parts:])
+
+    def alone(folder: Path, parts: int) -> bool:
+        return [last(one, parts) for one in folders].count(last(folder, parts)) == 1
+
+    return [next(last(one, parts) for parts in count(1) if alone(one, parts)) for one in folders]
 
 
 def _remarks(compared: Mapping[str, Compared], bases: Sequence[Any]) -> Iterator[str]:

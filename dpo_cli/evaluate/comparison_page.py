@@ -140,7 +140,7 @@ class Comparison:
             best=clean(kind),
             means=clean(means),
             warnings=clean([*self.no_candidates(), *remarks]),
-            first=clean(self.first),
+            first=self.first,
             figures=clean("\n\n".join(self.tables())),
             differences=clean(self.differences()),
             charts=list(self.charts()),

@@ -8,15 +8,20 @@ from typing import Any
 
 import pytest
 from dpo_cli import recipe
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.evaluate.compare import HELD_OUT, JUDGE, VALID, Compared, best, differences, examples, read, read_runs
-from dpo_cli.evaluate.comparison_page import Comparison
+from dpo_cli.evaluate.comparison_page import Comparison, print_comparison
 from dpo_cli.recipe import Recipe
 from dpo_cli.run import Run
+from dpo_cli.stats import wilson
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 SAMPLING = {"prompts": 8, "max_new_tokens": 8, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "seed": 42}
-ANSWER = {"text": "好的。", "ids": [1, 2, 3], "finished": True, "thought": 0}
+NOTHING: dict[str, Any] = {
+    "verdict": {"kind": "better"}, "languages": {}, "sets": {}, "pairs": None, "samples": None, "report_language": "en",
+}  # fmt: skip
+ANSWER: dict[str, Any] = {"text": "好的。", "ids": [1, 2, 3], "finished": True, "thought": 0}
+ROW = {"language": "zh", "base": ANSWER, "tuned": ANSWER}
 
 
 def asked(number: int) -> list[dict[str, str]]:
@@ -44,12 +49,11 @@ def evaluated(
     write(folder / "data" / "eval.jsonl", [{**pair, **(ranked if "train.method=lipo" in settings else answers)}])
     (folder / "train" / "metrics.json").write_text(json.dumps({"seconds": 1.0, "peak_memory_bytes": 1}))
     judged = None if scores is None or judge is None else {"kind": "openai", "model": judge, "template_sha256": "t"}
-    metrics = {"judge": judged, "sampling": None if sampling == {} else {**SAMPLING, **(sampling or {})}}
+    metrics = {"judge": judged, "sampling": None if sampling == {} else {**SAMPLING, **(sampling or {})}, **NOTHING}
     (folder / "eval" / "metrics.json").write_text(json.dumps(metrics))
     judgments = [{"id": f"p{number}", "score": score} for number, score in enumerate(scores or [])]
     write(folder / "eval" / "judgments.jsonl", [*judgments, {"id": "calibration/p0", "score": 0.0}])
-    common = {"language": "zh", "base": ANSWER, "tuned": ANSWER}
-    samples = [{"id": f"p{number}", "prompt": asked(number), **common} for number in range(len(scores or []))]
+    samples = [{"id": f"p{number}", "prompt": asked(number), **ROW} for number in range(len(scores or []))]
     write(folder / "eval" / "samples.jsonl", samples)
     return recipe.load(SMOKE, list(settings)), Run(folder)
 
@@ -79,8 +83,9 @@ def test_a_judge_without_samples_compares_nothing(tmp_path: Path) -> None:
 
 def test_a_run_beside_itself_is_an_error(tmp_path: Path) -> None:
     loaded, run = evaluated(tmp_path / "one", [1, 1, 0, 1])
-    with pytest.raises(DpoError, match="stands twice"):
+    with pytest.raises(DpoError, match="stands twice") as raised:
         read_runs([(loaded, run), (loaded, Run(tmp_path / "elsewhere" / ".." / "one"))])
+    assert raised.value.exit_code == USAGE
 
 
 @pytest.mark.parametrize(
@@ -92,6 +97,7 @@ def test_a_run_beside_itself_is_an_error(tmp_path: Path) -> None:
         ([], {"sampling": {"temperature": 0.0}}, "sampling settings"),
         ([], {"sampling": {"prompts": 4}}, None),
         (["model.id=Qwen/Qwen3-1.7B"], {}, "base models"),
+        (["model.adapter=me/before", "lora={}"], {}, "base models"),
     ],
 )
 def test_win_rates_need_the_same_pairs_judge_sampling_and_base(
@@ -117,9 +123,24 @@ def test_what_sets_a_recipe_apart_is_named_wherever_it_stands(tmp_path: Path) ->
     assert compared["two"].differs == {"data.total": 100, "train.beta": 0.3, "eval.prompts": 5}
 
 
-def test_runs_of_one_name_have_their_folders_in_it(tmp_path: Path) -> None:
-    compared, _ = read_runs([evaluated(tmp_path / where / "smoke", None) for where in ("a", "b")])
-    assert list(compared) == [str(tmp_path / "a" / "smoke"), str(tmp_path / "b" / "smoke")]
+def test_runs_of_one_name_have_as_much_of_their_folders_in_it_as_sets_them_apart(tmp_path: Path) -> None:
+    """And no more, for the page is to be shown to others."""
+    compared, _ = read_runs([evaluated(tmp_path / where, None) for where in ("a/smoke", "b/smoke", "b/other")])
+    assert list(compared) == ["a/smoke", "b/smoke", "other"]
+
+
+def test_it_is_printed_and_written_and_a_run_that_may_only_be_read_is_compared_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [evaluated(tmp_path / "one", [1, 0, 1]), evaluated(tmp_path / "two", [1, 1, 1])]
+    page = tmp_path / "one" / "compare.html"
+    print_comparison(runs)
+    assert f"report: {page}" in capsys.readouterr().out
+    assert "http" not in page.read_text(encoding="utf-8")
+    page.unlink()
+    page.mkdir()  # root may write anywhere, but no file over a folder
+    print_comparison(runs)
+    assert f"warning: {page} can't be written" in capsys.readouterr().out
 
 
 def test_of_another_method_only_what_both_have_is_named(tmp_path: Path) -> None:
@@ -137,7 +158,7 @@ def test_of_another_method_only_what_both_have_is_named(tmp_path: Path) -> None:
 
 def shares(won: int, kind: str = "better") -> Compared:
     """A run that won so many of 100 held-out prompts, the first ones."""
-    metrics = {"verdict": {"kind": kind}, "languages": {}, "sets": {}, "pairs": None, "samples": None, "judge": None}
+    metrics = {**NOTHING, "verdict": {"kind": kind}, "judge": None}
     values = {HELD_OUT: {f"p{number}": float(number < won) for number in range(100)}}
     return Compared(metrics, {"seconds": 1.0, "peak_memory_bytes": 1}, values, {HELD_OUT: "held out"})
 
@@ -193,6 +214,7 @@ def test_what_eval_left_is_read_by_prompt(tmp_path: Path) -> None:
     rows = [{"id": "a", "prompt": "x", **logps}, {"id": "b", "prompt": "x", **lost}, {"id": "c", "prompt": "", **logps}]
     write(run["eval"] / "pairs.jsonl", rows)
     samples = [json.loads(line) for line in (run["eval"] / "samples.jsonl").read_text().splitlines()]
+    samples[0]["tuned"] = {**ANSWER, "ids": [7] * 20 + ANSWER["ids"], "thought": 20}  # thoughts may go in circles
     samples[1]["tuned"] = {**ANSWER, "finished": False}
     write(run["eval"] / "samples.jsonl", samples)
     found = read(run)
@@ -202,6 +224,25 @@ def test_what_eval_left_is_read_by_prompt(tmp_path: Path) -> None:
     shown = examples({"one": found, "two": found}, seed=0)
     assert [one["prompt"] for one in sorted(shown, key=str)] == [asked(0), asked(1)], "no scores are apart: at random"
     assert all(list(one["answers"]) == ["base", "one", "two"] for one in shown)
+
+
+def test_examples_are_where_the_judge_saw_most_between_runs_and_a_base_only_where_it_is_one() -> None:
+    prompts = [f"p{number}" for number in range(8)]
+    one, two = (Compared(answers={p: {**ROW, "prompt": p} for p in prompts}) for _ in range(2))
+    one.scores, two.scores = dict.fromkeys(prompts, 0.5), {p: 0.5 + 0.05 * n for n, p in enumerate(prompts)}
+    two.answers["p7"] = {**ROW, "prompt": "p7", "base": {**ANSWER, "text": "sampled otherwise"}}
+    changed = [shown for shown in examples({"one": one, "two": two}, seed=0) if shown["kind"] == "changed"]
+    assert [shown["prompt"] for shown in changed] == ["p7", "p6", "p5"]
+    assert [list(shown["answers"]) for shown in changed] == [["one", "two"], *[["base", "one", "two"]] * 2]
+
+
+def test_every_test_set_has_a_column() -> None:
+    sets = {f"set{number}": {"pairs": {"reward_accuracy": wilson(number, 10)}} for number in range(4)}
+    runs = {"one": shares(80), "two": shares(60)}
+    for one in runs.values():
+        one.metrics = {**one.metrics, "sets": sets}
+    text = "\n".join(Comparison(runs, "en").tables())
+    assert all(name in text for name in sets)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
