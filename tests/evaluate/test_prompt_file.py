@@ -28,7 +28,7 @@ def test_prompts_of_alpaca_eval_arena_hard_and_mt_bench_are_read(
     row: Any, wanted: list[list[str]], lines: bool, tmp_path: Path
 ) -> None:
     file, text = tmp_path / "prompts.json", json.dumps(row, ensure_ascii=False)
-    file.write_text(f"{text}\n{text}\n" if lines else f"[{text}, {text}]", encoding="utf-8")
+    file.write_text(f"{text}\n{text}\n" if lines else f"[{text}, {text}]", encoding="utf-8-sig")  # as Windows saves it
     rows = read_prompts(file)
     assert len(rows) == 2
     for one in rows:
