@@ -101,7 +101,7 @@ def test_each_model_answers_all_turns_of_a_question_from_its_own_answers(
     file = home / "mt.jsonl"
     rows = [
         {"question_id": 81, "category": "writing", "turns": ["为什么？", "然后呢？"], "reference": ["x"]},
-        {"question_id": 82, "category": "math", "turns": ["Hi"]},
+        {"question_id": 82, "category": "math", "turns": [{"content": "Hi"}]},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     options = [part for setting in FEW for part in ("--set", setting)] + ["--runs-dir", str(home)]
@@ -114,6 +114,8 @@ def test_each_model_answers_all_turns_of_a_question_from_its_own_answers(
         first, second = map(json.loads, text.splitlines())
         assert (first["question_id"], second["question_id"]) == (81, 82) and first["model_id"] == f"sft-{model}"
         said = first["choices"][0]["turns"]
-        assert len(said) == 2 and len(second["choices"][0]["turns"]) == 1
+        assert len(said) == 2
+        [reply] = second["choices"][0]["turns"]
+        assert reply.keys() == {"content"}, "turns are what the question's are"
         assert ["为什么？", said[0], "然后呢？"] in seen
     assert not [path for path in (home / "sft/answers").iterdir() if path.name.startswith(".")]

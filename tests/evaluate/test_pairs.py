@@ -11,7 +11,16 @@ import numpy
 import pytest
 from dpo_cli import backends, models
 from dpo_cli.errors import DpoError
-from dpo_cli.evaluate.pairs import Scored, auroc, baselines, grouped_metrics, histogram, pair_metrics, score_pairs
+from dpo_cli.evaluate.pairs import (
+    Scored,
+    answer_metrics,
+    auroc,
+    baselines,
+    grouped_metrics,
+    histogram,
+    pair_metrics,
+    score_pairs,
+)
 from dpo_cli.inference import HEAD_CHUNK, Tokens, answer_logps, encode
 from dpo_cli.recipe import Recipe
 from dpo_cli.records import Pair
@@ -138,6 +147,7 @@ def test_what_is_too_long_is_cut_and_a_pair_without_an_answer_left_is_left_out(l
     whole = pair(0, "Name a colour.", "Blue, as the sky above the harbour of the island.", "No.")
     endless = pair(1, "Name " + "many " * 80 + "colours.", "Blue.", "No.")
     chosen, _ = encode(tokenizer, whole, 256)
+    assert score_pairs(model, tokenizer, [[whole]], chosen.start, batch_size=4) == [[]], "not one token is left"
     nothing, [one] = score_pairs(model, tokenizer, [[endless], [whole, endless]], chosen.start + 4, batch_size=4)
     assert (nothing, one.id, one.chosen_tokens) == ([], "p0", 4)
     assert one.policy_chosen == pytest.approx(sum(plain_logps(model, chosen)[:4]), abs=1e-4)
@@ -309,6 +319,20 @@ def test_the_best_shortcut_may_be_a_rule_turned_round_and_is_none_of_luck() -> N
     assert baselines(BY_HAND, REPORT)["shortcut"] == best
     known = {name: figure for name, figure in REPORT["shortcuts"].items() if name == "language_match"}
     assert baselines(BY_HAND, REPORT | {"shortcuts": known})["shortcut"] is None
+
+
+def test_loss_and_perplexity_are_of_all_tokens_and_changes_are_tuned_less_base() -> None:
+    figures = answer_metrics(BY_HAND[:2], [], seed=1)  # 14 tokens: -18 nats before, -14 after
+    values = {name: figure["value"] for name, figure in figures.items()}
+    perplexity = math.exp(18 / 14), math.exp(1)
+    assert values == pytest.approx(
+        {
+            "loss_base": 18 / 14, "loss_tuned": 1, "loss_change": 1 - 18 / 14,
+            "perplexity_base": perplexity[0], "perplexity_tuned": perplexity[1],
+            "perplexity_change": perplexity[1] - perplexity[0],
+        },
+        abs=1e-5,
+    )  # fmt: skip
 
 
 def answers(language: str, *gains: float) -> list[Scored]:

@@ -25,6 +25,7 @@ from dpo_cli.evaluate.tables import ROWS
 from dpo_cli.evaluate.verdict import verdict, warnings
 from dpo_cli.inference import Answer
 from dpo_cli.judging import Judgment
+from dpo_cli.page import to_html
 from dpo_cli.recipe.sections import Eval
 from dpo_cli.records import Message
 from dpo_cli.show import NATS, RATIO, SHARE, Unit, shorten, show_figure
@@ -248,6 +249,13 @@ def test_both_reports_hold_every_figure(full: Any) -> None:
         assert one in text and one in markdown
     for curve in metrics["curves"]:
         assert words.say(f"curve_{curve['key']}") in text
+    for name, one in metrics["languages"].items():
+        accuracy, longer = one["pairs"]["reward_accuracy"], one["pairs"]["longer_wins"]
+        bets = f"{show_figure(accuracy)} | {show_figure(longer, interval=False)} |"
+        assert f"| {name}, n = {accuracy['n']:,} | {bets}" in markdown
+    assert f"| {words.say('bet_longer')} | {show_figure(metrics['pairs']['longer_wins'])} |" in markdown
+    for one in metrics["sets"].values():
+        assert f"{one['overlap']} of them in the training data" in markdown
 
 
 def test_each_group_opens_with_a_sentence_of_what_it_says(full: Any) -> None:
@@ -273,6 +281,7 @@ def test_what_a_model_wrote_stays_text(full: Any) -> None:
     assert re.search(r"^tuned, \d+ tokens, cut off:$", markdown, re.M)
     assert all(warning in text for warning in metrics["warnings"])
     assert not any("<script" in line and "\\<script" not in line for line in outside)
+    assert "<b>" not in to_html("<b>bold</b>"), "whoever forgets to escape it"
     headings = [line for line in outside if line.startswith("#")]
     assert headings[0].startswith("# a-very-long-name") and "# no heading" not in headings
     assert headings[-4:] == ["## Data", "### Funnel", "## How it was made", "## Recipe"]
@@ -449,6 +458,7 @@ def test_a_chart_of_shares_puts_them_where_they_belong() -> None:
     rows = [charts.Dot(str(value), figure(value, None, None, 9), rival) for value in (0.5, 0.2, 0.9)]
     low, high = charts.scale(rows)
     assert (low, high) == (0.2, 0.9)
+    assert charts.scale([charts.Dot("far", figure(0.5, 0.4, 0.6, 9), figure(0.93, None, None, 9))]) == (0.4, 1.0)
     drawn = charts.dots(rows, low, high, "shares")
     half, left, right = (float(x) for x in re.findall(r'circle class="dot" cx="([\d.]+)"', drawn))
     assert left < half < right
@@ -469,7 +479,9 @@ def test_a_long_name_is_cut_by_the_columns_it_takes(text: str, columns: int, cut
     assert shorten(text, columns) == cut
 
 
-@pytest.mark.parametrize("languages", [("en",), ("en", "[/b]"), ("en", "zh", "de", "[/b]", ":x:")])
+@pytest.mark.parametrize(
+    "languages", [("en",), ("en", "[/b]"), ("en", "zh", "[/b]"), ("en", "zh", "de", "[/b]", ":x:")]
+)
 def test_the_terminal_shows_it_in_80_columns(
     languages: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 from dpo_cli import smoke
+from dpo_cli.chat import chat_tokens
 from dpo_cli.errors import DpoError
-from dpo_cli.evaluate.samples import Sample, draws, sample_pairs
+from dpo_cli.evaluate.samples import Sample, chat_prompt, draws, sample_pairs
 from dpo_cli.inference import Answer
 from dpo_cli.recipe import Eval
 from dpo_cli.records import Message, Pair
@@ -217,12 +218,17 @@ def test_the_reference_is_the_adapter_that_training_started_from(
 # --------------------------------------------------------------------------------------------------- the same answers
 
 
-def test_no_batch_and_no_padding_changes_an_answer(sample: Callable[..., list[Sample]]) -> None:
+def test_no_batch_and_no_padding_changes_an_answer(sample: Callable[..., list[Sample]], tokenizer: Any) -> None:
     """Prompts of 10 to 400 tokens, so that the short ones are nearly all padding."""
     together, alone = sample(batch_size=8), sample(batch_size=1)
     assert texts(together) == texts(alone) == texts(sample(PAIRS[::-1], batch_size=4))[::-1]
     for one, other in zip(together, alone, strict=True):
         assert one.kl_total == other.kl_total
+    assert texts(together) != texts(sample(seed=1))
+    padding, tokenizer.pad_token = tokenizer.pad_token, None  # as some tokenizers have none
+    unpadded = sample()
+    tokenizer.pad_token = padding
+    assert texts(unpadded) == texts(together)
     assert len({tuple(one.base.ids) for one in together}) == len(PAIRS)
     assert all(one.base.ids != one.tuned.ids for one in together)
 
@@ -233,6 +239,14 @@ def test_a_prompt_of_several_pairs_is_answered_once(sample: Callable[..., list[S
     assert [one.id for one in sample(doubled)] == ["id-0", "id-8", "id-1", "id-2", "id-3", "id-4", "id-5"]
     assert [one.id for one in sample(doubled, prompts=3)] == ["id-0", "id-8", "id-1"]
     assert sample(doubled, prompts=0) == []
+
+
+def test_a_conversation_has_to_leave_room_for_its_answer(model: Any, tokenizer: Any, monkeypatch: Any) -> None:
+    ids = chat_tokens(tokenizer, ask("你好"), add_generation_prompt=True, **OFF)
+    for more, fits in ((SETTINGS.max_new_tokens, True), (SETTINGS.max_new_tokens - 1, False)):
+        monkeypatch.setattr(model.config, "max_position_embeddings", len(ids) + more)
+        with nullcontext() if fits else pytest.raises(DpoError, match="too many to answer"):
+            assert chat_prompt(model, tokenizer, ask("你好"), SETTINGS, OFF, "hint") == ids
 
 
 def test_draws_differ_from_each_other_and_by_seed_and_come_again(model: Any, tokenizer: Any) -> None:
@@ -374,4 +388,10 @@ def test_a_batch_that_is_too_large_for_the_gpu_is_halved(model: Any, sample: Cal
     with hooked(model, always), pytest.raises(DpoError, match="one answer of 12 tokens") as failure:
         sample()
     assert failure.value.where == "eval.max_new_tokens"
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("shapes differ")
+
+    with hooked(model, broken), pytest.raises(RuntimeError, match="shapes differ"):
+        sample()
     assert re.search(r"lower eval\.max_new_tokens; eval\.batch_size", str(failure.value))

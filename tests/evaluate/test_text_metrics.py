@@ -73,6 +73,7 @@ def test_distinct_2_counts_pairs_over_the_corpus_but_not_over_the_ends_of_answer
         (answer([1], " \n"), False),
         (answer(range(9), "一种猛禽。"), False),
         (answer([7] * 20, "bird bird bird"), False),
+        (answer([7] * 5), True),  # one of its two runs of 4 stood there before: ½, and not above it
         (answer(range(9), "A bird.<|im_start|>user"), False),
         (answer(range(9), "a < b, [1] and |x| > 0 are fine"), True),
     ],

@@ -67,6 +67,7 @@ def judged(low: float, high: float, adjusted: tuple[float, float] | None = None)
 SILENT = {"judge": JUDGE | {name: figure(None, n=0) for name in ("win_rate", "length_adjusted_win_rate")}}
 PRICE = sampled("repetitive_change", 0.01, 0.2)
 BROKEN = sampled("valid_rate_change", -0.5, -0.26)
+DRIFTED = {"pairs": {"chosen_drift_per_token": figure(-0.7, -0.9, -0.51)}}
 NOUGHT = figure(0.0, 0.0, 0.0)
 STILL_MODEL = {
     "pairs": {"reward_accuracy": figure(0.5, 0.3, 0.7, 12), "chosen_drift": NOUGHT, "rejected_drift": NOUGHT}
@@ -91,7 +92,8 @@ STILL_MODEL = {
         ("learned_at_a_price", sampled("language_match_change", -0.2, -0.001)),
         ("learned_at_a_price", sampled("length_ratio", 1.26, 1.5)),
         ("learned_at_a_price", sampled("length_ratio", 0.6, 0.79)),
-        ("learned_at_a_price", {"pairs": {"chosen_drift_per_token": figure(-0.7, -0.9, -0.51)}}),
+        ("learned_at_a_price", DRIFTED),
+        ("learned_at_a_price", {"samples": None, **DRIFTED}),
         ("learned_at_a_price", {**sampled("length_ratio", 1.01, 1.2), **judged(0.6, 0.8, (0.5, 0.7))}),
         ("better", {**sampled("length_ratio", 0.99, 1.2), **judged(0.6, 0.8, (0.5, 0.7))}),
         ("worse", accuracy(0.3, 0.499)),
@@ -103,10 +105,12 @@ STILL_MODEL = {
         ("not_learned", {"pairs": {"longer_wins": figure(0.74, 0.7, 0.78)}}),
         ("not_learned", {"pairs": {"longer_wins": figure(0.26, 0.2, 0.3)}}),  # always taking the shorter one
         ("not_learned", {"baselines": {"majority": figure(0.74)}}),
+        ("not_learned", {**PRICE, "baselines": {"majority": figure(0.74)}}),
         ("too_little_to_tell", accuracy(0.42, 0.6)),
         ("too_little_to_tell", accuracy(0.5, 0.62)),
         ("too_little_to_tell", {**accuracy(0.42, 0.7), **PRICE}),
         ("too_little_to_tell", judged(0.5, 0.7)),
+        ("too_little_to_tell", {**sampled("length_ratio", 1.01, 1.2), **judged(0.45, 0.6)}),  # nothing won by length
         ("too_little_to_tell", {"samples": None}),
     ],
 )
@@ -151,7 +155,29 @@ def test_too_little_says_how_many_prompts_would_tell() -> None:
     assert said["pairs_needed"] == 540 and said["sentence"].endswith("About 540 held-out prompts would tell.")
     of_judge = verdict(found(**judged(0.48, 0.76)))
     assert of_judge["pairs_needed"] == pairs_needed(figure(0.62))
+    of_both = verdict(found(**accuracy(0.46, 0.66, n=100), **judged(0.48, 0.76)))
+    assert of_both["pairs_needed"] == 540, "the preference comes first"
     assert verdict(found(**accuracy(0.3, 0.7)))["pairs_needed"] is None, "no effect to show"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "low", "high"),
+    [
+        ("better", "loss_change", -0.3, -0.01),
+        ("worse", "loss_change", 0.01, 0.3),
+        ("not_learned", "loss_change", -0.3, 0.1),
+        ("better", "auroc", 0.51, 0.7),
+        ("worse", "auroc", 0.3, 0.49),
+        ("not_learned", "auroc", 0.42, 0.59),
+        ("too_little_to_tell", "auroc", 0.42, 0.72),
+    ],
+)
+def test_without_pairs_the_answers_say_it(kind: str, name: str, low: float, high: float) -> None:
+    answers = {"loss_base": figure(1.2), "loss_tuned": figure(1.0), "loss_change": STILL}
+    answers[name] = figure((low + high) / 2, low, high)
+    said = verdict(found() | {"pairs": None, "answers": answers})
+    assert said["kind"] == kind
+    assert said["pairs_needed"] == (pairs_needed(answers[name]) if kind == "too_little_to_tell" else None)
 
 
 @pytest.mark.parametrize("share", [0.53, 0.35])
@@ -186,6 +212,11 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [  # what is said, its
         "the chosen answers became less likely (−0.5 nats",
         {"pairs": {"chosen_drift": figure(-0.5, -0.94, -0.06)}},
         {"pairs": {"chosen_drift": figure(-0.5, -1, 0)}},
+    ),
+    (
+        "the chosen answers became less likely (−60 nats",
+        {"pairs": {"chosen_drift": figure(-60, -90, -40), **DRIFTED["pairs"]}},
+        {},
     ),
     ("few held-out pairs in zh (29)", language(0.6, 0.9, 29), language(0.6, 0.9, 30)),
     ("in zh the accuracy is not distinguishable from 50%", language(0.5, 0.7), language(0.51, 0.7)),

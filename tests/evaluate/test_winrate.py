@@ -201,6 +201,8 @@ def test_three_players_have_the_strengths_of_the_greatest_likelihood() -> None:
     for name, won in wins.items():
         assert sum(expected(name, other) for other in wins if other != name) == pytest.approx(won, abs=1e-4)
     assert elo["A"] > elo["C"] > elo["B"]
+    several = bradley_terry([("one", "B", other, 0.5) for other in ("A", "C")], "A", seed=0, draws=50)
+    assert several["B"]["n"] == 1, "prompts, not games"
 
 
 def test_who_wins_all_has_a_strength() -> None:

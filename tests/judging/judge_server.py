@@ -32,10 +32,12 @@ class JudgeServer:
         asked: the questions so far, in the order they came.
         keys: the Authorization headers that came with them.
         released: requests that hang do so until this is set.
+        lists_nothing: a request for the list of models hangs.
     """
 
     def __init__(self, *behaviours: str, port: int = 0) -> None:
         self.behaviours = behaviours
+        self.lists_nothing = False
         self.asked: list[str] = []
         self.keys: list[str | None] = []
         self.released = threading.Event()
@@ -87,6 +89,8 @@ REPLIES: dict[str, Callable[[str], str]] = {
     "thinks_for_ever": lambda question: f"<think>It is {honest(question)}, or is it {other(honest(question))}",
     "garbage": lambda question: "The weather is fine. [[D]] [A] 甲更好",
     "reasons": honest,
+    "reasons_422": honest,
+    "tie": lambda question: "[[C]]",
     "cut_early": lambda question: f"It might be {honest(question)}, for the fir",
     "cut_late": lambda question: f"Because it is better.\n\n**{honest(question)}**\n",
     "half_a_character": lambda question: f"\ud83d {honest(question)}",
@@ -108,6 +112,7 @@ FAULTS: dict[str, tuple[int, dict[str, str], str]] = {
     "no_choices": (200, {"Content-Type": "application/json"}, '{"choices": []}'),
 }
 
+REFUSALS = {"reasons": 400, "reasons_422": 422}  # status of what refuses a chat model's arguments
 UNSUPPORTED = (
     '{"error": {"message": "Unsupported parameter: \'max_tokens\' is not supported with this model. Use '
     "'max_completion_tokens' instead.\"}}"
@@ -119,6 +124,10 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            if server.lists_nothing:
+                server.released.wait()
+                self.close_connection = True
+                return
             self.send(200, {"Content-Type": "application/json"}, '{"object": "list", "data": []}')
 
         def do_POST(self) -> None:
@@ -133,8 +142,9 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
                 server.released.wait()
                 self.close_connection = True
                 return
-            if behaviour == "reasons" and {"temperature", "max_tokens"} & body.keys():
-                self.send(400, {}, UNSUPPORTED)
+            limited = "max_completion_tokens" in body and not {"temperature", "max_tokens"} & body.keys()
+            if behaviour in REFUSALS and not limited:
+                self.send(REFUSALS[behaviour], {}, UNSUPPORTED)
                 return
             if behaviour == "drips":
                 self.drip()

@@ -18,9 +18,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from dpo_cli import smoke
+from dpo_cli.chat import chat_tokens
 from dpo_cli.errors import DpoError
 from dpo_cli.judging import judge, ready
 from dpo_cli.judging.judgment import Judgment, Match
+from dpo_cli.judging.reward_model import open_reward_model
 from dpo_cli.judging.server import TEMPLATE, question, verdict_in
 from dpo_cli.recipe import OpenAIJudge, RewardModelJudge
 from dpo_cli.records import Message
@@ -108,6 +110,11 @@ def test_the_last_verdict_counts_thoughts_do_not_and_none_is_a_failure(
         assert judgments[0].orders[0] == {"verdict": None, "text": text}
 
 
+def test_a_tie_in_one_order_is_half_of_it(cache: Path) -> None:
+    with JudgeServer("tie", "honest") as server:
+        assert scores(server, matches(1), cache, concurrency=1) == [0.75]
+
+
 def test_one_order_without_verdict_fails_the_match(cache: Path) -> None:
     with JudgeServer("garbage", "honest") as server:
         assert scores(server, matches(2), cache, concurrency=1) == [None, 1.0]
@@ -163,8 +170,9 @@ def test_an_answer_can_not_close_its_frame(cache: Path) -> None:
 # ------------------------------------------------------------------------------------------------- a server's troubles
 
 
-def test_a_reasoning_model_is_asked_in_its_own_words(cache: Path) -> None:
-    with JudgeServer("reasons") as server:
+@pytest.mark.parametrize("behaviour", ["reasons", "reasons_422"])
+def test_a_reasoning_model_is_asked_in_its_own_words(cache: Path, behaviour: str) -> None:
+    with JudgeServer(behaviour) as server:
         assert scores(server, matches(2), cache, concurrency=1) == [1.0, 1.0]
         assert len(server.asked) == 5, "refused once"
 
@@ -179,6 +187,18 @@ def test_a_busy_or_broken_or_slow_server_is_asked_again(cache: Path) -> None:
 def test_one_request_that_can_not_be_done_fails_its_match_alone(cache: Path, fault: str) -> None:
     with JudgeServer("honest", "honest", fault, "honest") as server:
         assert scores(server, matches(3), cache, concurrency=1) == [1.0, None, 1.0]
+
+
+def test_a_server_that_fails_now_and_then_is_not_left(cache: Path) -> None:
+    with JudgeServer(*["html", "honest"] * 9) as server:
+        assert scores(server, matches(9), cache, concurrency=1) == [None] * 9
+    assert len(server.asked) == 18
+
+
+def test_a_server_that_lists_no_models_in_time_is_asked_all_the_same(cache: Path) -> None:
+    with JudgeServer("honest") as server:
+        server.lists_nothing = True
+        assert scores(server, matches(1), cache, timeout=0.3, retries=0) == [1.0]
 
 
 @pytest.mark.parametrize("fault", ["hang", "drips"])
@@ -429,11 +449,20 @@ def test_scores_are_kept_and_other_weights_have_others(copied: Path, cache: Path
     save_file({**weights, "score.weight": -weights["score.weight"]}, copied / "model.safetensors", {"format": "pt"})
     turned = judge(local(copied), CHATS, cache, progress=False)
     assert turned[0].difference == pytest.approx(-(first[0].difference or 0.0), abs=1e-5)
+    before, config = kept(cache), json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-2}))
+    judge(local(copied), CHATS[:1], cache, progress=False)
+    assert kept(cache) == before + 2, "so have other settings"
 
 
 def test_what_is_too_long_is_cut_and_marked(reward_folder: Path, cache: Path) -> None:
     judgments = judge(local(reward_folder, max_length=80), CHATS, cache, progress=False)
     assert [one.cut for one in judgments] == [True, False, False, False]
+    _, tokenizer = open_reward_model(local(reward_folder))
+    longest = len(chat_tokens(tokenizer, [*CHATS[0].prompt, {"role": "assistant", "content": CHATS[0].first}]))
+    whole, cut = (judge(local(reward_folder, max_length=longest - n), CHATS[:1], cache, progress=False) for n in (0, 1))
+    assert [one.cut for one in (*whole, *cut)] == [False, True]
+    assert whole[0].difference != judgments[0].difference, "what was scored shorter is not taken for it"
 
 
 def other_config(folder: Path) -> None:
