@@ -169,12 +169,12 @@ def test_a_local_base_is_named_by_its_last_part_and_gives_its_licence(project: P
     base = tmp_path / "my-base"
     base.mkdir()
     (base / "README.md").write_text("---\nlicense: apache-2.0\nlicense_link: https://x.org/l\n---\n# base\n")
-    loaded = changed(loaded, "model", merge_base=str(base))
+    loaded = changed(loaded, "model", merge_base=str(base), revision="v1")
     text = written(loaded, run, "adapter")
     found = ModelCard(text).data.to_dict()
     assert (found["license"], found["license_link"]) == ("apache-2.0", "https://x.org/l")
     assert not {"base_model", "base_model_relation"} & found.keys()
-    assert 'from_pretrained("my-base"' in text
+    assert 'from_pretrained("my-base", dtype' in text, "the revision is about the model that was trained"
 
 
 def test_figures_are_those_of_the_reports_of_this_very_adapter(project: Project) -> None:
@@ -209,6 +209,12 @@ def test_training_data_and_checks_are_told(project: Project) -> None:
     ):
         assert row in text, row
     assert "adapter.foreign" not in text
+    assert "with the local files that it names beside it" in text
+    assert "| gguf.carried | 0.987 | 0.5 | passed |" in written(*project, "ollama"), "whose weights are a GGUF"
+    loaded, run = project
+    run.write_record("train", loaded, run.record("train") | {"processes": 2})
+    rows = 2 * loaded.train.per_device_train_batch_size * loaded.train.gradient_accumulation_steps
+    assert f", {rows} pairs a step" in written(loaded, run)
 
 
 def test_it_says_whether_the_adapter_is_merged_in(project: Project, tmp_path: Path) -> None:
@@ -239,6 +245,8 @@ def test_commands_name_what_is_there(project: Project) -> None:
     assert "vllm serve Qwen/Qwen3-1.7B --enable-lora --max-lora-rank 32 \\" in written(loaded, run, "adapter"), (
         "vLLM takes no 24"
     )
+    write_json(run.adapter / "adapter_config.json", {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj"]})
+    assert "--max-lora-rank 16 " in written(loaded, run, "adapter")
     assert "llama-server -m 'demo q8_0.gguf' --jinja" in written(loaded, run, "gguf")
     assert "ollama create demo -f Modelfile" in written(loaded, run, "ollama")
     adapter = written(changed(loaded, "model", revision="v1"), run, "adapter")

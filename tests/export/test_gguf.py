@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import resource
 import shutil
 import sys
 import tracemalloc
@@ -15,7 +16,7 @@ import pytest
 import torch
 from dpo_cli import recipe
 from dpo_cli.errors import DpoError
-from dpo_cli.export import gguf, gguf_parity, outputs
+from dpo_cli.export import gguf, gguf_parity, llamacpp, outputs
 from dpo_cli.export.export import export as export_stage
 from dpo_cli.recipe import GgufType
 from dpo_cli.run import Run
@@ -113,6 +114,16 @@ def test_a_full_disk_is_an_error_that_says_so(made: Exported, path: Path) -> Non
         gguf.write_gguf(made.merged, "f16", path)
     assert raised.value.errno == errno.ENOSPC
 
+    path.unlink()
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, most[1]))  # in the middle of the tensors
+    try:
+        with pytest.raises(OSError) as raised:
+            gguf.write_gguf(made.merged, "f16", path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert raised.value.errno == errno.ENOSPC and raised.value.filename == str(path)
+
 
 # ---------------------------------------------------------------------------------------------------- what is refused
 
@@ -145,6 +156,14 @@ def test_what_is_no_plain_qwen3_is_left_to_llama_cpp(base: Path, change: Any, wo
     with pytest.raises(DpoError, match="plain Qwen3") as raised:
         gguf.require(base, "q8_0")
     assert word in str(raised.value) and "convert_hf_to_gguf.py" in str(raised.value)
+
+
+def test_what_nothing_here_could_read_back_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llamacpp, "installed", lambda: False)
+    edit(base / "config.json", model_type="nobodys")
+    (base / llamacpp.CONVERTER).touch()
+    with pytest.raises(DpoError, match="nothing here reads such a GGUF"):
+        gguf.require(base, "q8_0", str(base))
 
 
 def test_without_the_gguf_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +201,8 @@ def test_llama_quantize_in_llama_cpp_dir_gets_all_the_bits(
     gguf.write_gguf(untied.merged, "q4_k_m", path)
     assert {one.name for one in path.parent.iterdir()} == {path.name, f"{path.name}.kind"}
     assert path.with_name(f"{path.name}.kind").read_text() == "Q4_K_M\n"
+    other = program(tmp_path / "other", "exit 0")
+    assert llamacpp.quantiser("q4_k_m", other) == f"{other}/llama-quantize", "export.llama_cpp goes first"
     fields, _ = gguf_parity.read_gguf(path)  # what the program was given: bfloat16, as merged
     assert (fields["general.file_type"], fields["general.name"]) == (32, "mine")
     assert checks(untied, path, "q4_k_m") == {"gguf.metadata_differs": ["general.file_type"]}

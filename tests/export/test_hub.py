@@ -205,6 +205,10 @@ def test_the_folder_of_a_local_base_stays_private(server: FakeHub, export: Path)
     sent = json.loads(server.committed["adapter/adapter_config.json"])
     assert sent == {**config, "base_model_name_or_path": "Qwen3-1.7B"}
     assert json.loads((export / "adapter/adapter_config.json").read_text()) == config
+    check = {"name": "merged.shards", "value": "/home/jane/models/x: cut short", "limit": None, "ok": True}
+    (export / "verify.json").write_text(json.dumps([check]))
+    hub.push(to(), export, quiet=True)
+    assert b"jane" not in server.committed["verify.json"] and b"x: cut short" in server.committed["verify.json"]
     hub_id = {**config, "base_model_name_or_path": "Qwen/Qwen3-1.7B"}
     (export / "adapter/adapter_config.json").write_text(json.dumps(hub_id))
     hub.push(to(), export, quiet=True)
@@ -227,6 +231,7 @@ def test_weights_of_another_push_are_not_mixed_in(server: FakeHub, export: Path)
     assert "adapter_config.json" in error.message and not server.committed
     assert "model.safetensors" not in error.message and "q4_k_m" not in error.message
     server.there.remove("adapter_config.json")
+    server.there.append("before/adapter_config.json")  # not at the root, where nobody loads it
     hub.push(to(), export, quiet=True)
     assert "model.safetensors" in server.committed
 
@@ -239,7 +244,7 @@ RIGHTS = "You don't have the rights to create a model under me"
     [
         {"/": (401, "Invalid username or password.")},
         {"repos/create": (403, RIGHTS), "models/me/model": (404, "Repository not found")},
-        {"/commit/": (500, "Internal Error")},
+        {"/commit/": (500, f"Internal Error of a request by {TOKEN}")},
         {"objects/batch": (413, "The storage of me is full")},
     ],
 )
@@ -249,7 +254,7 @@ def test_what_the_hub_refuses_is_said(server: FakeHub, export: Path, fail: dict[
     before = {path: path.read_bytes() for path in export.rglob("*") if path.is_file()}
     error = refusal(to(), export)
     assert error.exit_code == 1
-    assert f"HTTP {status}" in error.message and message in error.message
+    assert f"HTTP {status}" in error.message and message.replace(TOKEN, "***") in error.message
     assert "may write to me's" in str(error.hint) and str(export) in str(error.hint)
     assert TOKEN not in str(error)
     assert not server.committed

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from dpo_cli import chat, recipe, smoke
+from dpo_cli import chat, machine, recipe, smoke
 from dpo_cli.export import outputs
 from dpo_cli.export.base import Stored
 from dpo_cli.export.outputs import Placement
@@ -53,13 +53,18 @@ def test_every_language_is_asked_and_short_answers_are_asked_for(tmp_path: Path,
     assert "question 7" in tokenizer.decode(outputs.probes(loaded, run, tokenizer).prompts[0])
 
 
-def test_float32_where_the_memory_is_there_else_what_is_stored() -> None:
+def test_float32_where_the_memory_is_there_else_what_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     def weights(numbers: int, dtype: str) -> dict[str, Stored]:
         return {"w": Stored(Path("model.safetensors"), (numbers, 1), dtype)}
 
     assert outputs.placement(weights(1000, "BF16")).dtype == torch.float32
     assert outputs.placement(weights(10**13, "BF16")) == Placement("cpu", torch.bfloat16)
-    assert outputs.placement(weights(10**13, "F16")) == Placement("cpu", torch.float16)
+    half = weights(10**13, "F16")
+    assert outputs.placement(half) == Placement("cpu", torch.float16)
+    assert outputs.placement({**half, "norm": Stored(Path("model.safetensors"), (8,), "F32")}).dtype == torch.float16
+    for short, dtype in ((0, torch.float32), (1, torch.bfloat16)):
+        monkeypatch.setattr(machine, "free_memory", lambda short=short: 4000 + outputs.HEADROOM - short)
+        assert outputs.placement(weights(1000, "BF16")).dtype == dtype
 
 
 def test_an_answer_is_the_same_alone_and_beside_longer_prompts(tokenizer: Any) -> None:
