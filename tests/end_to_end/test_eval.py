@@ -133,6 +133,13 @@ def test_a_judge_is_in_metrics_report_and_terminal(run: Path, dpo_eval: Any) -> 
     assert found["judge"]["judged"] == 12
     assert found["judge"]["win_rate"]["value"] == pytest.approx(sum(row["score"] for row in judged[:12]) / 12)
     assert found["judge"]["calibration"]["n"] == 3
+    of_each = [(one["samples"]["kl"]["n"], one["judge"]["win_rate"]["n"]) for one in found["languages"].values()]
+    assert [sum(counts) for counts in zip(*of_each, strict=True)] == [12, 12] and all(map(all, of_each))
+    sources = json.loads((run / "data" / "report.json").read_text(encoding="utf-8"))["sources"].values()
+    assert found["data"]["came"] == sum(one["in"] for one in sources) > sum(one["kept"] for one in sources)
+    pairs = {f"calibration/{row['id']}": row for row in rows(run / "data" / "eval.jsonl")[:3]}
+    answers = [[pairs[row["id"]][side][-1]["content"] for side in ("chosen", "rejected")] for row in judged[12:]]
+    assert [row["score"] for row in judged[12:]] == [float(chosen < rejected) for chosen, rejected in answers]
     assert found["judge"]["position_consistency"]["value"] == 1
     assert {row["kind"] for row in found["examples"]} <= {"changed", "random"}
     page = (run / "eval" / "report.html").read_text(encoding="utf-8")
@@ -284,6 +291,13 @@ def test_the_judge_is_tried_once_a_prompt(run: Path) -> None:
         evaluate(asked, Run(run), quiet=True)
     found = metrics(run)["judge"]
     assert found["calibration"]["n"] + found["calibration_failures"] == 3
+
+
+def test_what_prepare_warned_of_is_told_again(run: Path) -> None:
+    report = run / "data" / "report.json"
+    report.write_text(json.dumps({**json.loads(report.read_text("utf-8")), "warnings": ["half of it is one prompt"]}))
+    evaluate(recipe.load(SMOKE, ["eval.judge=null", "eval.prompts=0"]), Run(run), quiet=True)
+    assert "data: half of it is one prompt" in metrics(run)["warnings"]
 
 
 @pytest.mark.slow  # tests/evaluate/test_compare.py has the figures

@@ -47,6 +47,20 @@ def test_dpo_starts_at_the_sft_which_is_its_reference(home: Path) -> None:
     assert after < answers["sft"]["loss_base"]["value"], "SFT has learned the answers"
 
 
+def test_against_base_it_is_compared_with_the_model_before_sft(home: Path) -> None:
+    shutil.copytree(home / "sft_then_dpo", home / "against/sft_then_dpo")
+    options = [part for setting in FEW for part in ("--set", setting)] + ["--runs-dir", str(home / "against")]
+    recipe = str(home.parent / "recipes/sft_then_dpo/sft_then_dpo.yaml")
+    done = CliRunner().invoke(app, ["eval", recipe, "--against", "base", *options])
+    assert done.exit_code == 0, done.output
+    found, before, sft = (
+        read(folder / "eval/metrics.json")
+        for folder in (home / "against/sft_then_dpo", home / "sft_then_dpo", home / "sft")
+    )
+    assert found["answers"]["loss_base"] == sft["answers"]["loss_base"]
+    assert found["samples"]["kl_total"]["value"] > 2 * before["samples"]["kl_total"]["value"], "answered anew"
+
+
 def test_one_adapter_comes_out_and_is_merged_once(home: Path) -> None:
     adapters = [load_file(home / name / "train/adapter/adapter_model.safetensors") for name in ("sft", "sft_then_dpo")]
     assert adapters[0].keys() == adapters[1].keys()
