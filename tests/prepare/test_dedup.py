@@ -100,22 +100,27 @@ def test_clusters_do_not_depend_on_order() -> None:
 
 
 def test_the_first_source_wins_across_sources(prepared: Any) -> None:
-    """Exact and near-duplicates are dropped from the later source, whatever its rows' hashes."""
+    """Exact and near-duplicates are dropped from the later source, whatever its rows' hashes, unless it alone is kept."""
     rows = [kit.plain(n) for n in range(20)]
     again = [{**row, "instruction": row["instruction"].upper() + "!!"} for row in rows[:10]]
     long = [{**kit.plain(n), "instruction": kit.sentence(n, words=50)} for n in range(100, 110)]
     near = [{**row, "instruction": edited(row["instruction"], random.Random(n))} for n, row in enumerate(long)]
-    made = prepared({"first": rows + long, "second": again + near})
-    assert made.dropped("first") == {}
+    near[0]["completions"][0]["response"] += " Confidence: 80%"
+    tie, better = (kit.plain("tie", ratings=ratings) for ratings in ("33", "51"))
+    made = prepared({"first": [*rows, *long, tie], "second": [*again, *near, better]})
+    assert made.dropped("first") == {"duplicate": 1}
     assert made.dropped("second") == {"duplicate": 10, "near_duplicate": 10}
+    assert made.source("second")["edits"] == {}  # of what is dropped as a duplicate none are counted
     twins = made.report["duplicates"]
-    assert (twins["exact"], twins["near"], twins["cross_source"], twins["largest_cluster"]) == (10, 10, 20, 2)
+    assert (twins["exact"], twins["near"], twins["cross_source"], twins["largest_cluster"]) == (11, 10, 21, 2)
 
 
 def test_duplicates_may_stay() -> None:
     """Switched off, copies stay with ids of their own, and on one side of the split."""
     rows = [{**kit.plain((n, copy)), "instruction": kit.sentence(n)} for n in range(60) for copy in range(3)]
-    made = kit.run_rows(rows, filters={"duplicate": False, "near_duplicate": False}, eval_fraction=0.3)
+    stay: Any = {"filters": {"duplicate": False, "near_duplicate": False}, "eval_fraction": 0.3}
+    made = kit.run_rows(rows, **stay)
+    assert kit.run_rows(rows[::-1], **stay).rows == made.rows
     assert made.source()["kept"] == 180 == len({row["id"] for row in made.rows})
     sides = [{row["prompt"][0]["content"] for row in side} for side in (made.train, made.held)]
     assert not sides[0] & sides[1] and all(sides)

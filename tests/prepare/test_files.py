@@ -121,7 +121,8 @@ def test_a_value_of_parquet_that_python_has_not_costs_one_row(tmp_path: Path) ->
     texts = pa.array([b"good", b"b\xe9d", b"fine", b"late"]).view(pa.string())
     dates = pa.array([0, 0, 0, 2**31 - 1], pa.date32())
     pq.write_table(pa.table({"prompt": ["a", "b", "c", "d"], "chosen": texts, "when": dates}), tmp_path / "a.parquet")
-    found = [row for _, row in file_feed("a", tmp_path / "a.parquet").rows()]
+    numbers, found = zip(*file_feed("a", tmp_path / "a.parquet").rows(), strict=True)
+    assert numbers == (1, 2, 3, 4)
     assert [isinstance(row, dict) and row["chosen"] for row in found] == ["good", False, "fine", False]
     assert isinstance(found[1], Broken) and "can't decode byte 0xe9" in found[1].detail
 

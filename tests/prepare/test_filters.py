@@ -321,9 +321,15 @@ def test_contamination(tmp_path: Path) -> None:
     assert {"contamination[0]/eval.txt", "contamination[1]/bench.jsonl"} < set(made.prepared.inputs)
     assert kit.run_rows(rows, contamination=files, filters={"contaminated": False}).dropped() == {}
     tuned = kit.run_rows(
-        rows, contamination=files, filters={"contaminated": {"subsets": [], "ngram_words": 30, "ngram_han": 30}}
+        rows, contamination=files, filters={"contaminated": {"subsets": [], "ngram_words": 15, "ngram_han": 20}}
     )
     assert tuned.dropped() == {"contaminated": 1}
+    whole = {"contaminated": {"subsets": [], "ngram_words": 14, "ngram_han": 19}}  # as long as what they share
+    assert kit.run_rows(rows, contamination=files, filters=whole).dropped() == {"contaminated": 3}
+    earlier = ["What is the capital of Harbourland?", f"In the story, {phrase}, and was it heavy?"]
+    talks = [[kit.user(text), kit.answer("I see."), kit.user("Go on.")] for text in earlier]
+    error = kit.refused([{"prompt": one, "chosen": kit.GOOD, "rejected": kit.BAD} for one in talks], contamination=files)
+    assert "2 contaminated" in error.message
 
 
 def test_too_long_counts_the_models_own_tokens() -> None:

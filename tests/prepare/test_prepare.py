@@ -14,7 +14,9 @@ from typing import Any, cast
 
 import pytest
 from dpo_cli.errors import DpoError
+from dpo_cli.prepare.audit import shortcut_warnings
 from dpo_cli.prepare.report import examples, summary
+from dpo_cli.prepare.split import held_below
 from dpo_cli.prepare.text import hash64, normalise
 from dpo_cli.prepare.tokens import preview
 from dpo_cli.records import Pair
@@ -145,6 +147,9 @@ def test_shuffled_helpsteer2_rows_find_their_prompt() -> None:
     rows += [kit.helpsteer2(kit.sentence(("lone", n)), kit.sentence(("l", n)), 3) for n in range(5)]
     made = in_any_order(rows)
     assert made.source()["kept"] == 80 and made.dropped() == {"single_response": 5}
+    labelled = [{"prompt": kit.ASKED, "completion": text, "label": text == kit.GOOD} for text in (kit.GOOD, kit.BAD)]
+    either, other = (kit.run_rows(some, format="unpaired", eval_fraction=1e-9) for some in (labelled, labelled[::-1]))
+    assert either.train == other.train
 
 
 def test_text_leaves_as_it_came() -> None:
@@ -222,6 +227,13 @@ def test_split_is_stable_under_growth_and_seed() -> None:
     assert all(ids[row["prompt"][0]["content"]] == row["id"] for row in small.rows)
 
 
+@pytest.mark.parametrize(("prompts", "held"), [(4, 0), (100, 20), (1000, 50)])
+def test_fifty_prompts_are_held_out_at_least_or_a_fifth_where_that_is_fewer(prompts: int, held: int) -> None:
+    hashes = [hash64(number) for number in range(prompts)]
+    assert sum(one < held_below(hashes, 0.001) for one in hashes) == held
+    assert held_below(hashes, 0.2) == int(0.2 * 2.0**64)
+
+
 def test_what_is_held_out_never_trains() -> None:
     """eval_size takes the lowest hashes by language, the rest of the held-out prompts goes nowhere."""
     rows = [kit.plain(n, language) for n in range(100) for language in ("en", "zh")]
@@ -244,9 +256,9 @@ def test_mix_quotas_and_shortfall(prepared: Any) -> None:
         "two": [kit.plain(("two", n)) for n in range(80)],
         "three": [kit.plain(n, "zh") for n in range(10)] + [kit.plain(("t", n), "zh", ("3", "3")) for n in range(7)],
     }
-    made = prepared(rows, {"two": {"quota": 20}}, total=100, languages={"en": 0.7, "zh": 0.3})
+    made = prepared(rows, {"two": {"quota": 20}}, total=101, languages={"en": 0.7, "zh": 0.3})
     tongues = made.report["languages"]
-    assert (tongues["en"]["wanted"], tongues["en"]["got"], tongues["zh"]["wanted"]) == (70, 70, 30)
+    assert (tongues["en"]["wanted"], tongues["en"]["got"], tongues["zh"]["wanted"]) == (71, 71, 30)
     assert tongues["zh"]["got"] == 10 - tongues["zh"]["eval"]
     assert sum(row["source"] == "two" for row in made.train) <= 20
     [warning] = [text for text in made.report["warnings"] if text.startswith("zh:")]
@@ -254,6 +266,8 @@ def test_mix_quotas_and_shortfall(prepared: Any) -> None:
     capped = prepared(rows, total=None, languages={"en": 0.7, "zh": 0.3})
     tongues = capped.report["languages"]
     assert tongues["en"]["got"] == pytest.approx(tongues["zh"]["got"] * 7 / 3, abs=1)
+    alone = prepared({"one": rows["one"]}, total=None, languages={"en": 0.7, "zh": 0.3})
+    assert alone.report["languages"]["en"]["got"] == len(alone.train) == 80 - len(alone.held)
     assert prepared(rows, total=40, languages=None).report["pairs"]["train"] == 40
     other = prepared(rows, total=40, languages=None, seed=1)
     assert other.train != prepared(rows, total=40, languages=None).train
@@ -337,6 +351,13 @@ def test_shortcuts_are_measured_and_warned_of() -> None:
     assert shortcuts["refusal"]["value"] == shortcuts["language_match"]["value"] == 0.5
     assert len(made.warnings("may learn just that")) == 3
     assert made.report["length"]["longer_wins"]["value"] == 1.0
+    few = {"value": 0.3, "low": 0.1, "high": 0.6}
+    assert not shortcut_warnings({"length": few})  # by chance
+    assert "rejected in 70% of pairs (55% to 80%)" in shortcut_warnings({"length": few | {"low": 0.2, "high": 0.45}})[0]
+    strangers = [kit.plain(n, ratings=("5", "1")) for n in range(20)]
+    for row, one in ((row, one) for row in strangers for one in row["completions"]):
+        one["model"] = one["response"]  # each answer by a model that gave no other: nothing is known of it
+    assert kit.run_rows(strangers).report["shortcuts"]["model"]["value"] == 0.5
     rng = random.Random(0)
     fair = kit.run_rows([kit.plain(n, ratings=rng.sample(("5", "4", "2", "1"), 4)) for n in range(200)])
     assert not fair.warnings("may learn")

@@ -149,7 +149,7 @@ def test_answers_that_raters_do_not_agree_on_can_be_left_out() -> None:
     layout = {"layout": "helpsteer2"}
     off = kit.run_rows(rows, layout, format="ranked", eval_fraction=1e-9)
     assert all(len(row["candidates"]) == 3 for row in off.rows)
-    on = kit.run_rows(rows, layout, format="ranked", eval_fraction=1e-9, filters={"disagreement": {"max_spread": 2}})
+    on = kit.run_rows(rows, layout, format="ranked", eval_fraction=1e-9, filters={"disagreement": {"max_spread": 1}})
     assert all(len(row["candidates"]) == 2 for row in on.rows) and len(on.rows) == 8
     assert on.source()["answers_dropped"]["disagreement"] == 8
     strict = {"disagreement": 0.5, "tie": False}

@@ -18,6 +18,7 @@ PAIRS = [
     for n in range(60)
 ]
 LABELLED = [{"prompt": f"Question {n}?", "completion": f"Answer {n}. " * 9, "label": n % 2 == 0} for n in range(60)]
+ENGLISH = [{"prompt": f"Question {n}?", "chosen": f"Answer {n}. " * 9, "rejected": f"No {n}. " * 9} for n in range(60)]
 LISTS = [
     {"instruction": f"Say {n}", "chosen": f"Here is {n}. " * 9, "rejected": f"No {n}. " * 9, "input": ""}
     for n in range(60)
@@ -47,10 +48,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (NAMED, "pairs", "dpo", "zh"),
         (NEARLY, "pairs", "dpo", "zh"),
         (LONE, "chat", "sft", "zh"),
+        ([*PAIRS, *ENGLISH], "pairs", "dpo", None),  # each row decides
     ],
-    ids=["pairs", "kto", "alpaca", "other names", "one unknown name", "one answer"],
+    ids=["pairs", "kto", "alpaca", "other names", "one unknown name", "one answer", "two languages"],
 )
-def test_a_recipe_for_a_file(folder: Path, rows: list[Any], layout: str, method: str, language: str) -> None:
+def test_a_recipe_for_a_file(folder: Path, rows: list[Any], layout: str, method: str, language: str | None) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "我的 data.jsonl").write_text(text, encoding="utf-8")
     done = init("我的 data.jsonl")
