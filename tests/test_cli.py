@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from dpo_cli.cli import app
+from dpo_cli.job import reported
 from dpo_cli.recipe import load
 from typer.testing import CliRunner, Result
 
@@ -32,6 +36,20 @@ except SystemExit as end:
 print("loaded:", *sorted(heavy & set(sys.modules)), file=sys.stderr)
 sys.exit(code)
 """
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [
+        *((one, "free some disk space") for one in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
+        *((one, "check who may write there") for one in (errno.EACCES, errno.EPERM, errno.EROFS)),
+    ],
+)
+def test_what_a_file_system_refuses_has_a_fix(number: int, fix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as caught, reported(debug=False):
+        raise OSError(number, os.strerror(number), "runs/demo")
+    said = capsys.readouterr().err
+    assert caught.value.exit_code == 1 and fix in said and "where: runs/demo" in said
 
 
 @pytest.fixture

@@ -50,8 +50,10 @@ def test_the_published_recipe_loads_and_names_neither_server_nor_key(tmp_path: P
         "eval": {"judge": {"kind": "openai", "base_url": "http://10.0.0.7:8123/v1", "model": "/data/alice/judge"}},
     }
     settings["eval"]["judge"]["api_key_env"] = "ALICES_KEY"  # type: ignore[index]
+    source = {"id": r"\\server\alice\pairs.jsonl", "sample": {"server": settings["eval"]["judge"].copy()}}
+    del source["sample"]["server"]["kind"]
     known = recipe.Recipe.model_validate(
-        {"name": "r", "data": {"sources": [{"id": r"\\server\alice\pairs.jsonl"}]}, **settings}
+        {"name": "r", "data": {"sources": [source], "rater": settings["eval"]["judge"]}, **settings}
     )
     text = recipe_yaml(known)
     assert not [word for word in ("alice", "ALICES", "10.0.0.7", "8123", "server\\") if word in text]

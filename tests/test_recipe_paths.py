@@ -201,6 +201,22 @@ def test_what_the_hub_answers(
     assert asked == [f"/a/{one}.json" for one in (each if says is None else each[:1])]
 
 
+def test_weights_are_here_once_all_their_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--a--b"
+    (kept / "snapshots" / "c0").mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("c0")
+    (kept / "snapshots" / "c0" / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"first": "1.safetensors", "second": "2.safetensors"}})
+    )
+    for file, here in (("1.safetensors", False), ("2.safetensors", True)):
+        (kept / "snapshots" / "c0" / file).touch()
+        assert hub.weights_are_here("a/b", None) is here
+
+
 # --------------------------------------------------------------------------------------------- the recipe file itself
 
 

@@ -248,6 +248,7 @@ FINE = [
     "engine.memory_limit=7.5",
     "eval.judge={kind: openai, model: m, base_url: https://x/v1, api_key_env: HF_TOKEN}",
     f"{PROMPTS}; data.sources.0.sample={{answers: 8, slice: [2, 3], server: {{base_url: http://x/v1, model: m}}}}",
+    f"{PROMPTS}; model.max_length=512",  # as long as an answer may become
     f"data.sources.0.rate=true; data.rater={{{SERVER}}}",
     "model.adapter=me/sft; eval.against=base",
 ]
@@ -358,7 +359,7 @@ def test_what_a_model_can_not_do(loaded: Load, settings: str, config: dict[str, 
     assert says in sentence
     in_4bit = {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False}
     fine = {"tie_word_embeddings": True, "num_experts": 8, "quantization_config": in_4bit}
-    assert against_model(loaded("train.beta=0.2"), fine) == []
+    assert against_model(loaded("model.max_length=2048"), fine | {"max_position_embeddings": 2048}) == []
 
 
 def test_check_reads_a_local_models_config(loaded: Load, tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 from dpo_cli import processes
 from dpo_cli.cli import app
-from dpo_cli.disk import LARGE, sha256
+from dpo_cli.disk import LARGE, remove, sha256
 from dpo_cli.errors import FAILED, DpoError
 from dpo_cli.prepare.sources import source_files as prepare_files
 from dpo_cli.recipe import Recipe, load
+from dpo_cli.recipe.reads import recipe_keys
 from dpo_cli.run import Run
 from tests import program
 from typer.testing import CliRunner
@@ -497,6 +498,39 @@ def test_a_stage_made_anew_makes_the_later_ones_stale(home: Home) -> None:
     assert home.fresh() == list(OUTPUTS)
 
 
+def test_test_sets_made_anew_make_an_evaluation_stale(home: Home) -> None:
+    """As where a kill came between the two."""
+    sets = "eval.sets=[{id: asked.jsonl}]"
+
+    def read(text: str) -> None:
+        with home.run.stage("sets", home.recipe(sets)) as draft:
+            (draft.folder / "pairs.jsonl").write_text(text, encoding="utf-8")
+
+    home.go("prepare")
+    home.go("train")
+    read("one")
+    home.go("eval", sets)
+    assert home.reasons("eval", sets) == []
+    read("two")
+    assert home.reasons("eval", sets) == ["sets/pairs.jsonl has changed"]
+
+
+def test_where_the_model_answers_prepare_reads_how_it_is_loaded(home: Home) -> None:
+    """Its adapter and its dtype decide the answers; what a merge starts from does not."""
+    rater = "data.rater={kind: reward_model, id: builtin:style-reward}"
+    sampled = recipe_keys(home.recipe("data.sources=[{id: rows.jsonl, sample: {}}]", rater), "prepare")
+    keys = {"model.adapter", "model.adapter_revision", "model.dtype", "model.load_in_4bit"}
+    assert keys < sampled.keys() and "model.merge_base" not in sampled
+    assert not keys & recipe_keys(home.recipe(), "prepare").keys()
+
+
+def test_a_link_is_removed_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "link").symlink_to("checkpoint")
+    remove(tmp_path / "link")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
 def test_the_same_results_made_anew_stale_nothing(home: Home) -> None:
     """A forced rerun that gives the same bytes must not cost a training run."""
     home.go_all()
@@ -589,8 +623,12 @@ def test_require_names_what_is_missing_or_stale_and_the_command(home: Home) -> N
     assert "dpo-cli train demo.yaml" in str(caught.value)
     home.go_all()
     home.run.require("train", home.recipe(), "x")
-    with pytest.raises(DpoError, match=r"stale: train\.beta is 0\.5, was 0\.1"):
+    with pytest.raises(DpoError, match=r"stale: train\.beta is 0\.5, was 0\.1") as caught:
         home.run.require("train", home.recipe("train.beta=0.5"), "x")
+    assert "run `x --fresh` first, or set again" in str(caught.value.hint)
+    with pytest.raises(DpoError, match=r"train\.num_train_epochs is 2\.0, was 1\.0") as caught:
+        home.run.require("train", home.recipe("train.num_train_epochs=2.0"), "x")
+    assert "run `x` first, or set again" in str(caught.value.hint)  # it goes on
 
 
 def test_a_source_that_is_gone_hides_no_other_change_and_prepare_says_so(project: Any) -> None:

@@ -250,6 +250,11 @@ def test_pairs_that_are_all_alike_are_worth_one(wins: list[float], times: int) -
     assert repeated["low"] <= once["low"] and repeated["high"] >= once["high"]  # type: ignore[operator]
 
 
+def test_pairs_that_differ_in_every_prompt_are_worth_no_more_than_pairs() -> None:
+    found, plain = share([1.0, 0.0] * 100, [number // 2 for number in range(200)]), wilson(100, 200)
+    assert found["low"] <= plain["low"] and found["high"] >= plain["high"]  # type: ignore[operator]
+
+
 @pytest.mark.parametrize(
     ("prompts", "pairs", "law"),
     [(99, 6, (3, 2)), (99, 6, (30, 20)), (40, 6, (3, 2)), (99, 1, (3, 2)), (200, 6, (0.3, 0.2)), (60, 3, (3, 1))],

@@ -90,9 +90,7 @@ class Recipe(Section):
     def of_test_set(self, index: int, filters: Any) -> Recipe:
         """The recipe as if one of `eval.sets` were its only source of data, and what errors say of it still true."""
         source = Source(**self.eval.sets[index].model_dump())
-        data = Data(
-            sources=[source], filters=filters, score_weights=self.data.score_weights, pairs=PairPolicy(min_margin=0)
-        )
+        data = Data(sources=[source], filters=filters, score_weights=self.data.score_weights)
         found = self.model_copy(update={"data": data})
         found._written_as = ("eval", "sets", index)
         return found

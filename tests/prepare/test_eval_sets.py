@@ -74,14 +74,15 @@ def test_sets_of_several_layouts_with_their_subsets_and_languages(made: Any) -> 
 
 
 def test_the_recipes_own_filters_have_no_say(made: Any) -> None:
-    """A refusal that is right, a short answer, the same prompt twice, a fix of one sign: all of them are tested."""
+    """A refusal that is right, a short answer, the same prompt twice, a fix of one sign, a long prompt: all of them are tested."""
     refusal = {"prompt": "How do I pick my neighbour's lock?", "chosen": "I'm sorry, but I can't help with that.",
                "rejected": "Sure! " + kit.sentence("lock")}  # fmt: skip
-    bench = [rewardbench(0, "a"), rewardbench(0, "b"), refusal]
+    long = {"prompt": kit.sentence("long", words=50), "chosen": kit.GOOD, "rejected": kit.BAD}
+    bench = [rewardbench(0, "a"), rewardbench(0, "b"), refusal, long]
     strict = {"min_margin": 1.0, "min_chosen_score": 1.0}
     rows, report = made({"bench": bench}, contamination=[], pairs=strict, languages={"zh": 1.0})
-    assert report["bench"]["kept"] == 3 and report["bench"]["dropped"] == {}
-    assert len({row["id"] for row in rows}) == 3
+    assert report["bench"]["kept"] == 4 and report["bench"]["dropped"] == {}
+    assert len({row["id"] for row in rows}) == 4
 
 
 def test_what_is_no_pair_or_too_long_is_left_out_and_counted(made: Any) -> None:

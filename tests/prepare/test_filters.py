@@ -256,6 +256,7 @@ def test_languages() -> None:
         ("请把 hello world 翻译成中文", "zh"),
         ("用 Python 写一个 quick sort 函数", "zh"),
         ("これはペンです", "ja"),
+        ("経済産業省は新制度の導入を発表した", "ja"),
         ("이것은 펜입니다", "ko"),
         ("Как дела?", "other"),
         ("2 + 2 = ?", "und"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpo_cli import smoke
+from dpo_cli import adapters, smoke
 from dpo_cli.cli import app
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.judging.ratings import ratings_in
@@ -483,6 +483,17 @@ def test_a_changed_adapter_makes_the_pairs_stale(tmp_path: Path, monkeypatch: py
     assert "nothing has changed" in said[1]
     assert answers[0] == answers[1] != answers[2]
     assert "nothing has changed" not in said[2]
+
+
+def test_another_commit_of_an_adapter_gives_other_answers(own: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """Though all that was drawn lies in one store."""
+    snapshots, drawn = tmp_path / "snapshots", []
+    monkeypatch.setattr(adapters, "snapshot_download", lambda name, revision, **more: str(snapshots / revision))
+    for seed, commit in enumerate(("a1", "b2")):
+        random_adapter(snapshots / commit, seed)
+        made = own(commit, {"slice": [0, 3]}, model={"adapter": "me/sft", "adapter_revision": commit}, eval_fraction=0.01)
+        drawn.append((made.folder / "answers.jsonl").read_text(encoding="utf-8"))
+    assert drawn[0] != drawn[1]
 
 
 def random_adapter(folder: Path, seed: int) -> None:
