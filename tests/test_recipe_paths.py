@@ -15,7 +15,7 @@ from dpo_cli import hub
 from dpo_cli.cli import app
 from dpo_cli.errors import USAGE, DpoError
 from dpo_cli.recipe import check, load
-from dpo_cli.recipe.paths import PARTS
+from dpo_cli.recipe.paths import PARTS, config_of
 from typer.testing import CliRunner, Result
 
 Invoke = Callable[..., Result]
@@ -199,6 +199,18 @@ def test_what_the_hub_answers(
         server.shutdown()
     each = ["b/resolve/v1/config", "c/resolve/v2/adapter_config", "d/resolve/v3/config", "e/resolve/v4/config"]
     assert asked == [f"/a/{one}.json" for one in (each if says is None else each[:1])]
+
+
+def test_the_config_of_a_hub_id_is_that_of_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--a--b"
+    (kept / "refs").mkdir(parents=True)
+    for branch, commit in (("main", "c0"), ("v1", "c1")):
+        (kept / "refs" / branch).write_text(commit)
+        (kept / "snapshots" / commit).mkdir(parents=True)
+        (kept / "snapshots" / commit / "config.json").write_text(json.dumps({"of": commit}))
+    found = [config_of("a/b", revision) for revision in (None, "v1", "c1", "v2")]
+    assert found == [{"of": "c0"}, {"of": "c1"}, {"of": "c1"}, {}]
 
 
 def test_weights_are_here_once_all_their_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

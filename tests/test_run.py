@@ -404,6 +404,7 @@ def test_a_broken_manifest_is_a_clear_error(home: Home, text: str) -> None:
         ("lora.r=8", "train eval export", "lora.r is 8, was 32"),
         ("model.load_in_4bit=false", "train eval export", "model.load_in_4bit is false, was true"),
         ("eval.prompts=3", "eval", "eval.prompts is 3, was 200"),
+        *((f"eval.{name}=1", "eval export", f"eval.{name} is 1") for name in ("temperature", "top_p", "top_k")),
         ("export.formats=[adapter]", "export", "export.formats"),
         ("model.merge_base=Qwen/Qwen3-1.7B", "export", "model.merge_base"),
     ],

@@ -198,7 +198,7 @@ def own_answers(
 def _name(recipe: Recipe, sample: Sample) -> tuple[str, str]:
     """Who answers, and where."""
     if sample.server:
-        return sample.server.model, "on a server"
+        return without_paths(sample.server.model), "on a server"
     return without_paths(recipe.model.id), "+ its adapter" if recipe.model.adapter else ""
 
 

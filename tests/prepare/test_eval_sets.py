@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from dpo_cli.errors import DpoError
-from dpo_cli.prepare.eval_sets import prepare_sets
+from dpo_cli.prepare.eval_sets import prepare_sets, read_sets
 from dpo_cli.recipe import Recipe, load
+from dpo_cli.run import Run
 from tests.prepare import kit
 
 Made = tuple[list[dict[str, Any]], dict[str, Any]]
@@ -101,6 +102,23 @@ def test_prompts_that_were_trained_on_are_counted_also_where_they_differ_a_littl
     trained = (asked[0].upper() + "!!", asked[1].removesuffix(".") + " now", kit.sentence("unlike"))
     _, report = made({"one": rows, "two": [rewardbench(1, "a")]}, trained=trained)
     assert report["one"]["overlap"] == 2 and report["two"]["overlap"] == 0
+
+
+def test_the_recipes_weights_say_which_answer_is_better(made: Any) -> None:
+    ratings = ({name: str(one) for name in ("honesty", "instruction_following", "truthfulness")} for one in (1, 4))
+    helpful, right = ({**rest, "helpfulness": own} for rest, own in zip(ratings, ("5", "1"), strict=True))
+    weights = {"helpfulness": 1.0, "correctness": 0.0, "coherence": 0.0, "complexity": 0.0, "verbosity": 0.0}
+    row = kit.ultrafeedback(kit.ASKED, [kit.GOOD, kit.BAD], [helpful, right])
+    [pair], _ = made({"ultra": [row]}, score_weights=weights)
+    assert pair["chosen"][0]["content"] == kit.GOOD
+
+
+def test_the_commits_of_sets_on_the_hub_are_in_the_record(hub: list[Any], tmp_path: Path) -> None:
+    run = Run(tmp_path / "t")
+    run.train_pairs.parent.mkdir(parents=True)
+    kit.write_rows(run.train_pairs, [])
+    read_sets(recipe([{"id": "me/pairs", "revision": "v2"}]), run)
+    assert run.record("sets")["revisions"] == {"me/pairs": "commit-v2"}
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,23 @@ def test_numbers_of_rows_are_those_of_an_editor(tmp_path: Path) -> None:
     assert numbers("a.json", '[{"a": 1},\n\n{"a": 2}]') == [1, 2]
 
 
+def test_rows_of_tables_are_numbered_through(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    table = Dataset.from_list([{"a": 1}] * 600)
+    table.save_to_disk(tmp_path / "saved")
+    table.to_parquet(tmp_path / "a.parquet", batch_size=250)
+    for path in (*tmp_path.glob("saved/*.arrow"), tmp_path / "a.parquet"):
+        assert [number for number, _ in file_feed("a", path).rows()] == list(range(1, 601))
+
+
+def test_a_hub_set_is_read_at_the_commit_of_its_revision(hub: list[Any], tmp_path: Path) -> None:
+    made = kit.run(kit.recipe([{"id": "me/pairs", "revision": "v1", "split": "train_prefs"}]), tmp_path / "out")
+    assert made.source("pairs")["in"] == 20
+    assert hub == [("me/pairs", {"data_files": None, "split": "train_prefs", "revision": "commit-v1"})]
+    assert made.prepared.revisions == {"me/pairs": "commit-v1"}
+
+
 def test_compressed_files(tmp_path: Path) -> None:
     import pyarrow as pa
 

@@ -329,7 +329,9 @@ def test_contamination(tmp_path: Path) -> None:
     assert kit.run_rows(rows, contamination=files, filters=whole).dropped() == {"contaminated": 3}
     earlier = ["What is the capital of Harbourland?", f"In the story, {phrase}, and was it heavy?"]
     talks = [[kit.user(text), kit.answer("I see."), kit.user("Go on.")] for text in earlier]
-    error = kit.refused([{"prompt": one, "chosen": kit.GOOD, "rejected": kit.BAD} for one in talks], contamination=files)
+    error = kit.refused(
+        [{"prompt": one, "chosen": kit.GOOD, "rejected": kit.BAD} for one in talks], contamination=files
+    )
     assert "2 contaminated" in error.message
 
 
@@ -349,6 +351,9 @@ def test_too_long_counts_the_models_own_tokens() -> None:
 
     sizes = [max(size(row, side) for side in ("chosen", "rejected")) for row in whole.rows]
     assert whole.report["tokens"]["prompt_chosen"]["max"] <= max(sizes)
+    up_to_the_answer = {"add_generation_prompt": True, "return_dict": True, **whole.train[0]["chat_template_kwargs"]}
+    asked = [tokenizer.apply_chat_template(row["prompt"], **up_to_the_answer)["input_ids"] for row in whole.train]
+    assert whole.report["tokens"]["prompt"]["max"] == max(map(len, asked))
     limit = sorted(sizes)[2]  # three of the six fit
     cut = kit.run_rows(rows, filters={"too_long": 1.0}, model={**model, "max_length": limit})
     assert cut.dropped() == {"too_long": sum(size > limit for size in sizes)}

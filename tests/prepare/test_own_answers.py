@@ -121,14 +121,22 @@ def test_prompts_become_pairs_of_the_best_and_the_worst_answer(served: Served) -
 
 
 def test_the_report_says_who_answered_and_who_rated(served: Served) -> None:
-    """In report.md, for the terminal shows its part: prompts, ends, twins, tokens, failures, and each aspect."""
+    """In report.md, for the terminal shows its part: prompts, ends, twins, tokens, failures, and each aspect.
+
+    A server may call its model by a path, of which report.html keeps the last part.
+    """
 
     def trouble(body: dict[str, Any], number: int) -> str | None:
         return "The weather is fine." if is_rating(body) and number % 9 == 0 else None
 
     with AnswerServer(trouble, cut=lambda body: not is_rating(body) and body["seed"] % 4 == 3) as server:
-        made = served(server.url)
+        made = served(
+            server.url,
+            {"server": {**served.server(server.url), "model": "/srv/alice/m"}},
+            rater={"model": "/srv/alice/m"},
+        )
     sampled, rated = made.report["sampled"], made.report["rated"]
+    assert made.warnings("m rates its own answers") and "alice" not in (made.folder / "report.html").read_text("utf-8")
     assert sampled["cut_off"] > 0
     assert rated["failures"] > 0
     wanted = [
@@ -158,8 +166,9 @@ def test_nothing_is_asked_twice(served: Served) -> None:
         assert (len(server.answers), len(server.ratings)) == asked
         served(server.url, {"answers": 5})
         assert len(server.answers) == asked[0] + 12
-        served(server.url, {"temperature": 0.5})
-        assert len(server.answers) == asked[0] + 12 + 48
+        for seed, times in ((42, 1), (42, 1), (7, 2)):
+            served(server.url, {"temperature": 0.5}, seed=seed)
+            assert len(server.answers) == asked[0] + 12 + times * 48
 
 
 def test_a_sources_own_answers_are_kept_where_asked_and_rated_alike(served: Served) -> None:
@@ -491,7 +500,9 @@ def test_another_commit_of_an_adapter_gives_other_answers(own: Any, tmp_path: Pa
     monkeypatch.setattr(adapters, "snapshot_download", lambda name, revision, **more: str(snapshots / revision))
     for seed, commit in enumerate(("a1", "b2")):
         random_adapter(snapshots / commit, seed)
-        made = own(commit, {"slice": [0, 3]}, model={"adapter": "me/sft", "adapter_revision": commit}, eval_fraction=0.01)
+        made = own(
+            commit, {"slice": [0, 3]}, model={"adapter": "me/sft", "adapter_revision": commit}, eval_fraction=0.01
+        )
         drawn.append((made.folder / "answers.jsonl").read_text(encoding="utf-8"))
     assert drawn[0] != drawn[1]
 
