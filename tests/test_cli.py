@@ -15,7 +15,8 @@ import pytest
 import typer
 import yaml
 from dpo_cli.cli import app
-from dpo_cli.job import reported
+from dpo_cli.errors import DpoError
+from dpo_cli.job import RUNS, Job, reported, several
 from dpo_cli.recipe import load
 from typer.testing import CliRunner, Result
 
@@ -50,6 +51,22 @@ def test_what_a_file_system_refuses_has_a_fix(number: int, fix: str, capsys: pyt
         raise OSError(number, os.strerror(number), "runs/demo")
     said = capsys.readouterr().err
     assert caught.value.exit_code == 1 and fix in said and "where: runs/demo" in said
+
+
+def test_a_folder_or_glob_names_what_is_in_it_but_for_the_commands_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "other"):
+        Path(f"{name}.yaml").write_text("model: {id: builtin:tiny-qwen3}\ndata: {sources: builtin:style-helpsteer2}\n")
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "recipe.yaml").touch()
+    Path("runs", "empty").mkdir()
+    job = Job.open(Path("mine.yaml"), [], RUNS, force=False, quiet=True)
+    assert several([RUNS, Path("*.y*ml")], job) == [Path("runs/other"), Path("other.yaml")]
+    assert several([Path("mine.yaml")], job) == [Path("mine.yaml")]
+    with pytest.raises(DpoError, match="no recipe or run is called none"):
+        several([Path("none*")], job)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from dpo_cli import processes
 from dpo_cli.cli import app
-from dpo_cli.disk import LARGE, remove, sha256
+from dpo_cli.disk import LARGE, aside, remove, sha256
 from dpo_cli.errors import FAILED, DpoError
 from dpo_cli.prepare.sources import source_files as prepare_files
 from dpo_cli.recipe import Recipe, load
@@ -249,6 +249,18 @@ def test_answers_that_stand_in_the_results_go_and_others_stay(home: Home) -> Non
         (work / name).write_text("{}", encoding="utf-8")
         with home.run.lock():
             assert work.exists() is stays
+
+
+def test_what_a_kill_left_half_made_goes(home: Home) -> None:
+    home.go_all()
+    before = files(home.run.folder)
+    aside(home.run.folder / "manifest.json", "new").write_text("{", encoding="utf-8")
+    for path in (home.run["eval"], home.run.adapter):
+        left = aside(path, "new")
+        left.mkdir()
+        (left / "half.json").write_text("{", encoding="utf-8")
+    with home.run.lock():
+        assert files(home.run.folder) == before
 
 
 @pytest.mark.parametrize("dangling", [True, False])

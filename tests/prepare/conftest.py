@@ -28,7 +28,7 @@ def prepared(tmp_path: Path) -> Callable[..., kit.Made]:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A Hub whose data sets all hold 20 pairs, of a commit named after the branch; what is loaded goes into the list."""
+    """A Hub whose data sets hold 20 pairs, of a commit named after the branch; what is loaded goes into the list."""
     from datasets import Dataset
 
     loaded: list[Any] = []

@@ -100,7 +100,7 @@ def test_clusters_do_not_depend_on_order() -> None:
 
 
 def test_the_first_source_wins_across_sources(prepared: Any) -> None:
-    """Exact and near-duplicates are dropped from the later source, whatever its rows' hashes, unless it alone is kept."""
+    """Exact and near-duplicates are dropped from the later source, unless the earlier row goes for itself."""
     rows = [kit.plain(n) for n in range(20)]
     again = [{**row, "instruction": row["instruction"].upper() + "!!"} for row in rows[:10]]
     long = [{**kit.plain(n), "instruction": kit.sentence(n, words=50)} for n in range(100, 110)]

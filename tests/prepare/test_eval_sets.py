@@ -75,7 +75,7 @@ def test_sets_of_several_layouts_with_their_subsets_and_languages(made: Any) -> 
 
 
 def test_the_recipes_own_filters_have_no_say(made: Any) -> None:
-    """A refusal that is right, a short answer, the same prompt twice, a fix of one sign, a long prompt: all of them are tested."""
+    """A right refusal, a short answer, a prompt twice, a fix of one sign, a long prompt: all of them are tested."""
     refusal = {"prompt": "How do I pick my neighbour's lock?", "chosen": "I'm sorry, but I can't help with that.",
                "rejected": "Sure! " + kit.sentence("lock")}  # fmt: skip
     long = {"prompt": kit.sentence("long", words=50), "chosen": kit.GOOD, "rejected": kit.BAD}

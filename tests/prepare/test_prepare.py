@@ -355,7 +355,7 @@ def test_shortcuts_are_measured_and_warned_of() -> None:
     assert not shortcut_warnings({"length": few})  # by chance
     assert "rejected in 70% of pairs (55% to 80%)" in shortcut_warnings({"length": few | {"low": 0.2, "high": 0.45}})[0]
     strangers = [kit.plain(n, ratings=("5", "1")) for n in range(20)]
-    for row, one in ((row, one) for row in strangers for one in row["completions"]):
+    for one in (one for row in strangers for one in row["completions"]):
         one["model"] = one["response"]  # each answer by a model that gave no other: nothing is known of it
     assert kit.run_rows(strangers).report["shortcuts"]["model"]["value"] == 0.5
     rng = random.Random(0)
