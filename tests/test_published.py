@@ -45,16 +45,15 @@ def test_anything_else_stays(text: str) -> None:
 
 
 def test_the_published_recipe_loads_and_names_neither_server_nor_key(tmp_path: Path) -> None:
+    server = {"base_url": "http://10.0.0.7:8123/v1", "model": "/data/alice/judge", "api_key_env": "ALICES_KEY"}
+    judge = {"kind": "openai", **server}
+    source = {"id": r"\\server\alice\pairs.jsonl", "sample": {"server": server}}
     settings = {
         "model": {"id": "/home/alice/models/base", "merge_base": r"C:\Users\alice\base16"},
-        "eval": {"judge": {"kind": "openai", "base_url": "http://10.0.0.7:8123/v1", "model": "/data/alice/judge"}},
+        "data": {"sources": [source], "rater": judge},
+        "eval": {"judge": judge},
     }
-    settings["eval"]["judge"]["api_key_env"] = "ALICES_KEY"  # type: ignore[index]
-    source = {"id": r"\\server\alice\pairs.jsonl", "sample": {"server": settings["eval"]["judge"].copy()}}
-    del source["sample"]["server"]["kind"]
-    known = recipe.Recipe.model_validate(
-        {"name": "r", "data": {"sources": [source], "rater": settings["eval"]["judge"]}, **settings}
-    )
+    known = recipe.Recipe.model_validate({"name": "r", **settings})
     text = recipe_yaml(known)
     assert not [word for word in ("alice", "ALICES", "10.0.0.7", "8123", "server\\") if word in text]
     again = recipe.Recipe.model_validate(yaml.safe_load(text))
