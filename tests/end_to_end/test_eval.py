@@ -293,11 +293,20 @@ def test_the_judge_is_tried_once_a_prompt(run: Path) -> None:
     assert found["calibration"]["n"] + found["calibration_failures"] == 3
 
 
-def test_what_prepare_warned_of_is_told_again(run: Path) -> None:
+def test_without_a_judge_the_largest_margins_are_shown_and_what_prepare_warned_of_is_told_again(run: Path) -> None:
     report = run / "data" / "report.json"
     report.write_text(json.dumps({**json.loads(report.read_text("utf-8")), "warnings": ["half of it is one prompt"]}))
-    evaluate(recipe.load(SMOKE, ["eval.judge=null", "eval.prompts=0"]), Run(run), quiet=True)
-    assert "data: half of it is one prompt" in metrics(run)["warnings"]
+    settings = ["eval.judge=null", "eval.prompts=8", "eval.max_new_tokens=4"]
+    found = evaluate(recipe.load(SMOKE, settings), Run(run), quiet=True)
+    assert "data: half of it is one prompt" in found["warnings"]
+    asked = {row["id"] for row in rows(run / "eval" / "samples.jsonl")}
+    gains = {
+        row["id"]: row["policy_chosen"] - row["reference_chosen"] - row["policy_rejected"] + row["reference_rejected"]
+        for row in rows(run / "eval" / "pairs.jsonl")
+        if row["id"] in asked
+    }
+    changed = [one["id"] for one in found["examples"] if one["kind"] == "changed"]
+    assert changed == sorted(gains, key=lambda one: -abs(gains[one]))[:3]
 
 
 @pytest.mark.slow  # tests/evaluate/test_compare.py has the figures
