@@ -133,6 +133,7 @@ def test_a_judge_is_in_metrics_report_and_terminal(run: Path, dpo_eval: Any) -> 
     assert found["judge"]["judged"] == 12
     assert found["judge"]["win_rate"]["value"] == pytest.approx(sum(row["score"] for row in judged[:12]) / 12)
     assert found["judge"]["calibration"]["n"] == 3
+    assert found["about"]["seconds"] == json.loads((run / "train" / "metrics.json").read_text())["seconds"] > 0
     of_each = [(one["samples"]["kl"]["n"], one["judge"]["win_rate"]["n"]) for one in found["languages"].values()]
     assert [sum(counts) for counts in zip(*of_each, strict=True)] == [12, 12] and all(map(all, of_each))
     sources = json.loads((run / "data" / "report.json").read_text(encoding="utf-8"))["sources"].values()
@@ -198,7 +199,8 @@ def test_a_chat_has_both_models_a_history_and_a_system_prompt(
 
     monkeypatch.setattr("dpo_cli.evaluate.talk.chat.chat_tokens", spied)
     before = sorted(run.rglob("*"))
-    typed = "如何给多肉浇水？\nWhy?\n/new\n/system Be brief.\n/nonsense\n\nWhy?\n"
+    endless = "why? " * 3000
+    typed = f"如何给多肉浇水？\nWhy?\n/new\n/system Be brief.\n/nonsense\n\n{endless}\nWhy?\n"
     done = dpo_eval(*options(run), "--chat", typed=typed)
     assert [len(messages) for messages in seen] == [1, 1, 3, 3, 2, 2]
     base, tuned = seen[2], seen[3]
@@ -206,6 +208,7 @@ def test_a_chat_has_both_models_a_history_and_a_system_prompt(
     assert base[1] != tuned[1], "each goes on from its own answer"
     assert seen[-1] == [("system", "Be brief."), ("user", "Why?")]
     assert done.stdout.count("tuned (") == 3
+    assert "are too many to answer" in done.stdout and "/new starts over" in done.stdout
     assert sorted(run.rglob("*")) == before
 
 
@@ -278,6 +281,7 @@ def test_labelled_answers_of_one_a_prompt_are_told_apart_by_their_gains(run: Pat
     assert {name for name, one in found["languages"].items() if one["answers"]["auroc"]["value"] > 0.5} == {"en", "zh"}
     assert "of good answers gained more than bad ones to other prompts" in found["verdict"]["sentence"]
     assert "AUROC" in (run / "eval" / "report.md").read_text(encoding="utf-8")
+    assert rows(run / "eval" / "pairs.jsonl") == []
 
 
 def test_the_judge_is_tried_once_a_prompt(run: Path) -> None:

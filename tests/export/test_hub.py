@@ -231,7 +231,7 @@ def test_weights_of_another_push_are_not_mixed_in(server: FakeHub, export: Path)
     assert "adapter_config.json" in error.message and not server.committed
     assert "model.safetensors" not in error.message and "q4_k_m" not in error.message
     server.there.remove("adapter_config.json")
-    server.there.append("before/adapter_config.json")  # not at the root, where nobody loads it
+    server.there.append("before/adapter_model.safetensors")  # not at the root, where nobody loads it
     hub.push(to(), export, quiet=True)
     assert "model.safetensors" in server.committed
 
