@@ -196,6 +196,7 @@ def test_train_killed_anywhere(project: Any, points: Iterable[int]) -> None:
             break
         record = json.loads((project.run / "manifest.json").read_text(encoding="utf-8"))["stages"].get("train", {})
         fresh[:] = [] if record.get("recipe", {}).get("train.learning_rate") != 0.001 else [True]
+        assert not fresh or contents(project.run / "train") == contents(before / "train"), "a record of what is gone"
         work()
         fresh[:] = [True]
         assert contents(project.run) == expected, f"killed at operation {point}"

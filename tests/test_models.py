@@ -13,7 +13,7 @@ import torch
 from dpo_cli import adapters, backends, chat, models, smoke
 from dpo_cli.errors import DpoError
 from dpo_cli.models import load_config
-from dpo_cli.recipe import Recipe
+from dpo_cli.recipe import Lora, Recipe
 from dpo_cli.train.config import refuse_cpu
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
@@ -194,6 +194,30 @@ def test_a_pissa_adapter_is_refused_as_a_start(tmp_path: Path) -> None:
     asked = recipe("builtin:tiny-qwen3")
     with pytest.raises(DpoError, match="init_lora_weights: pissa"):
         adapters.lora_of(asked, tmp_path / "pissa")
+
+
+def test_a_lora_is_the_recipes_and_is_read_back_as_it_is(tmp_path: Path) -> None:
+    lora = Lora(r=4, alpha=12, rslora=True, dropout=0.25, bias="lora_only", target_modules=["down_proj", "q_proj"])
+    asked = recipe("builtin:tiny-qwen3").model_copy(update={"lora": lora})
+    model, _ = models.load_for_training(asked, backends.Backend("hf", ""))
+    adapted = model.get_submodule("base_model.model.model.layers.0.mlp.down_proj")
+    assert adapted.scaling["default"] == 12 / 4**0.5  # type: ignore[index]
+    model.save_pretrained(str(tmp_path))
+    assert adapters.lora_of(asked, tmp_path) == lora
+
+
+def test_an_adapter_that_does_not_fit_or_is_not_whole_is_named(tmp_path: Path) -> None:
+    asked, hf = recipe("builtin:tiny-qwen3"), backends.Backend("hf", "")
+    model, _ = models.load_for_training(asked, hf)
+    model.save_pretrained(str(tmp_path / "sft"))
+    asked = asked.model_copy(update={"model": asked.model.model_copy(update={"adapter": str(tmp_path / "sft")})})
+    file = tmp_path / "sft" / "adapter_model.safetensors"
+    save_file({name: one[..., :-1].contiguous() for name, one in load_file(file).items()}, file)
+    with pytest.raises(DpoError, match="an adapter of another model"):
+        models.load_for_training(asked, hf)
+    file.unlink()
+    with pytest.raises(DpoError, match=r"is no LoRA adapter: it has no adapter_model\.safetensors"):
+        models.load_for_training(asked, hf)
 
 
 def test_later_stages_load_the_commits_that_train_recorded() -> None:

@@ -223,6 +223,7 @@ def test_a_finished_run_is_not_replaced_but_goes_on_for_more_steps(project: Any,
     assert [row["learning_rate"] for row in after[4:]] == pytest.approx([0.005 / 3, 0.005 / 6])
     metrics = json.loads((project.run / "train" / "metrics.json").read_text(encoding="utf-8"))
     assert (metrics["steps"], metrics["resumed_from"], metrics["final"]) == (6, 4, after[-1])
+    assert metrics["pairs_per_second"] * metrics["seconds"] == pytest.approx(2 * 2, rel=0.05), "of these two steps"
     assert train("train.max_steps=6").stdout.count("nothing has changed") == 2
     expected = logged(project.run), weights(project.run)
 
@@ -296,7 +297,9 @@ def test_batch_settings_that_do_not_divide_lose_no_pair(project: Any, model: Pat
         train = trainer(project, model, max_steps=-1, per_device_train_batch_size=pairs)
         done = train("data.total=5", f"train.gradient_accumulation_steps={times}", f"name=batch-{pairs}-{times}")
         assert done.exit_code == 0, done.output
-        figures[pairs, times] = log(project.folder / "runs" / f"batch-{pairs}-{times}")
+        run = project.folder / "runs" / f"batch-{pairs}-{times}"
+        metrics, figures[pairs, times] = json.loads((run / "train" / "metrics.json").read_text("utf-8")), log(run)
+        assert metrics["pairs_per_second"] * metrics["seconds"] == pytest.approx(5, rel=0.05)
     assert [len(rows) for rows in figures.values()] == [5, 1, 2, 1]
     assert len({rows[-1]["num_tokens"] for rows in figures.values()}) == 1, "every pair was seen, and none twice"
     assert figures[3, 4][0]["grad_norm"] == pytest.approx(figures[16, 1][0]["grad_norm"], rel=1e-4)

@@ -332,3 +332,32 @@ def test_ktos_first_loss_is_what_the_watchdog_takes_it_for(built: Callable[..., 
     said = [text for step in range(1, 51) for text in watchdog.observe({**row, "step": step})]
     assert any("worse than no training (0.50)" in text for text in said)
     assert any("about where it began" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "first"),
+    [("kto", ["train.desirable_weight=3"], 3 * 0.5), ("kto", ["train.undesirable_weight=3"], 3 * 0.5),
+     ("dpo", ["train.loss_type=[sigmoid, hinge]", "train.loss_weights=[0.5, 2]"], 0.5 * math.log(2) + 2)],
+)  # fmt: skip
+def test_the_watchdog_of_a_run_weighs_losses_and_labels_as_it_does(
+    method: str, settings: list[str], first: float, built: Callable[..., Any]
+) -> None:
+    recipe = load(SMOKE, [*FEW, f"train.method={method}", *settings])
+    watchdog: Any = next(trainers._watchers(recipe, built(method), quiet=True))
+    row = {"loss": 9.0, "rewards/chosen": 0.0, "rewards/rejected": 0.0, "rewards/margins": 0.0}
+    said = [text for step in range(1, 51) for text in watchdog.watchdog.observe({**row, "step": step})]
+    assert any(f"worse than no training ({first:.2f})" in text for text in said), said
+
+
+def test_4_bit_weights_are_nf4_and_their_lora_is_float32(built: Callable[..., Any]) -> None:
+    """A bfloat16 one, which TRL makes of it, would round a step of a small learning rate to nothing."""
+    import torch
+    from bitsandbytes.nn import Linear4bit  # type: ignore[attr-defined]
+
+    model = built("dpo", "model.load_in_4bit=true").model
+    assert {one.dtype for one in model.parameters() if one.requires_grad} == {torch.float32}
+    layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    kinds = {(one.weight.quant_type, one.weight.quant_state.nested, one.compute_dtype) for one in layers}
+    assert kinds == {("nf4", True, torch.float32)}
+    # What bitsandbytes has for CPUs with AVX512-BF16 is without a backward.
+    assert not any(one.support_avx512bf16_for_cpu for one in layers)

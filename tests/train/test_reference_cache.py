@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from dpo_cli import backends, models, smoke
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
@@ -181,6 +182,8 @@ def test_what_changes_the_numbers_has_rows_of_its_own(made: Build, store: Path, 
     rows = pairs(2)
     local: dict[str, Any] = {"model": {"id": str(folder)}}
     base = made(rows, **local)
+    assert {"device": "cpu", "attention": "sdpa", "unsloth": False}.items() <= base.facts.items()
+    assert base.facts["versions"]["torch"] == torch.__version__ and "trl" in base.facts["versions"]
     filled(base, store)
     keys = {ReferenceCache(store, base.facts).key: "base"}
 
@@ -234,6 +237,9 @@ def test_an_adapter_to_start_from_is_part_of_the_reference(made: Build, store: P
     start.trainer.model.base_model.model.model.layers[0].self_attn.q_proj.lora_B["default"].weight.data[0, 0] += 1e-3
     start.trainer.model.save_pretrained(str(tmp_path / "sft"))
     assert filled(made(rows, **options), store).computed == 4
+    settings = json.loads((tmp_path / "sft" / "adapter_config.json").read_text())
+    (tmp_path / "sft" / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": 16}))
+    assert filled(made(rows, **options), store).computed == 4, "the same weights, twice as strong"
 
 
 def test_the_borders_between_the_parts_of_a_row_count() -> None:
@@ -254,13 +260,13 @@ def test_batches_hold_at_most_their_tokens_longest_first(made: Build, store: Pat
     )
     done: list[int] = []
     cache = ReferenceCache(store, one.facts)
-    use(one.trainer, cache, 500, done.append)
+    use(one.trainer, cache, 400, done.append)
     assert sum(rows for rows, _ in shapes) == 24
-    assert all(rows * length <= 500 for rows, length in shapes)
+    assert all(rows * length <= 400 for rows, length in shapes)
     assert [length for _, length in shapes] == sorted((length for _, length in shapes), reverse=True)
     assert shapes[0] == (4, 90)  # cut as the collator cuts it
     assert sum(done) == 12 and len(done) == len(shapes) < 8
-    assert filled(made(pairs(12)[::-1], max_length=90), store.with_name("again"), 500).rows == cache.rows
+    assert filled(made(pairs(12)[::-1], max_length=90), store.with_name("again"), 400).rows == cache.rows
 
 
 # ----------------------------------------------------------------------------------------------------- kills and damage
@@ -282,6 +288,20 @@ def test_what_was_computed_before_a_kill_is_kept(made: Build, store: Path) -> No
     use(one.trainer, cache, batch_tokens=EXACT)
     assert cache.computed == 5
     assert cache.rows == filled(made(pairs(9)), store.with_name("fresh"), EXACT).rows
+
+
+def test_two_trainings_fill_one_cache_at_once(made: Build, store: Path) -> None:
+    """One begins and ends while the other is between two batches; a third has looked before and fills after both."""
+    rows = pairs(4)
+    one, other, late = made(rows), made(rows), made(rows)
+    cache, third = ReferenceCache(store, one.facts), ReferenceCache(store, late.facts)
+    meanwhile: list[ReferenceCache] = []
+    use(one.trainer, cache, EXACT, lambda _: None if meanwhile else meanwhile.append(filled(other, store, EXACT)))
+    assert (cache.computed, meanwhile[0].computed) == (4, 3), "what the first had put by then was read"
+    use(late.trainer, third, EXACT)
+    assert third.computed == 0
+    assert cache.rows == meanwhile[0].rows == third.rows == ReferenceCache(store, one.facts).rows
+    assert json.loads((cache.folder / "facts.json").read_text(encoding="utf-8")) == one.facts
 
 
 def test_a_reference_that_is_no_number_is_refused_and_not_kept(made: Build, store: Path) -> None:
@@ -332,3 +352,6 @@ def test_what_moves_the_reference_is_not_supported(made: Build, folder: Path, tm
     one = made(pairs(2))
     one.trainer.model.get_submodule("base_model.model.model.norm").weight.requires_grad_(True)
     assert "model.norm.weight" in why(one)
+    of_the_hub = one.recipe.model.model_copy(update={"id": "somebody/some-model"})
+    one = Made(one.recipe.model_copy(update={"model": of_the_hub}), made(pairs(2)).trainer, {})
+    assert "which commit of somebody/some-model was loaded" in why(one)

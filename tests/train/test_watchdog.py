@@ -192,6 +192,13 @@ def test_apo_down_is_meant_to_make_chosen_less_likely() -> None:
     assert not any("less likely" in remark for remark in remarks(rows, ["apo_down"]))
 
 
+def test_ipos_margins_are_looked_at_in_nats() -> None:
+    """Its pull does not weaken as rewards grow: two nats are much at any beta."""
+    rows = list(series(["ipo"], lambda at: 0.0, lambda at: -0.02 * at, lambda at: 0.005))
+    assert remarks(rows, ["ipo"], beta=0.01) == []
+    assert any("the steps are too small" in remark for remark in remarks(rows, ["ipo"], beta=1.0))
+
+
 # ---------------------------------------------------------------------------------------------- published runs' figures
 
 # rewards/chosen, rewards/rejected, accuracy, loss, logps/chosen, beta: the cards that the thresholds quote. Sound are
@@ -243,6 +250,18 @@ def test_accuracy_of_one_needs_73_unseen_pairs_of_the_first_half() -> None:
     assert len(remarks(perfect(0.4, 73), batch=1)) == 1
     for epoch in (0.6, 2.0):  # in a second pass they are remembered
         assert remarks(perfect(epoch, 500), batch=1, steps=2000) == []
+
+
+def test_where_the_margin_stands_is_looked_at_once_halfway() -> None:
+    """One that was far from its start by then, and comes back later, did not stay there."""
+    rows = series(SIGMOID, lambda at: 0.3 if at < 0.6 else -0.3, lambda at: 0.0, lambda at: 0.5)
+    assert not any("too small" in remark or "random" in remark for remark in remarks(rows))
+
+
+def test_a_loss_that_is_worse_than_none_is_not_called_near_its_end_too() -> None:
+    rows = series(SIGMOID, lambda at: -20 * at, lambda at: -6 * at, lambda at: 2 * at)
+    said = " ".join(remarks(rows))
+    assert "worse than no training" in said and "the loss hardly changes" not in said
 
 
 def test_rows_of_evaluations_and_the_summary_are_not_looked_at() -> None:
