@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from dpo_cli import adapters, backends, chat, models, smoke
 from dpo_cli.errors import DpoError
 from dpo_cli.models import load_config
 from dpo_cli.recipe import Lora, Recipe
+from dpo_cli.train import config
 from dpo_cli.train.config import refuse_cpu
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
@@ -228,13 +230,17 @@ def test_later_stages_load_the_commits_that_train_recorded() -> None:
     assert models.as_trained(asked, {}) == asked
 
 
-def test_a_large_model_on_a_cpu_stops_with_the_time_it_would_take(base: Path) -> None:
+def test_a_large_model_on_a_cpu_stops_with_the_time_it_would_take(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_cpu(recipe(base), load_config(recipe(base)))  # the tiny model may
     edit(
         base / "config.json", hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
         num_key_value_heads=8, head_dim=128, vocab_size=151936, layer_types=["full_attention"] * 28,
     )  # fmt: skip
     with pytest.raises(DpoError, match=r"0\.6B weights: on this CPU 1,000 pairs would take about \d+ (hours|days)"):
+        refuse_cpu(recipe(base), load_config(recipe(base)))
+    # 8 operations of 0.6B weights and 600,000 tokens, where ten products of 2 x 1024**3 take a tenth of a second.
+    monkeypatch.setattr(config, "time", SimpleNamespace(perf_counter=iter([5.0, 5.1]).__next__))
+    with pytest.raises(DpoError, match="about 4 hours"):
         refuse_cpu(recipe(base), load_config(recipe(base)))
     refuse_cpu(recipe(base, allow_cpu=True), load_config(recipe(base, allow_cpu=True)))
 

@@ -81,6 +81,19 @@ def test_a_checkpoint_that_was_killed_before_its_end_is_not_whole(tmp_path: Path
     assert damage(torn) == "it was cut off while it was written"
 
 
+def test_a_checkpoint_is_on_disk_before_it_is_called_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, flushed, fsync = make(tmp_path, 4, sealed=False), list[str](), os.fsync
+
+    def watched(handle: int) -> None:
+        if not (checkpoint / SEAL).exists():
+            flushed.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    seal(checkpoint)
+    assert {*FILES} <= {*flushed} and damage(checkpoint) is None
+
+
 def test_a_checkpoint_to_go_on_from_has_an_optimizer_and_its_shards_count(tmp_path: Path) -> None:
     """Else Adam would start anew and the learning rate jump."""
     without = make(tmp_path, 2, files=("adapter_model.safetensors",))

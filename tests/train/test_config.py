@@ -9,7 +9,7 @@ import pytest
 from dpo_cli.errors import FAILED, USAGE, DpoError
 from dpo_cli.recipe import Recipe, load
 from dpo_cli.run import Run
-from dpo_cli.train.config import rehearse
+from dpo_cli.train.config import rehearse, trl_config
 from dpo_cli.train.rows import check_fills_a_step
 
 Loaded = Callable[..., Recipe]
@@ -60,10 +60,26 @@ def test_settings_that_can_be_used(loaded: Loaded, tmp_path: Path, settings: tup
     rehearse(loaded(*settings), Run(tmp_path / "runs" / "r", {}))
 
 
-def test_rows_that_fill_no_step_are_not_all_dropped(loaded: Loaded) -> None:
+def test_rows_that_fill_no_step_are_not_all_dropped(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = loaded("train.dataloader_drop_last=true", "train.gradient_accumulation_steps=4")
     check_fills_a_step(recipe, 4)
     check_fills_a_step(loaded("train.gradient_accumulation_steps=4"), 3)
     with pytest.raises(DpoError, match="a step takes 4 rows, there are 3") as caught:
         check_fills_a_step(recipe, 3)
     assert "train.dataloader_drop_last" in str(caught.value)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DpoError, match="a step takes 8 rows, there are 7"):
+        check_fills_a_step(recipe, 7)
+
+
+def test_trls_config_has_the_recipes_own_keys(loaded: Loaded, tmp_path: Path) -> None:
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.sft_config import SFTConfig
+
+    run = Run(tmp_path / "runs" / "r", {})
+    args = trl_config(loaded("seed=7", "name=mine", "model.max_length=96"), run, DPOConfig, 0)
+    assert (args.seed, args.data_seed, args.run_name, args.max_length) == (7, 7, "mine", 96)
+    assert trl_config(loaded("name=mine", "train.run_name=of-a-sweep"), run, DPOConfig, 0).run_name == "of-a-sweep"
+    with pytest.raises(DpoError, match="the installed TRL has no argument beta") as caught:
+        trl_config(loaded("train.beta=0.3"), run, SFTConfig, 0)  # as a TRL of another version
+    assert "train.beta" in str(caught.value)

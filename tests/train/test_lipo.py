@@ -60,10 +60,11 @@ def build(tmp_path: Path, tiny_model: Path) -> Build:
         base: Any = options.pop("base", None) or AutoModelForCausalLM.from_pretrained(tiny_model)
         base.get_input_embeddings().weight.data *= 12.0  # so that entropies differ, and a token is guessed now and then
         given = [Pair.of_row(row).to_json() for row in rows] if pairs else rows
-        dataset = datasets.Dataset.from_list(given)
+        dataset, tokenizer = datasets.Dataset.from_list(given), AutoTokenizer.from_pretrained(tiny_model)
+        tokenizer.chat_template = options.pop("template", None) or tokenizer.chat_template
         trainer = trl_trainer(
             tmp_path, get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")),
-            AutoTokenizer.from_pretrained(tiny_model), dataset if pairs else lipo.rows(dataset, seed=0),
+            tokenizer, dataset if pairs else lipo.rows(dataset, seed=0),
             *mixins, *([] if pairs else [lipo.Listwise]), beta=BETA, per_device_train_batch_size=len(rows),
             gradient_accumulation_steps=1, **{"loss_type": ["lambda"], **options},
         )  # fmt: skip
@@ -82,12 +83,20 @@ def test_scores_are_the_labels_and_an_order_becomes_even_steps() -> None:
     assert lipo.relevance([None] * 5) == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
-def test_tokens_are_those_of_dpo(build: Build) -> None:
+# A prompt that ends in what no text of a chat has, as Qwen3's does with thinking off.
+THINKS_FIRST = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [None, THINKS_FIRST], ids=["own template", "thinks first"])
+def test_tokens_are_those_of_dpo(template: str | None, build: Build) -> None:
     rows = ranked([2, 4, 3])
-    lists = build(rows).train_dataset
+    lists = build(rows, template=template).train_dataset
     for one, other in ((0, 1), (1, 0)):
         sides = [{**row, "candidates": [row["candidates"][one], row["candidates"][other]]} for row in rows]
-        for mine, row in zip(lists, build(sides, pairs=True).train_dataset, strict=True):
+        for mine, row in zip(lists, build(sides, pairs=True, template=template).train_dataset, strict=True):
             assert mine["prompt_ids"] == row["prompt_ids"]
             assert [mine["answer_ids"][one], mine["answer_ids"][other]] == [row["chosen_ids"], row["rejected_ids"]]
     assert [len(row["answer_ids"]) for row in lists] == [2, 4, 3]
@@ -104,6 +113,18 @@ def test_a_batch_is_cut_and_padded_as_trl_does_it(build: Build) -> None:
         assert ids[mask.bool()].tolist() == text[:40]
     starts = [len(row["prompt_ids"]) for row in rows for _ in row["answer_ids"]]
     assert batch["completion_mask"].argmax(1).tolist() == starts
+    assert starts[-1] != starts[0]
+    fitting = build(ranked([3, 2]), max_length=max(starts)).train_dataset
+    assert [len(row["prompt_ids"]) for row in fitting] == [min(starts)], "a prompt that fills it has no answer"
+
+
+def test_tokens_are_counted_in_training_alone(build: Build) -> None:
+    trainer = build(ranked([2, 3]))
+    batch = batch_of(trainer)
+    for mode, counted in ((False, 0), (True, int(batch["attention_mask"].sum()))):
+        trainer.model.train(mode)
+        trainer.compute_loss(trainer.model, batch)
+        assert trainer._total_train_tokens == counted
 
 
 # -------------------------------------------------------------------------------------------------------------- a step

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from dpo_cli import gpu, machine
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe, load
 from dpo_cli.terminal import print_markdown
-from dpo_cli.train.memory import GIB, NF4_BYTES, Memory, memory_limit, predict
+from dpo_cli.train.memory import CUDA_CONTEXT, GIB, NF4_BYTES, Memory, memory_limit, predict
 from dpo_cli.train.methods import METHODS, cannot_be_cut
-from dpo_cli.train.plan import cuts, plan
+from dpo_cli.train.plan import available_memory, cuts, plan
 from dpo_cli.train.planned import PARTS, memory_table
 from dpo_cli.train.shape import LINEARS, Shape
 
@@ -70,13 +72,20 @@ def test_the_parameter_counts_are_the_models_own(tied: bool, bias: bool) -> None
         model = adapted.unload()
 
 
+def test_qwen2s_attention_has_biases_that_its_config_does_not_name() -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config: Any = Qwen2Config(hidden_size=96, intermediate_size=160, num_hidden_layers=2, num_attention_heads=6,
+                              num_key_value_heads=2, vocab_size=64)  # fmt: skip
+    assert Shape.of(config).parameters == Qwen2ForCausalLM(config).num_parameters()
+
+
 # --------------------------------------------------------------------------------------------- what a layer keeps
 
 
 @lru_cache(maxsize=1)
 def model_of(size: str, in_4bit: bool) -> Any:
     """Two layers of frozen 16-bit or NF4 weights, whatever they are, with a float32 LoRA on each linear module."""
-    import torch
     from bitsandbytes.nn import Linear4bit, Params4bit  # type: ignore[attr-defined]
     from peft import LoraConfig, get_peft_model
     from transformers import Qwen3ForCausalLM
@@ -96,7 +105,6 @@ def model_of(size: str, in_4bit: bool) -> Any:
 
 def kept(model: Any, layers: int, shared: bool) -> int:
     """Bytes of all storages, but the parameters, that a forward of a pair saves for its backward."""
-    import torch
     from dpo_cli.train import shared_prefix
 
     length = OPENING + max(RESTS)
@@ -131,8 +139,6 @@ def test_the_formula_is_within_2_percent_of_what_a_layer_saves_for_its_backward(
     size: str, shared: bool, in_4bit: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second layer's, so that embedding, positions and last norm don't count."""
-    import torch
-
     torch.set_num_threads(1)
     # PEFT's 4-bit layers ask about a GPU's autocast alone, and would cast on a CPU what they leave to it on a GPU.
     asked = torch.is_autocast_enabled
@@ -242,7 +248,6 @@ def dynamic_4bit() -> Any:
 
 
 def test_what_a_4bit_repository_leaves_in_16_bits_is_what_transformers_leaves() -> None:
-    import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
@@ -374,6 +379,24 @@ def test_rows_are_cut_at_max_length_as_trl_cuts_them() -> None:
     long = plan(recipe(model={"id": "x", "max_length": 1024}), [(400, 9000, 100)], qwen3("4B"), GIB)
     assert long.longest == 1024
     assert long.memory == plan(recipe(), [(400, 624, 100)], qwen3("4B"), GIB).memory
+
+
+def test_only_answers_have_logits_and_auto_is_float32_on_a_cpu() -> None:
+    answers, prompts = ([(*lengths, lengths[1])] * 24 for lengths in ((10, 490), (490, 10)))
+    heads = [plan(recipe(), pairs, qwen3("0.6B"), 80 * GIB).memory.head for pairs in (answers, prompts)]
+    assert heads[0] > 2 * heads[1]
+    whole = recipe(model={"load_in_4bit": False})
+    on_gpu, on_cpu = (plan(whole, answers, qwen3("0.6B"), GIB, device=one).memory for one in ("cuda", "cpu"))  # type: ignore[arg-type]
+    assert on_cpu.weights == 2 * on_gpu.weights
+
+
+def test_there_is_what_the_card_has_free_or_a_process_share_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert available_memory(recipe()) == machine.total_memory() // 2
+    assert available_memory(recipe(engine={"memory_limit": "100 MB"})) == 100 * 2**20
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "free_gpu_memory", lambda: 7 * GIB)
+    assert available_memory(recipe()) == 7 * GIB + CUDA_CONTEXT, "our own context is in the plan"
 
 
 @pytest.mark.parametrize(

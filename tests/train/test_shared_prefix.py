@@ -14,7 +14,7 @@ import pytest
 import torch
 from dpo_cli.errors import DpoError
 from dpo_cli.train import shared_prefix
-from dpo_cli.train.prefix_check import check
+from dpo_cli.train.prefix_check import FLOAT32_FLOOR, check
 from dpo_cli.train.shared_prefix import Group, Stream, install, pair_tokens, unsupported
 from tests.train.runs import trl_trainer, untimed
 
@@ -287,6 +287,20 @@ def test_a_run_with_evaluation_is_trls_run(trainer: Trainers) -> None:
     assert shared.stream_tokens > 0
 
 
+def test_a_models_own_scale_and_dropout_of_attention_are_kept() -> None:
+    stock = model_of(attention_dropout=0.5)
+    for layer in stock.model.layers:
+        layer.self_attn.scaling *= 3  # as families have it whose scale is not that of the head's width
+    model, real = copy.deepcopy(stock), batch()["attention_mask"].bool()
+    shared = install(model)
+    with torch.no_grad():
+        assert torch.allclose(model(**batch()).logits[real], stock(**batch()).logits[real], atol=1e-4)
+        assert shared.stream_tokens > 0
+        model.train()
+        one, other = (model(**batch()).logits[real] for _ in range(2))
+    assert not torch.allclose(one, other, atol=1e-3)
+
+
 # ----------------------------------------------------------------------------------------------------------- untouched
 
 
@@ -459,6 +473,7 @@ def test_the_check_passes_and_leaves_nothing_behind(trainer: Trainers, autocast:
     found = check(made, shared, made.data_collator(ragged()))
     assert found.ok and not found.error
     assert 0 < found.difference <= found.limit and found.noise > 0
+    assert found.limit > FLOAT32_FLOOR, "what another order of the sums comes to over many layers"
     assert found.limit < (0.5 if autocast else 1e-3)
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1:] == (random.getstate(), pickle.dumps(numpy.random.get_state()))
@@ -521,9 +536,26 @@ def test_the_check_finds_what_is_wrong_and_leaves_no_gradient(
     assert all(parameter.grad is None for parameter in made.model.parameters())
 
 
-def test_the_check_says_why_it_proves_nothing(trainer: Trainers) -> None:
+def test_the_check_allows_what_batches_of_the_stock_path_differ_by(trainer: Trainers) -> None:
+    """As kernels do that are chosen by the size of a batch."""
     made = trainer(with_lora(model_of()))
     shared = install(made.model)
+    norm = made.model.get_base_model().model.norm
+    norm.register_forward_hook(lambda module, args, states: states * (1 + 1e-3 * (len(states) - 1)))
+    found = check(made, shared, made.data_collator(ragged()))
+    assert found.ok and found.limit == 2 * found.noise > 1e-3
+
+
+def test_the_check_says_why_it_proves_nothing(trainer: Trainers) -> None:
+    from transformers.integrations.neftune import activate_neftune, deactivate_neftune
+
+    made = trainer(with_lora(model_of()))
+    shared = install(made.model)
+    hook: Any = activate_neftune(made.model, 5.0)
+    before = torch.get_rng_state()
+    assert "untouched path" in check(made, shared, made.data_collator(ragged())).error
+    assert torch.equal(before, torch.get_rng_state()), "its noise of the check is not the training's"
+    deactivate_neftune(made.model, hook)
     left = {name: value.flip(1) for name, value in made.data_collator(ragged()).items()}
     found = check(made, shared, left)
     assert not found.ok and "untouched path" in found.error

@@ -70,8 +70,8 @@ def trainers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     assert dpo_cli("prepare", SMOKE, runs, *FEW).exit_code == 0
     import_backend(Backend("hf", ""))
 
-    def go(method: str) -> Any:
-        recipe = load(SMOKE, [*FEW, "data.format=pairs", f"train.method={method}"])
+    def go(method: str, *settings: str) -> Any:
+        recipe = load(SMOKE, [*FEW, "data.format=pairs", f"train.method={method}", *settings])
         return build(recipe, Run(runs / "smoke", {}), Backend("hf", ""))
 
     return go
@@ -86,6 +86,11 @@ def test_its_tokens_are_those_of_dpos_chosen_answers_and_its_loss_is_their_mean(
     for one in trainer.train_dataset:
         prompt, answer = pairs[one["id"]]["prompt_ids"], pairs[one["id"]]["chosen_ids"]
         assert one["input_ids"] == prompt + answer and one["labels"] == [-100] * len(prompt) + answer
+    limit = max(len(one["prompt_ids"]) for one in dpo.train_dataset) + 4
+    for one in trainers("sft", f"model.max_length={limit}").train_dataset:
+        prompt, answer = pairs[one["id"]]["prompt_ids"], pairs[one["id"]]["chosen_ids"]
+        assert one["input_ids"] == (prompt + answer)[:limit]
+        assert one["labels"] == ([-100] * len(prompt) + answer)[:limit]
     batch = [trainer.train_dataset[index] for index in range(4)]
     trainer.model.eval()
     with torch.no_grad():

@@ -199,7 +199,7 @@ def test_a_mixture_of_experts_stays_whole(build: Trainers) -> None:
     assert len(seen) == 2
 
 
-def test_trainers_whose_steps_would_change_stay_whole(build: Trainers) -> None:
+def test_trainers_whose_steps_would_change_stay_whole(build: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = build(4, 6, count=60)
     assert stays_whole(trainer) is None
     for optimizer in ("lomo", "galore_adamw_layerwise"):
@@ -211,15 +211,21 @@ def test_trainers_whose_steps_would_change_stay_whole(build: Trainers) -> None:
     assert stays_whole(trainer) is None
     trainer.is_deepspeed_enabled = True
     assert stays_whole(trainer)
+    trainer.is_deepspeed_enabled = trainer.args.dataloader_drop_last = False
+    assert stays_whole(trainer) is None
+    monkeypatch.setattr(type(trainer.args), "world_size", 2)  # two take 48 pairs a step
+    assert stays_whole(trainer) is None
+    trainer.train_dataset = trainer.train_dataset.select(range(40))
+    assert "dropped or filled up" in str(stays_whole(trainer))
 
 
 # ----------------------------------------------------------------------------------------------------------- the passes
 
 
-@pytest.mark.parametrize("shared_prefix", [True, False])
-def test_no_pass_takes_more_than_the_budget(build: Trainers, shared_prefix: bool) -> None:
+@pytest.mark.parametrize(("shared_prefix", "multiple"), [(True, 1), (False, 1), (False, 16)])
+def test_no_pass_takes_more_than_the_budget(build: Trainers, shared_prefix: bool, multiple: int) -> None:
     budget = 170
-    trainer = build(24, budget=budget, shared_prefix=shared_prefix)
+    trainer = build(24, budget=budget, shared_prefix=shared_prefix, pad_to_multiple_of=multiple)
     inputs = batch_of(trainer)
     seen = passes(trainer)
     step(trainer)
@@ -241,7 +247,7 @@ def test_no_pass_takes_more_than_the_budget(build: Trainers, shared_prefix: bool
         both = list(zip(lengths[:half], lengths[half:], strict=True))
         shared = sum(sum(pair) - opening[pair] for pair in both)
         assert half == 1 or (shared if shared_prefix else mask.numel()) <= budget
-        assert mask.shape[1] == max(lengths), "cut to its longest row"
+        assert 0 <= mask.shape[1] - max(lengths) < multiple and mask.shape[1] % multiple == 0, "cut to its longest row"
     total = sum(mask.numel() for mask in policy)
     assert total < inputs["input_ids"].numel()
 
