@@ -6,13 +6,18 @@ import io
 import os
 import pty
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from dpo_cli import progress
 from dpo_cli.progress import Step, clock
+from dpo_cli.train import progress as of_training
+from dpo_cli.train.progress import Progress, StopAfterStep
 from tests import program
 
 SMOKE = Path(__file__).parents[1] / "recipes" / "smoke.yaml"
@@ -154,3 +159,64 @@ def test_a_training_on_a_terminal_leaves_a_row_every_tenth(tmp_path: Path) -> No
     assert [int(row.split()[1].split("/")[0]) for row in rows] == list(range(2, 21, 2))
     assert all(re.fullmatch(r"  step [\d /]+  loss .*  accuracy .*  margin .* GB  \d+:\d\d left", row) for row in rows)
     assert drawn.count("\x1b[?25l") == drawn.count("\x1b[?25h")  # the cursor comes back
+
+
+# ------------------------------------------------------------------------------------------------------- of a training
+
+
+def state(step: int, **more: Any) -> Any:
+    return SimpleNamespace(
+        global_step=step, max_steps=8, best_global_step=2, is_world_process_zero=True,
+        log_history=[{"loss": 0.5, "step": step}], **more,
+    )  # fmt: skip
+
+
+def training(folder: Path, patience: int | None = None) -> Progress:
+    return Progress(folder / "log.jsonl", StopAfterStep(), quiet=False, patience=patience)
+
+
+def test_what_is_left_is_by_the_steps_of_this_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = iter([100.0, 106.0])
+    monkeypatch.setattr(of_training, "time", SimpleNamespace(monotonic=times.__next__))
+    with training(tmp_path) as shown:
+        shown.on_train_begin(None, state(5), None)  # resumed
+        shown.on_log(None, state(6), None)
+    assert "step 6/8" in (said := capsys.readouterr().out) and "0:12 left" in said
+
+
+def test_only_a_run_that_early_stopping_ended_is_said_to_be_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments: Any = SimpleNamespace(metric_for_best_model="eval_loss")
+    for step, patience, asked in ((8, 2, False), (6, 2, True), (6, None, False)):
+        shown = training(tmp_path, patience)
+        shown.stop.asked = asked
+        shown.on_train_end(arguments, state(step), None)
+    assert capsys.readouterr().out == ""
+    training(tmp_path, 2).on_train_end(arguments, state(6), None)
+    assert "stopped at step 6 of 8" in capsys.readouterr().out
+
+
+def test_a_stop_that_another_process_was_asked_for_ends_this_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would wait for the others' next step for ever, while they save."""
+    monkeypatch.setattr("dpo_cli.processes.any_of", lambda flag: True)
+    control: Any = SimpleNamespace(should_save=False, should_training_stop=False)
+    with training(tmp_path) as shown:
+        shown.on_train_begin(None, state(2), None)
+        shown.on_step_end(None, state(3), control)
+    assert control.should_save and control.should_training_stop and shown.stop.asked
+
+
+def test_a_second_signal_stops_at_once_and_after_it_all_is_as_before(capsys: pytest.CaptureFixture[str]) -> None:
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    stop = StopAfterStep()
+    with pytest.raises(KeyboardInterrupt), stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked and "stopping after this step" in capsys.readouterr().err
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it went on")
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before

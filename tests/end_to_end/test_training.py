@@ -85,7 +85,8 @@ def test_a_stopped_and_a_killed_run_go_on_to_the_losses_and_the_adapter_of_a_who
     assert stopped(arguments, "7/8", signal.SIGKILL).returncode == -signal.SIGKILL
     # What a kill in the middle of writing a checkpoint leaves: newer, and without its last file.
     (run / "train" / "checkpoints" / "checkpoint-7").mkdir()
-    assert "resumed from step 5" in command("train", *arguments).stdout
+    resumed = command("train", *arguments).stdout
+    assert "resumed from step 5" in resumed and "reference of" not in resumed, "it was begun without that cache"
 
     whole = smoke.copy(tmp_path / "whole", "prepare")
     command("train", *options, "--runs-dir", whole.parent)

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from dpo_cli import backends, models
+from dpo_cli.errors import DpoError
+from dpo_cli.recipe import load
 from tests import program
 from tests.train.runs import SMOKE, cut_short, record
 
@@ -144,3 +148,41 @@ def test_unsloth_that_is_not_installed_is_refused_with_a_fix(tmp_path: Path) -> 
     done = program.run("train", SMOKE, "--runs-dir", tmp_path, "--set", "engine.backend=unsloth")
     assert done.returncode == 1
     assert "Unsloth is not installed" in done.stderr and "engine.backend: auto" in done.stderr
+
+
+def test_the_backend_is_the_one_asked_for_or_unsloth_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(backend: str) -> str:
+        return backends.choose_backend(load(SMOKE, [f"engine.backend={backend}"])).name
+
+    monkeypatch.setattr(backends, "find_spec", lambda name: object())
+    monkeypatch.setattr(backends, "cuda_problem", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [chosen(one) for one in ("auto", "unsloth", "hf")] == ["unsloth", "unsloth", "hf"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("UNSLOTH_ALLOW_CPU", "1")
+    assert [chosen(one) for one in ("auto", "unsloth", "hf")] == ["hf", "unsloth", "hf"]
+    # A card that fails: what a CPU would do is done there only where nothing was installed for the card.
+    monkeypatch.setattr(backends, "cuda_problem", lambda: DpoError("the driver is too old"))
+    with pytest.raises(DpoError, match="too old"):
+        chosen("auto")
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    assert chosen("auto") == "hf"
+
+
+@pytest.mark.parametrize(("capability", "rows"), [((8, 9), "64"), ((12, 0), "64"), ((8, 0), None), ((9, 0), None)])
+def test_cards_with_little_shared_memory_get_small_tiles(
+    capability: tuple[int, int], rows: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setitem(os.environ, "PG_FLEX_BF16_BLOCK_M", "")
+    del os.environ["PG_FLEX_BF16_BLOCK_M"]
+    backends.before_unsloth()
+    assert os.environ.get("PG_FLEX_BF16_BLOCK_M") == rows
+
+
+def test_auto_is_float16_where_training_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(models, "best_dtype", lambda: torch.bfloat16)
+    dtypes = [models.resolve_dtype(load(SMOKE, ["model.dtype=auto", f"train.fp16={on}"])) for on in ("true", "false")]
+    assert dtypes == [torch.float16, torch.bfloat16]

@@ -80,6 +80,11 @@ def test_trls_config_has_the_recipes_own_keys(loaded: Loaded, tmp_path: Path) ->
     args = trl_config(loaded("seed=7", "name=mine", "model.max_length=96"), run, DPOConfig, 0)
     assert (args.seed, args.data_seed, args.run_name, args.max_length) == (7, 7, "mine", 96)
     assert trl_config(loaded("name=mine", "train.run_name=of-a-sweep"), run, DPOConfig, 0).run_name == "of-a-sweep"
+    for metric, greater in (("eval_rewards/accuracies", True), ("eval_zh_loss", False)):
+        stopping = (f"engine.early_stopping={{metric: {metric}}}", "train.eval_strategy=steps", "train.eval_steps=3")
+        args = trl_config(loaded(*stopping), run, DPOConfig, 0)
+        assert (args.greater_is_better, args.save_strategy, args.save_steps) == (greater, "steps", 3)
+        assert args.restore_callback_states_from_checkpoint, "else a resumed run forgets how long it has waited"
     with pytest.raises(DpoError, match="the installed TRL has no argument beta") as caught:
         trl_config(loaded("train.beta=0.3"), run, SFTConfig, 0)  # as a TRL of another version
     assert "train.beta" in str(caught.value)

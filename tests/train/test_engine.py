@@ -139,11 +139,12 @@ def test_losses_over_the_batch_stay_whole(train: Train, tmp_path: Path) -> None:
 
 
 def test_layers_are_computed_twice_only_where_the_memory_asks_for_it(train: Train, tmp_path: Path) -> None:
-    assert train("roomy", "train.max_steps=2").exit_code == 0
+    assert train("roomy", "train.max_steps=2", "train.logging_steps=3").exit_code == 0
     assert not taken(tmp_path / "roomy")["gradient_checkpointing"]
     # Less than a process with torch and TRL takes: nothing fits, so the plan takes its smallest setting.
-    settings = ("engine.memory_limit=0.3", "engine.preflight=false", "train.max_steps=2")
+    settings = ("engine.memory_limit=0.3", "engine.preflight=false", "train.max_steps=2", "train.logging_steps=3")
     assert train("tight", *settings).exit_code == 0
+    assert [row["step"] for row in log(tmp_path / "tight")] == [2], "the last step, between two logging steps"
     tight = taken(tmp_path / "tight")
     assert tight["gradient_checkpointing"] and tight["token_budget"] < taken(tmp_path / "roomy")["token_budget"]
     for row, same in zip(log(tmp_path / "tight"), log(tmp_path / "roomy"), strict=True):

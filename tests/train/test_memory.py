@@ -386,7 +386,7 @@ def test_only_answers_have_logits_and_auto_is_float32_on_a_cpu() -> None:
     heads = [plan(recipe(), pairs, qwen3("0.6B"), 80 * GIB).memory.head for pairs in (answers, prompts)]
     assert heads[0] > 2 * heads[1]
     whole = recipe(model={"load_in_4bit": False})
-    on_gpu, on_cpu = (plan(whole, answers, qwen3("0.6B"), GIB, device=one).memory for one in ("cuda", "cpu"))  # type: ignore[arg-type]
+    on_gpu, on_cpu = (plan(whole, answers, qwen3("0.6B"), GIB, device=one).memory for one in ("cuda", "cpu"))
     assert on_cpu.weights == 2 * on_gpu.weights
 
 

@@ -16,7 +16,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe, load
 from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.run import Run
-from dpo_cli.train import methods, preflight
+from dpo_cli.train import engine, methods, preflight
 from dpo_cli.train import trainer as trainers
 from dpo_cli.train.checkpoints import Start
 from dpo_cli.train.memory import GIB
@@ -309,6 +309,35 @@ def test_the_try_before_training_holds_the_logits_that_training_will(
     assert len(seen) > 1 and set(seen) == {torch.float32}
 
 
+def test_the_longest_rows_are_tried(built: Callable[..., Any]) -> None:
+    data = built("dpo").train_dataset
+    sizes = {
+        row["id"]: len(row["prompt_ids"]) + max(map(len, (row["chosen_ids"], row["rejected_ids"]))) for row in data
+    }
+    tried = [row["id"] for row in preflight._longest_rows(data, 3)]
+    assert sorted((sizes[one] for one in tried), reverse=True) == sorted(sizes.values(), reverse=True)[:3]
+
+
+def test_an_architecture_that_the_memory_plan_does_not_know_is_cut_by_rows(built: Callable[..., Any]) -> None:
+    trainer = built("dpo")
+    recipe = load(SMOKE, [*FEW, "train.per_device_train_batch_size=4"])
+    trainer.model.config.num_experts = 8
+    try:
+        tried = engine._tries(recipe, trainer, can_cut=True)
+    finally:
+        del trainer.model.config.num_experts
+    assert [(cut.micro_batch, cut.checkpointing) for cut in tried] == [(4, True), (2, True), (1, True)]
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_but_where_losses_are_scaled(built: Callable[..., Any]) -> None:
+    trainer = built("dpo", "seed=3")
+    trainer.args.fp16 = True
+    trainer.log({"loss": 0.7, "grad_norm": math.inf})
+    trainer.args.fp16 = False
+    with pytest.raises(DpoError, match="the gradient's norm is nan after 0 steps"):
+        trainer.log({"loss": 0.7, "grad_norm": math.nan})
+
+
 def test_rewards_without_a_reference_are_no_cause_for_alarm() -> None:
     """They are beta x log-probability, far below 0 from the start; only a shortcut and spikes still mean something."""
     row = {"loss": 2.0, "grad_norm": 1.0, "rewards/chosen": -40.0, "rewards/rejected": -41.0, "rewards/margins": 1.0,
@@ -356,7 +385,7 @@ def test_4_bit_weights_are_nf4_and_their_lora_is_float32(built: Callable[..., An
 
     model = built("dpo", "model.load_in_4bit=true").model
     assert {one.dtype for one in model.parameters() if one.requires_grad} == {torch.float32}
-    layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear4bit)]
     kinds = {(one.weight.quant_type, one.weight.quant_state.nested, one.compute_dtype) for one in layers}
     assert kinds == {("nf4", True, torch.float32)}
     # What bitsandbytes has for CPUs with AVX512-BF16 is without a backward.

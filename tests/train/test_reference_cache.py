@@ -16,6 +16,7 @@ import torch
 from dpo_cli import backends, models, smoke
 from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe
+from dpo_cli.train.engine import cache_reference
 from dpo_cli.train.reference_cache import ReferenceCache, facts, row_key, unsupported, use
 from tests.train.runs import trl_trainer, untimed
 
@@ -329,7 +330,9 @@ def test_a_reference_that_is_no_number_is_refused_and_not_kept(made: Build, stor
 # -------------------------------------------------------------------------------------------------- where it can't be
 
 
-def test_what_moves_the_reference_is_not_supported(made: Build, folder: Path, tmp_path: Path) -> None:
+def test_what_moves_the_reference_is_not_supported(
+    made: Build, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def why(one: Made) -> str:
         return unsupported(one.recipe, one.trainer) or ""
 
@@ -349,6 +352,13 @@ def test_what_moves_the_reference_is_not_supported(made: Build, folder: Path, tm
     one = made(pairs(2))
     one.trainer.args.sync_ref_model = True
     assert "sync_ref_model" in why(one)
+    engine = one.recipe.engine.model_copy(update={"reference_cache": "on"})
+    with pytest.raises(DpoError, match=r"the reference can't be cached: train\.sync_ref_model moves"):
+        cache_reference(one.recipe.model_copy(update={"engine": engine}), one.trainer, tmp_path, None, print)
+    assert not cache_reference(one.recipe, one.trainer, tmp_path, None, print)
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        assert "here are several" in why(one)
     one = made(pairs(2))
     one.trainer.model.get_submodule("base_model.model.model.norm").weight.requires_grad_(True)
     assert "model.norm.weight" in why(one)

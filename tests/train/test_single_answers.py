@@ -65,7 +65,7 @@ def test_the_best_answers_and_no_others_are_learned(shape: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def trainers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+def trainers(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     runs = tmp_path_factory.mktemp("runs")
     assert dpo_cli("prepare", SMOKE, runs, *FEW).exit_code == 0
     import_backend(Backend("hf", ""))
@@ -77,7 +77,7 @@ def trainers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     return go
 
 
-def test_its_tokens_are_those_of_dpos_chosen_answers_and_its_loss_is_their_mean(trainers: Callable[[str], Any]) -> None:
+def test_its_tokens_are_those_of_dpos_chosen_answers_and_its_loss_is_their_mean(trainers: Callable[..., Any]) -> None:
     import torch
 
     trainer, dpo = trainers("sft"), trainers("dpo")
