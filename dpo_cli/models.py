@@ -35,7 +35,7 @@ from dpo_cli.gpu import best_dtype
 from dpo_cli.hub import loading
 from dpo_cli.model_files import cannot_load, location
 from dpo_cli.recipe import Lora, Recipe
-from dpo_cli.recipe.model_rules import against_model, unquantised
+from dpo_cli.recipe.model_rules import against_model
 from dpo_cli.recipe.yaml import show_key
 
 
@@ -285,8 +285,6 @@ def load_tuned(recipe: Recipe, adapter: Path) -> tuple[PeftModel, PreTrainedToke
     started_from = adapter_folder(recipe)
     if started_from is not None:
         model.load_adapter(str(started_from), adapter_name="reference")
-    if torch.cuda.is_available() and not recipe.model.load_in_4bit:
-        model = model.to("cuda")
     return model.eval(), tokenizer
 
 
@@ -327,18 +325,5 @@ def as_reference(model: PeftModel) -> Iterator[None]:
 
 
 def merge_base(recipe: Recipe) -> str:
-    """The 16-bit weights that a merge starts from, as an id or an absolute folder.
-
-    Raises:
-        DpoError: `model.merge_base` is not set and `model.id` names quantised weights.
-    """
-    if recipe.model.merge_base:
-        return recipe.model.merge_base
-    config = load_config(recipe)
-    if getattr(config, "quantization_config", None) is not None:
-        raise DpoError(
-            f"{recipe.model.id} holds 4-bit weights; merging needs the 16-bit ones",
-            where=recipe.where("model", "merge_base"),
-            hint=f"set model.merge_base: {unquantised(recipe.model.id) or 'the 16-bit repository'}",
-        )
-    return recipe.model.id
+    """The 16-bit weights that a merge starts from, as an id or an absolute folder."""
+    return recipe.model.merge_base or recipe.model.id

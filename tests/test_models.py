@@ -222,6 +222,28 @@ def test_an_adapter_that_does_not_fit_or_is_not_whole_is_named(tmp_path: Path) -
         models.load_for_training(asked, hf)
 
 
+def test_the_reference_of_a_training_that_went_on_is_the_adapter_it_began_with(tmp_path: Path) -> None:
+    asked, hf = recipe("builtin:tiny-qwen3"), backends.Backend("hf", "")
+    model, _ = models.load_for_training(asked, hf)
+    for name, strength in (("sft", 0.1), ("dpo", 0.2)):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data.fill_(strength)
+        model.save_pretrained(str(tmp_path / name))
+    asked = asked.model_copy(update={"model": asked.model.model_copy(update={"adapter": str(tmp_path / "sft")})})
+    tuned, _ = models.load_tuned(asked, tmp_path / "dpo")
+
+    def logits(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return model(torch.tensor([[5, 6, 7]])).logits
+
+    before = logits(tuned)
+    with models.as_reference(tuned):
+        reference = logits(tuned)
+    assert torch.equal(reference, logits(models.load_tuned(recipe("builtin:tiny-qwen3"), tmp_path / "sft")[0]))
+    assert torch.equal(logits(tuned), before) and not torch.allclose(before, reference)
+
+
 def test_later_stages_load_the_commits_that_train_recorded() -> None:
     asked = recipe("someone/base")
     asked = asked.model_copy(update={"model": asked.model.model_copy(update={"adapter": "someone/sft"})})

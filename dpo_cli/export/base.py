@@ -17,6 +17,7 @@ from dpo_cli.errors import DpoError, first_line
 from dpo_cli.hub import weights_are_here
 from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
+from dpo_cli.recipe.model_rules import unquantised
 
 INDEX = "model.safetensors.index.json"
 
@@ -67,7 +68,7 @@ def find(recipe: Recipe, *, weights: bool = True) -> Path:
             raise DpoError(
                 f"{base} holds quantised weights; merging needs the 16-bit ones",
                 where=recipe.where("model", "merge_base"),
-                hint="set model.merge_base to the 16-bit repository, such as Qwen/Qwen3-1.7B",
+                hint=f"set model.merge_base: {unquantised(base) or 'the 16-bit repository, such as Qwen/Qwen3-1.7B'}",
             )
         if weights:
             stored(folder)

@@ -169,7 +169,7 @@ def _peak(recipe: Recipe, config: Any, data: _Batches, device: Device, unsloth: 
     tokens = max(cut.token_budget, data.tokens(1)) if cut.token_budget else data.tokens(cut.micro_batch)
     return predict(
         Shape.of(config),
-        precision=_precision(recipe, config, device),
+        precision=_precision(recipe, device),
         rank=recipe.lora.r,
         targets=LINEARS if named == "auto" else named,
         optimizer=recipe.train.optim,
@@ -215,8 +215,8 @@ class _Batches:
         return sum(answers[:count])
 
 
-def _precision(recipe: Recipe, config: Any, device: Device) -> Precision:
-    if recipe.model.load_in_4bit or getattr(config, "quantization_config", None) is not None:
+def _precision(recipe: Recipe, device: Device) -> Precision:
+    if recipe.model.load_in_4bit:
         return "nf4"
     names: dict[str, Precision] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
     return names.get(recipe.model.dtype, "bf16" if device == "cuda" else "fp32")

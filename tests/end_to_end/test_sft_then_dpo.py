@@ -12,11 +12,12 @@ import pytest
 from dpo_cli.chat import chat_tokens
 from dpo_cli.cli import app
 from safetensors.numpy import load_file
+from tests.train.runs import cut_short, dpo_cli, weights
 from typer.testing import CliRunner
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-FEW = ("data.total=48", "data.eval_size=12", "train.logging_steps=1", "train.max_steps=4", "eval.prompts=2",
-       "eval.max_new_tokens=4", "eval.judge=null")  # fmt: skip
+FEW = ("data.total=48", "data.eval_size=12", "train.logging_steps=1", "train.max_steps=4", "train.save_steps=2",
+       "eval.prompts=2", "eval.max_new_tokens=4", "eval.judge=null")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,18 @@ def test_one_adapter_comes_out_and_is_merged_once(home: Path) -> None:
     assert not list((home / "sft_then_dpo/train/adapter").rglob("ref*")), "no copy of the reference is left in it"
     checks = read(home / "sft_then_dpo/export/verify.json")
     assert all(one["ok"] for one in checks) and any(one["name"].startswith("merged.") for one in checks)
+
+
+def test_one_that_was_cut_short_goes_on_from_its_own_adapter(home: Path, tmp_path: Path) -> None:
+    """Not from the copy of the SFT's, its reference, which the checkpoint holds too."""
+    runs = tmp_path / "runs"
+    for name in ("sft", "sft_then_dpo"):
+        shutil.copytree(home / name, runs / name)
+    expected = weights(runs / "sft_then_dpo")
+    cut_short(runs / "sft_then_dpo", step=2)
+    done = dpo_cli("train", home.parent / "recipes/sft_then_dpo/sft_then_dpo.yaml", runs, *FEW)
+    assert "resumed from step 2" in done.output, done.output
+    assert weights(runs / "sft_then_dpo") == expected
 
 
 def test_eval_of_sft_has_its_loss_by_language_and_figures_of_its_pairs(home: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -16,9 +17,9 @@ from dpo_cli.errors import DpoError
 from dpo_cli.recipe import Recipe, load
 from dpo_cli.recipe.train import trl_arguments
 from dpo_cli.run import Run
-from dpo_cli.train import engine, methods, preflight
+from dpo_cli.train import engine, methods, preflight, trl_fixes
 from dpo_cli.train import trainer as trainers
-from dpo_cli.train.checkpoints import Start
+from dpo_cli.train.checkpoints import Start, damage, saved, seal
 from dpo_cli.train.memory import GIB
 from dpo_cli.train.methods import METHODS
 from dpo_cli.train.plan import cuts, plan
@@ -112,6 +113,14 @@ def test_more_of_an_epoch_that_is_no_step_more_is_refused() -> None:
     with pytest.raises(DpoError, match="that is 4 steps, and the finished run has 4"):
         trainers._check_longer(load(SMOKE, []), 4, begun)
     trainers._check_longer(load(SMOKE, []), 5, begun)
+
+
+def test_steps_are_as_many_as_transformers_takes(built: Callable[..., Any]) -> None:
+    trainer = built("dpo", "train.max_steps=-1", "train.num_train_epochs=0.35")
+    *_, counted = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+    assert trainers.total_steps(trainer) == counted
+    steps = len(trainer.train_dataset) / trainer.get_total_train_batch_size(trainer.args)
+    assert counted > 0.35 * steps, "a step that is begun is taken"
 
 
 def test_unpaired_rows_train_and_a_heavy_label_is_told(tmp_path: Path) -> None:
@@ -329,6 +338,19 @@ def test_an_architecture_that_the_memory_plan_does_not_know_is_cut_by_rows(built
     assert [(cut.micro_batch, cut.checkpointing) for cut in tried] == [(4, True), (2, True), (1, True)]
 
 
+def test_older_checkpoints_stay_until_a_new_one_is_whole(built: Callable[..., Any], monkeypatch: Any) -> None:
+    def full(checkpoint: Path) -> None:
+        if checkpoint.name == "checkpoint-2":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        seal(checkpoint)
+
+    trainer = built("dpo", "train.save_steps=1", "train.save_total_limit=1", "train.max_steps=2", "seed=4")
+    monkeypatch.setattr(trl_fixes, "seal", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()
+    assert [one.name for one in saved(Path(trainer.args.output_dir)) if damage(one) is None] == ["checkpoint-1"]
+
+
 def test_a_gradient_that_is_no_number_stops_the_run_but_where_losses_are_scaled(built: Callable[..., Any]) -> None:
     trainer = built("dpo", "seed=3")
     trainer.args.fp16 = True
@@ -383,10 +405,10 @@ def test_4_bit_weights_are_nf4_and_their_lora_is_float32(built: Callable[..., An
     import torch
     from bitsandbytes.nn import Linear4bit  # type: ignore[attr-defined]
 
-    model = built("dpo", "model.load_in_4bit=true").model
+    model = built("dpo", "model.load_in_4bit=true", "model.dtype=bfloat16").model
     assert {one.dtype for one in model.parameters() if one.requires_grad} == {torch.float32}
     layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear4bit)]
     kinds = {(one.weight.quant_type, one.weight.quant_state.nested, one.compute_dtype) for one in layers}
-    assert kinds == {("nf4", True, torch.float32)}
+    assert kinds == {("nf4", True, torch.bfloat16)}
     # What bitsandbytes has for CPUs with AVX512-BF16 is without a backward.
     assert not any(one.support_avx512bf16_for_cpu for one in layers)
