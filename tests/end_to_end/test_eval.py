@@ -19,6 +19,7 @@ from dpo_cli.chat import chat_tokens
 from dpo_cli.cli import app
 from dpo_cli.errors import DpoError
 from dpo_cli.evaluate.evaluate import evaluate
+from dpo_cli.evaluate.prompt_file import answer_file
 from dpo_cli.job import open_run
 from dpo_cli.run import Run
 from dpo_cli.store import Store
@@ -295,6 +296,16 @@ def test_the_judge_is_tried_once_a_prompt(run: Path) -> None:
         evaluate(asked, Run(run), quiet=True)
     found = metrics(run)["judge"]
     assert found["calibration"]["n"] + found["calibration_failures"] == 3
+
+
+def test_a_file_of_prompts_gets_the_answers_that_an_evaluation_gets(run: Path) -> None:
+    greedy = recipe.load(SMOKE, ["eval.judge=null", "eval.prompts=6", "eval.max_new_tokens=12", "eval.temperature=0"])
+    evaluate(greedy, Run(run), quiet=True)
+    samples, file = rows(run / "eval" / "samples.jsonl"), run.parent / "asked.json"
+    file.write_text(json.dumps([{"prompt": row["prompt"]} for row in samples]), encoding="utf-8")
+    answers = [json.loads(path.read_text(encoding="utf-8")) for path in answer_file(greedy, Run(run), file, quiet=True)]
+    base, tuned = ([row[side]["text"] for row in samples] for side in ("base", "tuned"))
+    assert [[one["output"] for one in some] for some in answers] == [base, tuned] and base != tuned
 
 
 def test_without_a_judge_the_largest_margins_are_shown_and_what_prepare_warned_of_is_told_again(run: Path) -> None:

@@ -16,7 +16,8 @@ from dpo_cli import recipe
 from dpo_cli import smoke as builtin
 from dpo_cli.errors import DpoError
 from dpo_cli.export import card, hub
-from dpo_cli.export.export import FAILED, export, plan
+from dpo_cli.export.export import FAILED, export, plan, print_planned
+from dpo_cli.export.formats import link
 from dpo_cli.export.parity import Check
 from dpo_cli.export.upkeep import prune, push, renew_cards
 from dpo_cli.run import Run
@@ -112,7 +113,9 @@ def test_formats_that_are_added_keep_the_others_until_they_are_pruned(
     made, checks = contents(run["export"]), read(run["export"] / "verify.json")
     made.pop("verify.json")
     added = recipe.load(SMOKE, ["export.formats=[gguf,ollama]"])
+    (run.folder / FAILED).mkdir()  # of an earlier one
     export(added, run)
+    assert not (run.folder / FAILED).exists() and not renew_cards(added, run)
     assert "kept: adapter, merged" in capsys.readouterr().out
     now = contents(run["export"])
     assert {name: now.get(name) for name in made} == made
@@ -133,7 +136,7 @@ def test_formats_that_are_added_keep_the_others_until_they_are_pruned(
     assert run.fresh("export", added)
 
 
-@pytest.mark.parametrize("what", [pytest.param("changed on disk", marks=pytest.mark.slow), "of another adapter"])
+@pytest.mark.parametrize("what", ["changed on disk", "of another adapter", "of another base"])
 def test_a_format_that_is_no_longer_what_was_checked_is_not_kept(
     run: Run, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
@@ -141,7 +144,10 @@ def test_a_format_that_is_no_longer_what_was_checked_is_not_kept(
         (run["export"] / "merged" / "config.json").write_text("{}")
     else:
         stages = read(run.folder / "manifest.json")["stages"]
-        stages["export"]["inputs"] = dict.fromkeys(stages["export"]["inputs"], "0" * 64)
+        if what == "of another base":
+            stages["export"]["merge_base"]["commit"] = "0" * 40
+        else:
+            stages["export"]["inputs"] = dict.fromkeys(stages["export"]["inputs"], "0" * 64)
         edit(run.folder / "manifest.json", stages=stages)
     export(recipe.load(SMOKE, ["export.formats=[adapter]"]), run)
     assert "removed: merged" in capsys.readouterr().out
@@ -157,13 +163,22 @@ def test_ollama_alone_has_its_weights(run: Run, export_again: Export) -> None:
     assert (run["export"] / "ollama" / "smoke-f16.gguf").stat().st_size > 300_000
 
 
-def test_a_dry_run_says_what_would_be_written_and_writes_nothing(run: Run) -> None:
+def test_where_no_second_name_is_possible_a_file_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one").write_text("GGUF")
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("exFAT")))
+    link(tmp_path / "one", tmp_path / "two")
+    assert (tmp_path / "two").read_text() == "GGUF"
+
+
+def test_a_dry_run_says_what_would_be_written_and_writes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(run.folder)
     loaded = recipe.load(SMOKE, ["export.formats=[adapter,merged,gguf,ollama,hub]", "export.hub=me/smoke"])
     planned = dict(plan(loaded, run))
     assert contents(run.folder) == before
     there = {path.relative_to(run["export"]).as_posix(): path for path in run["export"].rglob("*") if path.is_file()}
     gguf = {"gguf/README.md", "gguf/smoke-q8_0.gguf", "ollama/README.md", "ollama/Modelfile", "ollama/smoke-q8_0.gguf"}
+    print_planned(loaded, [*planned.items()])
+    assert "hub: me/smoke (private)" in (listed := capsys.readouterr().out) and "verify.json" in listed
     assert planned.keys() == there.keys() - {"verify.json"} | gguf
     for name, path in there.items():
         if path.name not in ("README.md", "verify.json"):
@@ -186,7 +201,8 @@ def test_neither_a_push_that_fails_nor_an_evaluation_that_comes_later_costs_the_
     assert "Not evaluated." in cards.read_text(encoding="utf-8") and not renew_cards(loaded, run)
 
     monkeypatch.delenv("HF_TOKEN")
-    edit(manifest, stages=read(manifest)["stages"] | {"eval": stages["eval"]})
+    pushed = read(manifest)["stages"]["export"] | {"hub": "https://huggingface.co/me/smoke"}  # with the old cards
+    edit(manifest, stages=read(manifest)["stages"] | {"eval": stages["eval"], "export": pushed})
     for said in ("in the cards now", ""):  # and is tried again, without exporting again
         with pytest.raises(DpoError, match="not logged in"):
             push(loaded, run)
@@ -194,6 +210,9 @@ def test_neither_a_push_that_fails_nor_an_evaluation_that_comes_later_costs_the_
         assert run.fresh("export", loaded) and not renew_cards(loaded, run)
     assert read(run.folder / "eval" / "metrics.json")["verdict"]["sentence"] in cards.read_text(encoding="utf-8")
     assert push(recipe.load(SMOKE), run, quiet=True) is None, "where the recipe does not ask for it"
+    stages = read(manifest)["stages"]
+    edit(manifest, stages=stages | {"export": stages["export"] | {"hub": pushed["hub"]}})
+    assert push(loaded, run) is None, "not twice"
 
 
 # ------------------------------------------------------------------------------------------- what the base may be
