@@ -175,7 +175,7 @@ TRAIN = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("points", [(12, 60), pytest.param((1, 4, 30, 75, 80), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("points", [(30, 60), pytest.param((1, 4, 12, 75, 80), marks=pytest.mark.slow)])
 def test_train_killed_anywhere(project: Any, points: Iterable[int]) -> None:
     """In the place of a finished run of another rate: from its first clearing up to its last rename."""
     settings = [part for setting in TRAIN for part in ("--set", setting)]
