@@ -72,7 +72,7 @@ test-all: .venv/installed-dev .venv-unsloth/installed  ## all tests, those again
 	$(TESTING) .venv-unsloth/bin/python -m pytest tests/unsloth_real
 
 golden: .venv/installed-dev  ## write anew what the smoke run is expected to show (tests/end_to_end/golden)
-	DPO_CLI_RENEW_GOLDEN=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/end_to_end/test_golden.py
+	DPO_CLI_RENEW_GOLDEN=1 $(TESTING) .venv/bin/python -m pytest tests/end_to_end/test_golden.py
 
 pictures: .venv/installed-dev  ## draw the smoke run's report anew for both READMEs (needs Chromium)
 	.venv/bin/dpo-cli train recipes/smoke.yaml --quiet

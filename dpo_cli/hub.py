@@ -13,7 +13,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.model_files import location
 from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
-from dpo_cli.recipe.paths import DATA, Part, named
+from dpo_cli.recipe.paths import DATA, Part, named, revision_of
 
 SECONDS = 5  # to wait for the Hub's first answer
 
@@ -29,22 +29,11 @@ def require(recipe: Recipe, parts: Iterable[Part]) -> None:
             continue
         if Path(name).exists():
             continue
-        revision = _revision(recipe, part)
+        revision = revision_of(recipe, part)
         file = "adapter_config.json" if part == "adapter" else "config.json"
         cached = (try_to_load_from_cache(name, one, revision=revision) for one in (file, "tokenizer_config.json"))
         if not any(isinstance(one, str) for one in cached):
             _ask_hub(name, file, revision, recipe.where(*key))
-
-
-def _revision(recipe: Recipe, part: Part) -> str | None:
-    """The branch, tag or commit that the recipe names of a part."""
-    revisions = {
-        "model": recipe.model.revision,
-        "adapter": recipe.model.adapter_revision,
-        "judge": getattr(recipe.eval.judge, "revision", None),
-        "rater": getattr(recipe.data.rater, "revision", None),
-    }
-    return revisions.get(part)
 
 
 def _ask_hub(name: str, file: str, revision: str | None, where: str) -> None:

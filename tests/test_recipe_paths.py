@@ -181,7 +181,7 @@ def test_what_the_hub_answers(
     recipe = load(
         folder / "r.yaml",
         [
-            "model={id: a/b, revision: v1, adapter: a/c, adapter_revision: v2}",
+            "model={id: a/b, revision: v1, adapter: a/c, adapter_revision: v2, merge_base: a/b}",
             "eval.judge={kind: reward_model, id: a/d, revision: v3}",
             "data.rater={kind: reward_model, id: a/e, revision: v4}",
             "data.sources=[{id: data/pairs.jsonl, rate: true}]",
@@ -197,7 +197,8 @@ def test_what_the_hub_answers(
                 hub.require(recipe, PARTS)
             assert says in str(caught.value)
         server.shutdown()
-    each = ["b/resolve/v1/config", "c/resolve/v2/adapter_config", "d/resolve/v3/config", "e/resolve/v4/config"]
+    base = "b/resolve/v1/config"  # asked for as the model, and as what is merged
+    each = [base, "c/resolve/v2/adapter_config", base, "d/resolve/v3/config", "e/resolve/v4/config"]
     assert asked == [f"/a/{one}.json" for one in (each if says is None else each[:1])]
 
 

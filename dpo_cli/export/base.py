@@ -18,6 +18,7 @@ from dpo_cli.hub import weights_are_here
 from dpo_cli.progress import Step
 from dpo_cli.recipe import Recipe
 from dpo_cli.recipe.model_rules import unquantised
+from dpo_cli.recipe.paths import revision_of
 
 INDEX = "model.safetensors.index.json"
 
@@ -49,7 +50,7 @@ def name(recipe: Recipe) -> str:
 
 def revision(recipe: Recipe) -> str | None:
     """Return `model.revision` where the base is the model that was trained: the key is about no other repository."""
-    return recipe.model.revision if recipe.model.merge_base in (None, recipe.model.id) else None
+    return revision_of(recipe, "merge_base")
 
 
 def find(recipe: Recipe, *, weights: bool = True) -> Path:

@@ -74,6 +74,19 @@ def named(recipe: Recipe) -> Iterator[tuple[Part, Key, str]]:
             yield "data", ("data", "contamination", index), name
 
 
+def revision_of(recipe: Recipe, part: Part) -> str | None:
+    """The branch, tag or commit that the recipe names of a part; of `merge_base` where it is the model itself."""
+    model = recipe.model
+    revisions = {
+        "model": model.revision,
+        "adapter": model.adapter_revision,
+        "merge_base": model.revision if model.merge_base in (None, model.id) else None,
+        "judge": getattr(recipe.eval.judge, "revision", None),
+        "rater": getattr(recipe.data.rater, "revision", None),
+    }
+    return revisions.get(part)
+
+
 def _not_of_its_kind(recipe: Recipe, part: Part, path: Path) -> str | None:
     """What is wrong with a file or folder that is there."""
     if part in DATA:
